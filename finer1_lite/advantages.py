@@ -1,0 +1,85 @@
+"""Advantages: how much better a rollout did than the others of its group.
+
+A group is every rollout to one question: n on the anchor picture, n on the positive.
+No value network: the group's own mean is the baseline (GRPO, arXiv 2402.03300; DAPO,
+arXiv 2503.14476; Fine-R1, arXiv 2602.07605).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Tensor:
+    """(reward - mean) / (std + eps) within each group; std is the unbiased one.
+
+    Args:
+        rewards: (B,), the groups one after the other.
+        group_size: rollouts in a group, at least 2.
+        eps: keeps a group without spread at 0 instead of 0 / 0.
+
+    Returns:
+        (B,) in the dtype of `rewards` (float32 if they are whole numbers).
+
+    Raises:
+        ValueError: wrong shape or sizes, or a reward that is no finite number.
+    """
+    rewards = torch.as_tensor(rewards)
+    faults = []
+    if rewards.dim() != 1:
+        faults.append(f"rewards must be (B,), not {tuple(rewards.shape)}")
+    if group_size < 2:
+        faults.append(f"group_size is {group_size}: a spread needs at least 2 rollouts")
+    elif rewards.numel() % group_size:
+        faults.append(f"{rewards.numel()} rewards do not fill groups of {group_size}")
+    bad = (~torch.isfinite(rewards)).flatten().nonzero().flatten().tolist()
+    if bad:
+        faults.append(f"rewards at {bad} are not finite: mend the reward function")
+    if faults:
+        raise ValueError("; ".join(faults))
+    # In float32 the mean of ten rewards of 0.1 is not 0.1; divided by eps, that
+    # rounding would become an advantage. In float64 it does not.
+    groups = rewards.double().view(-1, group_size)  # (G, group_size)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    scaled = centred / (groups.std(dim=1, keepdim=True) + eps)
+    return scaled.flatten().to(rewards.dtype if rewards.is_floating_point() else torch.float32)
+
+
+def keep_group(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:
+    """Dynamic sampling: which groups have something to teach.
+
+    Args:
+        accuracies: (G, rollouts), 1 where the answer was right.
+        low, high: a group stays if its mean lies strictly between them.
+
+    Returns:
+        (G,) bool.
+    """
+    if accuracies.dim() != 2 or accuracies.shape[1] == 0:
+        raise ValueError(f"accuracies must be (G, rollouts), not {tuple(accuracies.shape)}")
+    mean = accuracies.double().mean(dim=1)
+    return (mean > low) & (mean < high)
+
+
+def spread_within(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> float:
+    """Share of kept groups in which no picture has a spread of its own.
+
+    Such a group (all right on the anchor, all wrong on the positive, say) passes the
+    filter, and its advantages tell the pictures apart and not the answers.
+
+    Args:
+        accuracies: (G, pictures, rollouts), 1 where the answer was right.
+        low, high: as in `keep_group`.
+
+    Returns:
+        A share in [0, 1]; 0.0 if no group is kept.
+    """
+    if accuracies.dim() != 3 or 0 in accuracies.shape[1:]:
+        shape = tuple(accuracies.shape)
+        raise ValueError(f"accuracies must be (G, pictures, rollouts), not {shape}")
+    kept = accuracies[keep_group(accuracies.flatten(1), low, high)]
+    if not len(kept):
+        return 0.0
+    flat = (kept.amax(dim=2) == kept.amin(dim=2)).all(dim=1)  # (kept,)
+    return flat.double().mean().item()

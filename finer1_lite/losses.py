@@ -1,0 +1,179 @@
+"""The TAPO loss: a clipped policy loss and what the hard negative adds to it.
+
+    total = policy - gamma * inter_class_kl + eta1 * anchor_entropy
+                   + eta2 * negative_entropy
+
+Each term is a mean over the response tokens of the whole batch. Source: Fine-R1
+(arXiv 2602.07605) and its released code; clipping after DAPO (arXiv 2503.14476), dual
+clip after arXiv 1912.09729, k3 after J. Schulman, "Approximating KL divergence".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_MAX = 20.0  # exp(20) = 4.9e8, far inside float32
+K3_MAX = 10.0
+
+
+@dataclass(frozen=True)
+class TapoLoss:
+    """The loss and its parts, scalars; `total` is the one to call backward on.
+
+    `clip_share` (share of tokens whose policy gradient a clip stops) and `ratio_max`
+    (the largest pi / pi_old) carry no gradient: they are there to be looked at.
+    """
+
+    total: Tensor
+    policy: Tensor
+    inter_class_kl: Tensor
+    anchor_entropy: Tensor
+    negative_entropy: Tensor
+    clip_share: Tensor
+    ratio_max: Tensor
+
+
+def token_mean(
+    values: Tensor, mask: Tensor, token_count: Tensor | float | None = None
+) -> Tensor:
+    """Mean of the values (B, T) where mask (B, T) is not 0; 0 where nothing is kept.
+
+    `token_count` replaces the number of kept tokens: give every micro-batch the count
+    of the whole batch, and the sum of their means is the mean over the whole batch.
+    What a masked position holds (nan and inf too) has no effect.
+    """
+    keep = mask.bool()
+    count = keep.sum() if token_count is None else torch.as_tensor(token_count)
+    kept = values.masked_fill(~keep, 0.0)
+    return kept.sum() / count.to(kept).clamp(min=1.0)
+
+
+def k3(logps: Tensor, negative_logps: Tensor) -> Tensor:
+    """Per-token estimate of KL(pi || pi_neg) from tokens that pi sampled: exp(d) - d - 1.
+
+    d = log pi_neg - log pi, clamped to [-20, 20], the result to [-10, 10]. The paper
+    prints it with pi / pi_neg, which estimates that KL only on samples of pi_neg.
+    ``expm1`` keeps the digits that ``exp(d) - 1`` loses near d = 0.
+    """
+    d = (negative_logps - logps).clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX)
+    return (torch.expm1(d) - d).clamp(-K3_MAX, K3_MAX)
+
+
+def sampled_entropy(
+    logps: Tensor, mask: Tensor, token_count: Tensor | float | None = None
+) -> Tensor:
+    """-mean log pi of the sampled tokens: an estimate of the entropy, in nats a token.
+
+    The value is an estimate; the gradient is not one of the entropy: on samples of
+    the policy itself its expectation is zero.
+    """
+    return -token_mean(logps, mask, token_count)
+
+
+def _policy_terms(ratio: Tensor, advantages: Tensor, clips: tuple[float, ...]) -> Tensor:
+    """Clipped loss per token (B, T) from ratio (B, T) and advantages (B, 1)."""
+    low, high, dual = clips
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - low, 1.0 + high)
+    worst = torch.maximum(plain, clipped)
+    # Where A < 0 the worst case grows with the ratio without bound; cap it.
+    return torch.where(advantages < 0, torch.minimum(worst, -advantages * dual), worst)
+
+
+def _stopped(ratio: Tensor, advantages: Tensor, clips: tuple[float, ...]) -> Tensor:
+    """1.0 per token (B, T) where a clip stops the policy gradient, otherwise 0.0."""
+    low, high, dual = clips
+    rising = (advantages > 0) & (ratio > 1.0 + high)
+    falling = (advantages < 0) & ((ratio < 1.0 - low) | (ratio > dual))
+    return (rising | falling).to(ratio)
+
+
+def _clean(values: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
+    """Widened, and 0 where masked before any arithmetic: 0 * nan is nan."""
+    return values.to(dtype).masked_fill(~keep, 0.0)
+
+
+def _check(
+    tensors: dict[str, Tensor | None], advantages: Tensor, clips: tuple[float, ...]
+) -> None:
+    """ValueError listing every wrong shape and every impossible clip."""
+    shape = tensors["logps"].shape
+    low, high, dual = clips
+    faults = [
+        f"{name} is {tuple(tensor.shape)}, logps is {tuple(shape)}"
+        for name, tensor in tensors.items()
+        if tensor is not None and tensor.shape != shape
+    ]
+    if len(shape) != 2:
+        faults.append(f"logps must be (B, T), not {tuple(shape)}")
+    if tuple(advantages.shape) != tuple(shape[:1]):
+        faults.append(f"advantages must be (B,), not {tuple(advantages.shape)}")
+    if not (0 <= low <= 1 and high >= 0 and dual > 1):
+        faults.append(f"clips want 0 <= low <= 1, high >= 0, dual > 1: {low}, {high}, {dual}")
+    if faults:
+        raise ValueError("tapo_loss: " + "; ".join(faults))
+
+
+def tapo_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    negative_logps: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    clip_dual: float = 3.0,
+    inter_class_weight: float = 0.01,
+    anchor_entropy_weight: float = 0.03,
+    negative_entropy_weight: float = 0.03,
+    negative_grad: bool = False,
+    token_count: Tensor | float | None = None,
+) -> TapoLoss:
+    """The loss of one batch, or of a micro-batch where `token_count` is given.
+
+    Args:
+        logps: (B, T) log-probability of each sampled token under the anchor picture.
+        old_logps: (B, T) the same when the tokens were sampled; never gets a gradient.
+        negative_logps: (B, T) the same under the hard negative; None: its terms are 0.
+        advantages: (B,) one a rollout.
+        mask: (B, T) not 0 where a response token counts.
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        clip_dual: cap of the loss in units of |A| where A < 0; inf switches it off.
+        inter_class_weight: gamma; the divergence is made larger.
+        anchor_entropy_weight, negative_entropy_weight: eta1 and eta2; made smaller.
+        negative_grad: False (the released code) sends no gradient through
+            `negative_logps`; True is the objective as the paper writes it.
+        token_count: response tokens of the whole batch, see `token_mean`.
+
+    Returns:
+        TapoLoss in float32 (float64 for float64 `logps`): half precision is widened
+        before any exponential, and gradients come back in the input's own dtype.
+
+    Raises:
+        ValueError: shapes that do not fit or clips that make no sense, all listed.
+    """
+    clips = (clip_low, clip_high, clip_dual)
+    tensors = {"old_logps": old_logps, "negative_logps": negative_logps, "mask": mask}
+    _check({"logps": logps, **tensors}, advantages, clips)
+    dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
+    keep, scale = mask.bool(), advantages.detach().to(dtype).unsqueeze(1)  # (B, T), (B, 1)
+    logps, old_logps = _clean(logps, keep, dtype), _clean(old_logps.detach(), keep, dtype)
+    ratio = (logps - old_logps).clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX).exp()  # (B, T)
+    policy = token_mean(_policy_terms(ratio, scale, clips), keep, token_count)
+    entropy = sampled_entropy(logps, keep, token_count)
+    divergence = negative_entropy = logps.new_zeros(())
+    if negative_logps is not None:
+        negative = negative_logps if negative_grad else negative_logps.detach()
+        negative = _clean(negative, keep, dtype)
+        divergence = token_mean(k3(logps, negative), keep, token_count)
+        negative_entropy = sampled_entropy(negative, keep, token_count)
+    total = policy - inter_class_weight * divergence + anchor_entropy_weight * entropy
+    total = total + negative_entropy_weight * negative_entropy
+    clip_share = token_mean(_stopped(ratio.detach(), scale, clips), keep, token_count)
+    kept = torch.cat([ratio.detach()[keep], ratio.new_zeros(1)])  # the 0: none kept
+    parts = (policy, divergence, entropy, negative_entropy)
+    return TapoLoss(total, *parts, clip_share, kept.max())

@@ -1,0 +1,240 @@
+"""Rewards: what a completion earns. Strings in, numbers out.
+
+A good completion reads ``<think>chain</think><answer>class name</answer>``. Tags are
+lower-case and exact, and a tag that the chain merely mentions counts as a tag.
+Everything runs in time linear in the completion, whatever a policy learns to write.
+Source: Fine-R1 (arXiv 2602.07605), reward = 0.9 accuracy + 0.1 format; there accuracy
+is "the label occurs in the answer", which pays an answer that lists every class.
+Here an answer must be the name of exactly one class.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+Aliases = Mapping[str, Sequence[str]] | None  # class -> further names of it
+Completion = str | list[dict[str, object]]  # text, or TRL's list of messages
+SECTIONS = ("analysis:", "candidates:", "comparison:", "prediction:")
+
+# Unicode's Default_Ignorable_Code_Point: zero-width spaces and joiners, soft hyphens,
+# marks of writing direction, variation selectors, fillers.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_OTHER_DASHES = "_\u02d7\u2043\u2212"  # dashes outside Unicode's category Pd
+_FULL_STOPS = (".", "\u3002", "\u06d4")
+# CPython sorts a run of combining marks in quadratic time (100,000 of them: seconds).
+# Pieces of this length bound it, and no class name is longer.
+_PIECE = 512
+_WORD = re.compile(r"[^\W_]+")
+
+
+def _fold(text: str) -> str:
+    """NFKC, case fold, no zero-width characters, dashes as spaces, single spaces."""
+    text = " ".join(_INVISIBLE.sub("", text).split())
+    pieces = []
+    for start in range(0, len(text), _PIECE):
+        piece = unicodedata.normalize("NFKC", text[start : start + _PIECE])
+        pieces.append(unicodedata.normalize("NFKC", piece.casefold()))
+    spaced = (
+        " " if char in _OTHER_DASHES or unicodedata.category(char) == "Pd" else char
+        for char in "".join(pieces)
+    )
+    return " ".join("".join(spaced).split())
+
+
+def normalise(text: str) -> str:
+    """The form in which names are compared.
+
+    Folded as above; then one trailing full stop and one leading article (a, an, the)
+    are dropped. ``"The  Black-Footed ALBATROSS."`` -> ``"black footed albatross"``.
+    """
+    name = _fold(text)
+    if name.endswith(_FULL_STOPS):
+        name = name[:-1].rstrip()
+    first, _, rest = name.partition(" ")
+    return rest if rest and first in ("a", "an", "the") else name
+
+
+def _split(text: str, tag: str) -> tuple[str, str, str] | None:
+    """(before, inside, after) of the one <tag>...</tag>; None if not exactly one."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    if text.count(opening) != 1 or text.count(closing) != 1:
+        return None
+    before, _, rest = text.partition(opening)
+    inside, closed, after = rest.partition(closing)
+    return (before, inside, after) if closed else None
+
+
+def parse_answer(completion: str) -> str | None:
+    """The raw text inside the one valid ``<answer>``, or None.
+
+    Valid: exactly one opening and one closing tag, outside ``<think>``, nothing but
+    white space after it. The chain itself is not asked for; `format_reward` does that.
+    """
+    parts = _split(completion, "answer")
+    if parts is None or parts[2].strip():
+        return None
+    before = parts[0]
+    more_opened = before.count("<think>") > before.count("</think>")
+    inside = more_opened or before.rfind("<think>") > before.rfind("</think>")
+    return None if inside else parts[1]
+
+
+def _name_table(
+    classes: Sequence[str], aliases: Aliases, labels: Iterable[str] = ()
+) -> dict[str, str]:
+    """Normalised name -> class; ValueError listing every fault of the names."""
+    if isinstance(classes, str):
+        raise ValueError(f"classes is one string, {classes!r}: give a list of names")
+    faults = [] if len(classes) else ["classes is empty: name at least one class"]
+    found: dict[str, list[tuple[int, str]]] = {}
+    for index, name in enumerate(classes):
+        others = (aliases or {}).get(name) or ()
+        if isinstance(others, str):
+            faults.append(f"aliases of {name!r} is one string, {others!r}: give a list")
+            others = ()
+        found.setdefault(normalise(name), []).append((index, repr(name)))
+        for other in others:
+            shown = f"{other!r} (alias of {name!r})"
+            found.setdefault(normalise(other), []).append((index, shown))
+    for key, owners in found.items():
+        listed = ", ".join(shown for _, shown in owners)
+        if not key:
+            faults.append(f"nothing is left of {listed} once normalised: rename")
+        elif len({index for index, _ in owners}) > 1:
+            faults.append(f"ambiguous, all read as {key!r}: {listed}: rename or drop")
+    for label in labels:
+        if label not in classes:
+            faults.append(f"label {label!r} is not among the {len(classes)} classes")
+    if faults:
+        raise ValueError("names cannot be scored:\n- " + "\n- ".join(faults))
+    return {key: classes[owners[0][0]] for key, owners in found.items()}
+
+
+def match_class(
+    text: str | None, classes: Sequence[str], aliases: Aliases = None
+) -> str | None:
+    """The class that `text` names, spelled as in `classes`; None if it names none.
+
+    The whole text must be the name: a sentence round it, a negation or a second name
+    makes it no match. Aliases of classes that are not in `classes` are left unused (a
+    question may offer four of them all). ValueError, all faults listed: no classes,
+    or names that normalise alike.
+    """
+    table = _name_table(classes, aliases)
+    return None if text is None else table.get(normalise(text))
+
+
+def accuracy_reward(
+    completion: str, label: str, *, classes: Sequence[str], aliases: Aliases = None
+) -> float:
+    """1.0 if the one valid answer names `label` and nothing else, otherwise 0.0.
+
+    ValueError as `match_class`, and for a label that is not spelled as in `classes`.
+    """
+    table = _name_table(classes, aliases, labels=(label,))
+    answer = parse_answer(completion)
+    return float(answer is not None and table.get(normalise(answer)) == label)
+
+
+def format_reward(completion: str) -> float:
+    """1.0 for one think block, then one answer, nothing around but white space."""
+    think, answer = _split(completion, "think"), _split(completion, "answer")
+    if think is None or answer is None or think[0].strip() or answer[2].strip():
+        return 0.0
+    return float(think[2].lstrip().startswith("<answer>"))
+
+
+def tapo_reward(
+    completion: str,
+    label: str,
+    *,
+    classes: Sequence[str],
+    aliases: Aliases = None,
+    accuracy_weight: float = 0.9,
+    format_weight: float = 0.1,
+) -> float:
+    """Weighted sum of accuracy and format; the weights are the released ones."""
+    right = accuracy_reward(completion, label, classes=classes, aliases=aliases)
+    return accuracy_weight * right + format_weight * format_reward(completion)
+
+
+def section_reward(
+    completion: str, prompt: str = "", *, headings: Sequence[str] = SECTIONS
+) -> float:
+    """Share of the chain's sections that are there, in order, with words of their own.
+
+    A shaped variant, not part of the paper's reward. Inside the one ``<think>`` each
+    heading pays 1 / len(headings) if it occurs once, after the headings paid before
+    it, and its text (up to the next heading) has a word and is no part of `prompt`.
+    Leave a question's options out of `prompt`, or a bare name counts as copied.
+    """
+    marks = [_fold(heading) for heading in headings]
+    if not marks or "" in marks or len(set(marks)) < len(marks):
+        raise ValueError(f"headings must be one or more different texts: {headings!r}")
+    parts = _split(completion, "think")
+    chain = _fold(parts[1]) if parts else ""
+    asked, end, paid = _words(_fold(prompt)), 0, 0
+    for mark in marks:
+        start = chain.find(mark, end)
+        if start < 0 or chain.count(mark) != 1:
+            continue
+        end = start + len(mark)
+        following = [chain.find(other, end) for other in marks]
+        stop = min((at for at in following if at >= 0), default=len(chain))
+        text = _words(chain[end:stop])
+        paid += text not in asked  # a text without words is in every text
+    return paid / len(marks)
+
+
+def _words(folded: str) -> str:
+    """The words with one space round each, so that ``in`` respects where they end."""
+    return f" {' '.join(_WORD.findall(folded))} ".replace("  ", " ")
+
+
+def _text(completion: Completion) -> str:
+    """The text of a completion: a string, or the last message of a conversation."""
+    content = completion if isinstance(completion, str) else completion[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content)
+
+
+def accuracy(
+    completions: Sequence[Completion],
+    label: Sequence[str],
+    classes: Sequence[str] | Sequence[Sequence[str]],
+    aliases: Aliases | Sequence[Aliases] = None,
+    **_: object,
+) -> list[float]:
+    """`accuracy_reward` of each completion, with the signature that TRL calls.
+
+    `classes`: one list of names for all, or a list per completion; `aliases`: one
+    mapping for all, or one per completion. ValueError lists the faults of all rows.
+    """
+    size = len(completions)
+    shared = not len(classes) or isinstance(classes[0], str)
+    class_rows = [classes] * size if shared else classes
+    alias_rows = [aliases] * size if aliases is None or isinstance(aliases, Mapping) else aliases
+    if not size == len(label) == len(class_rows) == len(alias_rows):
+        rows = f"{len(label)} label, {len(class_rows)} classes, {len(alias_rows)} aliases"
+        raise ValueError(f"{size} completions, but rows of the columns: {rows}")
+    rewards, faults = [], []
+    for completion, name, names, more in zip(completions, label, class_rows, alias_rows):
+        try:
+            rewards.append(accuracy_reward(_text(completion), name, classes=names, aliases=more))
+        except ValueError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise ValueError("\n".join(dict.fromkeys(faults)))
+    return rewards
+
+
+def format(completions: Sequence[Completion], **_: object) -> list[float]:
+    """`format_reward` of each completion, with the signature that TRL calls."""
+    return [format_reward(_text(completion)) for completion in completions]
