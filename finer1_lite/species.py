@@ -1,0 +1,270 @@
+"""Folders of photos -> a Collection: species, few-shot training photos, fresh test photos.
+
+The setting is the paper's (section "The problem and the claim" of Fine-R1, arXiv
+2602.07605): a few training photos for each class, 60 % of the classes seen and 40 % unseen,
+training on seen classes only. The user's data is checked completely before any model is
+loaded (`folders` and `pictures` look, nothing is written), and all faults come in one
+`DataError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from finer1_lite import folders, pictures
+
+log = logging.getLogger("finer1_lite")
+
+NAME_WEIGHT = 3  # a word of the name counts as much as three of the description
+
+
+class DataError(ValueError):
+    """Data that cannot be used; `faults` holds every reason, each with its mend."""
+
+    def __init__(self, faults: Sequence[str], headline: str = "the data cannot be used"):
+        super().__init__(list(faults), headline)
+        self.faults, self.headline = list(faults), headline
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, *(f"- {fault}" for fault in self.faults)])
+
+
+@dataclass(frozen=True)
+class Species:
+    """One class: display name, coarse group ("" if none), whether training sees it."""
+
+    name: str
+    group: str
+    seen: bool
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One labelled picture, decoded when asked for; `id` is unique in its collection."""
+
+    id: str
+    species: str
+    source: Path | Callable[[], Image.Image]
+
+    def image(self) -> Image.Image:
+        """The upright RGB picture, decoded anew at each call.
+
+        Raises PictureError if the file broke or vanished since it was checked.
+        """
+        if callable(self.source):
+            return pictures.to_rgb(self.source())
+        return pictures.decode(self.source)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Species with their photos; `distance(a, b)` says how unlike two named species are.
+
+    `coarse` is the word for all of them ("bird"). Training photos are of seen species
+    only, which is checked here along with unique names and ids.
+    """
+
+    coarse: str
+    species: tuple[Species, ...]
+    train: tuple[Photo, ...]
+    test: tuple[Photo, ...]
+    distance: Callable[[str, str], float] = field(repr=False, compare=False)
+    _ranked: dict[str, list[str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        photos, names = (*self.train, *self.test), set(self.names)
+        faults = [
+            f"two species are called {n!r}; rename one" for n in _repeated(self.names)
+        ]
+        faults += [
+            f"two photos have the id {i!r}; each belongs in train or in test, once"
+            for i in _repeated(photo.id for photo in photos)
+        ]
+        faults += [
+            f"{p.id}: {p.species!r} is no species of this collection; add it"
+            for p in photos
+            if p.species not in names
+        ]
+        faults += [
+            f"{p.id}: {p.species!r} is not seen; move the photo to test"
+            for p in self.train
+            if p.species in self.unseen_names
+        ]
+        if faults:
+            raise DataError(faults, "this collection contradicts itself:")
+
+    @property
+    def names(self) -> list[str]:
+        """Every species' name, in the collection's order."""
+        return [one.name for one in self.species]
+
+    @property
+    def seen_names(self) -> list[str]:
+        """The names that training may touch."""
+        return [one.name for one in self.species if one.seen]
+
+    @property
+    def unseen_names(self) -> list[str]:
+        """The names kept for the test of generalisation."""
+        return [one.name for one in self.species if not one.seen]
+
+    def of(self, name: str) -> Species:
+        """The species called `name`; a DataError offers the closest if there is none."""
+        for one in self.species:
+            if one.name == name:
+                return one
+        raise DataError([folders.unknown(name, self.names)], "no such species:")
+
+    def neighbours(self, name: str, among: Iterable[str] | None = None) -> list[str]:
+        """The other species (of `among`, if given), nearest first.
+
+        Ties are broken by a hash of both names, so that no name wins by its alphabet.
+        """
+        self.of(name)
+        if name not in self._ranked:
+            others = [other for other in self.names if other != name]
+            self._ranked[name] = sorted(
+                others, key=lambda other: (self.distance(name, other), _tie(name, other))
+            )
+        if among is None:
+            return list(self._ranked[name])
+        wanted = {self.of(other).name for other in among}
+        return [other for other in self._ranked[name] if other in wanted]
+
+    def options(
+        self, photo: Photo, n: int = 4, seed: int = 0, among: Iterable[str] | None = None
+    ) -> list[str]:
+        """`n` names to choose from (all, where there are fewer): the right one and its
+        nearest neighbours, in an order drawn from `seed` and the photo's id.
+
+        Give `among=collection.seen_names` where training must not meet unseen names.
+        """
+        if n < 2:
+            raise DataError([f"n={n}: a choice needs 2 options or more"], "no options:")
+        chosen = [photo.species, *self.neighbours(photo.species, among)[: n - 1]]
+        random.Random(f"{seed}/{photo.id}").shuffle(chosen)
+        return chosen
+
+
+def load_folder(
+    folder: Path | str,
+    *,
+    shots: int = 4,
+    unseen_share: float = 0.4,
+    seed: int = 0,
+    descriptions: Path | str | None = None,
+    coarse: str = "object",
+) -> Collection:
+    """Load `folder`/<class>/<pictures> as a Collection; nothing is written to disk.
+
+    `shots` training photos for each seen class; its others, and all of an unseen class,
+    are test. Optional tables: `folder`/index.csv (file; coarse; split or upstream_split:
+    then shots come from its train files and tests from its test files only) and
+    `folder`/descriptions.csv (class; description or product_description). The same seed
+    and files give the same collection. Raises DataError with every fault found.
+    """
+    root = Path(folder).expanduser()
+    faults = _argument_faults(shots, unseen_share)
+    table = Path(descriptions).expanduser() if descriptions else None
+    classes, found = folders.read_folder(root, shots=shots, descriptions=table)
+    faults += found
+    if faults:
+        raise DataError(faults, f"{root} cannot be used; to mend: {len(faults)}")
+    unseen = _draw_unseen({one.name: one.group for one in classes}, unseen_share, seed)
+    species = tuple(
+        Species(one.name, one.group, one.name not in unseen, one.description)
+        for one in classes
+    )
+    train, test = [], []
+    for one in classes:
+        shown, fresh = _draw_shots(one, 0 if one.name in unseen else shots, seed)
+        train += shown
+        test += fresh
+    log.info(
+        "%s: %d seen and %d unseen classes, %d training and %d test photos, seed %s",
+        *(root, len(classes) - len(unseen), len(unseen), len(train), len(test), seed),
+    )
+    distance = partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
+    return Collection(coarse, species, tuple(train), tuple(test), distance)
+
+
+def _argument_faults(shots: int, unseen_share: float) -> list[str]:
+    faults = []
+    if shots < 1:
+        faults.append(f"shots={shots}: give 1 or more")
+    if not 0 <= unseen_share < 1:
+        faults.append(f"unseen_share={unseen_share}: give a share from 0 to below 1")
+    return faults
+
+
+def _draw_unseen(groups: dict[str, str], share: float, seed: int) -> set[str]:
+    """The names to keep from training: `share` of all and, nearly, of every group.
+
+    `groups` maps a name to its group. Each group gives its share rounded down; what then
+    lacks comes from the groups that lost most by the rounding (largest remainders). At
+    least one class is seen, and at least one unseen unless `share` is 0.
+    """
+    members = defaultdict(list)
+    for name in sorted(groups):
+        members[groups[name]].append(name)
+    for group, names in members.items():
+        random.Random(f"{seed}/unseen/{group}").shuffle(names)
+    total = min(max(int(share * len(groups) + 0.5), share > 0), len(groups) - 1)
+    given = {group: int(share * len(names)) for group, names in members.items()}
+    by_loss = sorted(
+        members,
+        key=lambda group: (given[group] - share * len(members[group]), _tie(seed, group)),
+    )
+    for group in by_loss[: total - sum(given.values())]:
+        given[group] += 1
+    return {name for group, names in members.items() for name in names[: given[group]]}
+
+
+def _draw_shots(
+    one: folders.ClassFolder, shots: int, seed: int
+) -> tuple[list[Photo], list[Photo]]:
+    """(train, test) of one class: `shots` drawn by seed, and what may be tested on."""
+    pool = [file.id for file in one.files if file.split != "test"]
+    drawn = set(random.Random(f"{seed}/shots/{one.name}").sample(pool, shots))
+    train = [file for file in one.files if file.id in drawn]
+    test = [file for file in one.files if file.id not in drawn and file.split != "train"]
+    as_photos = [[Photo(f.id, one.name, f.path) for f in part] for part in (train, test)]
+    return as_photos[0], as_photos[1]
+
+
+def _words(one: Species) -> Counter[str]:
+    """The words of name and description, each with its weight."""
+    words = Counter(set(re.findall(r"\w+", one.description.casefold())))
+    for word in set(re.findall(r"\w+", one.name.casefold())):
+        words[word] += NAME_WEIGHT
+    return words
+
+
+def _unlike(known: dict[str, tuple[str, Counter[str]]], name: str, other: str) -> float:
+    """1 - weighted Jaccard of the words, in [0, 1]; 1 more between two groups."""
+    (group, words), (other_group, other_words) = known[name], known[other]
+    shared, either = (words & other_words).total(), (words | other_words).total()
+    return 1 - shared / max(either, 1) + (group != other_group)
+
+
+def _tie(*values: object) -> str:
+    """An arbitrary but fixed order, the same in every process."""
+    return hashlib.sha256("/".join(map(str, values)).encode()).hexdigest()
+
+
+def _repeated(values: Iterable[str]) -> list[str]:
+    return [value for value, count in Counter(values).items() if count > 1]
