@@ -1,0 +1,135 @@
+"""Command line: `python -m finer1_lite COMMAND --help` explains every option."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+PRESETS = ("lab", "t4", "l4", "a100")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finer1_lite",
+        description="Teach a vision-language model to tell look-alike classes apart: "
+        "chains of thought (SFT), then TAPO.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_lab(commands)
+    _add_pretrain(commands)
+    return parser
+
+
+def _add_lab(commands) -> None:
+    lab = commands.add_parser(
+        "lab",
+        help="the whole job: chains, SFT, TAPO, evaluation, report",
+        description="Runs both stages and the evaluation and writes OUT/NAME/report.html. "
+        "Killed and started again, it resumes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    option = lab.add_argument
+    option("--name", default=None, help="name of the run (default: lab, or the photo folder's)")
+    option("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    option("--fresh", action="store_true", help="start over: delete the run of this name first")
+    option("--preset", choices=PRESETS, default="lab", help="size: lab is a CPU, the others a GPU")
+    option("--student", default=None, help="folder or hub name of the model, instead of the preset's")
+    option("--photos", type=Path, default=None, help="folder of photographs, DIR/<class>/*.jpg, "
+           "instead of paper birds")  # fmt: skip
+    option("--descriptions", type=Path, default=None,
+           help="table (class, description) for --photos; DIR/descriptions.csv where not given")  # fmt: skip
+    option("--coarse", default=None, help='what the pictures show, in a word ("bird")')
+    option("--world-seed", type=int, default=0, help="which world of paper birds; a world without "
+           "a shipped student pretrains one first")  # fmt: skip
+    option("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+    option("--workers", type=int, default=0, help="seeds trained at a time; 0 chooses")
+    option("--quantize", choices=("none", "nf4"), default=None, help="nf4: 4-bit weights (QLoRA)")
+    option("--sft-steps", type=int, default=None, help="optimiser steps of stage 1")
+    option("--tapo-steps", type=int, default=None, help="optimiser steps of stage 2")
+    option("--test-pictures", type=int, default=None, help="fresh paper birds a split")
+    option("--set", nargs="*", default=[], metavar="KEY=VALUE",
+           help="any other setting, e.g. tapo.groups=4 tapo.negative_grad=true")  # fmt: skip
+    lab.set_defaults(main=run_lab)
+
+
+def _add_pretrain(commands) -> None:
+    pre = commands.add_parser(
+        "pretrain",
+        help="make the lab student of a world",
+        description="Pretrains the tiny Qwen2.5-VL on describing birds and on the field guide "
+        "of all species, probes it, and writes weights and record.json.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    pre.add_argument("--world-seed", type=int, default=0, help="which world of paper birds")
+    pre.add_argument("--steps", type=int, default=None, help="optimiser steps")
+    pre.add_argument("--seed", type=int, default=0, help="seed of weights and data")
+    pre.add_argument("--out", type=Path, default=Path("runs"), help="folder for the student")
+    pre.set_defaults(main=run_pretrain)
+
+
+def make_job(args):
+    """Arguments -> Run. Raises ValueError on a setting that does not exist."""
+    from finer1_lite.lab import Run
+    from finer1_lite.presets import Preset
+
+    small = args.preset == "lab" and args.photos is not None
+    preset = Preset.lab_photos() if small else getattr(Preset, args.preset)()
+    changes = {
+        "student": args.student, "quantize": args.quantize, "sft__steps": args.sft_steps,
+        "tapo__steps": args.tapo_steps, "test_pictures": args.test_pictures,
+    }  # fmt: skip
+    preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
+    preset = preset.with_(**dict(_setting(item) for item in args.set))
+    name = args.name or ("lab" if args.photos is None else args.photos.resolve().name)
+    return Run(
+        folder=args.out / name, preset=preset, seeds=tuple(args.seeds), world_seed=args.world_seed,
+        photos=args.photos, descriptions=args.descriptions,
+        coarse=args.coarse or ("bird" if args.photos is None else "product"),
+    )  # fmt: skip
+
+
+def _setting(item: str) -> tuple[str, object]:
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise ValueError(f"--set {item}: write KEY=VALUE")
+    try:
+        value = json.loads(value)
+    except ValueError:
+        pass  # a word: left as text
+    return key.replace(".", "__"), value
+
+
+def run_lab(args) -> None:
+    from finer1_lite import lab
+
+    print(f"report: {lab.run(make_job(args), workers=args.workers, fresh=args.fresh)}")
+
+
+def run_pretrain(args) -> None:
+    from finer1_lite.labstudent import asset_folder
+    from finer1_lite.pretrain import pretrain
+
+    steps = {} if args.steps is None else {"steps": args.steps}
+    out = asset_folder(args.world_seed, args.out)
+    print(json.dumps(pretrain(args.world_seed, out, seed=args.seed, **steps), indent=1))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    from finer1_lite.lab import quiet
+
+    quiet()
+    try:
+        args.main(args)
+    except ValueError as error:  # bad input: say what and stop; anything else is a bug
+        logging.getLogger("finer1_lite").error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        logging.getLogger("finer1_lite").error("stopped; the same command goes on from here")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

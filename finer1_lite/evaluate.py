@@ -1,0 +1,98 @@
+"""Ask, score, record: every answer is one line of `records.jsonl`.
+
+Closed world: four options of the nearest classes, shuffled by a seed, exactly one right.
+Open world: no options; the name must match exactly (case, dashes and articles aside).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finer1_lite import prompts, rewards, rollouts
+from finer1_lite.models import Student
+from finer1_lite.species import Collection, Photo
+
+OPTION_SEED = 0  # the same options for every stage and training seed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One homogeneous block of an evaluation."""
+
+    stage: str  # base | sft | tapo
+    seed: int | None  # training seed; the base has none
+    prompt: str  # key of prompts.QUESTIONS
+    task: str  # open | closed
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.prompt}-{self.task}"
+
+
+def cells(stage: str, seed: int | None, kinds: Sequence[str] = ("think",)) -> list[Cell]:
+    return [Cell(stage, seed, kind, task) for kind in kinds for task in ("open", "closed")]
+
+
+def ask(student: Student, questions, images=None, *, max_new_tokens: int, batch_size: int = 128):
+    """Greedy answers in order: yields the rollouts of one batch after the other."""
+    for at in range(0, len(questions), batch_size):
+        part = slice(at, at + batch_size)
+        shown = images[part] if images is not None else None
+        batch = rollouts.encode_prompts(student.model, student.processor, questions[part], shown)
+        yield rollouts.generate(
+            student.model, student.processor, batch, max_new_tokens=max_new_tokens
+        )
+
+
+def record(cell: Cell, collection: Collection, photo: Photo, options, text, tokens, cut) -> dict:
+    """Score one answer: the same parser as the reward's."""
+    raw = rewards.parse_answer(text)
+    named = rewards.match_class(raw, collection.names)
+    return {
+        "stage": cell.stage, "seed": cell.seed, "prompt": cell.prompt, "task": cell.task,
+        "split": "seen" if collection.of(photo.species).seen else "unseen", "photo": photo.id,
+        "label": photo.species, "options": options, "completion": text, "answer": raw,
+        "named": named, "correct": named == photo.species, "tokens": tokens, "cut": cut,
+    }  # fmt: skip
+
+
+def evaluate(
+    student: Student, collection: Collection, cell: Cell, folder: Path, *,
+    max_new_tokens: int, batch_size: int,
+) -> Iterator[int]:  # fmt: skip
+    """Answer all test pictures of a cell into `folder`/<cell>.jsonl; yields the count done.
+
+    Whole batches are appended; an interrupted file is cut back to its last whole batch
+    and continued, with the batches of an undisturbed run.
+    """
+    path = folder / f"{cell.name}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    photos = collection.test
+    done = _whole_batches(path, batch_size, len(photos))
+    yield done
+    for at in range(done, len(photos), batch_size):
+        part = photos[at : at + batch_size]
+        options = [
+            collection.options(p, seed=OPTION_SEED) if cell.task == "closed" else None for p in part
+        ]
+        asked = [prompts.question(cell.prompt, collection.coarse, o) for o in options]
+        images = [p.image() for p in part]
+        (out,) = ask(student, asked, images, max_new_tokens=max_new_tokens, batch_size=len(part))
+        rows = [
+            record(cell, collection, *row)
+            for row in zip(part, options, out.texts, out.lengths.tolist(), out.cut.tolist())
+        ]
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        yield at + len(part)
+
+
+def _whole_batches(path: Path, batch_size: int, total: int) -> int:
+    """Cut a file back to whole batches of whole lines; how many rows are left."""
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().split(b"\n")[:-1]  # a last line torn, even in a letter, goes
+    keep = len(lines) if len(lines) == total else len(lines) - len(lines) % batch_size
+    path.write_bytes(b"".join(line + b"\n" for line in lines[:keep]))
+    return keep

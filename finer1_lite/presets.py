@@ -1,0 +1,124 @@
+"""Settings of a whole run, frozen and typed. Lab and GPU differ by a preset alone."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """Stage 1. Released: full fine-tuning, 10 epochs, lr 5e-6, batch 64."""
+
+    steps: int = 20
+    batch: int = 16
+    learning_rate: float = 1e-3
+    micro_batch: int = 16
+
+
+@dataclass(frozen=True)
+class TAPOSettings:
+    """Stage 2. Defaults are the paper's where it gives one (Fine-R1, section 3.2)."""
+
+    steps: int = 30
+    groups: int = 8  # anchors a step
+    anchor_rollouts: int = 4  # n answers to the anchor ...
+    positive_rollouts: int = 4  # ... and n to another picture of its class; 0: plain DAPO
+    temperature: float = 1.0
+    top_p: float = 1.0
+    learning_rate: float = 1e-3
+    accuracy_weight: float = 0.9
+    format_weight: float = 0.1
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    clip_dual: float = 3.0
+    inter_class_weight: float = 0.01  # gamma; 0 with both entropies 0: no negative is read
+    anchor_entropy_weight: float = 0.03  # eta 1
+    negative_entropy_weight: float = 0.03  # eta 2
+    negative_grad: bool = False  # released code: the negative's log-probs are constants
+    scored_on: str = "anchor"  # which picture scores a positive's rollout: anchor | own
+    draws: int = 2  # dynamic sampling: rounds of prompts until the batch is full, at most
+    micro_batch: int = 32  # answers in one forward and backward pass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything a run depends on but its data and its seeds."""
+
+    name: str = "lab"
+    student: str = "assets"  # "assets": the shipped lab student; else a folder or hub name
+    pixels: int = 84 * 84  # a picture is reduced to this many pixels at most
+    shots: int = 4  # training pictures a seen class
+    warm_up_steps: int = 0  # text steps in which a lab student meets new words
+    quantize: str = "none"  # none | nf4 (bitsandbytes, double quantisation)
+    lora_rank: int = 16
+    max_new_tokens: int = 96
+    test_pictures: int = 432  # fresh pictures a split (drawn birds; folders give what they have)
+    eval_batch: int = 144
+    sft: SFTSettings = field(default_factory=SFTSettings)
+    tapo: TAPOSettings = field(default_factory=TAPOSettings)
+
+    @classmethod
+    def lab(cls) -> "Preset":
+        """Paper birds on two CPU cores."""
+        return cls()
+
+    @classmethod
+    def lab_photos(cls) -> "Preset":
+        """Real photographs with the lab student: new words, longer chains."""
+        return cls(
+            name="lab-photos", warm_up_steps=200, max_new_tokens=160, eval_batch=76,
+            sft=SFTSettings(steps=120), tapo=TAPOSettings(steps=16, micro_batch=16),
+        )  # fmt: skip
+
+    @classmethod
+    def t4(cls) -> "Preset":
+        """Qwen2.5-VL-3B in 4 bits on 15 GB."""
+        return cls(
+            name="t4", student="Qwen/Qwen2.5-VL-3B-Instruct", pixels=256 * 28 * 28,
+            quantize="nf4", max_new_tokens=512, eval_batch=8,
+            sft=SFTSettings(steps=120, batch=16, learning_rate=1e-4, micro_batch=1),
+            tapo=TAPOSettings(steps=100, groups=4, learning_rate=1e-5, micro_batch=1),
+        )  # fmt: skip
+
+    @classmethod
+    def l4(cls) -> "Preset":
+        """The same on 24 GB."""
+        t4 = cls.t4()
+        return replace(
+            t4, name="l4", eval_batch=16, sft=replace(t4.sft, micro_batch=2),
+            tapo=replace(t4.tapo, groups=8, micro_batch=2),
+        )  # fmt: skip
+
+    @classmethod
+    def a100(cls) -> "Preset":
+        """The same on 40 to 80 GB: the released n = 5 and longer answers."""
+        l4 = cls.l4()
+        return replace(
+            l4, name="a100", max_new_tokens=1024, eval_batch=32, sft=replace(l4.sft, micro_batch=4),
+            tapo=replace(
+                l4.tapo, groups=16, anchor_rollouts=5, positive_rollouts=5, micro_batch=4
+            ),
+        )  # fmt: skip
+
+    def with_(self, **changes) -> "Preset":
+        """A copy with changes; nested ones as `sft__steps=10`. Raises on unknown names."""
+        own, nested = {}, {"sft": {}, "tapo": {}}
+        for key, value in changes.items():
+            part, _, leaf = key.partition("__")
+            (nested[part] if leaf and part in nested else own).__setitem__(leaf or key, value)
+        known = {f.name for f in fields(self)}
+        unknown = [k for k in own if k not in known]
+        for part, given in nested.items():
+            names = {f.name for f in fields(getattr(self, part))}
+            unknown += [f"{part}__{k}" for k in given if k not in names]
+        if unknown:
+            raise ValueError(f"unknown settings: {', '.join(unknown)}")
+        parts = {k: replace(getattr(self, k), **v) for k, v in nested.items() if v}
+        return replace(self, **own, **parts)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [f"{k} = {v}" for k, v in self.to_dict().items() if not isinstance(v, dict)]
+        for part in ("sft", "tapo"):
+            rows += [f"{part}.{k} = {v}" for k, v in self.to_dict()[part].items()]
+        return "\n".join(rows)

@@ -1,0 +1,64 @@
+"""Every word that a model is ever asked, and the form of the chain that it shall answer.
+
+Imports nothing of the package. One question for all sizes: SFT, TAPO and evaluation use
+the same words, so that a gap between two numbers is never a gap between two prompts.
+"""
+
+from collections.abc import Sequence
+
+SECTIONS = ("analysis:", "candidates:", "comparison:", "prediction:")
+MAX_CANDIDATES = 4
+
+DESCRIBE = "Describe the {coarse}."
+LIST = "List the marks of the {coarse}."
+LOOK = "Describe the {coarse}. Think inside <think></think>: analysis."
+CAPTION = "Caption the picture."
+LOOKS = "What does the {name} look like?"
+_NAME = "Name the exact kind of {coarse}."
+_ANSWER = "Give only its name inside <answer></answer>."
+_THINK = "Think inside <think></think>: analysis, candidates, comparison, prediction. "
+QUESTIONS = {  # prompt name (it stands in every record) -> words
+    "think": f"{_NAME} {_THINK}{_ANSWER}",
+    "answer": f"{_NAME} {_ANSWER}",
+}
+
+
+def question(kind: str, coarse: str, options: Sequence[str] | None = None) -> str:
+    """The question about a picture.
+
+    kind: a key of `QUESTIONS`; coarse: the word for what the picture shows ("bird");
+    options: the closed world's choices, in the order shown; None asks the open world.
+    """
+    if kind not in QUESTIONS:
+        raise ValueError(f"unknown prompt {kind!r}: choose one of {sorted(QUESTIONS)}")
+    text = QUESTIONS[kind].format(coarse=coarse)
+    return text if options is None else f"{text} Options: {', '.join(options)}."
+
+
+def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], name: str) -> str:
+    """The four-part chain of thought and the answer (Fine-R1, section 3.1).
+
+    analysis: what the picture shows; candidates: names, at most four, `name` among them;
+    comparison: one remark a candidate, in the same order.
+    """
+    if name not in candidates or len(candidates) > MAX_CANDIDATES:
+        raise ValueError(f"{name!r} must be one of at most {MAX_CANDIDATES} candidates: {candidates}")
+    remarks = "; ".join(f"{c}: {r}" for c, r in zip(candidates, comparison, strict=True))
+    parts = (analysis, ", ".join(candidates), remarks, name)
+    body = "\n".join(f"{head} {part}" for head, part in zip(SECTIONS, parts))
+    return f"<think>\n{body}\n</think>\n{answer(name)}"
+
+
+def look(analysis: str) -> str:
+    """The first part of a chain alone: what a describing student thinks."""
+    return f"<think>\n{SECTIONS[0]} {analysis}\n</think>"
+
+
+def answer(name: str) -> str:
+    return f"<answer>{name}</answer>"
+
+
+def messages(text: str, with_image: bool = True) -> list[dict]:
+    """One user turn in the chat format of Qwen2.5-VL."""
+    picture = [{"type": "image"}] if with_image else []
+    return [{"role": "user", "content": [*picture, {"type": "text", "text": text}]}]

@@ -1,0 +1,234 @@
+"""From (picture, question) to answers and their log-probabilities.
+
+Works on any Qwen-VL of transformers, plain, quantised or wrapped by PEFT. Each distinct
+picture is encoded once, each prompt is prefilled once, and all rollouts of a prompt share
+that cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finer1_lite import prompts
+
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+@dataclass
+class PromptBatch:
+    """P prompts, left-padded to length L, with the features of their pictures."""
+
+    ids: Tensor  # (P, L)
+    mask: Tensor  # (P, L) 1 on real tokens
+    types: Tensor  # (P, L) 1 on picture tokens
+    places: Tensor  # (3, P, L) Qwen-VL's position numbers: time, height, width
+    features: tuple[Tensor, ...]  # a picture each: (visual tokens, width); () without pictures
+
+
+@dataclass
+class Rollouts:
+    """B sampled answers of at most T tokens."""
+
+    tokens: Tensor  # (B, T), pad after the end
+    mask: Tensor  # (B, T) 1 up to and with the end-of-turn token
+    texts: list[str]
+    cut: Tensor  # (B,) True where the length limit came before the end
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.mask.sum(-1)
+
+
+def core_of(model):
+    """The Qwen-VL inside a PEFT wrapper; the model itself without one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def encode_prompts(
+    model, processor, questions: Sequence[str], images: Sequence[Image.Image] | None
+) -> PromptBatch:
+    """Tokenise the questions, encode the pictures (without gradient).
+
+    Raises ValueError when a picture's tokens and features differ in number: the mistake
+    of reusing one picture's tokens for another of a different size.
+    """
+    texts = [
+        processor.apply_chat_template(
+            prompts.messages(q, images is not None), add_generation_prompt=True, tokenize=False
+        )
+        for q in questions
+    ]
+    batch = processor(
+        text=texts, images=list(images) if images is not None else None,
+        padding=True, padding_side="left", return_tensors="pt", return_mm_token_type_ids=True,
+    ).to(core_of(model).device)  # fmt: skip
+    features = ()
+    if images is not None:
+        with torch.no_grad():
+            features = tuple(picture_features(model, batch["pixel_values"], batch["image_grid_thw"]))
+    ids, mask, types = batch["input_ids"], batch["attention_mask"], batch["mm_token_type_ids"]
+    shown, made = types.sum(-1).tolist(), [len(f) for f in features]
+    if shown != (made or [0] * len(shown)):
+        raise ValueError(f"{shown} image tokens but {made} image features: tokenise per picture")
+    places = _positions(core_of(model), ids, mask, types, batch.get("image_grid_thw"))
+    return PromptBatch(ids, mask, types, places, features)
+
+
+def picture_features(model, pixels: Tensor, grids: Tensor) -> Sequence[Tensor]:
+    """Vision tower and merger, once for each picture."""
+    return core_of(model).model.get_image_features(pixels, grids).pooler_output
+
+
+def _embed(core, ids: Tensor, types: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Token embeddings with the pictures' features in their places. (B, L, width)"""
+    embeds = core.get_input_embeddings()(ids)
+    if not features:
+        return embeds
+    flat = torch.cat(list(features)).to(embeds.dtype)
+    return embeds.masked_scatter((types == 1)[..., None], flat)
+
+
+def _positions(core, ids: Tensor, mask: Tensor, types: Tensor, grids: Tensor | None) -> Tensor:
+    """Three position numbers a token; an answer counts on from the largest. (3, P, L)"""
+    if grids is None:
+        return (mask.cumsum(-1) - 1).clamp(min=0)[None].expand(3, -1, -1)
+    return core.model.get_rope_index(
+        ids, mm_token_type_ids=types, image_grid_thw=grids, attention_mask=mask
+    )[0]
+
+
+def banned_tokens(processor) -> list[int]:
+    """Tokens that announce a picture, and padding: no answer with one can be scored."""
+    tok = processor.tokenizer
+    return [tok.convert_tokens_to_ids(t) for t in VISION_TOKENS] + [tok.pad_token_id]
+
+
+@torch.no_grad()
+def generate(
+    model,
+    processor,
+    batch: PromptBatch,
+    *,
+    copies: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Rollouts:
+    """Answer each prompt `copies` times: rows p*copies .. p*copies+copies-1 are prompt p's.
+
+    temperature 0 is greedy decoding. Vision tokens and padding are never sampled. The same generator
+    state gives the same answers on one machine.
+    """
+    core = core_of(model)
+    tok = processor.tokenizer
+    hidden, cache, mask, place = _prefill(core, batch, copies)
+    banned = torch.tensor(banned_tokens(processor), device=mask.device)
+    rows = torch.arange(len(mask), device=mask.device)  # which answer each live row writes
+    going = torch.ones_like(rows, dtype=torch.bool)
+    tokens = torch.full((len(mask), max_new_tokens), tok.pad_token_id, device=mask.device)
+    for t in range(max_new_tokens):
+        logits = core.lm_head(hidden[:, -1]).float()
+        logits[:, banned] = -torch.inf
+        token = _pick(logits, temperature, top_p, generator)
+        token = token.masked_fill(~going, tok.pad_token_id)  # these rows ended before
+        tokens[rows, t] = token
+        going = going & (token != tok.eos_token_id)
+        if not going.any():
+            break
+        if going.sum() < 0.7 * len(going):  # drop finished rows once they are many
+            cache.batch_select_indices(going)
+            rows, mask, place, token = rows[going], mask[going], place[:, going], token[going]
+            going = going[going]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        place = place + 1
+        hidden = core.model.language_model(
+            inputs_embeds=core.get_input_embeddings()(token[:, None]),
+            attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True,
+        ).last_hidden_state  # fmt: skip
+    return _finish(tokens, tok)
+
+
+def _prefill(core, batch: PromptBatch, copies: int):
+    """Run each prompt once, then share its cache among its copies."""
+    out = core.model.language_model(
+        inputs_embeds=_embed(core, batch.ids, batch.types, batch.features),
+        attention_mask=batch.mask, position_ids=batch.places, use_cache=True,
+    )  # fmt: skip
+    cache = out.past_key_values
+    cache.batch_repeat_interleave(copies)
+    hidden = out.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
+    last = _last_places(batch).repeat_interleave(copies, 1)
+    return hidden, cache, batch.mask.repeat_interleave(copies, 0), last
+
+
+def _last_places(batch: PromptBatch) -> Tensor:
+    """The largest position of each prompt, the same on all three axes. (3, P, 1)"""
+    return batch.places.amax((0, 2))[None, :, None].expand(3, -1, -1)
+
+
+def _pick(logits: Tensor, temperature: float, top_p: float, generator) -> Tensor:
+    """Greedy, or a draw from the tempered nucleus. (B, V) -> (B,)"""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = (logits / temperature).softmax(-1)
+    if top_p < 1:
+        ranked, order = probs.sort(-1, descending=True)
+        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0  # keeps the token that crosses top_p
+        probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def _finish(tokens: Tensor, tok) -> Rollouts:
+    """Trim to the longest answer; mask everything after the first end of turn."""
+    ended = tokens == tok.eos_token_id
+    before = ended.cumsum(-1) - ended.long() == 0
+    mask = before & (tokens != tok.pad_token_id)
+    longest = max(int(mask.sum(-1).max()), 1)
+    texts = [
+        tok.decode(row[keep & (row != tok.eos_token_id)], skip_special_tokens=False)
+        for row, keep in zip(tokens, mask)
+    ]
+    return Rollouts(tokens[:, :longest], mask[:, :longest].long(), texts, ~ended.any(-1))
+
+
+def log_probs(
+    model,
+    batch: PromptBatch,
+    rollouts_tokens: Tensor,
+    rollouts_mask: Tensor,
+    which: Sequence[int],
+    temperature: float = 1.0,
+) -> Tensor:
+    """log pi(o_t | picture, question, o_<t) of given answers. (B, T)
+
+    which: (B,) the prompt of `batch` on which each answer is scored. This is how one
+    answer is scored on anchor, positive or negative alike. Gradient reaches whatever
+    of the language model requires it.
+    """
+    core = core_of(model)
+    which_t = torch.as_tensor(which, device=batch.ids.device)
+    ids = torch.cat([batch.ids[which_t], rollouts_tokens], 1)
+    mask = torch.cat([batch.mask[which_t], rollouts_mask], 1)
+    types = torch.cat([batch.types[which_t], torch.zeros_like(rollouts_tokens)], 1)
+    features = [batch.features[int(p)] for p in which] if batch.features else []
+    length = rollouts_tokens.shape[1]
+    ahead = torch.arange(1, length + 1, device=ids.device)
+    places = torch.cat([batch.places, _last_places(batch) + ahead], 2)[:, which_t]
+    hidden = core.model.language_model(
+        inputs_embeds=_embed(core, ids, types, features), attention_mask=mask,
+        position_ids=places, use_cache=False,
+    ).last_hidden_state  # fmt: skip
+    return token_log_probs(core.lm_head, hidden[:, -length - 1 : -1], rollouts_tokens, temperature)
+
+
+def token_log_probs(head, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token, row by row, never (B, T, vocabulary) at once. (B, T)"""
+    rows = []
+    for states, ids in zip(hidden, tokens):
+        logits = head(states).float() / temperature  # (T, V)
+        rows.append(logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1))
+    return torch.stack(rows)
