@@ -1,0 +1,38 @@
+"""What most tests need: a small world of birds and a student that knows nothing yet."""
+
+import copy
+import os
+
+import pytest
+import torch
+
+from finer1_lite import labstudent, paperbirds
+from finer1_lite.models import Student
+
+os.environ["FINER1_DEVICE"] = "cpu"  # exact and repeatable, on a machine with a GPU too
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world():
+    return paperbirds.make_world(0)
+
+
+@pytest.fixture(scope="session")
+def birds(world):
+    """Four training pictures a seen species and a test picture of each species or two."""
+    return paperbirds.collection(world, test=36)
+
+
+@pytest.fixture(scope="session")
+def student():
+    """The lab's model with random weights, the same in every run. Do not change it."""
+    processor = labstudent.make_processor()
+    torch.manual_seed(0)
+    return Student(labstudent.make_model(processor.tokenizer).eval(), processor)
+
+
+@pytest.fixture
+def fresh(student):
+    """The same student, yours to change."""
+    return Student(copy.deepcopy(student.model), student.processor)

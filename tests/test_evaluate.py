@@ -1,0 +1,160 @@
+"""Asking, scoring and going on after a kill."""
+
+import json
+
+import pytest
+
+from finer1_lite import evaluate, metrics, prompts
+from finer1_lite.evaluate import Cell, cells, record
+from finer1_lite.species import Collection
+
+OPEN = Cell("base", None, "answer", "open")
+CLOSED = Cell("base", None, "answer", "closed")
+
+
+@pytest.fixture(scope="module")
+def seven(birds):
+    """Seven test pictures, seen and unseen, in batches of three: the last is not full."""
+    return Collection("bird", birds.species, birds.train, birds.test[:40:6], birds.distance)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The number of questions of every batch that is asked."""
+    sizes, real = [], evaluate.ask
+
+    def spy(student, questions, *args, **settings):
+        sizes.append(len(questions))
+        return real(student, questions, *args, **settings)
+
+    monkeypatch.setattr(evaluate, "ask", spy)
+    return sizes
+
+
+def answer(student, collection, cell, folder, limit=6) -> bytes:
+    steps = list(
+        evaluate.evaluate(student, collection, cell, folder, max_new_tokens=limit, batch_size=3)
+    )
+    assert steps == sorted(set(steps)) and steps[-1] == len(collection.test)
+    return (folder / f"{cell.name}.jsonl").read_bytes()
+
+
+def scored(birds, text: str, options=None) -> dict:
+    return record(OPEN, birds, birds.test[0], options, text, tokens=5, cut=False)
+
+
+# --- scoring -------------------------------------------------------------------------
+
+
+def test_the_exact_name_is_right(birds):
+    name = birds.test[0].species
+    for said in (name, name.upper(), f" The {name}. ", name.replace(" ", "-")):
+        row = scored(birds, f"<answer>{said}</answer>")
+        assert row["correct"] and row["named"] == name and row["answer"] == said
+
+
+def test_listing_every_option_scores_nothing(birds):
+    """The released script looks for the label inside the answer: it would score 1."""
+    listed = ", ".join(birds.names)
+    for said in (listed, f"{birds.test[0].species} or {birds.test[1].species}"):
+        row = scored(birds, f"<answer>{said}</answer>")
+        assert not row["correct"] and row["named"] is None and row["answer"] == said
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "<answer>{}", "<answer>{0}</answer><answer>{0}</answer>",
+             "<answer>not a {}</answer>", "<think><answer>{}</answer></think>", ""]
+)  # fmt: skip
+def test_a_name_outside_one_whole_answer_scores_nothing(birds, text):
+    assert not scored(birds, text.format(birds.test[0].species))["correct"]
+
+
+def test_another_name_is_wrong_but_it_is_a_name(birds):
+    other = birds.neighbours(birds.test[0].species)[0]
+    row = scored(birds, f"<think>x</think><answer>{other}</answer>")
+    assert not row["correct"] and row["named"] == other
+
+
+def test_a_record_says_all_that_the_metrics_ask_for(birds):
+    rows = []
+    for photo in (birds.test[0], birds.test[-1]):
+        for cell in (*cells("base", None, ("answer", "think")), *cells("sft", 0), *cells("tapo", 0)):
+            options = birds.options(photo) if cell.task == "closed" else None
+            text = prompts.answer(photo.species)
+            rows.append(record(cell, birds, photo, options, text, 4, False))
+    for row in rows:
+        assert row["split"] == ("seen" if row["label"] in birds.seen_names else "unseen")
+    summary = metrics.summarise(json.loads(json.dumps(rows)))
+    assert {"base", "base_think", "sft", "tapo"} <= summary.keys()
+
+
+# --- questions -----------------------------------------------------------------------
+
+
+def test_closed_world_offers_four_near_names_with_the_right_one_in_any_place(birds):
+    """In all released questions the right option stands first."""
+    places = []
+    for photo in birds.test:
+        options = birds.options(photo, seed=evaluate.OPTION_SEED)
+        assert len(set(options)) == 4
+        assert set(options) - {photo.species} == set(birds.neighbours(photo.species)[:3])
+        places.append(options.index(photo.species))
+    share = len(places) / 4
+    assert all(0.5 * share < places.count(i) < 1.6 * share for i in range(4))
+
+
+def test_every_stage_and_seed_is_asked_the_same(student, seven, tmp_path, monkeypatch):
+    asked, real = [], evaluate.ask
+
+    def spy(student, questions, images, **settings):
+        asked.extend(zip(questions, (image.tobytes() for image in images)))
+        return real(student, questions, images, **settings)
+
+    monkeypatch.setattr(evaluate, "ask", spy)
+    for cell in (Cell("sft", 0, "think", "closed"), Cell("tapo", 1, "think", "closed")):
+        answer(student, seven, cell, tmp_path / cell.stage)
+    assert asked[:7] == asked[7:]
+    for photo, (question, picture) in zip(seven.test, asked):
+        options = seven.options(photo, seed=evaluate.OPTION_SEED)
+        assert question == prompts.question("think", "bird", options)
+        assert picture == photo.image().tobytes()
+
+
+def test_the_open_world_is_shown_no_options(student, seven, tmp_path):
+    rows = [json.loads(line) for line in answer(student, seven, OPEN, tmp_path).splitlines()]
+    assert [row["photo"] for row in rows] == [p.id for p in seven.test]
+    assert all(row["options"] is None for row in rows)
+    assert all(0 < row["tokens"] <= 6 for row in rows)
+    assert {row["split"] for row in rows} == {"seen", "unseen"}
+
+
+# --- killed and started again --------------------------------------------------------
+
+
+def test_a_whole_file_is_left_alone(student, seven, tmp_path, batches):
+    first = answer(student, seven, CLOSED, tmp_path)
+    assert batches == [3, 3, 1]
+    assert answer(student, seven, CLOSED, tmp_path) == first
+    assert batches == [3, 3, 1]
+
+
+@pytest.mark.parametrize("lines, asked_again", [(0, [3, 3, 1]), (2, [3, 3, 1]), (3, [3, 1]),
+                                                (5, [3, 1]), (6, [1])])  # fmt: skip
+def test_a_file_cut_in_a_line_is_continued_with_the_same_rows(
+    student, seven, tmp_path, batches, lines, asked_again
+):
+    whole = answer(student, seven, CLOSED, tmp_path)
+    batches.clear()
+    kept = b"".join(whole.splitlines(keepends=True)[:lines])
+    torn = whole[len(kept) : len(kept) + 40]
+    (tmp_path / f"{CLOSED.name}.jsonl").write_bytes(kept + torn)
+    assert answer(student, seven, CLOSED, tmp_path) == whole
+    assert batches == asked_again
+
+
+def test_a_file_cut_inside_a_letter_is_continued(student, seven, tmp_path):
+    """Letters beyond ASCII are several bytes, and a kill does not ask where they end."""
+    whole = answer(student, seven, OPEN, tmp_path)
+    path = tmp_path / f"{OPEN.name}.jsonl"
+    path.write_bytes(whole[: whole.index(b"\n") + 1] + '{"completion": "ö'.encode()[:-1])
+    assert answer(student, seven, OPEN, tmp_path) == whole

@@ -1,0 +1,200 @@
+"""Notebooks: whole, executed in order, short cells, tidy outputs; and (slow) they still run."""
+
+import ast
+import json
+import re
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ABSOLUTE = ("/work", "/home", "/tmp", "/root", "/Users", "/content", "C:\\")
+MAX_BYTES, MAX_LINES, MAX_COLUMNS, MEDIAN_LINES = 300_000, 25, 88, 8
+MAX_SECONDS = 600
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])  # a string or a list of lines: both join to the text
+
+
+def cells_of(notebook, kind):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def texts(output):
+    """(kind, text) of an output's readable parts: not of its pictures."""
+    if output["output_type"] == "stream":
+        return [(output["name"], "".join(output["text"]))]
+    readable = {k: v for k, v in output.get("data", {}).items() if k.startswith("text/")}
+    return [(kind, "".join(value)) for kind, value in readable.items()]
+
+
+def output_faults(notebook) -> list[str]:
+    """What a reader must not meet below a cell."""
+    faults = []
+    for number, cell in enumerate(cells_of(notebook, "code"), 1):
+        if cell["execution_count"] != number:
+            faults.append(f"cell [{cell['execution_count']}] should be [{number}]: run all again")
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                faults.append(f"[{number}] ends in {output['ename']}: {output['evalue']}")
+                continue
+            for kind, text in texts(output):
+                if kind == "stderr":
+                    faults.append(f"[{number}] writes to stderr: {text[:80]!r}")
+                faults += [f"[{number}] shows the path {a}" for a in ABSOLUTE if a in text]
+                if "\r" in text:
+                    faults.append(f"[{number}] leaves a progress bar behind")
+    return faults
+
+
+def cell_faults(notebook) -> list[str]:
+    """Cells too long, too wide, or too little explained."""
+    codes = [source(cell).splitlines() for cell in cells_of(notebook, "code")]
+    faults = []
+    for number, lines in enumerate(codes, 1):
+        if len(lines) > MAX_LINES:
+            faults.append(f"[{number}] has {len(lines)} lines, {MAX_LINES} at most")
+        wide = [line for line in lines if len(line) > MAX_COLUMNS]
+        faults += [f"[{number}] is wider than {MAX_COLUMNS}: {line[:40]}..." for line in wide]
+    if statistics.median(map(len, codes)) > MEDIAN_LINES:
+        faults.append(f"the median code cell is longer than {MEDIAN_LINES} lines")
+    ratio = len(cells_of(notebook, "markdown")) / len(codes)
+    if not 1 <= ratio <= 2:
+        faults.append(f"{ratio:.2f} markdown cells a code cell: 1 to 2")
+    return faults
+
+
+def ending_faults(notebook) -> list[str]:
+    """A summary, then three exercises with folded solutions, then nothing."""
+    last = "\n".join(source(cell) for cell in notebook["cells"][-4:])
+    _, summary, rest = last.partition("## Summary")
+    _, exercises, tasks = rest.partition("## Exercises")
+    faults = [] if summary and exercises else ["ends without '## Summary' and '## Exercises'"]
+    counts = [tasks.count(tag) for tag in ("<details>", "</details>", "<summary>")]
+    if counts != [3, 3, 3]:
+        faults.append(f"three folded solutions are wanted, tags found: {counts}")
+    return faults
+
+
+def definitions(tree) -> set[str]:
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return {node.name for node in tree.body if isinstance(node, kinds)}
+
+
+def defined_twice(notebook) -> list[str]:
+    """Names of the package that a notebook defines again; private ones do not count."""
+    package = set()
+    for path in (ROOT / "finer1_lite").glob("*.py"):
+        package |= definitions(ast.parse(path.read_text(encoding="utf-8")))
+    own = set()
+    for cell in cells_of(notebook, "code"):
+        plain = re.sub(r"^\s*[%!].*$", "", source(cell), flags=re.MULTILINE)  # IPython's own
+        own |= definitions(ast.parse(plain))
+    return sorted(own & package)
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_there_are_notebooks_from_00_on():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{i:02d}" for i in range(len(NOTEBOOKS))]
+    assert len(NOTEBOOKS) >= 3
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_tidy(path):
+    notebook = read(path)
+    assert path.stat().st_size < MAX_BYTES
+    assert notebook["nbformat"] == 4
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    faults = output_faults(notebook) + cell_faults(notebook) + ending_faults(notebook)
+    faults += [f"defines {name} again: import it" for name in defined_twice(notebook)]
+    assert not faults, "\n".join([path.name, *faults])
+
+
+# --- the checks themselves fail where they should ------------------------------------
+
+
+def code(text="x = 1", number=1, outputs=()):
+    return {"cell_type": "code", "source": text, "execution_count": number, "outputs": list(outputs)}
+
+
+def stream(text, name="stdout"):
+    return {"output_type": "stream", "name": name, "text": [text]}
+
+
+@pytest.mark.parametrize(
+    "cell, said",
+    [
+        (code(number=2), "should be [1]"),
+        (code(number=None), "run all again"),
+        (code(outputs=[{"output_type": "error", "ename": "E", "evalue": "no"}]), "ends in E: no"),
+        (code(outputs=[stream("careful", "stderr")]), "stderr"),
+        (code(outputs=[stream("saved to /tmp/x")]), "shows the path /tmp"),
+        (code(outputs=[{"output_type": "display_data", "data": {"text/html": "C:\\x"}}]), "C:"),
+        (code(outputs=[stream("10%\r20%")]), "progress bar"),
+    ],
+)
+def test_untidy_outputs_are_found(cell, said):
+    assert said in "\n".join(output_faults({"cells": [cell]}))
+
+
+def test_pictures_may_hold_any_letters():
+    picture = {"output_type": "display_data", "data": {"image/png": "abc/tmp/home"}}
+    assert not output_faults({"cells": [code(outputs=[picture])]})
+
+
+@pytest.mark.parametrize(
+    "cells, said",
+    [
+        ([code("x\n" * 26)], "has 26 lines"),
+        ([code("x" * 89)], "is wider than 88"),
+        ([code("x\n" * 9)], "median"),
+        ([code()], "0.00 markdown cells"),
+        ([code()] + [{"cell_type": "markdown", "source": "a"}] * 3, "3.00 markdown cells"),
+    ],
+)
+def test_untidy_cells_are_found(cells, said):
+    assert said in "\n".join(cell_faults({"cells": cells}))
+
+
+def test_a_missing_exercise_is_found():
+    fold = "<details><summary>Solution</summary>x</details>"
+    text = "## Summary\n## Exercises\n" + 3 * fold
+    assert not ending_faults({"cells": [{"cell_type": "markdown", "source": text}]})
+    for broken in (text.replace(fold, "", 1), text.replace("## Summary", "")):
+        assert ending_faults({"cells": [{"cell_type": "markdown", "source": broken}]})
+
+
+def test_a_second_definition_is_found():
+    again = code("%matplotlib inline\ndef k3(logps):\n    return logps\ndef own():\n    pass")
+    assert defined_twice({"cells": [again]}) == ["k3"]
+
+
+# --- they run ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_from_a_clean_kernel(path, tmp_path, monkeypatch):
+    """In a copy of the project, without network; what a run writes stays in the copy."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for folder in ("finer1_lite", "assets", "notebooks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = nbformat.read(path, as_version=4)
+    where = {"metadata": {"path": str(tmp_path / "notebooks")}}
+    start = time.monotonic()
+    NotebookClient(notebook, timeout=MAX_SECONDS, kernel_name="python3", resources=where).execute()
+    assert time.monotonic() - start < MAX_SECONDS  # nbclient's own limit is for one cell
+    assert not output_faults(notebook)
+    files = {p.name for p in (tmp_path / "notebooks").iterdir()}
+    assert files == {p.name for p in NOTEBOOKS}, "a notebook leaves files beside itself"

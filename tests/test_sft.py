@@ -1,0 +1,133 @@
+"""Stage 1: rows for TRL, loss on the answer alone, an adapter that plain PEFT reads."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from trl import SFTTrainer
+
+from finer1_lite import cot, models, prompts, rollouts, sft
+from finer1_lite.models import Student
+from finer1_lite.presets import Preset
+from finer1_lite.species import Collection
+
+TINY = Preset.lab().with_(
+    lora_rank=4, sft__steps=5, sft__batch=4, sft__micro_batch=2, sft__learning_rate=1e-2
+)
+
+
+@pytest.fixture(scope="module")
+def few(birds):
+    """Eight training pictures of two species."""
+    return Collection("bird", birds.species, birds.train[:8], birds.test[:2], birds.distance)
+
+
+@pytest.fixture(scope="module")
+def chains(few, world):
+    return cot.make_chains(few, lambda p, rng: cot.oracle_chain(world, p.species, rng), seed=0)
+
+
+@pytest.fixture(scope="module")
+def trained(student, few, chains, tmp_path_factory):
+    """(student, base weights before, folder, batches that the loss saw)."""
+    fresh = Student(copy.deepcopy(student.model), student.processor)
+    adapted = models.add_adapter(fresh, TINY, seed=0)
+    before = {n: p.detach().clone() for n, p in adapted.model.named_parameters()}
+    folder, batches = tmp_path_factory.mktemp("sft"), []
+    real = SFTTrainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        batches.append({k: v.clone() for k, v in inputs.items() if torch.is_tensor(v)})
+        return real(self, model, inputs, *args, **kwargs)
+
+    SFTTrainer.compute_loss = spy
+    try:
+        sft.train_sft(adapted, sft.chain_rows(few, chains), TINY, 0, folder)
+    finally:
+        SFTTrainer.compute_loss = real
+    return adapted, before, folder, batches
+
+
+def test_rows_are_conversations_with_a_picture_a_question_and_a_chain(few, chains):
+    rows = sft.chain_rows(few, chains)
+    assert len(rows) == len(few.train)
+    for photo, row in zip(few.train, rows):
+        assert row["prompt"] == [{"role": "user", "content": prompts.question("think", "bird")}]
+        assert row["completion"] == [{"role": "assistant", "content": chains[photo.id]}]
+        (picture,) = row["images"]
+        assert picture.tobytes() == photo.image().tobytes()
+
+
+def test_pictures_without_a_chain_are_named(few, chains):
+    lost = [few.train[1].id, few.train[5].id]
+    rest = {k: v for k, v in chains.items() if k not in lost}
+    with pytest.raises(ValueError, match=f"no chain for 2 training pictures: {', '.join(lost)}$"):
+        sft.chain_rows(few, rest)
+
+
+def test_loss_is_on_the_chain_and_its_end_alone(trained, chains, student):
+    _, _, _, batches = trained
+    tok, seen = student.processor.tokenizer, set()
+    for batch in batches:
+        for ids, labels in zip(batch["input_ids"], batch["labels"]):
+            learned = labels != -100
+            assert torch.equal(labels[learned], ids[learned])
+            text = tok.decode(labels[learned]).rstrip("\n")
+            assert text.endswith("<|im_end|>")
+            assert text.removesuffix("<|im_end|>") in chains.values()
+            assert tok.decode(ids).count("<|image_pad|>") == 9  # the picture was there
+            seen.add(text)
+    assert len(batches) == TINY.sft.steps * 2 and len(seen) > 4
+
+
+def test_the_question_is_the_one_that_evaluation_asks(trained, student, few):
+    """Token by token: a chat template rendered in another way would be another prompt."""
+    _, _, _, batches = trained
+    image = [few.train[0].image()]
+    asked = rollouts.encode_prompts(
+        student.model, student.processor, [prompts.question("think", "bird")], image
+    ).ids[0]
+    ids, labels = batches[0]["input_ids"][0], batches[0]["labels"][0]
+    start = int((labels != -100).nonzero()[0])
+    assert ids[start - len(asked) : start].tolist() == asked.tolist()
+
+
+def test_training_moves_the_adapter_and_nothing_else(trained):
+    adapted, before, _, _ = trained
+    for name, weight in adapted.model.named_parameters():
+        assert torch.equal(weight, before[name]) != ("lora_" in name), name
+
+
+def test_the_adapter_touches_language_layers_only(trained):
+    adapted, _, _, _ = trained
+    names = [n for n, p in adapted.model.named_parameters() if p.requires_grad]
+    assert all("language_model" in n and "lora_" in n for n in names)
+    assert len(names) == 4 * 7 * 2  # layers x projections x (A, B)
+    rank = TINY.lora_rank
+    sizes = {"q": 192 + 192, "k": 192 + 64, "v": 192 + 64, "o": 192 + 192, "mlp": 3 * (192 + 512)}
+    assert models.trainable_parameters(adapted.model) == 4 * rank * sum(sizes.values())
+
+
+def test_saved_adapter_gives_the_same_logits_in_plain_peft(trained, student, few):
+    adapted, _, folder, batches = trained
+    plain = PeftModel.from_pretrained(copy.deepcopy(student.model), folder).eval()
+    loaded = models.load_adapter(Student(copy.deepcopy(student.model), student.processor), folder)
+    adapted.model.eval()
+    keys = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
+    batch = {key: batches[0][key] for key in keys}
+    with torch.no_grad():
+        expected = adapted.model(**batch).logits
+        assert torch.equal(plain(**batch).logits, expected)
+        assert torch.equal(loaded.model(**batch).logits, expected)
+        assert not torch.equal(student.model(**batch).logits, expected)
+
+
+def test_the_folder_holds_log_and_processor_and_no_pickle(trained, student):
+    _, _, folder, _ = trained
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert rows and all({"step", "loss", "learning_rate"} <= row.keys() for row in rows)
+    again = models.load_processor(folder, pixels=84 * 84)
+    assert again.tokenizer.get_vocab() == student.processor.tokenizer.get_vocab()
+    assert not [f for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pkl")]

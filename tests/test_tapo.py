@@ -1,0 +1,347 @@
+"""Stage 2 on a student of random weights: what a step moves, skips, keeps and scores.
+
+A random student never names a bird, so the tests hand out the accuracies themselves.
+"""
+
+import json
+
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from finer1_lite import advantages, models, rewards, rollouts
+from finer1_lite.presets import Preset
+from finer1_lite.tapo import TAPOTrainer, train_tapo
+from finer1_lite.triplets import draw_triplets
+
+TINY = Preset.lab().with_(
+    max_new_tokens=8, lora_rank=4, tapo__groups=2, tapo__anchor_rollouts=2,
+    tapo__positive_rollouts=2, tapo__micro_batch=8,
+)  # fmt: skip
+OFF = dict(
+    tapo__inter_class_weight=0, tapo__anchor_entropy_weight=0, tapo__negative_entropy_weight=0
+)
+
+
+def every_other(completions, *_):
+    """Right, wrong, right, ...: spread in every group."""
+    return [float(i % 2 == 0) for i in range(len(completions))]
+
+
+def all_wrong(completions, *_):
+    return [0.0] * len(completions)
+
+
+def make_trainer(student, birds, folder, preset=TINY, seed=0, **settings):
+    if not hasattr(student.model, "peft_config"):
+        student = models.add_adapter(student, preset, seed)
+    settings = dict(max_steps=3, learning_rate=1e-2, lr_scheduler_type="constant") | settings
+    args = TrainingArguments(
+        str(folder), per_device_train_batch_size=1, use_cpu=True, report_to=[], save_strategy="no",
+        disable_tqdm=True, remove_unused_columns=False, logging_steps=1, **settings,
+    )  # fmt: skip
+    return TAPOTrainer(student, birds, preset, seed, args)
+
+
+def weights(model, adapters: bool) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if ("lora_" in n) == adapters}
+
+
+def gradients(trainer, step=0) -> torch.Tensor:
+    """The gradient of one training step, all adapters in one vector."""
+    trainer.model.zero_grad()
+    trainer.training_step(trainer.model, {"step": step})
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+@pytest.fixture
+def spread(monkeypatch):
+    monkeypatch.setattr(rewards, "accuracy", every_other)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Every call of `log_probs`: the pictures' features of each row, and what came out."""
+    calls, real = [], rollouts.log_probs
+
+    def spy(model, batch, tokens, mask, which, temperature=1.0):
+        out = real(model, batch, tokens, mask, which, temperature)
+        calls.append(([batch.features[p] for p in which], out))
+        return out
+
+    monkeypatch.setattr(rollouts, "log_probs", spy)
+    return calls
+
+
+# --- what a step moves ---------------------------------------------------------------
+
+
+def test_training_moves_the_adapters_and_nothing_else(fresh, birds, spread, tmp_path):
+    preset = TINY.with_(tapo__steps=3, tapo__learning_rate=1e-2)
+    student = models.add_adapter(fresh, preset, seed=0)
+    base, adapters = weights(student.model, False), weights(student.model, True)
+    train_tapo(student, birds, preset, 0, tmp_path)
+    for name, weight in weights(student.model, False).items():
+        assert torch.equal(weight, base[name]), name
+    for name, weight in weights(student.model, True).items():
+        assert not torch.equal(weight, adapters[name]), name
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 3]
+    expected = {"reward", "accuracy", "format", "groups_kept", "groups_drawn", "flat_share", "cut",
+                "length", "loss", "policy", "inter_class_kl", "anchor_entropy", "negative_entropy",
+                "clip_share", "grad_norm", "generate_s", "update_s", "step_s", "skipped",
+                "tokens_per_second"}  # fmt: skip
+    for row in log:
+        assert expected <= row.keys()
+        assert row["skipped"] == 0 and row["groups_kept"] == 2 and row["grad_norm"] > 0
+
+
+def test_the_step_favours_rewarded_answers(fresh, birds, spread, tmp_path):
+    """A little against the gradient, right answers are likelier and wrong ones less so."""
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(**OFF))
+    gradients(trainer)
+    batch, own, _ = trainer._pictures()
+    tokens = torch.cat([g.tokens for g in trainer.kept])
+    mask = torch.cat([g.mask for g in trainer.kept])
+
+    def likelihood():
+        with torch.no_grad():
+            scores = rollouts.log_probs(trainer.model, batch, tokens, mask, own)
+        return (scores * mask).sum(-1)
+
+    before = likelihood()
+    with torch.no_grad():
+        for p in trainer.model.parameters():
+            if p.requires_grad:
+                p -= 0.5 * p.grad
+    change = likelihood() - before
+    accuracy = torch.cat([g.accuracy for g in trainer.kept])
+    assert change[accuracy == 1].mean() > 1e-3 > -1e-3 > change[accuracy == 0].mean()
+
+
+def test_a_step_without_spread_moves_nothing_and_is_counted(fresh, birds, tmp_path, monkeypatch):
+    """Not even by the optimiser's momentum of the step before."""
+    now = {"accuracy": every_other}
+    monkeypatch.setattr(rewards, "accuracy", lambda *a: now["accuracy"](*a))
+    trainer = make_trainer(fresh, birds, tmp_path, weight_decay=0.1)
+    history, counted = [weights(trainer.model, True)], []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            history.append(weights(trainer.model, True))
+            counted.append((trainer.metrics["skipped"], trainer.metrics["groups_drawn"]))
+            now["accuracy"] = all_wrong if state.global_step == 1 else every_other
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    moved = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in zip(history, history[1:])]
+    assert moved == [True, False, True]
+    assert counted == [(0, 2), (1, 4), (0, 2)]  # both rounds were drawn in vain, and no third
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert rows[1]["skipped"] == 1 and rows[1]["loss"] == 0 and "policy" not in rows[1]
+
+
+def test_micro_batches_do_not_change_the_gradient(fresh, birds, spread, tmp_path):
+    """Each divides by the tokens of the whole batch, however long its own answers are."""
+    preset = TINY.with_(tapo__groups=4)
+    student = models.add_adapter(fresh, preset, seed=0)
+    found = []
+    for size in (16, 4, 5):
+        trainer = make_trainer(student, birds, tmp_path, preset.with_(tapo__micro_batch=size))
+        with torch.no_grad():  # B = 0 would hide the gradient of A
+            for i, p in enumerate(p for p in trainer.model.parameters() if p.requires_grad):
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
+        shorten(trainer)
+        found.append(gradients(trainer))
+    assert found[0].abs().max() > 1e-3
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-5)
+
+
+def shorten(trainer):
+    """Answers of different lengths, as trained students give them."""
+    answer = trainer.answer
+
+    def shorter(*args):
+        groups = answer(*args)
+        for g in groups:
+            for row in range(len(g.mask)):
+                g.mask[row, 2 * row + 1 :] = 0
+        return groups
+
+    trainer.answer = shorter
+
+
+# --- dynamic sampling ----------------------------------------------------------------
+
+
+def collect_with(trainer, rounds: list[list[list[float]]]):
+    """Run `collect` on groups that have these accuracies, round by round; rounds drawn."""
+    real, drawn = trainer.answer, []
+
+    def answer(triplets, generator):
+        groups = real(triplets, generator)
+        for group, accuracy in zip(groups, rounds[len(drawn)]):
+            group.accuracy = torch.tensor(accuracy)
+        drawn.append(triplets)
+        return groups
+
+    trainer.answer = answer
+    trainer.collect(0)
+    return drawn
+
+
+def test_sampling_stops_as_soon_as_the_batch_is_full(fresh, birds, tmp_path):
+    half, none = [1.0, 0.0, 0.0, 1.0], [0.0] * 4
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__draws=5))
+    assert len(collect_with(trainer, [[half, half]])) == 1
+    assert len(trainer.kept) == 2 and not trainer.dropped
+
+
+def test_sampling_draws_again_for_what_is_missing(fresh, birds, tmp_path):
+    half, none, full = [1.0, 0.0, 0.0, 1.0], [0.0] * 4, [1.0] * 4
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__draws=5))
+    drawn = collect_with(trainer, [[none, half], [full, none], [half, half]])
+    assert len(drawn) == 3 and len(trainer.kept) == 2 and len(trainer.dropped) == 4
+    assert [g.triplet for g in trainer.kept] == [drawn[0][1], drawn[2][0]]
+    assert drawn == [draw_triplets(birds, 2, 0, 0, round_) for round_ in range(3)]
+
+
+def test_sampling_gives_up_after_the_last_round_and_keeps_what_it_has(fresh, birds, tmp_path):
+    half, none = [1.0, 0.0, 0.0, 1.0], [0.0] * 4
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__draws=2))
+    assert len(collect_with(trainer, [[half, none], [none, none]])) == 2
+    assert len(trainer.kept) == 1 and len(trainer.dropped) == 3
+
+
+# --- groups --------------------------------------------------------------------------
+
+
+def test_a_group_holds_the_anchors_answers_first(fresh, birds, tmp_path):
+    trainer = make_trainer(fresh, birds, tmp_path)
+    triplets = draw_triplets(birds, 2, seed=0, step=0)
+    groups = trainer.answer(triplets, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    anchors, positives = (
+        rollouts.generate(
+            trainer.model, fresh.processor,
+            rollouts.encode_prompts(trainer.model, fresh.processor, [trainer.asked] * 2, pictures),
+            copies=2, temperature=1.0, max_new_tokens=8, generator=generator,
+        ).texts
+        for pictures in ([t.anchor.image() for t in triplets], [t.positive.image() for t in triplets])
+    )  # fmt: skip
+    assert [g.texts for g in groups] == [anchors[:2] + positives[:2], anchors[2:] + positives[2:]]
+    assert [g.triplet for g in groups] == triplets
+
+
+def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypatch):
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__accuracy_weight=0.7))
+    triplets = draw_triplets(birds, 2, seed=0, step=0)
+    label = triplets[0].anchor.species
+    good = f"<think>\nx\n</think>\n<answer>{label}</answer>"
+    said = [good, f"<answer>{label}</answer>", "nothing", good.replace(label, birds.names[-1])]
+    real = rollouts.generate
+
+    def speak(*args, **settings):
+        out = real(*args, **settings)
+        out.texts = said[:2] * 2 if not spoken else said[2:] * 2
+        spoken.append(1)
+        return out
+
+    spoken = []
+    monkeypatch.setattr(rollouts, "generate", speak)
+    group = trainer.answer(triplets, torch.Generator())[0]
+    assert group.accuracy.tolist() == [1, 1, 0, 0] and group.format.tolist() == [1, 0, 0, 1]
+    assert group.reward(trainer.settings).tolist() == pytest.approx([0.8, 0.7, 0, 0.1])
+
+
+@pytest.mark.parametrize("scored_on", ["anchor", "own"])
+def test_a_positives_answers_are_scored_on_the_chosen_picture(
+    fresh, birds, spread, scored, tmp_path, scored_on
+):
+    """The paper conditions updates on the anchor, the released code on each its own."""
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__scored_on=scored_on))
+    gradients(trainer)
+    (own, _), (negative, _) = scored
+    for g, group in enumerate(trainer.kept):
+        t = group.triplet
+        images = [t.anchor.image(), t.positive.image(), t.negative.image()]
+        seen = rollouts.encode_prompts(trainer.model, fresh.processor, ["x"] * 3, images).features
+        expected = [0, 0, 1, 1] if scored_on == "own" else [0, 0, 0, 0]
+        for row in range(4):
+            torch.testing.assert_close(own[4 * g + row], seen[expected[row]])
+            torch.testing.assert_close(negative[4 * g + row], seen[2])
+
+
+def test_the_negatives_gradient_is_a_switch(fresh, birds, spread, scored, tmp_path):
+    """Off (the released code), the negative's pass is made without gradient; on, it pulls."""
+    preset = TINY.with_(tapo__inter_class_weight=1.0, tapo__negative_entropy_weight=1.0)
+    student, found = models.add_adapter(fresh, preset, seed=0), {}
+    for switch in (False, True):
+        trainer = make_trainer(student, birds, tmp_path, preset.with_(tapo__negative_grad=switch))
+        found[switch] = gradients(trainer)
+        (_, own), (_, negative) = scored
+        assert own.requires_grad and negative.requires_grad == switch
+        scored.clear()
+    assert (found[True] - found[False]).abs().max() > 1e-3
+
+
+def test_without_its_terms_no_negative_is_read(fresh, birds, spread, scored, tmp_path):
+    preset = TINY.with_(**OFF, tapo__positive_rollouts=0, tapo__anchor_rollouts=4)
+    trainer = make_trainer(fresh, birds, tmp_path, preset)
+    assert gradients(trainer).abs().max() > 0
+    assert len(scored) == 1  # one pass over one micro-batch of 2 x 4 answers: plain DAPO
+    assert trainer.metrics["negative_entropy"] == trainer.metrics["inter_class_kl"] == 0
+
+
+def test_the_advantage_is_pooled_over_anchor_and_positive(fresh, birds, tmp_path, monkeypatch):
+    """Facts to keep: 2n answers share one baseline, and the format reward counts in it."""
+    seen, real = [], advantages.group_advantages
+    monkeypatch.setattr(rewards, "accuracy", every_other)
+    monkeypatch.setattr(
+        advantages, "group_advantages", lambda scores, size: seen.append((scores, size)) or real(scores, size)
+    )
+    gradients(make_trainer(fresh, birds, tmp_path))
+    ((scores, size),) = seen
+    assert size == 4 and scores.tolist() == pytest.approx([0.9, 0, 0.9, 0] * 2)
+
+
+# --- killed and started again --------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
+    student, birds, spread, tmp_path
+):
+    from copy import deepcopy
+
+    preset = TINY.with_(tapo__steps=7, tapo__learning_rate=1e-2, tapo__groups=1)
+
+    def train(name, callbacks=()):
+        again = models.Student(deepcopy(student.model), student.processor)
+        again = models.add_adapter(again, preset, seed=0)
+        train_tapo(again, birds, preset, 0, tmp_path / name, callbacks)
+        return weights(again.model, True)
+
+    expected = train("whole")
+    with pytest.raises(Killed):
+        train("killed", [KillAt(6)])  # one step after the checkpoint of step 5
+    assert (tmp_path / "killed" / "checkpoints" / "checkpoint-5").exists()
+    resumed = train("killed")
+    for name in expected:
+        assert torch.equal(resumed[name], expected[name]), name
+    lengths = [len((tmp_path / n / "log.jsonl").read_text().splitlines()) for n in ("whole", "killed")]
+    assert lengths == [7, 7]
