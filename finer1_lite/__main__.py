@@ -33,8 +33,10 @@ def _add_lab(commands) -> None:
     option("--name", default=None, help="name of the run (default: lab, or the photo folder's)")
     option("--out", type=Path, default=Path("runs"), help="folder of all runs")
     option("--fresh", action="store_true", help="start over: delete the run of this name first")
-    option("--preset", choices=PRESETS, default="lab", help="size: lab is a CPU, the others a GPU")
-    option("--student", default=None, help="folder or hub name of the model, instead of the preset's")
+    option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, others: a GPU")
+    option(
+        "--student", default=None, help="folder or hub name of the model, instead of the preset's"
+    )
     option("--photos", type=Path, default=None, help="folder of photographs, DIR/<class>/*.jpg, "
            "instead of paper birds")  # fmt: skip
     option("--descriptions", type=Path, default=None,
@@ -81,6 +83,8 @@ def make_job(args):
     }  # fmt: skip
     preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
     preset = preset.with_(**dict(_setting(item) for item in args.set))
+    if len(set(args.seeds)) < len(args.seeds) or args.workers < 0:
+        raise ValueError(f"--seeds {args.seeds} must differ, --workers {args.workers} be 0 or more")
     name = args.name or ("lab" if args.photos is None else args.photos.resolve().name)
     return Run(
         folder=args.out / name, preset=preset, seeds=tuple(args.seeds), world_seed=args.world_seed,
@@ -122,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet()
     try:
         args.main(args)
-    except ValueError as error:  # bad input: say what and stop; anything else is a bug
+    except (ValueError, OSError) as error:  # bad input or disk: say what and stop
         logging.getLogger("finer1_lite").error("error: %s", error)
         return 2
     except KeyboardInterrupt:

@@ -24,8 +24,8 @@ from transformers import TrainerCallback
 from finer1_lite import cot, evaluate, labstudent, metrics, models, paperbirds, report
 from finer1_lite.evaluate import Cell, cells
 from finer1_lite.models import Student
-from finer1_lite.pretrain import pretrain, warm_up
 from finer1_lite.presets import Preset
+from finer1_lite.pretrain import pretrain, warm_up
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.species import Collection, DataError, load_folder
 from finer1_lite.tapo import train_tapo
@@ -83,7 +83,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     if (job.folder / "report.html").exists():
         log.info("this run is finished; --fresh starts it over")
         return job.folder / "report.html"
-    start = time.time()
+    start, resumed = time.time(), (job.folder / "chains.jsonl").exists()
     base = prepare_base(job, collection)
     write_chains(job, collection, teacher)
     student = models.load_student(base, job.preset)
@@ -91,7 +91,8 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
         answer_cell(student, job, collection, cell, job.folder / "base")
     del student
     run_seeds(job, base, workers)
-    add_minutes(job.folder / "timing.json", time.time() - start)
+    minutes = {"minutes of the start that finished": round((time.time() - start) / 60, 1)}
+    _write(job.folder / "timing.json", json.dumps(minutes | {"resumed": resumed}))
     finish(job, collection)
     log.info("report: %s", job.folder / "report.html")
     return job.folder / "report.html"
@@ -173,7 +174,9 @@ def prepare_base(job: Run, collection: Collection) -> Path | str:
         if not (source / "record.json").exists():
             source = job.folder.parent / f"lab-student-world{job.world_seed}"
         if not (source / "record.json").exists():
-            log.info("no student for world %d yet: pretraining one (about 20 minutes)", job.world_seed)
+            log.info(
+                "no student for world %d yet: pretraining one (about 20 minutes)", job.world_seed
+            )
             pretrain(job.world_seed, source)
     if job.photos is None or not job.preset.warm_up_steps:
         return source
@@ -199,11 +202,14 @@ def write_chains(job: Run, collection: Collection, teacher: cot.Teacher) -> None
 
 
 def read_chains(job: Run) -> dict[str, str]:
-    lines = (job.folder / "chains.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["photo"]: row["chain"] for row in map(json.loads, lines)}
+    lines = (job.folder / "chains.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    return {row["photo"]: row["chain"] for row in rows}
 
 
-def answer_cell(student: Student, job: Run, collection: Collection, cell: Cell, folder: Path) -> None:
+def answer_cell(
+    student: Student, job: Run, collection: Collection, cell: Cell, folder: Path
+) -> None:
     """One block of the evaluation, with a progress bar."""
     limit = job.preset.max_new_tokens
     with _bar(len(collection.test), f"{folder.name} {cell.name}") as bar:
@@ -270,12 +276,6 @@ def _start_worker(parent: int, threads: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def add_minutes(path: Path, seconds: float) -> None:
-    """Add to the minutes of earlier, interrupted starts."""
-    earlier = json.loads(path.read_text(encoding="utf-8"))["minutes"] if path.exists() else 0
-    _write(path, json.dumps({"minutes": round(earlier + seconds / 60, 2)}))
-
-
 def finish(job: Run, collection: Collection) -> None:
     """Answers -> records -> metrics -> report."""
     parts = [job.folder / "base", *(job.folder / f"seed{s}" for s in job.seeds)]
@@ -300,7 +300,9 @@ class ProgressBar(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {k: f"{logs[k]:.2f}" for k in ("loss", "reward", "groups_kept") if k in (logs or {})}
+        shown = {
+            k: f"{logs[k]:.2f}" for k in ("loss", "reward", "groups_kept") if k in (logs or {})
+        }
         self.bar.set_postfix(shown, refresh=False)
 
 

@@ -65,7 +65,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     asked += [prompts.LOOK, prompts.CAPTION, prompts.LOOKS]
     texts += [t.replace("{coarse}", "bird").replace("{name}", "") for t in asked]
     texts += [*prompts.SECTIONS, "Options:", "user\n", "assistant\n"]
-    texts += ["A photo of a", "This is a", "picture", "A bird has", "Here is the", "sitting in a tree"]
+    texts += [
+        "A photo of a",
+        "This is a",
+        "picture",
+        "A bird has",
+        "Here is the",
+        "sitting in a tree",
+    ]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -80,7 +87,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(core)
 
 
-def learn_words(tokenizer: PreTrainedTokenizerFast, words: Iterable[str]) -> PreTrainedTokenizerFast:
+def learn_words(
+    tokenizer: PreTrainedTokenizerFast, words: Iterable[str]
+) -> PreTrainedTokenizerFast:
     """A tokenizer in which these words are single tokens, alone and after a space.
 
     Appends merges to the BPE, which cannot change how the words it knew are cut. (Tokens

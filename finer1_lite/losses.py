@@ -55,7 +55,8 @@ def k3(logps: Tensor, negative_logps: Tensor) -> Tensor:
     """Per-token estimate of KL(pi || pi_neg) from tokens that pi sampled: exp(d) - d - 1.
 
     d = log pi_neg - log pi, clamped to [-20, 20], the result to [-10, 10]. The paper
-    prints it with pi / pi_neg, which estimates that KL only on samples of pi_neg.
+    prints it with pi / pi_neg: that estimates the reverse, KL(pi_neg || pi), and only on
+    samples of pi_neg. The outer clamp stops the gradient of a token that has reached it.
     ``expm1`` keeps the digits that ``exp(d) - 1`` loses near d = 0.
     """
     d = (negative_logps - logps).clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX)

@@ -119,9 +119,17 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
 
 
 def save_adapter(student: Student, folder: Path) -> None:
-    """Adapter (safetensors) and processor, so that the pixel budget travels along."""
+    """Adapter (safetensors) and processor, so that the pixel budget travels along.
+
+    Of a base in a local folder only the folder's name is written down: no path of this
+    machine travels with the adapter. PEFT's empty model card is left out.
+    """
+    config = student.model.active_peft_config
+    if config.base_model_name_or_path and Path(config.base_model_name_or_path).is_dir():
+        config.base_model_name_or_path = Path(config.base_model_name_or_path).name
     student.model.save_pretrained(folder)
     student.processor.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def trainable_parameters(model) -> int:

@@ -227,7 +227,9 @@ def collection(world: World, *, shots: int = 4, test: int = 432) -> Collection:
         Species(n, world.genus[n], n in world.seen, knowledge(world, n)) for n in world.names
     )
     halves = (world.seen, frozenset(world.names) - world.seen)
-    train = [photo(world, n, "train", i) for n in world.names if n in world.seen for i in range(shots)]
+    train = [
+        photo(world, n, "train", i) for n in world.names if n in world.seen for i in range(shots)
+    ]
     tests = [
         photo(world, n, "test", i)
         for n in world.names

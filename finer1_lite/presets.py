@@ -103,16 +103,42 @@ class Preset:
         own, nested = {}, {"sft": {}, "tapo": {}}
         for key, value in changes.items():
             part, _, leaf = key.partition("__")
-            (nested[part] if leaf and part in nested else own).__setitem__(leaf or key, value)
+            if leaf and part in nested:
+                nested[part][leaf] = value
+            else:
+                own[key] = value
         known = {f.name for f in fields(self)}
-        unknown = [k for k in own if k not in known]
+        unknown = [k for k in own if k not in known or k in nested]
         for part, given in nested.items():
             names = {f.name for f in fields(getattr(self, part))}
             unknown += [f"{part}__{k}" for k in given if k not in names]
         if unknown:
             raise ValueError(f"unknown settings: {', '.join(unknown)}")
         parts = {k: replace(getattr(self, k), **v) for k, v in nested.items() if v}
-        return replace(self, **own, **parts)
+        return replace(self, **own, **parts).check()
+
+    def check(self) -> "Preset":
+        """The preset itself; ValueError listing every value that makes no sense."""
+        faults = []
+        for name, part in (("", self), ("sft.", self.sft), ("tapo.", self.tapo)):
+            for f in fields(part):
+                value, kind = getattr(part, f.name), f.type
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                least = 0 if f.name in ("warm_up_steps", "positive_rollouts") else 1
+                if kind is int and not (whole and value >= least):
+                    faults.append(f"{name}{f.name} = {value!r}: a whole number from {least} on")
+                elif kind is float and not (whole or isinstance(value, float)):
+                    faults.append(f"{name}{f.name} = {value!r}: a number")
+                elif kind is bool and not isinstance(value, bool):
+                    faults.append(f"{name}{f.name} = {value!r}: true or false")
+        choices = {"quantize": ("none", "nf4"), "tapo.scored_on": ("anchor", "own")}
+        for name, known in choices.items():
+            value = self.tapo.scored_on if "." in name else self.quantize
+            if value not in known:
+                faults.append(f"{name} = {value!r}: one of {', '.join(known)}")
+        if faults:
+            raise ValueError("settings that make no sense:\n- " + "\n- ".join(faults))
+        return self
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -24,8 +24,7 @@ from finer1_lite.probe import probe
 from finer1_lite.species import Collection
 from finer1_lite.steps import StepTrainer, last_checkpoint
 
-MIXTURE = {"describe": 28, "guide": 6, "argue": 6}  # rows in every step
-CAPTION_EVERY = 3  # steps with one captioned picture: how much is known by heart
+MIXTURE = {"describe": 28, "caption": 1, "guide": 6, "argue": 6}  # rows in every step
 CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
 
 
@@ -79,7 +78,7 @@ def _text_question(world, rng, name, kind):
     return f"A bird has {paperbirds.knowledge(world, name)}. {asked}"
 
 
-ROWS = {"describe": describe_row, "guide": guide_row, "argue": argue_row}
+ROWS = {"describe": describe_row, "caption": caption_row, "guide": guide_row, "argue": argue_row}
 
 
 def encode(processor, rows) -> dict[str, torch.Tensor]:
@@ -123,7 +122,9 @@ class TextTrainer(StepTrainer):
         return (loss, None) if return_outputs else loss
 
 
-def train_text(model, processor, make_rows, work: Path, *, steps: int, lr: float, seed: int) -> float:
+def train_text(
+    model, processor, make_rows, work: Path, *, steps: int, lr: float, seed: int
+) -> float:
     """Train and return the minutes it took; resumes from the last checkpoint in `work`."""
     args = TrainingArguments(
         str(work), per_device_train_batch_size=1, max_steps=steps, learning_rate=lr,
@@ -153,8 +154,7 @@ def pretrain(
 
     def rows(step):
         rng = random.Random(f"pretrain/{world_seed}/{seed}/{step}")
-        made = [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
-        return made if step % CAPTION_EVERY else [*made, [caption_row(world, rng)]]
+        return [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
 
     work = out.parent / f"{out.name}.work"
     minutes = train_text(model, processor, rows, work, steps=steps, lr=lr, seed=seed)
@@ -163,7 +163,7 @@ def pretrain(
     processor.save_pretrained(out)
     record = {
         "world_seed": world_seed, "seed": seed, "steps": steps, "learning_rate": lr,
-        "rows_a_step": MIXTURE, "caption_every": CAPTION_EVERY, "minutes": minutes, "threads": torch.get_num_threads(),
+        "rows_a_step": MIXTURE, "minutes": minutes, "threads": torch.get_num_threads(),
         "probe": probe(Student(model.float().eval(), processor), world),
     }  # fmt: skip
     (out / "record.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -181,7 +181,9 @@ def warm_up(student: Student, collection: Collection, steps: int, work: Path, se
     frozen later: LoRA would leave them random). No picture is shown.
     """
     names, tokenizer = collection.names, student.processor.tokenizer
-    texts = [f"{s.name} {cot.phrase(collection, s.name, cot.SEEN_WORDS)}" for s in collection.species]
+    texts = [
+        f"{s.name} {cot.phrase(collection, s.name, cot.SEEN_WORDS)}" for s in collection.species
+    ]
     words = {w for text in texts for w in re.findall(r"\w+", text)} | {collection.coarse}
     student.processor.tokenizer = labstudent.learn_words(tokenizer, words)
     torch.manual_seed(seed)
@@ -194,12 +196,18 @@ def warm_up(student: Student, collection: Collection, steps: int, work: Path, se
             said = cot.phrase(collection, name, cot.SEEN_WORDS)
             given = f"A {collection.coarse} has {said}."
             for kind in ("answer", "think"):
-                reply = prompts.answer(name) if kind == "answer" else cot.table_chain(collection, name, rng)
+                reply = (
+                    prompts.answer(name)
+                    if kind == "answer"
+                    else cot.table_chain(collection, name, rng)
+                )
                 made[kind == "think"].append(
                     (f"{given} {prompts.question(kind, collection.coarse)}", None, reply)
                 )
             made[0].append((prompts.LOOKS.format(name=name), None, said))
         return made
 
-    train_text(student.model.train(), student.processor, rows, work, steps=steps, lr=1e-3, seed=seed)
+    train_text(
+        student.model.train(), student.processor, rows, work, steps=steps, lr=1e-3, seed=seed
+    )
     return Student(student.model.eval(), student.processor)

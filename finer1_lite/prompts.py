@@ -42,7 +42,9 @@ def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], n
     comparison: one remark a candidate, in the same order.
     """
     if name not in candidates or len(candidates) > MAX_CANDIDATES:
-        raise ValueError(f"{name!r} must be one of at most {MAX_CANDIDATES} candidates: {candidates}")
+        raise ValueError(
+            f"{name!r} must be one of at most {MAX_CANDIDATES} candidates: {candidates}"
+        )
     remarks = "; ".join(f"{c}: {r}" for c, r in zip(candidates, comparison, strict=True))
     parts = (analysis, ", ".join(candidates), remarks, name)
     body = "\n".join(f"{head} {part}" for head, part in zip(SECTIONS, parts))

@@ -68,7 +68,9 @@ def encode_prompts(
     features = ()
     if images is not None:
         with torch.no_grad():
-            features = tuple(picture_features(model, batch["pixel_values"], batch["image_grid_thw"]))
+            features = tuple(
+                picture_features(model, batch["pixel_values"], batch["image_grid_thw"])
+            )
     ids, mask, types = batch["input_ids"], batch["attention_mask"], batch["mm_token_type_ids"]
     shown, made = types.sum(-1).tolist(), [len(f) for f in features]
     if shown != (made or [0] * len(shown)):

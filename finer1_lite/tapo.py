@@ -42,8 +42,15 @@ class Group:
 class TAPOTrainer(StepTrainer):
     """TAPO on any Qwen-VL with adapters. `kept` and `dropped` show the last step's groups."""
 
-    def __init__(self, student: Student, collection: Collection, preset: Preset, seed: int, args, **kwargs):
-        self.student, self.collection, self.preset, self.draw_seed = student, collection, preset, seed
+    def __init__(
+        self, student: Student, collection: Collection, preset: Preset, seed: int, args, **kwargs
+    ):
+        self.student, self.collection, self.preset, self.draw_seed = (
+            student,
+            collection,
+            preset,
+            seed,
+        )
         self.settings = preset.tapo
         self.asked = prompts.question("think", collection.coarse)
         self.kept: list[Group] = []
@@ -69,7 +76,9 @@ class TAPOTrainer(StepTrainer):
 
     def _roll(self, pictures, copies: int, generator) -> rollouts.Rollouts:
         s, processor = self.settings, self.student.processor
-        batch = rollouts.encode_prompts(self.model, processor, [self.asked] * len(pictures), pictures)
+        batch = rollouts.encode_prompts(
+            self.model, processor, [self.asked] * len(pictures), pictures
+        )
         return rollouts.generate(
             self.model, processor, batch, copies=copies, temperature=s.temperature, top_p=s.top_p,
             max_new_tokens=self.preset.max_new_tokens, generator=generator,
@@ -81,7 +90,9 @@ class TAPOTrainer(StepTrainer):
         label = [triplet.anchor.species] * len(texts)
         return Group(
             triplet,
-            _pad([part.tokens[i] for part, i in rows], self.student.processor.tokenizer.pad_token_id),
+            _pad(
+                [part.tokens[i] for part, i in rows], self.student.processor.tokenizer.pad_token_id
+            ),
             _pad([part.mask[i] for part, i in rows], 0),
             texts,
             torch.stack([part.cut[i] for part, i in rows]),
@@ -142,7 +153,14 @@ class TAPOTrainer(StepTrainer):
                 advantage[rows].to(tokens.device), mask.sum(),
             )  # fmt: skip
             self.accelerator.backward(part.total)
-            for key in ("total", "policy", "inter_class_kl", "anchor_entropy", "negative_entropy", "clip_share"):
+            for key in (
+                "total",
+                "policy",
+                "inter_class_kl",
+                "anchor_entropy",
+                "negative_entropy",
+                "clip_share",
+            ):
                 sums[key] = sums.get(key, 0.0) + float(getattr(part, key).detach())
         return sums
 
@@ -163,14 +181,18 @@ class TAPOTrainer(StepTrainer):
         )
         return batch, own, negative
 
-    def _micro_batch(self, pictures, own, negative, tokens, mask, advantage, count) -> losses.TapoLoss:
+    def _micro_batch(
+        self, pictures, own, negative, tokens, mask, advantage, count
+    ) -> losses.TapoLoss:
         s = self.settings
         tempered = s.temperature or 1.0
         logps = rollouts.log_probs(self.model, pictures, tokens, mask, own, tempered)
         negative_logps = None
         if s.inter_class_weight or s.negative_entropy_weight:
             with torch.set_grad_enabled(s.negative_grad):
-                negative_logps = rollouts.log_probs(self.model, pictures, tokens, mask, negative, tempered)
+                negative_logps = rollouts.log_probs(
+                    self.model, pictures, tokens, mask, negative, tempered
+                )
         return losses.tapo_loss(
             logps, logps.detach(),  # one update a batch of rollouts: the old policy is this one
             negative_logps, advantage, mask, clip_low=s.clip_low, clip_high=s.clip_high,

@@ -97,7 +97,8 @@ def test_options_reach_the_job(tmp_path):
     )  # fmt: skip
     p = job.preset
     assert job.folder == tmp_path / "mine" and job.seeds == (4, 5) and job.world_seed == 3
-    assert (p.student, p.quantize, p.sft.steps, p.tapo.steps, p.test_pictures) == ("a/b", "nf4", 7, 8, 9)
+    assert (p.student, p.quantize, p.test_pictures) == ("a/b", "nf4", 9)
+    assert (p.sft.steps, p.tapo.steps) == (7, 8)
     assert p.tapo.groups == 6 and p.tapo.negative_grad is True and p.tapo.scored_on == "own"
     assert p.sft.learning_rate == 2e-4 and job.coarse == "bird"
 

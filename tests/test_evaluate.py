@@ -76,9 +76,9 @@ def test_another_name_is_wrong_but_it_is_a_name(birds):
 
 
 def test_a_record_says_all_that_the_metrics_ask_for(birds):
-    rows = []
+    rows, stages = [], [cells("base", None, ("answer", "think")), cells("sft", 0), cells("tapo", 0)]
     for photo in (birds.test[0], birds.test[-1]):
-        for cell in (*cells("base", None, ("answer", "think")), *cells("sft", 0), *cells("tapo", 0)):
+        for cell in sum(stages, []):
             options = birds.options(photo) if cell.task == "closed" else None
             text = prompts.answer(photo.species)
             rows.append(record(cell, birds, photo, options, text, 4, False))

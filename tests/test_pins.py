@@ -91,8 +91,8 @@ def test_what_we_override_is_called_by_the_library():
 def test_checkpoints_hold_the_files_that_we_look_for_in_the_order_that_we_trust():
     """`trainer_state.json` comes last: where it is whole, all else is."""
     source = inspect.getsource(Trainer._save_checkpoint)
-    places = [source.index(word) for word in (
-        "save_model(", "_save_optimizer_and_scheduler(", "_save_rng_state(", "save_to_json(")]  # fmt: skip
+    calls = ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "save_to_json")
+    places = [source.index(f"{name}(") for name in calls]
     assert places == sorted(places)
 
 

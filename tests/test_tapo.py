@@ -18,6 +18,7 @@ TINY = Preset.lab().with_(
     max_new_tokens=8, lora_rank=4, tapo__groups=2, tapo__anchor_rollouts=2,
     tapo__positive_rollouts=2, tapo__micro_batch=8,
 )  # fmt: skip
+PARTS = ("anchor", "positive")
 OFF = dict(
     tapo__inter_class_weight=0, tapo__anchor_entropy_weight=0, tapo__negative_entropy_weight=0
 )
@@ -44,7 +45,8 @@ def make_trainer(student, birds, folder, preset=TINY, seed=0, **settings):
 
 
 def weights(model, adapters: bool) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in model.named_parameters() if ("lora_" in n) == adapters}
+    chosen = [(n, p) for n, p in model.named_parameters() if ("lora_" in n) == adapters]
+    return {name: weight.detach().clone() for name, weight in chosen}
 
 
 def gradients(trainer, step=0) -> torch.Tensor:
@@ -193,7 +195,7 @@ def collect_with(trainer, rounds: list[list[list[float]]]):
 
 
 def test_sampling_stops_as_soon_as_the_batch_is_full(fresh, birds, tmp_path):
-    half, none = [1.0, 0.0, 0.0, 1.0], [0.0] * 4
+    half = [1.0, 0.0, 0.0, 1.0]
     trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__draws=5))
     assert len(collect_with(trainer, [[half, half]])) == 1
     assert len(trainer.kept) == 2 and not trainer.dropped
@@ -229,7 +231,7 @@ def test_a_group_holds_the_anchors_answers_first(fresh, birds, tmp_path):
             rollouts.encode_prompts(trainer.model, fresh.processor, [trainer.asked] * 2, pictures),
             copies=2, temperature=1.0, max_new_tokens=8, generator=generator,
         ).texts
-        for pictures in ([t.anchor.image() for t in triplets], [t.positive.image() for t in triplets])
+        for pictures in ([getattr(t, part).image() for t in triplets] for part in PARTS)
     )  # fmt: skip
     assert [g.texts for g in groups] == [anchors[:2] + positives[:2], anchors[2:] + positives[2:]]
     assert [g.triplet for g in groups] == triplets
@@ -298,10 +300,13 @@ def test_without_its_terms_no_negative_is_read(fresh, birds, spread, scored, tmp
 def test_the_advantage_is_pooled_over_anchor_and_positive(fresh, birds, tmp_path, monkeypatch):
     """Facts to keep: 2n answers share one baseline, and the format reward counts in it."""
     seen, real = [], advantages.group_advantages
+
+    def spy(scores, size):
+        seen.append((scores, size))
+        return real(scores, size)
+
     monkeypatch.setattr(rewards, "accuracy", every_other)
-    monkeypatch.setattr(
-        advantages, "group_advantages", lambda scores, size: seen.append((scores, size)) or real(scores, size)
-    )
+    monkeypatch.setattr(advantages, "group_advantages", spy)
     gradients(make_trainer(fresh, birds, tmp_path))
     ((scores, size),) = seen
     assert size == 4 and scores.tolist() == pytest.approx([0.9, 0, 0.9, 0] * 2)
@@ -343,5 +348,5 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     resumed = train("killed")
     for name in expected:
         assert torch.equal(resumed[name], expected[name]), name
-    lengths = [len((tmp_path / n / "log.jsonl").read_text().splitlines()) for n in ("whole", "killed")]
-    assert lengths == [7, 7]
+    for name in ("whole", "killed"):
+        assert len((tmp_path / name / "log.jsonl").read_text().splitlines()) == 7
