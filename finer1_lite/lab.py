@@ -94,7 +94,6 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     minutes = {"minutes of the start that finished": round((time.time() - start) / 60, 1)}
     _write(job.folder / "timing.json", json.dumps(minutes | {"resumed": resumed}))
     finish(job, collection)
-    log.info("report: %s", job.folder / "report.html")
     return job.folder / "report.html"
 
 
