@@ -60,7 +60,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """
     words = [w for mark, values in paperbirds.MARKS.items() for w in (mark, *values)]
     words += [*paperbirds.EPITHETS, *paperbirds.GENERA, "bird", "fits", "the", "a", "has", "it"]
-    texts = [f" {w}" for w in words] + [w for w in words]
+    texts = [f" {w}" for w in words] + words
     asked = [*prompts.QUESTIONS.values(), prompts.DESCRIBE, prompts.LIST]
     asked += [prompts.LOOK, prompts.CAPTION, prompts.LOOKS]
     texts += [t.replace("{coarse}", "bird").replace("{name}", "") for t in asked]

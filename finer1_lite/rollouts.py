@@ -122,8 +122,8 @@ def generate(
 ) -> Rollouts:
     """Answer each prompt `copies` times: rows p*copies .. p*copies+copies-1 are prompt p's.
 
-    temperature 0 is greedy decoding. Vision tokens and padding are never sampled. The same generator
-    state gives the same answers on one machine.
+    temperature 0 is greedy decoding. Vision tokens and padding are never sampled. The same
+    generator state gives the same answers on one machine.
     """
     core = core_of(model)
     tok = processor.tokenizer
