@@ -7,6 +7,8 @@ arXiv 2503.14476; Fine-R1, arXiv 2602.07605).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,25 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
     centred = groups - groups.mean(dim=1, keepdim=True)
     scaled = centred / (groups.std(dim=1, keepdim=True) + eps)
     return scaled.flatten().to(rewards.dtype if rewards.is_floating_point() else torch.float32)
+
+
+def picture_advantages(rewards: Tensor, counts: Sequence[int], eps: float = 1e-6) -> Tensor:
+    """`group_advantages` with a baseline for each picture of a group instead of one for all.
+
+    A picture whose rollouts all earned the same then teaches nothing, though the group's
+    other picture fared better or worse.
+
+    Args:
+        rewards: (B,), the groups one after the other, each picture's rollouts together.
+        counts: rollouts of each picture of a group, (n, m); a 0 is left out.
+
+    Returns:
+        (B,), as `group_advantages`. Raises ValueError as it does.
+    """
+    counts = [n for n in counts if n]
+    parts = torch.as_tensor(rewards).view(-1, sum(counts)).split(counts, dim=1)
+    scaled = [group_advantages(p.flatten(), n, eps).view(-1, n) for p, n in zip(parts, counts)]
+    return torch.cat(scaled, dim=1).flatten()
 
 
 def keep_group(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:

@@ -74,6 +74,13 @@ def sampled_entropy(
     return -token_mean(logps, mask, token_count)
 
 
+def _entropy(logps: Tensor, entropies: Tensor | None, keep: Tensor, token_count) -> Tensor:
+    """Mean of the given entropies, or the sampled estimate where there are none."""
+    if entropies is None:
+        return sampled_entropy(logps, keep, token_count)
+    return token_mean(_clean(entropies, keep, logps.dtype), keep, token_count)
+
+
 def _policy_terms(ratio: Tensor, advantages: Tensor, clips: tuple[float, ...]) -> Tensor:
     """Clipped loss per token (B, T) from ratio (B, T) and advantages (B, 1)."""
     low, high, dual = clips
@@ -132,6 +139,9 @@ def tapo_loss(
     anchor_entropy_weight: float = 0.03,
     negative_entropy_weight: float = 0.03,
     negative_grad: bool = False,
+    inter_class_rows: Tensor | None = None,
+    entropies: Tensor | None = None,
+    negative_entropies: Tensor | None = None,
     token_count: Tensor | float | None = None,
 ) -> TapoLoss:
     """The loss of one batch, or of a micro-batch where `token_count` is given.
@@ -148,6 +158,10 @@ def tapo_loss(
         anchor_entropy_weight, negative_entropy_weight: eta1 and eta2; made smaller.
         negative_grad: False (the released code) sends no gradient through
             `negative_logps`; True is the objective as the paper writes it.
+        inter_class_rows: (B,) not 0 where a rollout counts in the inter-class term (the right
+            ones, say); None: all. The mean stays one over all tokens.
+        entropies, negative_entropies: (B, T) entropies of the whole vocabulary, which replace
+            the sampled estimates; see `sampled_entropy` for what the estimate's gradient is.
         token_count: response tokens of the whole batch, see `token_mean`.
 
     Returns:
@@ -158,20 +172,27 @@ def tapo_loss(
         ValueError: shapes that do not fit or clips that make no sense, all listed.
     """
     clips = (clip_low, clip_high, clip_dual)
-    tensors = {"old_logps": old_logps, "negative_logps": negative_logps, "mask": mask}
+    tensors = {
+        "old_logps": old_logps, "negative_logps": negative_logps, "mask": mask,
+        "entropies": entropies, "negative_entropies": negative_entropies,
+    }  # fmt: skip
     _check({"logps": logps, **tensors}, advantages, clips)
     dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
     keep, scale = mask.bool(), advantages.detach().to(dtype).unsqueeze(1)  # (B, T), (B, 1)
     logps, old_logps = _clean(logps, keep, dtype), _clean(old_logps.detach(), keep, dtype)
     ratio = (logps - old_logps).clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX).exp()  # (B, T)
     policy = token_mean(_policy_terms(ratio, scale, clips), keep, token_count)
-    entropy = sampled_entropy(logps, keep, token_count)
+    entropy = _entropy(logps, entropies, keep, token_count)
     divergence = negative_entropy = logps.new_zeros(())
     if negative_logps is not None:
-        negative = negative_logps if negative_grad else negative_logps.detach()
-        negative = _clean(negative, keep, dtype)
-        divergence = token_mean(k3(logps, negative), keep, token_count)
-        negative_entropy = sampled_entropy(negative, keep, token_count)
+        if not negative_grad:
+            negative_logps = negative_logps.detach()
+            negative_entropies = None if negative_entropies is None else negative_entropies.detach()
+        negative = _clean(negative_logps, keep, dtype)
+        counted = keep if inter_class_rows is None else keep & inter_class_rows.bool()[:, None]
+        count = keep.sum() if token_count is None else token_count
+        divergence = token_mean(k3(logps, negative), counted, count)
+        negative_entropy = _entropy(negative, negative_entropies, keep, token_count)
     total = policy - inter_class_weight * divergence + anchor_entropy_weight * entropy
     total = total + negative_entropy_weight * negative_entropy
     clip_share = token_mean(_stopped(ratio.detach(), scale, clips), keep, token_count)

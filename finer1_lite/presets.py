@@ -2,6 +2,41 @@
 
 from dataclasses import asdict, dataclass, field, fields, replace
 
+MAY_BE_ZERO = ("warm_up_steps", "positive_rollouts", "overlong_tokens")
+CHOICES = {
+    "quantize": ("none", "nf4"),
+    "tapo.scored_on": ("anchor", "own"),
+    "tapo.prompt": ("think", "answer"),
+    "tapo.positive": ("class", "distorted"),
+    "tapo.negative": ("nearest", "random", "embedding", "confused", "masked"),
+    "tapo.baseline": ("group", "picture"),
+    "tapo.inter_class_on": ("all", "right"),
+    "tapo.entropy": ("sampled", "full"),
+    "tapo.keep": ("spread", "all"),
+}
+NO_NEGATIVE = dict(
+    inter_class_weight=0.0, anchor_entropy_weight=0.0, negative_entropy_weight=0.0
+)
+RECIPES = {  # named methods: settings of one trainer, nothing else
+    "tapo": {},
+    # DAPO (arXiv 2503.14476): all rollouts on the anchor, no negative.
+    "dapo": dict(anchor_rollouts=8, positive_rollouts=0, **NO_NEGATIVE),
+    # GRPO (arXiv 2402.03300): symmetric clip, no dual clip, every group kept.
+    "grpo": dict(
+        anchor_rollouts=8, positive_rollouts=0, clip_high=0.2, clip_dual=float("inf"),
+        keep="all", draws=1, **NO_NEGATIVE,
+    ),
+    # CLS-RL (arXiv 2503.16188): DAPO on bare answers, no thinking.
+    "cls_rl": dict(
+        anchor_rollouts=8, positive_rollouts=0, prompt="answer", accuracy_weight=1.0,
+        format_weight=0.0, **NO_NEGATIVE,
+    ),
+    # PAPO (arXiv 2507.06448): the anchor with patches masked out is the negative.
+    "papo": dict(anchor_rollouts=8, positive_rollouts=0, negative="masked"),
+    # NoisyRollout (arXiv 2504.13055): half of the rollouts on a distorted anchor.
+    "noisy_rollout": dict(positive="distorted", **NO_NEGATIVE),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SFTSettings:
@@ -34,7 +69,18 @@ class TAPOSettings:
     negative_entropy_weight: float = 0.03  # eta 2
     negative_grad: bool = False  # released code: the negative's log-probs are constants
     scored_on: str = "anchor"  # which picture scores a positive's rollout: anchor | own
+    prompt: str = "think"  # the question: a key of prompts.QUESTIONS
+    positive: str = "class"  # class: another picture of it; distorted: the anchor with noise
+    negative: str = "nearest"  # nearest | random | embedding | confused species, or masked anchor
+    baseline: str = "group"  # advantages against the mean of the group, or of each picture
+    inter_class_on: str = "all"  # rollouts that the hard negative pushes: all, or right ones
+    inter_class_anneal: bool = False  # gamma falls linearly to 0 at the last step
+    entropy: str = "sampled"  # sampled: -log p of the drawn token; full: of the vocabulary
+    keep: str = "spread"  # dynamic sampling keeps groups with spread; all: keeps every group
     draws: int = 2  # dynamic sampling: rounds of prompts until the batch is full, at most
+    updates: int = 1  # optimiser steps that share one batch of rollouts, a share each
+    overlong_tokens: int = 0  # soft penalty grows to -1 over so many last tokens (DAPO)
+    mask_cut: bool = False  # answers cut off at the limit carry no loss
     micro_batch: int = 32  # answers in one forward and backward pass
 
 
@@ -98,6 +144,18 @@ class Preset:
             ),
         )  # fmt: skip
 
+    def recipe(self, name: str) -> "Preset":
+        """The same preset with the settings of a named method; see `RECIPES`.
+
+        n + m rollouts stay as many as the preset has.
+        """
+        if name not in RECIPES:
+            raise ValueError(f"recipe {name!r}: one of {', '.join(RECIPES)}")
+        changes = dict(RECIPES[name])
+        if "anchor_rollouts" in changes:
+            changes["anchor_rollouts"] = self.tapo.anchor_rollouts + self.tapo.positive_rollouts
+        return self.with_(**{f"tapo__{key}": value for key, value in changes.items()})
+
     def with_(self, **changes) -> "Preset":
         """A copy with changes; nested ones as `sft__steps=10`. Raises on unknown names."""
         own, nested = {}, {"sft": {}, "tapo": {}}
@@ -124,18 +182,21 @@ class Preset:
             for f in fields(part):
                 value, kind = getattr(part, f.name), f.type
                 whole = isinstance(value, int) and not isinstance(value, bool)
-                least = 0 if f.name in ("warm_up_steps", "positive_rollouts") else 1
+                least = 0 if f.name in MAY_BE_ZERO else 1
                 if kind is int and not (whole and value >= least):
                     faults.append(f"{name}{f.name} = {value!r}: a whole number from {least} on")
                 elif kind is float and not (whole or isinstance(value, float)):
                     faults.append(f"{name}{f.name} = {value!r}: a number")
                 elif kind is bool and not isinstance(value, bool):
                     faults.append(f"{name}{f.name} = {value!r}: true or false")
-        choices = {"quantize": ("none", "nf4"), "tapo.scored_on": ("anchor", "own")}
-        for name, known in choices.items():
-            value = self.tapo.scored_on if "." in name else self.quantize
+        for name, known in CHOICES.items():
+            part, _, leaf = name.rpartition(".")
+            value = getattr(self.tapo if part else self, leaf)
             if value not in known:
                 faults.append(f"{name} = {value!r}: one of {', '.join(known)}")
+        counts = (self.tapo.anchor_rollouts, self.tapo.positive_rollouts)
+        if self.tapo.baseline == "picture" and 1 in counts:
+            faults.append("tapo.baseline = 'picture': two rollouts a picture at least")
         if faults:
             raise ValueError("settings that make no sense:\n- " + "\n- ".join(faults))
         return self

@@ -3,7 +3,7 @@
 The claim of Fine-R1 is that a model already knows the classes and uses the knowledge
 badly. So the base learns, in separate pieces, to describe birds (any combination of marks,
 not only real species), to recite the field guide of *all* species, seen and unseen, to
-argue in text from given marks to a name, and, from a few loosely captioned pictures, a
+argue in text from given marks to a name, and at last, from a few captioned pictures, a
 little naming. It never sees a picture together with a chain of thought. No picture of the
 training or test splits is ever drawn here.
 """
@@ -24,7 +24,8 @@ from finer1_lite.probe import probe
 from finer1_lite.species import Collection
 from finer1_lite.steps import StepTrainer, last_checkpoint
 
-MIXTURE = {"describe": 28, "caption": 1, "guide": 6, "argue": 6}  # rows in every step
+MIXTURE = {"describe": 28, "guide": 6, "argue": 8}  # rows in every step
+CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture with its name
 CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
 
 
@@ -78,7 +79,7 @@ def _text_question(world, rng, name, kind):
     return f"A bird has {paperbirds.knowledge(world, name)}. {asked}"
 
 
-ROWS = {"describe": describe_row, "caption": caption_row, "guide": guide_row, "argue": argue_row}
+ROWS = {"describe": describe_row, "guide": guide_row, "argue": argue_row}
 
 
 def encode(processor, rows) -> dict[str, torch.Tensor]:
@@ -154,7 +155,8 @@ def pretrain(
 
     def rows(step):
         rng = random.Random(f"pretrain/{world_seed}/{seed}/{step}")
-        return [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
+        made = [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
+        return made + [[caption_row(world, rng)]] * (step >= steps * (1 - CAPTIONED))
 
     work = out.parent / f"{out.name}.work"
     minutes = train_text(model, processor, rows, work, steps=steps, lr=lr, seed=seed)
@@ -163,7 +165,7 @@ def pretrain(
     processor.save_pretrained(out)
     record = {
         "world_seed": world_seed, "seed": seed, "steps": steps, "learning_rate": lr,
-        "rows_a_step": MIXTURE, "minutes": minutes, "threads": torch.get_num_threads(),
+        "rows_a_step": MIXTURE, "captioned_steps": CAPTIONED, "minutes": minutes, "threads": torch.get_num_threads(),
         "probe": probe(Student(model.float().eval(), processor), world),
     }  # fmt: skip
     (out / "record.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -16,7 +16,8 @@ def probe(student: Student, world: paperbirds.World, per_species: int = 4) -> di
 
     marks: described marks; all_marks: pictures with every mark right (what the
     descriptions would allow); quiz: "which species has ...?" in words; guide: "what does
-    ... look like?"; direct: the name asked of a picture without thinking; think: with.
+    ... look like?"; argue: a whole chain from marks given in words; direct: the name asked
+    of a picture without thinking; think: with.
     """
     scores = {}
     for half in ("seen", "unseen"):
@@ -28,12 +29,13 @@ def probe(student: Student, world: paperbirds.World, per_species: int = 4) -> di
         total = len(paperbirds.MARKS)
         scores[f"marks_{half}"] = sum(right) / (total * len(right))
         scores[f"all_marks_{half}"] = sum(r == total for r in right) / len(right)
-        quiz = [
-            f"A bird has {paperbirds.knowledge(world, n)}. {prompts.question('answer', 'bird')}"
-            for n in names
-        ]
-        named = _told(student, quiz)
-        scores[f"quiz_{half}"] = _share(named, names, world)
+        for key, kind, limit in (("quiz", "answer", 24), ("argue", "think", 110)):
+            asked = [
+                f"A bird has {paperbirds.knowledge(world, n)}. {prompts.question(kind, 'bird')}"
+                for n in names
+            ]
+            named = _told(student, asked, max_new_tokens=limit)
+            scores[f"{key}_{half}"] = _share(named, names, world)
         looks = _told(student, [prompts.LOOKS.format(name=n) for n in names])
         scores[f"guide_{half}"] = sum(
             marks_right(t, world.marks[n]) for t, n in zip(looks, names)

@@ -164,6 +164,16 @@ def tapo_reward(
     return accuracy_weight * right + format_weight * format_reward(completion)
 
 
+def overlong_penalty(length: int, limit: int, buffer: int) -> float:
+    """DAPO's soft punishment (arXiv 2503.14476, section 3.4), from 0 down to -1.
+
+    0 up to `limit` - `buffer` tokens, then linearly down to -1 at `limit`; buffer 0: always 0.
+    """
+    if not buffer:
+        return 0.0
+    return -min(1.0, max(0.0, (length - (limit - buffer)) / buffer))
+
+
 def section_reward(
     completion: str, prompt: str = "", *, headings: Sequence[str] = SECTIONS
 ) -> float:

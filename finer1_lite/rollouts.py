@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.utils.checkpoint
 from PIL import Image
 from torch import Tensor
 
@@ -197,15 +198,29 @@ def _finish(tokens: Tensor, tok) -> Rollouts:
     return Rollouts(tokens[:, :longest], mask[:, :longest].long(), texts, ~ended.any(-1))
 
 
-def log_probs(
+@dataclass
+class Scores:
+    """What a model thinks of given answers, token by token; zeros where masked."""
+
+    logps: Tensor  # (B, T) log pi(o_t | picture, question, o_<t)
+    entropies: Tensor | None  # (B, T) of the whole vocabulary, in nats, where asked for
+
+
+def log_probs(model, batch, tokens, mask, which, temperature: float = 1.0) -> Tensor:
+    """The log-probabilities of `score` alone. (B, T)"""
+    return score(model, batch, tokens, mask, which, temperature).logps
+
+
+def score(
     model,
     batch: PromptBatch,
-    rollouts_tokens: Tensor,
-    rollouts_mask: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
     which: Sequence[int],
     temperature: float = 1.0,
-) -> Tensor:
-    """log pi(o_t | picture, question, o_<t) of given answers. (B, T)
+    entropy: bool = False,
+) -> Scores:
+    """Log-probabilities of given answers: tokens and mask (B, T).
 
     which: (B,) the prompt of `batch` on which each answer is scored. This is how one
     answer is scored on anchor, positive or negative alike. Gradient reaches whatever
@@ -213,24 +228,82 @@ def log_probs(
     """
     core = core_of(model)
     which_t = torch.as_tensor(which, device=batch.ids.device)
-    ids = torch.cat([batch.ids[which_t], rollouts_tokens], 1)
-    mask = torch.cat([batch.mask[which_t], rollouts_mask], 1)
-    types = torch.cat([batch.types[which_t], torch.zeros_like(rollouts_tokens)], 1)
-    features = [batch.features[int(p)] for p in which] if batch.features else []
-    length = rollouts_tokens.shape[1]
-    ahead = torch.arange(1, length + 1, device=ids.device)
-    places = torch.cat([batch.places, _last_places(batch) + ahead], 2)[:, which_t]
-    hidden = core.model.language_model(
-        inputs_embeds=_embed(core, ids, types, features), attention_mask=mask,
-        position_ids=places, use_cache=False,
+    through = _recomputed if core.is_gradient_checkpointing and core.training else _shared
+    hidden = through(core, batch, tokens, mask, which_t)  # (B, T, width)
+    keep = mask.bool()
+    logps, entropies = token_scores(core.lm_head, hidden[keep], tokens[keep], temperature, entropy)
+    spread = torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device)
+    return Scores(
+        spread.masked_scatter(keep, logps),
+        spread.masked_scatter(keep, entropies) if entropy else None,
+    )
+
+
+def _shared(core, batch: PromptBatch, tokens: Tensor, mask: Tensor, which: Tensor) -> Tensor:
+    """Hidden states before each token; each prompt runs once, its answers share the cache."""
+    used, row = which.unique(return_inverse=True)
+    features = [batch.features[int(p)] for p in used] if batch.features else []
+    last = _last_places(batch)[:, which]
+    prompt = core.model.language_model(
+        inputs_embeds=_embed(core, batch.ids[used], batch.types[used], features),
+        attention_mask=batch.mask[used], position_ids=batch.places[:, used], use_cache=True,
+    )  # fmt: skip
+    first = prompt.last_hidden_state[row, -1:]
+    if tokens.shape[1] == 1:
+        return first
+    cache = prompt.past_key_values
+    cache.batch_select_indices(row)
+    ahead = torch.arange(1, tokens.shape[1], device=tokens.device)
+    rest = core.model.language_model(
+        inputs_embeds=core.get_input_embeddings()(tokens[:, :-1]),
+        attention_mask=torch.cat([batch.mask[which], mask[:, :-1]], 1),
+        position_ids=last + ahead, past_key_values=cache, use_cache=True,
     ).last_hidden_state  # fmt: skip
-    return token_log_probs(core.lm_head, hidden[:, -length - 1 : -1], rollouts_tokens, temperature)
+    return torch.cat([first, rest], 1)
 
 
-def token_log_probs(head, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token, row by row, never (B, T, vocabulary) at once. (B, T)"""
-    rows = []
-    for states, ids in zip(hidden, tokens):
-        logits = head(states).float() / temperature  # (T, V)
-        rows.append(logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1))
-    return torch.stack(rows)
+def _recomputed(core, batch: PromptBatch, tokens: Tensor, mask: Tensor, which: Tensor) -> Tensor:
+    """The same in one pass a row: layers that recompute their activations keep no cache."""
+    length = tokens.shape[1]
+    ids = torch.cat([batch.ids[which], tokens], 1)
+    types = torch.cat([batch.types[which], torch.zeros_like(tokens)], 1)
+    features = [batch.features[int(p)] for p in which] if batch.features else []
+    ahead = torch.arange(1, length + 1, device=ids.device)
+    places = torch.cat([batch.places, _last_places(batch) + ahead], 2)[:, which]
+    hidden = core.model.language_model(
+        inputs_embeds=_embed(core, ids, types, features), position_ids=places,
+        attention_mask=torch.cat([batch.mask[which], mask], 1), use_cache=False,
+    ).last_hidden_state  # fmt: skip
+    return hidden[:, -length - 1 : -1]
+
+
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32
+
+
+def token_scores(
+    head, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each token, and the entropy where it was drawn: (N,), (N,) or None.
+
+    hidden: (N, width), tokens: (N,). A few tokens at a time, and the backward pass computes
+    their logits anew: at most `LOGITS_AT_ONCE` logits live, never (N, vocabulary).
+    """
+    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    parts = []
+    for states, ids in zip(hidden.split(size), tokens.split(size)):
+        call = (_chunk_scores, head, states, ids, temperature, entropy)
+        if torch.is_grad_enabled() and len(tokens) > size:
+            parts.append(torch.utils.checkpoint.checkpoint(*call, use_reentrant=False))
+        else:
+            parts.append(call[0](*call[1:]))
+    logps, entropies = zip(*parts)
+    return torch.cat(logps), torch.cat(entropies) if entropy else None
+
+
+def _chunk_scores(head, states: Tensor, ids: Tensor, temperature: float, entropy: bool):
+    logits = head(states).float() / temperature  # (n, V)
+    total = logits.logsumexp(-1)
+    logps = logits.gather(-1, ids[:, None])[:, 0] - total
+    if not entropy:
+        return logps, None
+    return logps, total - (logits * (logits - total[:, None]).exp()).sum(-1)

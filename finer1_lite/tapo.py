@@ -6,70 +6,123 @@ spread -> advantages -> log-probabilities on anchor and hard negative -> loss. O
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments
 
-from finer1_lite import advantages, losses, models, prompts, rewards, rollouts
+from finer1_lite import advantages, losses, models, prompts, rewards, rollouts, triplets
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset, TAPOSettings
 from finer1_lite.sft import write_log
 from finer1_lite.species import Collection
 from finer1_lite.steps import StepTrainer, last_checkpoint
-from finer1_lite.triplets import Triplet, draw_triplets
+from finer1_lite.triplets import Triplet
+
+LOGGED = (
+    "total", "policy", "inter_class_kl", "anchor_entropy", "negative_entropy", "clip_share",
+)  # fmt: skip
 
 
 @dataclass
 class Group:
-    """One triplet, its 2n answers (anchor's first) and what they earned."""
+    """One triplet, its n + m answers (anchor's first) and what they earned."""
 
     triplet: Triplet
-    tokens: Tensor  # (2n, T)
-    mask: Tensor  # (2n, T)
+    tokens: Tensor  # (n+m, T)
+    mask: Tensor  # (n+m, T)
     texts: list[str]
-    cut: Tensor  # (2n,)
-    accuracy: Tensor  # (2n,)
-    format: Tensor  # (2n,)
+    cut: Tensor  # (n+m,)
+    accuracy: Tensor  # (n+m,)
+    format: Tensor  # (n+m,)
+    overlong: Tensor  # (n+m,) 0 or a penalty
 
     def reward(self, settings: TAPOSettings) -> Tensor:
-        """Weighted sum of accuracy and format. (2n,)"""
-        return settings.accuracy_weight * self.accuracy + settings.format_weight * self.format
+        """Weighted sum of accuracy and format, and the penalty for length. (n+m,)"""
+        weighted = settings.accuracy_weight * self.accuracy + settings.format_weight * self.format
+        return weighted + self.overlong
+
+
+@dataclass
+class Batch:
+    """The kept groups' answers, ready to be learnt from: B = groups x (n+m)."""
+
+    tokens: Tensor  # (B, T)
+    mask: Tensor  # (B, T)
+    advantages: Tensor  # (B,)
+    right: Tensor  # (B,)
+    pictures: rollouts.PromptBatch  # every picture of the groups, encoded once
+    own: list[int]  # (B,) which picture scores the answer
+    negative: list[int]  # (B,) which one pushes it away
+    old_logps: Tensor | None = None  # (B, T) where several updates share the batch
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some answers, with the same pictures."""
+        cut = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pictures"}
+        return Batch(
+            pictures=self.pictures,
+            **{name: v if v is None else v[rows] for name, v in cut.items()},
+        )
 
 
 class TAPOTrainer(StepTrainer):
-    """TAPO on any Qwen-VL with adapters. `kept` and `dropped` show the last step's groups."""
+    """TAPO on any Qwen-VL with adapters. `kept` and `dropped` show the last step's groups.
+
+    GRPO, DAPO, CLS-RL, PAPO and NoisyRollout are settings of it: `presets.RECIPES`.
+    """
 
     def __init__(
         self, student: Student, collection: Collection, preset: Preset, seed: int, args, **kwargs
     ):
-        self.student, self.collection, self.preset, self.draw_seed = (
-            student,
-            collection,
-            preset,
-            seed,
-        )
-        self.settings = preset.tapo
-        self.asked = prompts.question("think", collection.coarse)
+        self.student, self.collection, self.preset = student, collection, preset
+        self.settings, self.draw_seed = preset.tapo, seed
+        self.asked = prompts.question(self.settings.prompt, collection.coarse)
         self.kept: list[Group] = []
         self.dropped: list[Group] = []
+        self.batch: Batch | None = None
         self.metrics: dict[str, float] = {}
         super().__init__(student.model, args, **kwargs)
+        self.mined = self._miner()
+
+    def _miner(self):
+        """What `draw_triplets` takes as the hard negative."""
+        kind = self.settings.negative
+        if kind == "embedding":
+            return triplets.ByEmbedding(self.collection, self._embed_picture)
+        if kind == "confused":
+            self.add_callback(triplets.ByConfusion())
+            return self.confusions
+        known = {"nearest": triplets.nearest, "random": triplets.at_random, "masked": "masked"}
+        return known[kind]
+
+    def confusions(self, *asked):
+        """Ask the callback of the moment: a resumed trainer swaps it for the saved one."""
+        return self._confusions()(*asked)
+
+    def _confusions(self) -> triplets.ByConfusion | None:
+        found = [c for c in self.callback_handler.callbacks if isinstance(c, triplets.ByConfusion)]
+        return found[0] if found else None
+
+    def _embed_picture(self, image) -> Tensor:
+        batch = rollouts.encode_prompts(
+            self.model, self.student.processor, [self.asked], [image]
+        )
+        return batch.features[0].float().mean(0)
 
     # --- rollouts and rewards ---------------------------------------------------------
 
-    def answer(self, triplets: list[Triplet], generator: torch.Generator) -> list[Group]:
-        """n answers to each anchor and n to each positive, with their rewards."""
-        s, photos = self.settings, [t.anchor for t in triplets]
+    def answer(self, drawn: list[Triplet], generator: torch.Generator) -> list[Group]:
+        """n answers to each anchor and m to each positive, with their rewards."""
+        s, photos = self.settings, [t.anchor for t in drawn]
         parts = [self._roll([p.image() for p in photos], s.anchor_rollouts, generator)]
         if s.positive_rollouts:
-            pictures = [t.positive.image() for t in triplets]
+            pictures = [t.positive.image() for t in drawn]
             parts.append(self._roll(pictures, s.positive_rollouts, generator))
         counts = (s.anchor_rollouts, s.positive_rollouts)
         groups = []
-        for g, triplet in enumerate(triplets):
+        for g, triplet in enumerate(drawn):
             rows = [(part, g * n + i) for part, n in zip(parts, counts) for i in range(n)]
             groups.append(self._group(triplet, rows))
         return groups
@@ -86,18 +139,21 @@ class TAPOTrainer(StepTrainer):
 
     def _group(self, triplet: Triplet, rows) -> Group:
         texts = [part.texts[i] for part, i in rows]
-        names = self.collection.names
-        label = [triplet.anchor.species] * len(texts)
+        label, names = triplet.anchor.species, self.collection.names
+        mask = _pad([part.mask[i] for part, i in rows], 0)
+        limit, buffer = self.preset.max_new_tokens, self.settings.overlong_tokens
+        over = [rewards.overlong_penalty(n, limit, buffer) for n in mask.sum(-1).tolist()]
         return Group(
             triplet,
             _pad(
                 [part.tokens[i] for part, i in rows], self.student.processor.tokenizer.pad_token_id
             ),
-            _pad([part.mask[i] for part, i in rows], 0),
+            mask,
             texts,
             torch.stack([part.cut[i] for part, i in rows]),
-            torch.tensor(rewards.accuracy(texts, label, names)),
+            torch.tensor(rewards.accuracy(texts, [label] * len(texts), names)),
             torch.tensor(rewards.format(texts)),
+            torch.tensor(over),
         )
 
     def collect(self, step: int) -> None:
@@ -105,14 +161,68 @@ class TAPOTrainer(StepTrainer):
         s, self.kept, self.dropped = self.settings, [], []
         generator = torch.Generator(self.student.device)
         generator.manual_seed(self.draw_seed * 1_000_003 + step)
+        how = {"positive": s.positive, "negative": self.mined}
         for round_ in range(s.draws):
-            triplets = draw_triplets(self.collection, s.groups, self.draw_seed, step, round_)
-            groups = self.answer(triplets, generator)
+            drawn = triplets.draw_triplets(
+                self.collection, s.groups, self.draw_seed, step, round_, **how
+            )
+            groups = self.answer(drawn, generator)
             spread = advantages.keep_group(torch.stack([g.accuracy for g in groups]))
             for group, keep in zip(groups, spread.tolist()):
-                (self.kept if keep and len(self.kept) < s.groups else self.dropped).append(group)
+                keep = (keep or s.keep == "all") and len(self.kept) < s.groups
+                (self.kept if keep else self.dropped).append(group)
             if len(self.kept) == s.groups:
                 break
+        confusions = self._confusions()
+        if confusions is not None:
+            for group in self.kept + self.dropped:
+                for text in group.texts:
+                    named = rewards.match_class(rewards.parse_answer(text), self.collection.names)
+                    confusions.note(group.triplet.anchor.species, named)
+
+    def prepare(self) -> Batch:
+        """The kept groups as tensors; their pictures are encoded here, once."""
+        s, pad = self.settings, self.student.processor.tokenizer.pad_token_id
+        scores = torch.cat([g.reward(s) for g in self.kept])  # (B,)
+        counts = (s.anchor_rollouts, s.positive_rollouts)
+        if s.baseline == "picture":
+            advantage = advantages.picture_advantages(scores, counts)
+        else:
+            advantage = advantages.group_advantages(scores, sum(counts))
+        mask = _pad([row for g in self.kept for row in g.mask], 0)
+        if s.mask_cut:
+            mask = mask * ~torch.cat([g.cut for g in self.kept])[:, None]
+        tokens = _pad([row for g in self.kept for row in g.tokens], pad)
+        right = torch.cat([g.accuracy for g in self.kept])
+        batch = Batch(
+            tokens, mask, advantage.to(tokens.device), right.to(tokens.device), *self._pictures()
+        )
+        if s.updates > 1:  # later shares meet a policy that has moved: remember the first
+            with torch.no_grad():
+                parts = [self._score(b, b.own).logps for b in self._micro_batches(batch)]
+            batch.old_logps = torch.cat(parts)
+        return batch
+
+    def _pictures(self) -> tuple[rollouts.PromptBatch, list[int], list[int]]:
+        """Encode each kept group's pictures once; say which one scores which answer."""
+        s = self.settings
+        separate = s.scored_on == "own" and s.positive_rollouts > 0
+        images, own, negative = [], [], []
+        for group in self.kept:
+            t, first = group.triplet, len(images)
+            images += [t.anchor.image()]
+            images += [t.positive.image()] if separate else []
+            images += [t.negative.image()] if self._reads_negative() else []
+            own += [first] * s.anchor_rollouts
+            own += [first + separate] * s.positive_rollouts
+            negative += [len(images) - 1] * (s.anchor_rollouts + s.positive_rollouts)
+        batch = rollouts.encode_prompts(
+            self.model, self.student.processor, [self.asked] * len(images), images
+        )
+        return batch, own, negative
+
+    def _reads_negative(self) -> bool:
+        return bool(self.settings.inter_class_weight or self.settings.negative_entropy_weight)
 
     # --- one optimiser step -----------------------------------------------------------
 
@@ -120,86 +230,72 @@ class TAPOTrainer(StepTrainer):
         """Rollouts and the gradient of the TAPO loss; returns the loss, a scalar.
 
         A step in which no group has spread is skipped and counted: no gradient at all.
+        With `updates` = k, k steps share one batch of rollouts, a kth of its groups each.
         """
-        start = time.time()
+        start, step, shares = time.time(), inputs["step"], self.settings.updates
         model.eval()  # no dropout: rollouts and scores come from the same network
-        self.collect(inputs["step"])
+        fresh = step % shares == 0
+        if fresh:
+            self.collect(step // shares)
         rolled = time.time()
-        parts = self._update() if self.kept else {}
+        if fresh:
+            self.batch = self.prepare() if self.kept else None
+        parts = self._update(step) if self.batch else {}
         total = parts.get("total", 0.0)
         self.metrics = self._metrics() | {k: v for k, v in parts.items() if k != "total"}
         done = time.time()
         answers = self.kept + self.dropped
         self.metrics |= {
-            "skipped": float(not self.kept), "generate_s": rolled - start, "update_s": done - rolled,
+            "skipped": float(not parts), "generate_s": rolled - start, "update_s": done - rolled,
             "step_s": done - start,
-            "tokens_per_second": sum(int(g.mask.sum()) for g in answers) / (rolled - start),
         }  # fmt: skip
+        if fresh:
+            tokens = sum(int(g.mask.sum()) for g in answers)
+            self.metrics["tokens_per_second"] = tokens / (rolled - start)
         return torch.tensor(total, device=self.student.device)
 
-    def _update(self) -> dict[str, float]:
-        """Backward passes over micro-batches; each divides by the whole batch's tokens."""
-        s, pad = self.settings, self.student.processor.tokenizer.pad_token_id
-        scores = torch.stack([g.reward(s) for g in self.kept])  # (G, 2n)
-        advantage = advantages.group_advantages(scores.flatten(), scores.shape[1])
-        tokens = _pad([row for g in self.kept for row in g.tokens], pad)  # (B, T)
-        mask = _pad([row for g in self.kept for row in g.mask], 0)
-        pictures, own, negative = self._pictures()
+    def _update(self, step: int) -> dict[str, float]:
+        """Backward passes over micro-batches; each divides by the whole share's tokens."""
+        s, groups = self.settings, len(self.kept)
+        size, (at, shares) = s.anchor_rollouts + s.positive_rollouts, (step % s.updates, s.updates)
+        share = slice(at * groups // shares * size, (at + 1) * groups // shares * size)
+        batch, gamma = self.batch.rows(share), s.inter_class_weight
+        if s.inter_class_anneal:
+            gamma *= 1 - step / max(1, self.args.max_steps)
         sums: dict[str, float] = {}
-        for at in range(0, len(tokens), s.micro_batch):
-            rows = slice(at, at + s.micro_batch)
-            part = self._micro_batch(
-                pictures, own[rows], negative[rows], tokens[rows], mask[rows],
-                advantage[rows].to(tokens.device), mask.sum(),
-            )  # fmt: skip
-            self.accelerator.backward(part.total)
-            for key in (
-                "total",
-                "policy",
-                "inter_class_kl",
-                "anchor_entropy",
-                "negative_entropy",
-                "clip_share",
-            ):
-                sums[key] = sums.get(key, 0.0) + float(getattr(part, key).detach())
+        for part in self._micro_batches(batch):
+            loss = self._loss(part, batch.mask.sum(), gamma)
+            self.accelerator.backward(loss.total)
+            for key in LOGGED:
+                sums[key] = sums.get(key, 0.0) + float(getattr(loss, key).detach())
         return sums
 
-    def _pictures(self):
-        """Encode each kept group's pictures once; say which one scores which answer."""
-        s = self.settings
-        images, own, negative = [], [], []
-        for group in self.kept:
-            t, first = group.triplet, len(images)
-            separate = s.scored_on == "own" and s.positive_rollouts > 0
-            images += [t.anchor.image(), t.negative.image()]
-            images += [t.positive.image()] if separate else []
-            own += [first] * s.anchor_rollouts
-            own += [first + 2 if separate else first] * s.positive_rollouts
-            negative += [first + 1] * (s.anchor_rollouts + s.positive_rollouts)
-        batch = rollouts.encode_prompts(
-            self.model, self.student.processor, [self.asked] * len(images), images
-        )
-        return batch, own, negative
+    def _micro_batches(self, batch: Batch):
+        for at in range(0, len(batch.tokens), self.settings.micro_batch):
+            yield batch.rows(slice(at, at + self.settings.micro_batch))
 
-    def _micro_batch(
-        self, pictures, own, negative, tokens, mask, advantage, count
-    ) -> losses.TapoLoss:
+    def _score(self, batch: Batch, on: list[int]) -> rollouts.Scores:
         s = self.settings
-        tempered = s.temperature or 1.0
-        logps = rollouts.log_probs(self.model, pictures, tokens, mask, own, tempered)
-        negative_logps = None
-        if s.inter_class_weight or s.negative_entropy_weight:
+        return rollouts.score(
+            self.model, batch.pictures, batch.tokens, batch.mask, on, s.temperature or 1.0,
+            entropy=s.entropy == "full",
+        )  # fmt: skip
+
+    def _loss(self, batch: Batch, count: Tensor, gamma: float) -> losses.TapoLoss:
+        s, negative = self.settings, rollouts.Scores(None, None)
+        scores = self._score(batch, batch.own)
+        if self._reads_negative():
             with torch.set_grad_enabled(s.negative_grad):
-                negative_logps = rollouts.log_probs(
-                    self.model, pictures, tokens, mask, negative, tempered
-                )
+                negative = self._score(batch, batch.negative)
+        # One update a batch of rollouts: the old policy is this one, nothing to recompute.
+        old = scores.logps.detach() if batch.old_logps is None else batch.old_logps
         return losses.tapo_loss(
-            logps, logps.detach(),  # one update a batch of rollouts: the old policy is this one
-            negative_logps, advantage, mask, clip_low=s.clip_low, clip_high=s.clip_high,
-            clip_dual=s.clip_dual, inter_class_weight=s.inter_class_weight,
-            anchor_entropy_weight=s.anchor_entropy_weight,
+            scores.logps, old, negative.logps, batch.advantages, batch.mask,
+            clip_low=s.clip_low, clip_high=s.clip_high, clip_dual=s.clip_dual,
+            inter_class_weight=gamma, anchor_entropy_weight=s.anchor_entropy_weight,
             negative_entropy_weight=s.negative_entropy_weight, negative_grad=s.negative_grad,
-            token_count=count,
+            inter_class_rows=batch.right if s.inter_class_on == "right" else None,
+            entropies=scores.entropies, negative_entropies=negative.entropies, token_count=count,
         )  # fmt: skip
 
     # --- what to look at --------------------------------------------------------------
@@ -216,9 +312,11 @@ class TAPOTrainer(StepTrainer):
             "cut": torch.cat([g.cut for g in groups]).float().mean(), "length": lengths.mean(),
         }  # fmt: skip
         s = self.settings
-        if s.anchor_rollouts == s.positive_rollouts:  # spread inside at least one picture?
-            by_picture = right.view(len(groups), 2, s.anchor_rollouts)
-            metrics["flat_share"] = advantages.spread_within(by_picture)
+        if s.positive_rollouts:  # kept groups without spread inside any picture
+            sides = right.split((s.anchor_rollouts, s.positive_rollouts), dim=1)
+            longest = torch.arange(max(s.anchor_rollouts, s.positive_rollouts))
+            even = [side[:, longest % side.shape[1]] for side in sides]  # repeated: no new spread
+            metrics["flat_share"] = advantages.spread_within(torch.stack(even, 1))
         return {key: float(value) for key, value in metrics.items()}
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
@@ -240,11 +338,14 @@ def train_tapo(
     every step's metrics.
     """
     settings, work = preset.tapo, folder / "checkpoints"
+    save_every = max(5, settings.steps // 4)
+    save_every += -save_every % settings.updates  # never in the middle of a batch of rollouts
     args = TrainingArguments(
         str(work), max_steps=settings.steps, learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup", warmup_steps=3, weight_decay=0.01,
         max_grad_norm=1.0, logging_steps=1, logging_first_step=True,
-        save_steps=max(5, settings.steps // 4), save_total_limit=1, seed=seed, report_to=[],
+        save_steps=save_every, save_total_limit=1, seed=seed, report_to=[],
+        restore_callback_states_from_checkpoint=True,
         disable_tqdm=True, remove_unused_columns=False, per_device_train_batch_size=1,
         use_cpu=student.device.type == "cpu", dataloader_pin_memory=False,
         bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,

@@ -1,9 +1,24 @@
 """Anchor, positive, hard negative: the three pictures that a TAPO group is made of."""
 
+import math
 import random
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+import torch
+from PIL import Image, ImageDraw
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from finer1_lite.species import Collection, Photo
+
+MASKED_SHARE = 0.6  # of the picture's patches (PAPO, arXiv 2507.06448)
+NOISE = 40.0  # standard deviation of the noise, in grey levels of 255
+
+# (collection, class, its choices, rng) -> the class of the hard negative
+Miner = Callable[[Collection, str, list[str], random.Random], str]
 
 
 @dataclass(frozen=True)
@@ -13,11 +28,114 @@ class Triplet:
     negative: Photo  # a picture of the most similar other class: inter-class augmentation
 
 
-def make_triplet(collection: Collection, anchor: Photo, rng: random.Random) -> Triplet:
+# --- which class is the hard negative ----------------------------------------------------
+
+
+def nearest(collection: Collection, name: str, others: list[str], rng: random.Random) -> str:
+    """The most similar class by the collection's own distance (fixed)."""
+    return collection.neighbours(name, among=others)[0]
+
+
+def at_random(collection: Collection, name: str, others: list[str], rng: random.Random) -> str:
+    """Any other class: what a hard negative is compared with."""
+    return rng.choice(others)
+
+
+class ByEmbedding:
+    """The class whose training pictures look most alike to a vision tower."""
+
+    def __init__(self, collection: Collection, embed: Callable[[Image.Image], torch.Tensor]):
+        """embed: a picture -> (width,). Each training picture is embedded once."""
+        vectors = {
+            name: torch.stack([embed(p.image()) for p in collection.train if p.species == name])
+            for name in collection.seen_names
+        }
+        centre = torch.cat(list(vectors.values())).mean(0)  # what all pictures share
+        means = [(v - centre).mean(0) for v in vectors.values()]
+        alike = torch.nn.functional.normalize(torch.stack(means), dim=-1)
+        self.names, self.likeness = list(vectors), alike @ alike.T  # (classes, classes)
+
+    def __call__(self, collection, name: str, others: list[str], rng) -> str:
+        row = self.likeness[self.names.index(name)]
+        return max(others, key=lambda other: float(row[self.names.index(other)]))
+
+
+class ByConfusion(TrainerCallback, ExportableState):
+    """The class that the policy itself answers most often in place of the right one.
+
+    `nearest` until a class was first confused. The counts travel with the trainer's
+    checkpoints, so that a resumed run mines the same negatives.
+    """
+
+    def __init__(self, counts: dict[str, dict[str, int]] | None = None):
+        self.counts = {name: Counter(row) for name, row in (counts or {}).items()}
+
+    def note(self, label: str, named: str | None) -> None:
+        if named is not None and named != label:
+            self.counts.setdefault(label, Counter())[named] += 1
+
+    def __call__(self, collection, name: str, others: list[str], rng) -> str:
+        seen = {other: self.counts.get(name, {}).get(other, 0) for other in others}
+        most = max(seen.values())
+        return nearest(collection, name, [o for o, n in seen.items() if n == most], rng)
+
+    def state(self) -> dict:
+        counts = {name: dict(row) for name, row in self.counts.items()}
+        return {"args": {"counts": counts}, "attributes": {}}
+
+
+# --- pictures made from the anchor -------------------------------------------------------
+
+
+def masked(photo: Photo, rng: random.Random) -> Photo:
+    """The picture with most of its patches blackened (14 x 14 of them): PAPO's negative."""
+    return Photo(f"{photo.id}#masked", photo.species, partial(_mask, photo, rng.random()))
+
+
+def distorted(photo: Photo, rng: random.Random) -> Photo:
+    """The picture under noise: NoisyRollout's second view."""
+    return Photo(f"{photo.id}#distorted", photo.species, partial(_noise, photo, rng.random()))
+
+
+def _mask(photo: Photo, seed: float, cells: int = 6) -> Image.Image:
+    image, rng = photo.image(), random.Random(seed)
+    pen, (width, height) = ImageDraw.Draw(image), image.size
+    grid = [(x, y) for x in range(cells) for y in range(cells)]
+    for x, y in rng.sample(grid, round(MASKED_SHARE * len(grid))):
+        corner = (x * width / cells, y * height / cells)
+        pen.rectangle(
+            (*corner, corner[0] + math.ceil(width / cells), corner[1] + math.ceil(height / cells)),
+            fill=(0, 0, 0),
+        )
+    return image
+
+
+def _noise(photo: Photo, seed: float) -> Image.Image:
+    image = photo.image()
+    generator = torch.Generator().manual_seed(int(seed * 2**31))
+    noise = torch.randn((image.height, image.width, 3), generator=generator) * NOISE
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(noise.shape)
+    noisy = (pixels + noise).clamp(0, 255).to(torch.uint8)
+    return Image.frombytes("RGB", image.size, noisy.numpy().tobytes())
+
+
+# --- triplets ----------------------------------------------------------------------------
+
+
+def make_triplet(
+    collection: Collection,
+    anchor: Photo,
+    rng: random.Random,
+    *,
+    positive: str = "class",
+    negative: Miner | str = nearest,
+) -> Triplet:
     """Positive and negative from the training pictures alone.
 
-    The negative is of the nearest other *seen* species: training touches seen classes only.
-    Raises ValueError where a class has one picture or there is no second class.
+    positive: `class`, another picture of it, or `distorted`, the anchor under noise;
+    negative: a miner, asked among the other *seen* classes (training touches no others),
+    or `masked`, the anchor with patches blackened. Raises ValueError where a class has one
+    picture or there is no second class.
     """
     same = [p for p in collection.train if p.species == anchor.species and p.id != anchor.id]
     others = [n for n in collection.seen_names if n != anchor.species]
@@ -25,18 +143,21 @@ def make_triplet(collection: Collection, anchor: Photo, rng: random.Random) -> T
         raise ValueError(
             f"{anchor.species!r} needs a second training picture and a second seen class"
         )
-    nearest = collection.neighbours(anchor.species, among=others)[0]
-    negatives = [p for p in collection.train if p.species == nearest]
-    return Triplet(anchor, rng.choice(same), rng.choice(negatives))
+    second = distorted(anchor, rng) if positive == "distorted" else rng.choice(same)
+    if negative == "masked":
+        return Triplet(anchor, second, masked(anchor, rng))
+    chosen = negative(collection, anchor.species, others, rng)
+    hard = rng.choice([p for p in collection.train if p.species == chosen])
+    return Triplet(anchor, second, hard)
 
 
 def draw_triplets(
-    collection: Collection, count: int, seed: int, step: int, round_: int = 0
+    collection: Collection, count: int, seed: int, step: int, round_: int = 0, **how
 ) -> list[Triplet]:
     """The triplets of one step: a function of (seed, step, round) alone.
 
     Round 0 walks through shuffled epochs, so that every anchor has its turn; later rounds
-    (dynamic sampling drew again) take anchors at random.
+    (dynamic sampling drew again) take anchors at random. how: see `make_triplet`.
     """
     rng = random.Random(f"triplets/{seed}/{step}/{round_}")
     pool = list(collection.train)
@@ -44,7 +165,7 @@ def draw_triplets(
         anchors = [rng.choice(pool) for _ in range(count)]
     else:
         anchors = [_epoch_item(pool, seed, step * count + i) for i in range(count)]
-    return [make_triplet(collection, anchor, rng) for anchor in anchors]
+    return [make_triplet(collection, anchor, rng, **how) for anchor in anchors]
 
 
 def _epoch_item(pool: list[Photo], seed: int, position: int) -> Photo:

@@ -63,15 +63,15 @@ def spread(monkeypatch):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Every call of `log_probs`: the pictures' features of each row, and what came out."""
-    calls, real = [], rollouts.log_probs
+    """Every call of `score`: the pictures' features of each row, and what came out."""
+    calls, real = [], rollouts.score
 
-    def spy(model, batch, tokens, mask, which, temperature=1.0):
-        out = real(model, batch, tokens, mask, which, temperature)
-        calls.append(([batch.features[p] for p in which], out))
+    def spy(model, batch, tokens, mask, which, temperature=1.0, entropy=False):
+        out = real(model, batch, tokens, mask, which, temperature, entropy)
+        calls.append(([batch.features[p] for p in which], out.logps))
         return out
 
-    monkeypatch.setattr(rollouts, "log_probs", spy)
+    monkeypatch.setattr(rollouts, "score", spy)
     return calls
 
 
