@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_lab(commands)
     _add_pretrain(commands)
+    _add_ablate(commands)
     return parser
 
 
@@ -40,7 +41,7 @@ def _add_lab(commands) -> None:
     option("--photos", type=Path, default=None, help="folder of photographs, DIR/<class>/*.jpg, "
            "instead of paper birds")  # fmt: skip
     option("--descriptions", type=Path, default=None,
-           help="table (class, description) for --photos; DIR/descriptions.csv where not given")  # fmt: skip
+           help="table class, description for --photos (default: DIR/descriptions.csv)")  # fmt: skip
     option("--coarse", default=None, help='what the pictures show, in a word ("bird")')
     option("--world-seed", type=int, default=0, help="which world of paper birds; a world without "
            "a shipped student pretrains one first")  # fmt: skip
@@ -68,6 +69,42 @@ def _add_pretrain(commands) -> None:
     pre.add_argument("--seed", type=int, default=0, help="seed of weights and data")
     pre.add_argument("--out", type=Path, default=Path("runs"), help="folder for the student")
     pre.set_defaults(main=run_pretrain)
+
+
+def _add_ablate(commands) -> None:
+    study = commands.add_parser(
+        "ablate",
+        help="what each part of TAPO contributes: rows x seeds x worlds, a table, a figure",
+        description="Trains SFT, CLS-RL, DAPO, TAPO and TAPO without each of its parts from the "
+        "same start and budget, and writes OUT/NAME/ablation.md. Killed and started again, it "
+        "resumes; rows asked for later are added.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    option = study.add_argument
+    option("--name", default="ablation", help="name of the study")
+    option("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    option("--rows", nargs="+", default=None, help="rows of the table (default: all)")
+    option("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="training seeds")
+    option("--worlds", nargs="+", type=int, default=[0, 1], help="worlds of paper birds")
+    option("--workers", type=int, default=0, help="trainings side by side; 0: one a core")
+    option("--set", nargs="+", default=[], metavar="KEY=VALUE",
+           help="other settings of the lab preset, such as tapo.steps=20")  # fmt: skip
+    study.set_defaults(main=run_ablate)
+
+
+def run_ablate(args) -> None:
+    from finer1_lite import ablate
+    from finer1_lite.presets import Preset
+
+    unknown = [row for row in args.rows or () if row not in ablate.ROWS]
+    if unknown:
+        raise ValueError(f"--rows {' '.join(unknown)}: choose among {', '.join(ablate.ROWS)}")
+    preset = Preset.lab().with_(**dict(_setting(item) for item in args.set))
+    study = ablate.Study(
+        args.out / args.name, preset, tuple(args.rows or ablate.ROWS), tuple(args.seeds),
+        tuple(args.worlds),
+    )  # fmt: skip
+    print(f"table: {ablate.run(study, workers=args.workers)}")
 
 
 def make_job(args):

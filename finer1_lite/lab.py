@@ -211,7 +211,7 @@ def answer_cell(
 ) -> None:
     """One block of the evaluation, with a progress bar."""
     limit = job.preset.max_new_tokens
-    with _bar(len(collection.test), f"{folder.name} {cell.name}") as bar:
+    with progress_bar(len(collection.test), f"{folder.name} {cell.name}") as bar:
         for done in evaluate.evaluate(
             student, collection, cell, folder / "answers",
             max_new_tokens=limit, batch_size=job.preset.eval_batch,
@@ -228,7 +228,7 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
         out = folder / stage
         if not (out / "done").exists():
             student = models.load_student(base, job.preset)
-            with _bar(steps[stage], f"{folder.name} {stage}") as bar:
+            with progress_bar(steps[stage], f"{folder.name} {stage}") as bar:
                 report_to = [ProgressBar(bar)]
                 if stage == "sft":
                     student = models.add_adapter(student, job.preset, seed)
@@ -257,12 +257,12 @@ def run_seeds(job: Run, base: Path | str, workers: int) -> None:
         return
     context = multiprocessing.get_context("spawn")
     threads = max(1, cores // workers)
-    with ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads)) as pool:
+    with ProcessPoolExecutor(workers, context, start_worker, (os.getpid(), threads)) as pool:
         for done in [pool.submit(run_seed, job, base, seed) for seed in job.seeds]:
             done.result()
 
 
-def _start_worker(parent: int, threads: int) -> None:
+def start_worker(parent: int, threads: int) -> None:
     """A worker ends with its parent: a killed run must not go on writing."""
     torch.set_num_threads(threads)
     quiet()
@@ -305,7 +305,8 @@ class ProgressBar(TrainerCallback):
         self.bar.set_postfix(shown, refresh=False)
 
 
-def _bar(total: int, what: str):
+def progress_bar(total: int, what: str):
+    """The one look of all progress bars."""
     return tqdm(total=total, desc=what, mininterval=2.0, dynamic_ncols=True)
 
 

@@ -61,6 +61,23 @@ def harmonic_mean(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
+def bootstrap_over_worlds(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], draws: int = 2000, seed: int = 0
+) -> dict[str, float]:
+    """`paired_bootstrap` of several worlds (or data sets): {mean, low, high} of a - b.
+
+    a, b: an array (training seeds, pictures) a world. Worlds are fixed and weigh alike:
+    the interval is about other seeds and pictures of these worlds.
+    """
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"{len(a)} worlds in a, {len(b)} in b: give the same, one at least")
+    rng = np.random.default_rng(seed)
+    drawn = np.mean([_bootstrap(x, y, draws, rng) for x, y in zip(a, b)], axis=0)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    mean = np.mean([np.mean(x) - np.mean(y) for x, y in zip(a, b)])
+    return {"mean": float(mean), "low": float(low), "high": float(high)}
+
+
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -73,6 +90,11 @@ def paired_bootstrap(
     With one seed the interval is about pictures only, with few it is somewhat too narrow.
     ValueError for shapes that do not fit.
     """
+    return tuple(bootstrap_over_worlds([a], [b], draws, seed).values())
+
+
+def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Mean of a - b in each draw. (draws,)"""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     faults = [f"{n} has shape {x.shape}: give (seeds, pictures)" for n, x in (("a", a), ("b", b))
               if x.ndim != 2 or not x.size]
@@ -81,7 +103,6 @@ def paired_bootstrap(
     if draws < 1:
         faults.append(f"draws={draws}: give 1 or more")
     _raise("no bootstrap:", faults)
-    rng = np.random.default_rng(seed)
     drawn = np.empty(draws)
     for i in range(draws):
         rows = rng.integers(len(a), size=len(a))
@@ -89,8 +110,7 @@ def paired_bootstrap(
         rows_b = rows if same else rng.integers(len(b), size=len(b))
         pictures = rng.integers(a.shape[1], size=a.shape[1])
         drawn[i] = (a[rows].mean(0) - b[rows_b].mean(0))[pictures].mean()
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(a.mean() - b.mean()), float(low), float(high)
+    return drawn
 
 
 def read_records(path: Path | str) -> list[dict]:

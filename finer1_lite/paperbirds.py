@@ -218,10 +218,13 @@ def _draw_id(marks: dict[str, str], name: str) -> Image.Image:
     return draw(marks, random.Random(name))
 
 
-def collection(world: World, *, shots: int = 4, test: int = 432) -> Collection:
-    """`shots` training pictures a seen species, about `test` fresh ones a split.
+def collection(
+    world: World, *, shots: int = 4, test: int = 432, split: str = "test"
+) -> Collection:
+    """`shots` training pictures a seen species, about `test` fresh ones of each half.
 
-    The test count is rounded up to a whole number of pictures a species.
+    The test count is rounded up to a whole number of pictures a species. split: settings
+    are chosen on `val`, results are reported on `test`.
     """
     species = tuple(
         Species(n, world.genus[n], n in world.seen, knowledge(world, n)) for n in world.names
@@ -231,7 +234,7 @@ def collection(world: World, *, shots: int = 4, test: int = 432) -> Collection:
         photo(world, n, "train", i) for n in world.names if n in world.seen for i in range(shots)
     ]
     tests = [
-        photo(world, n, "test", i)
+        photo(world, n, split, i)
         for n in world.names
         for half in halves
         if n in half

@@ -86,6 +86,31 @@ def _task_bars(axis: Axes, metrics: Mapping, stages: Sequence[str], task: str) -
     return chance
 
 
+def ablation(found: Mapping) -> Figure:
+    """Differences to SFT on seen and unseen classes, a line a row, with 95 % intervals.
+
+    found: as `ablate.measure` returns it. Filled dots: the interval leaves out zero.
+    """
+    rows = [cell for cell in found.values() if "over_sft" in cell]
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, len(SPLITS), sharey=True)
+    for axis, split in zip(axes, SPLITS):
+        for place, cell in enumerate(rows):
+            over = cell["over_sft"][split]
+            mean, low, high = (100 * over[key] for key in ("mean", "low", "high"))
+            colour = COLOURS["tapo"] if cell["label"] == STAGE_NAMES["tapo"] else INK
+            inside = colour if low > 0 or high < 0 else "white"
+            axis.plot([low, high], [place, place], color=colour, linewidth=1.5)
+            axis.plot(mean, place, "o", color=colour, markerfacecolor=inside)
+        axis.axvline(0, color=INK, linewidth=0.8, linestyle="--")
+        axis.set_title(f"{split} classes", fontsize=10)
+        axis.set_xlabel("points over SFT (open world)")
+        _tidy(axis)
+    axes[0].set_yticks(range(len(rows)), [cell["label"] for cell in rows])
+    axes[0].invert_yaxis()
+    return figure
+
+
 @dataclass(frozen=True)
 class _Panel:
     title: str

@@ -111,7 +111,8 @@ class Preset:
         """Real photographs with the lab student: new words, longer chains."""
         return cls(
             name="lab-photos", warm_up_steps=200, max_new_tokens=160, eval_batch=76,
-            sft=SFTSettings(steps=80), tapo=TAPOSettings(steps=12, groups=4, learning_rate=2e-4, micro_batch=16),
+            sft=SFTSettings(steps=80),
+            tapo=TAPOSettings(steps=12, groups=4, learning_rate=2e-4, micro_batch=16),
         )  # fmt: skip
 
     @classmethod

@@ -165,7 +165,8 @@ def pretrain(
     processor.save_pretrained(out)
     record = {
         "world_seed": world_seed, "seed": seed, "steps": steps, "learning_rate": lr,
-        "rows_a_step": MIXTURE, "captioned_steps": CAPTIONED, "minutes": minutes, "threads": torch.get_num_threads(),
+        "rows_a_step": MIXTURE, "captioned_steps": CAPTIONED, "minutes": minutes,
+        "threads": torch.get_num_threads(),
         "probe": probe(Student(model.float().eval(), processor), world),
     }  # fmt: skip
     (out / "record.json").write_text(json.dumps(record, indent=1) + "\n")

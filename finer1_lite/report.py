@@ -90,14 +90,14 @@ def _draw(
     """Path below the run folder -> PNG."""
     images = {}
     if any(stage in metrics for stage in STAGES):
-        images[findings.ACCURACY] = _png(plots.accuracy_bars(metrics))
+        images[findings.ACCURACY] = png(plots.accuracy_bars(metrics))
     if any(logs.values()):
-        images[findings.LEARNING] = _png(plots.learning_curves(logs["tapo"], logs["sft"]))
+        images[findings.LEARNING] = png(plots.learning_curves(logs["tapo"], logs["sft"]))
     for number, picture in enumerate(shown, 1):
-        images[findings.sample_path(number)] = _png(picture)
+        images[findings.sample_path(number)] = png(picture)
     if shown:
         titles = [_caption(record) for record in chosen]
-        images["figures/samples.png"] = _png(plots.photo_grid(shown, titles))
+        images["figures/samples.png"] = png(plots.photo_grid(shown, titles))
     return images
 
 
@@ -108,7 +108,8 @@ def _caption(record: Mapping) -> str:
     return f"{label} ({record['split']})\n{kind}: {said}"
 
 
-def _png(picture: Figure | Image.Image) -> bytes:
+def png(picture: Figure | Image.Image) -> bytes:
+    """A figure or picture as the bytes of a PNG file."""
     data = io.BytesIO()
     if isinstance(picture, Figure):
         picture.savefig(data, format="png", dpi=200)
