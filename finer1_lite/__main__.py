@@ -41,7 +41,7 @@ def _add_lab(commands) -> None:
     option("--photos", type=Path, default=None, help="folder of photographs, DIR/<class>/*.jpg, "
            "instead of paper birds")  # fmt: skip
     option("--descriptions", type=Path, default=None,
-           help="table class, description for --photos (default: DIR/descriptions.csv)")  # fmt: skip
+           help="descriptions for --photos (default: DIR/descriptions.csv)")  # fmt: skip
     option("--coarse", default=None, help='what the pictures show, in a word ("bird")')
     option("--world-seed", type=int, default=0, help="which world of paper birds; a world without "
            "a shipped student pretrains one first")  # fmt: skip

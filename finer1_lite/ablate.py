@@ -76,9 +76,20 @@ class Study:
     worlds: tuple[int, ...] = (0, 1)
 
     def config(self) -> dict:
-        """What must be equal for a folder's content to be used again; rows may be added."""
-        return {"seeds": list(self.seeds), "worlds": list(self.worlds),
-                "preset": self.preset.to_dict()}  # fmt: skip
+        """What must be equal for a folder's content to be used again.
+
+        Rows and training seeds may be added to a study.
+        """
+        return {"worlds": list(self.worlds), "preset": self.preset.to_dict()}
+
+    def finished(self, row: str, rate: float) -> list[int]:
+        """The training seeds of a row that are done in every world, of this start or another."""
+        found = {int(p.name.removeprefix("seed")) for p in self.folder.glob("world*/seed*")}
+        return [
+            seed
+            for seed in sorted(found - {SEARCH_SEED})
+            if all(Task(self, w, seed, row, rate).done for w in self.worlds)
+        ]
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,10 @@ class Task:
     @property
     def name(self) -> str:
         return f"{self.row}-{self.rate:g}" if self.rate else self.row
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "finished.json").exists()
 
     @property
     def answers(self) -> Path:
@@ -160,7 +175,7 @@ def _job(study: Study, world: int) -> lab.Run:
 
 def do(task: Task) -> None:
     """Train and evaluate one task, or what a killed run left of it."""
-    if (task.folder / "finished.json").exists():
+    if task.done:
         return
     start, study = time.time(), task.study
     job = _job(study, task.world)
@@ -201,7 +216,7 @@ def do(task: Task) -> None:
 
 def _do(tasks: list[Task], workers: int) -> None:
     """Tasks side by side, one core each, with one progress bar."""
-    left = [task for task in tasks if not (task.folder / "finished.json").exists()]
+    left = [task for task in tasks if not task.done]
     if not left:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -244,22 +259,35 @@ def _marks(task: Task, world: paperbirds.World) -> dict[str, float]:
 
 def measure(study: Study, rates: dict[str, float]) -> dict:
     """Row -> accuracy, differences to SFT, DAPO and TAPO with intervals, marks, minutes."""
-    grids, found = {}, {}
-    for name in (*STARTS, *study.rows):
-        rate = rates[ROWS[name].rate_of] if name in ROWS else 0.0
-        tasks = [[Task(study, w, s, name, rate) for s in study.seeds] for w in study.worlds]
-        if all((t.folder / "finished.json").exists() for row in tasks for t in row):
-            grids[name] = _grids(tasks)
-            found[name] = _facts(tasks, grids[name])
-        else:
-            log.warning("%s: not all seeds are there; left out", name)
+    seeds, grids, found = {}, {}, {}
+    for name in (*STARTS, *ROWS):
+        rate = rates.get(ROWS[name].rate_of, 1.0) if name in ROWS else 0.0
+        seeds[name] = study.finished(name, rate)
+        if not seeds[name]:
+            log.info("%s: no seed is finished in all worlds; not in the table", name)
+            continue
+        tasks = [[Task(study, w, s, name, rate) for s in seeds[name]] for w in study.worlds]
+        grids[name] = _grids(tasks)
+        found[name] = _facts(tasks, grids[name])
     for name, other in [(n, o) for n in found for o in ("sft", "dapo", "tapo") if o in found]:
-        if name != other:
-            found[name][f"over_{other}"] = {
-                split: metrics.bootstrap_over_worlds(grids[name][split], grids[other][split])
-                for split in metrics.SPLITS
-            }
+        both = sorted({*seeds[name]} & {*seeds[other]})
+        if name != other and both:
+            found[name][f"over_{other}"] = _over(grids, seeds, name, other, both)
     return found
+
+
+def _over(grids, seeds, name: str, other: str, both: list[int]) -> dict:
+    """Differences of two rows on the training seeds that both have."""
+
+    def of(row, split):
+        lines = [seeds[row].index(seed) for seed in both]
+        return [grid[lines] for grid in grids[row][split]]
+
+    return {
+        split: metrics.bootstrap_over_worlds(of(name, split), of(other, split))
+        | {"seeds": len(both)}
+        for split in metrics.SPLITS
+    }
 
 
 def _grids(tasks: list[list[Task]]) -> dict[str, list[np.ndarray]]:
@@ -276,6 +304,7 @@ def _facts(tasks: list[list[Task]], grids: dict[str, list[np.ndarray]]) -> dict:
     by_world = {s: [float(grid.mean()) for grid in grids[s]] for s in metrics.SPLITS}
     return {
         "label": ROWS[every[0].row].label if every[0].row in ROWS else STARTS[every[0].row],
+        "seeds": len(tasks[0]),
         "minutes": float(np.mean([t["train_minutes"] for t in took])),
         "accuracy": {s: float(np.mean(values)) for s, values in by_world.items()},
         "by_world": by_world,
@@ -291,11 +320,14 @@ def _points(cell: dict | None) -> str:
 
 def table(found: dict) -> Table:
     """The ablation as a table: accuracy in %, differences in points with 95 % intervals."""
-    head = ("row", "seen", "unseen", "unseen over SFT", "unseen over DAPO", "seen over SFT",
-            "marks right in chains, seen / unseen", "minutes")  # fmt: skip
+    head = (
+        "row", "seeds", "seen", "unseen", "unseen over SFT", "unseen over DAPO", "seen over SFT",
+        "marks right in chains, seen / unseen", "minutes",
+    )  # fmt: skip
     rows = [
         (
-            cell["label"], *(f"{100 * cell['accuracy'][s]:.1f}" for s in metrics.SPLITS),
+            cell["label"], str(cell["seeds"]),
+            *(f"{100 * cell['accuracy'][s]:.1f}" for s in metrics.SPLITS),
             _points(cell.get("over_sft", {}).get("unseen")),
             _points(cell.get("over_dapo", {}).get("unseen")),
             _points(cell.get("over_sft", {}).get("seen")),
@@ -311,7 +343,7 @@ def table(found: dict) -> Table:
 def write(study: Study, rates: dict[str, float]) -> Path:
     """ablation.json, ablation.png and ablation.md of what is there."""
     found = measure(study, rates)
-    given = {"seeds": list(study.seeds), "worlds": list(study.worlds), "rates": rates}
+    given = {"worlds": list(study.worlds), "rates": rates}
     text = json.dumps(given | {"rows": found}, indent=1)
     report.write_atomically(study.folder / "ablation.json", text.encode())
     figure = plots.ablation(found)
@@ -319,7 +351,7 @@ def write(study: Study, rates: dict[str, float]) -> Path:
     p = study.preset
     blocks = [
         Text(
-            f"Open world, exact name. {len(study.seeds)} training seeds x {len(study.worlds)} "
+            f"Open world, exact name. The training seeds of each row x {len(study.worlds)} "
             f"worlds, {p.test_pictures} fresh pictures a split and world. Every RL row: "
             f"{p.tapo.steps} steps of {p.tapo.groups} groups of {N} rollouts. Learning rates "
             f"{', '.join(f'{k} {v:g}' for k, v in rates.items())}, searched among "

@@ -25,7 +25,8 @@ from finer1_lite.species import Collection
 from finer1_lite.steps import StepTrainer, last_checkpoint
 
 MIXTURE = {"describe": 28, "guide": 6, "argue": 8}  # rows in every step
-CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture with its name
+CAPTIONS_A_STEP = 2  # in the last sixth of the steps: pictures with their names
+CAPTIONED = 1 / 6
 CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
 
 
@@ -122,6 +123,12 @@ class TextTrainer(StepTrainer):
             loss = loss + model(**part).loss * (part["labels"] != -100).sum() / tokens
         return (loss, None) if return_outputs else loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # Trainer would load a whole Qwen-VL by the names in the file, which differ from the
+        # names in memory, and skip what does not fit without a word: random weights.
+        saved = type(self.model).from_pretrained(resume_from_checkpoint, use_safetensors=True)
+        self.model.load_state_dict(saved.state_dict())
+
 
 def train_text(
     model, processor, make_rows, work: Path, *, steps: int, lr: float, seed: int
@@ -130,7 +137,8 @@ def train_text(
     args = TrainingArguments(
         str(work), per_device_train_batch_size=1, max_steps=steps, learning_rate=lr,
         lr_scheduler_type="cosine", warmup_steps=min(60, steps // 5), weight_decay=0.05,
-        adam_beta2=0.98, max_grad_norm=1.0, save_steps=250, save_total_limit=1, logging_steps=50,
+        adam_beta2=0.98, max_grad_norm=1.0, save_steps=min(250, max(1, steps // 2)),
+        save_total_limit=1, logging_steps=50,
         seed=seed, report_to=[], remove_unused_columns=False, use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=False,
     )  # fmt: skip
@@ -156,7 +164,9 @@ def pretrain(
     def rows(step):
         rng = random.Random(f"pretrain/{world_seed}/{seed}/{step}")
         made = [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
-        return made + [[caption_row(world, rng)]] * (step >= steps * (1 - CAPTIONED))
+        if step >= steps * (1 - CAPTIONED):
+            made.append([caption_row(world, rng) for _ in range(CAPTIONS_A_STEP)])
+        return made
 
     work = out.parent / f"{out.name}.work"
     minutes = train_text(model, processor, rows, work, steps=steps, lr=lr, seed=seed)
@@ -165,7 +175,7 @@ def pretrain(
     processor.save_pretrained(out)
     record = {
         "world_seed": world_seed, "seed": seed, "steps": steps, "learning_rate": lr,
-        "rows_a_step": MIXTURE, "captioned_steps": CAPTIONED, "minutes": minutes,
+        "rows_a_step": MIXTURE, "captions": [CAPTIONS_A_STEP, CAPTIONED], "minutes": minutes,
         "threads": torch.get_num_threads(),
         "probe": probe(Student(model.float().eval(), processor), world),
     }  # fmt: skip

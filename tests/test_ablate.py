@@ -78,35 +78,45 @@ def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
     ablate.run(study)
 
 
-def test_a_row_without_all_its_seeds_is_left_out_and_named(study, caplog):
-    for seed, right in ((0, 1), (1, 0)):
-        task = ablate.Task(study, 0, seed, "sft")
-        task.folder.mkdir(parents=True)
-        task.answers.write_text(answers([[right] * 4] * 2))
-        if seed == 0:
-            (task.folder / "finished.json").write_text('{"train_minutes": 1}')
-    two = ablate.Study(study.folder, study.preset, (), seeds=(0, 1), worlds=(0,))
-    with caplog.at_level("WARNING", logger="finer1_lite"):
-        assert ablate.measure(two, {}) == {}
-    assert "sft: not all seeds" in caplog.text
-
-
-def test_the_table_is_the_mean_over_worlds_and_seeds(study, world, monkeypatch):
+@pytest.fixture
+def no_marks(monkeypatch):
     monkeypatch.setattr(ablate, "_marks", lambda task, world: {"seen": 1.0, "unseen": 0.5})
+
+
+def finish(study, world, seed, row, rate, right):
+    task = ablate.Task(study, world, seed, row, rate)
+    task.folder.mkdir(parents=True)
+    task.answers.write_text(answers([right] * 2))
+    (task.folder / "finished.json").write_text('{"train_minutes": 2}')
+
+
+def test_rows_are_compared_on_the_seeds_that_both_have(study, no_marks):
+    """A seed that is done in one world alone does not count, nor does the search's."""
+    two = ablate.Study(study.folder, study.preset, (), seeds=(0,), worlds=(0, 1))
+    for seed, right in ((0, [0, 0, 0, 1]), (1, [1, 1, 1, 1]), (ablate.SEARCH_SEED, [0] * 4)):
+        for world in (0, 1):
+            finish(two, world, seed, "sft", 0.0, right)
+    finish(two, 0, 0, "dapo", 0.1, [0, 0, 1, 1])
+    finish(two, 1, 0, "dapo", 0.1, [0, 0, 1, 1])
+    finish(two, 0, 1, "dapo", 0.1, [0, 0, 0, 0])
+    found = ablate.measure(two, {"dapo": 0.1})
+    assert (found["sft"]["seeds"], found["dapo"]["seeds"]) == (2, 1)
+    assert found["dapo"]["over_sft"]["seen"]["mean"] == 0.25
+    assert "tapo" not in found
+
+
+def test_the_table_is_the_mean_over_worlds_and_seeds(study, no_marks):
     two = ablate.Study(study.folder, study.preset, ("tapo",), seeds=(0, 1), worlds=(0, 1))
     for w in two.worlds:
         for s in two.seeds:
             for name, rate, right in (("sft", 0.0, [1, 0, 0, 0]), ("tapo", 0.1, [1, 1, w, 0])):
-                task = ablate.Task(two, w, s, name, rate)
-                task.folder.mkdir(parents=True)
-                task.answers.write_text(answers([right] * 2))
-                (task.folder / "finished.json").write_text('{"train_minutes": 2}')
+                finish(two, w, s, name, rate, right)
     found = ablate.measure(two, {"tapo": 0.1})
     assert found["sft"]["accuracy"]["unseen"] == 0.25
     assert found["tapo"]["by_world"]["unseen"] == [0.5, 0.75]
     over = found["tapo"]["over_sft"]["unseen"]
     assert over["mean"] == pytest.approx(0.375) and over["low"] < over["mean"] < over["high"]
-    assert "+37.5 [" in ablate.table(found).rows[1][3]
+    assert "+37.5 [" in ablate.table(found).rows[1][4]
     assert len(plots.ablation(found).axes) == 2
 
 
