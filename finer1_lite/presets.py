@@ -1,5 +1,7 @@
 """Settings of a whole run, frozen and typed. Lab and GPU differ by a preset alone."""
 
+import math
+import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 
 MAY_BE_ZERO = ("warm_up_steps", "positive_rollouts", "overlong_tokens")
@@ -13,6 +15,14 @@ CHOICES = {
     "tapo.inter_class_on": ("all", "right"),
     "tapo.entropy": ("sampled", "full"),
     "tapo.keep": ("spread", "all"),
+}
+LARGEST, SMALLEST = sys.float_info.max, sys.float_info.min
+RANGES = {  # of the numbers that need not just be finite
+    "tapo.temperature": (0.0, LARGEST, "from 0 on"),
+    "tapo.top_p": (SMALLEST, 1.0, "above 0, up to 1"),
+    "tapo.clip_low": (0.0, 1.0, "from 0 to 1"),
+    "tapo.clip_high": (0.0, LARGEST, "from 0 on"),
+    "tapo.clip_dual": (1.0 + sys.float_info.epsilon, math.inf, "above 1; inf switches it off"),
 }
 NO_NEGATIVE = dict(
     inter_class_weight=0.0, anchor_entropy_weight=0.0, negative_entropy_weight=0.0
@@ -74,7 +84,7 @@ class TAPOSettings:
     negative: str = "nearest"  # nearest | random | embedding | confused species, or masked anchor
     baseline: str = "group"  # advantages against the mean of the group, or of each picture
     inter_class_on: str = "all"  # rollouts that the hard negative pushes: all, or right ones
-    inter_class_anneal: bool = False  # gamma falls linearly to 0 at the last step
+    inter_class_anneal: bool = False  # gamma falls linearly, to 0 after the last step
     entropy: str = "sampled"  # sampled: -log p of the drawn token; full: of the vocabulary
     keep: str = "spread"  # dynamic sampling keeps groups with spread; all: keeps every group
     draws: int = 2  # dynamic sampling: rounds of prompts until the batch is full, at most
@@ -178,29 +188,33 @@ class Preset:
 
     def check(self) -> "Preset":
         """The preset itself; ValueError listing every value that makes no sense."""
-        faults = []
-        for name, part in (("", self), ("sft.", self.sft), ("tapo.", self.tapo)):
-            for f in fields(part):
-                value, kind = getattr(part, f.name), f.type
-                whole = isinstance(value, int) and not isinstance(value, bool)
-                least = 0 if f.name in MAY_BE_ZERO else 1
-                if kind is int and not (whole and value >= least):
-                    faults.append(f"{name}{f.name} = {value!r}: a whole number from {least} on")
-                elif kind is float and not (whole or isinstance(value, float)):
-                    faults.append(f"{name}{f.name} = {value!r}: a number")
-                elif kind is bool and not isinstance(value, bool):
-                    faults.append(f"{name}{f.name} = {value!r}: true or false")
-        for name, known in CHOICES.items():
-            part, _, leaf = name.rpartition(".")
-            value = getattr(self.tapo if part else self, leaf)
-            if value not in known:
-                faults.append(f"{name} = {value!r}: one of {', '.join(known)}")
-        counts = (self.tapo.anchor_rollouts, self.tapo.positive_rollouts)
-        if self.tapo.baseline == "picture" and 1 in counts:
-            faults.append("tapo.baseline = 'picture': two rollouts a picture at least")
-        if faults:
+        values = {f"{part}{f.name}": (f, getattr(owner, f.name))
+                  for part, owner in (("", self), ("sft.", self.sft), ("tapo.", self.tapo))
+                  for f in fields(owner)}  # fmt: skip
+        wanted = {name: _wanted(name, f, value) for name, (f, value) in values.items()}
+        wanted = {name: text for name, text in wanted.items() if text}
+        for name, text in self._contradictions(wanted):
+            wanted.setdefault(name, text)
+        if wanted:
+            faults = [f"{name} = {values[name][1]!r}: {text}" for name, text in wanted.items()]
             raise ValueError("settings that make no sense:\n- " + "\n- ".join(faults))
         return self
+
+    def _contradictions(self, faulty) -> list[tuple[str, str]]:
+        """(name, what is wanted) of values that are well by themselves but not together."""
+        s, found = self.tapo, []
+        counts = (s.anchor_rollouts, s.positive_rollouts)
+        if not {"tapo.anchor_rollouts", "tapo.positive_rollouts"} & set(faulty):
+            if sum(counts) < 2:
+                found.append(("tapo.anchor_rollouts", "two rollouts a group at least"))
+            if s.baseline == "picture" and 1 in counts:
+                found.append(("tapo.baseline", "wants two rollouts a picture at least"))
+        if not {"tapo.updates", "tapo.groups"} & set(faulty) and s.updates > s.groups:
+            found.append(("tapo.updates", f"at most tapo.groups, {s.groups}: a group each"))
+        if not {"tapo.overlong_tokens", "max_new_tokens"} & set(faulty):
+            if s.overlong_tokens > self.max_new_tokens:
+                found.append(("tapo.overlong_tokens", f"at most {self.max_new_tokens}, the limit"))
+        return found
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -210,3 +224,20 @@ class Preset:
         for part in ("sft", "tapo"):
             rows += [f"{part}.{k} = {v}" for k, v in self.to_dict()[part].items()]
         return "\n".join(rows)
+
+
+def _wanted(name: str, f, value) -> str | None:
+    """What a setting should have been; None where it is that."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name in CHOICES:
+        return None if value in CHOICES[name] else f"one of {', '.join(CHOICES[name])}"
+    if f.type is int:
+        least = 0 if f.name in MAY_BE_ZERO else 1
+        return None if whole and value >= least else f"a whole number from {least} on"
+    if f.type is float:
+        low, high, words = RANGES.get(name, (-LARGEST, LARGEST, "that is finite"))
+        right = (whole or isinstance(value, float)) and low <= value <= high
+        return None if right else f"a number {words}"
+    if f.type is bool and not isinstance(value, bool):
+        return "true or false"
+    return None

@@ -301,7 +301,8 @@ def token_scores(
 
 
 def _chunk_scores(head, states: Tensor, ids: Tensor, temperature: float, entropy: bool):
-    logits = head(states).float() / temperature  # (n, V)
+    logits = head(states)  # (n, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     total = logits.logsumexp(-1)
     logps = logits.gather(-1, ids[:, None])[:, 0] - total
     if not entropy:

@@ -1,6 +1,5 @@
 """Anchor, positive, hard negative: the three pictures that a TAPO group is made of."""
 
-import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -8,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from finer1_lite.species import Collection, Photo
 
-MASKED_SHARE = 0.6  # of the picture's patches (PAPO, arXiv 2507.06448)
+MASKED_SHARE = 0.6  # of the picture's cells (PAPO, arXiv 2507.06448)
 NOISE = 40.0  # standard deviation of the noise, in grey levels of 255
 
 # (collection, class, its choices, rng) -> the class of the hard negative
@@ -88,7 +87,7 @@ class ByConfusion(TrainerCallback, ExportableState):
 
 
 def masked(photo: Photo, rng: random.Random) -> Photo:
-    """The picture with most of its patches blackened (14 x 14 of them): PAPO's negative."""
+    """The picture with most cells of a 6 x 6 grid blackened: PAPO's negative."""
     return Photo(f"{photo.id}#masked", photo.species, partial(_mask, photo, rng.random()))
 
 
@@ -98,15 +97,11 @@ def distorted(photo: Photo, rng: random.Random) -> Photo:
 
 
 def _mask(photo: Photo, seed: float, cells: int = 6) -> Image.Image:
-    image, rng = photo.image(), random.Random(seed)
-    pen, (width, height) = ImageDraw.Draw(image), image.size
+    image, rng = photo.image().copy(), random.Random(seed)  # the photo may hand out its own
+    columns, rows = ([i * size // cells for i in range(cells + 1)] for size in image.size)
     grid = [(x, y) for x in range(cells) for y in range(cells)]
     for x, y in rng.sample(grid, round(MASKED_SHARE * len(grid))):
-        corner = (x * width / cells, y * height / cells)
-        pen.rectangle(
-            (*corner, corner[0] + math.ceil(width / cells), corner[1] + math.ceil(height / cells)),
-            fill=(0, 0, 0),
-        )
+        image.paste((0, 0, 0), (columns[x], rows[y], columns[x + 1], rows[y + 1]))
     return image
 
 

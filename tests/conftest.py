@@ -36,3 +36,13 @@ def student():
 def fresh(student):
     """The same student, yours to change."""
     return Student(copy.deepcopy(student.model), student.processor)
+
+
+@pytest.fixture
+def spread(monkeypatch):
+    """A random student never names a bird: every other answer is called right."""
+    from tiny_tapo import every_other
+
+    from finer1_lite import rewards
+
+    monkeypatch.setattr(rewards, "accuracy", every_other)

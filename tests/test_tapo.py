@@ -7,58 +7,20 @@ import json
 
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from tiny_tapo import (
+    OFF, TINY, every_other, gradients, make_trainer, shorten, stir, update, weights,
+)  # fmt: skip
+from transformers import TrainerCallback
 
 from finer1_lite import advantages, models, rewards, rollouts
-from finer1_lite.presets import Preset
-from finer1_lite.tapo import TAPOTrainer, train_tapo
+from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets
 
-TINY = Preset.lab().with_(
-    max_new_tokens=8, lora_rank=4, tapo__groups=2, tapo__anchor_rollouts=2,
-    tapo__positive_rollouts=2, tapo__micro_batch=8,
-)  # fmt: skip
 PARTS = ("anchor", "positive")
-OFF = dict(
-    tapo__inter_class_weight=0, tapo__anchor_entropy_weight=0, tapo__negative_entropy_weight=0
-)
-
-
-def every_other(completions, *_):
-    """Right, wrong, right, ...: spread in every group."""
-    return [float(i % 2 == 0) for i in range(len(completions))]
 
 
 def all_wrong(completions, *_):
     return [0.0] * len(completions)
-
-
-def make_trainer(student, birds, folder, preset=TINY, seed=0, **settings):
-    if not hasattr(student.model, "peft_config"):
-        student = models.add_adapter(student, preset, seed)
-    settings = dict(max_steps=3, learning_rate=1e-2, lr_scheduler_type="constant") | settings
-    args = TrainingArguments(
-        str(folder), per_device_train_batch_size=1, use_cpu=True, report_to=[], save_strategy="no",
-        disable_tqdm=True, remove_unused_columns=False, logging_steps=1, **settings,
-    )  # fmt: skip
-    return TAPOTrainer(student, birds, preset, seed, args)
-
-
-def weights(model, adapters: bool) -> dict[str, torch.Tensor]:
-    chosen = [(n, p) for n, p in model.named_parameters() if ("lora_" in n) == adapters]
-    return {name: weight.detach().clone() for name, weight in chosen}
-
-
-def gradients(trainer, step=0) -> torch.Tensor:
-    """The gradient of one training step, all adapters in one vector."""
-    trainer.model.zero_grad()
-    trainer.training_step(trainer.model, {"step": step})
-    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
-
-
-@pytest.fixture
-def spread(monkeypatch):
-    monkeypatch.setattr(rewards, "accuracy", every_other)
 
 
 @pytest.fixture
@@ -81,11 +43,11 @@ def scored(monkeypatch):
 def test_training_moves_the_adapters_and_nothing_else(fresh, birds, spread, tmp_path):
     preset = TINY.with_(tapo__steps=3, tapo__learning_rate=1e-2)
     student = models.add_adapter(fresh, preset, seed=0)
-    base, adapters = weights(student.model, False), weights(student.model, True)
+    base, adapters = weights(student.model, False), weights(student.model)
     train_tapo(student, birds, preset, 0, tmp_path)
     for name, weight in weights(student.model, False).items():
         assert torch.equal(weight, base[name]), name
-    for name, weight in weights(student.model, True).items():
+    for name, weight in weights(student.model).items():
         assert not torch.equal(weight, adapters[name]), name
     assert (tmp_path / "adapter_model.safetensors").exists()
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -127,11 +89,11 @@ def test_a_step_without_spread_moves_nothing_and_is_counted(fresh, birds, tmp_pa
     now = {"accuracy": every_other}
     monkeypatch.setattr(rewards, "accuracy", lambda *a: now["accuracy"](*a))
     trainer = make_trainer(fresh, birds, tmp_path, weight_decay=0.1)
-    history, counted = [weights(trainer.model, True)], []
+    history, counted = [weights(trainer.model)], []
 
     class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
-            history.append(weights(trainer.model, True))
+            history.append(weights(trainer.model))
             counted.append((trainer.metrics["skipped"], trainer.metrics["groups_drawn"]))
             now["accuracy"] = all_wrong if state.global_step == 1 else every_other
 
@@ -151,28 +113,13 @@ def test_micro_batches_do_not_change_the_gradient(fresh, birds, spread, tmp_path
     found = []
     for size in (16, 4, 5):
         trainer = make_trainer(student, birds, tmp_path, preset.with_(tapo__micro_batch=size))
-        with torch.no_grad():  # B = 0 would hide the gradient of A
-            for i, p in enumerate(p for p in trainer.model.parameters() if p.requires_grad):
-                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.1)
-        shorten(trainer)
-        found.append(gradients(trainer))
+        stir(trainer.model)
+        trainer.collect(0)
+        shorten(trainer.kept)
+        found.append(update(trainer)[1])
     assert found[0].abs().max() > 1e-3
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=1e-5)
-
-
-def shorten(trainer):
-    """Answers of different lengths, as trained students give them."""
-    answer = trainer.answer
-
-    def shorter(*args):
-        groups = answer(*args)
-        for g in groups:
-            for row in range(len(g.mask)):
-                g.mask[row, 2 * row + 1 :] = 0
-        return groups
-
-    trainer.answer = shorter
 
 
 # --- dynamic sampling ----------------------------------------------------------------
@@ -339,7 +286,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
         again = models.Student(deepcopy(student.model), student.processor)
         again = models.add_adapter(again, preset, seed=0)
         train_tapo(again, birds, preset, 0, tmp_path / name, callbacks)
-        return weights(again.model, True)
+        return weights(again.model)
 
     expected = train("whole")
     with pytest.raises(Killed):

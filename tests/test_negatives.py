@@ -1,0 +1,178 @@
+"""Which class is the hard negative, and the pictures that are made from the anchor."""
+
+import json
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finer1_lite.species import Collection, Photo, Species
+from finer1_lite.triplets import (
+    NOISE, ByConfusion, ByEmbedding, at_random, distorted, draw_triplets, make_triplet, masked,
+    nearest,
+)  # fmt: skip
+
+COLOURS = {
+    "red": (220, 20, 20), "orange": (240, 120, 20), "lime": (150, 220, 40),
+    "blue": (20, 20, 220), "violet": (120, 20, 220),
+}  # fmt: skip
+
+
+def flat(name: str, i: int) -> Image.Image:
+    """Two pictures a class, a little darker and a little lighter."""
+    return Image.new("RGB", (12, 9), tuple(c + 10 * i for c in COLOURS[name]))
+
+
+@pytest.fixture
+def colours() -> Collection:
+    """Classes that are near one another by the length of their names, not by their colour."""
+    train = tuple(
+        Photo(f"{n}/{i}", n, lambda n=n, i=i: flat(n, i)) for n in COLOURS for i in (0, 1)
+    )
+    species = (*(Species(n, "", True) for n in COLOURS), Species("grey", "", False))
+    return Collection("colour", species, train, (), lambda a, b: abs(len(a) - len(b)))
+
+
+def others(collection, name):
+    return [n for n in collection.seen_names if n != name]
+
+
+def mean_colour(image: Image.Image) -> torch.Tensor:
+    return torch.tensor(np.asarray(image, dtype=np.float32).mean((0, 1)))
+
+
+# --- mining --------------------------------------------------------------------------
+
+
+def test_the_mined_class_looks_most_alike(colours):
+    """By the cosine of class means about the centre of all pictures, written out."""
+    centre = sum(mean_colour(p.image()) for p in colours.train) / len(colours.train)
+    means = {n: (mean_colour(flat(n, 0)) + mean_colour(flat(n, 1))) / 2 - centre for n in COLOURS}
+    mine, rng = ByEmbedding(colours, mean_colour), random.Random(0)
+    for name in COLOURS:
+        alike = {n: torch.cosine_similarity(means[name], means[n], dim=0) for n in COLOURS}
+        best = max(others(colours, name), key=lambda n: alike[n])
+        assert mine(colours, name, others(colours, name), rng) == best
+    assert mine(colours, "red", others(colours, "red"), rng) == "orange"
+    assert nearest(colours, "red", others(colours, "red"), rng) != "orange"
+    assert mine(colours, "red", ["lime", "blue"], rng) in ("lime", "blue")  # only what is offered
+
+
+def test_each_training_picture_is_embedded_once(colours):
+    seen = []
+    mine = ByEmbedding(colours, lambda image: seen.append(1) or mean_colour(image))
+    for photo in colours.train:
+        make_triplet(colours, photo, random.Random(0), negative=mine)
+    assert len(seen) == len(colours.train)
+
+
+def test_random_negatives_are_any_class_but_the_anchors(colours):
+    rng = random.Random(0)
+    drawn = Counter(at_random(colours, "red", others(colours, "red"), rng) for _ in range(400))
+    assert drawn.keys() == set(others(colours, "red"))
+    assert min(drawn.values()) > 60  # of 100 expected
+
+
+def test_until_a_class_is_confused_its_nearest_is_the_negative(colours):
+    mine, rng = ByConfusion(), random.Random(0)
+    mine.note("blue", "red")
+    for name in ("red", "orange", "lime", "violet"):
+        choices = others(colours, name)
+        assert mine(colours, name, choices, rng) == nearest(colours, name, choices, rng)
+    assert mine(colours, "blue", others(colours, "blue"), rng) == "red"
+
+
+def test_the_class_named_most_often_is_the_negative(colours):
+    mine, rng = ByConfusion(), random.Random(0)
+    choices = others(colours, "blue")
+    for named in ("violet", "red", "violet"):
+        mine.note("blue", named)
+    assert mine(colours, "blue", choices, rng) == "violet"
+    for named in (None, "blue", "blue", "blue"):  # unreadable and right answers are no confusion
+        mine.note("blue", named)
+    for _ in range(9):
+        mine.note("blue", "grey")  # not seen: training must not touch it
+    assert mine(colours, "blue", choices, rng) == "violet"
+    mine.note("blue", "red")  # a tie: the nearer of the two
+    tied = sorted(("red", "violet"), key=colours.neighbours("blue").index)
+    assert mine(colours, "blue", choices, rng) == tied[0]
+
+
+def test_confusions_travel_through_a_checkpoint(colours):
+    mine, rng = ByConfusion(), random.Random(0)
+    for named in ("violet", "red", "violet"):
+        mine.note("blue", named)
+    again = ByConfusion(**json.loads(json.dumps(mine.state()))["args"])
+    assert again.counts == mine.counts
+    again.note("lime", "red")  # and go on being counted
+    assert again(colours, "lime", others(colours, "lime"), rng) == "red"
+
+
+@pytest.mark.parametrize("how", ["masked", "mined", "random"])
+def test_options_too_depend_on_seed_step_and_round_alone(birds, how):
+    negative = {"masked": "masked", "mined": ByConfusion(), "random": at_random}[how]
+    options = {"negative": negative, "positive": "distorted"}
+
+    def pictures(step):
+        found = draw_triplets(birds, 2, seed=0, step=step, **options)
+        return [p.image().tobytes() for t in found for p in (t.anchor, t.positive, t.negative)]
+
+    random.seed(1)
+    torch.manual_seed(1)
+    first = pictures(3)
+    random.seed(2)
+    torch.manual_seed(2)
+    assert pictures(3) == first != pictures(4)
+
+
+# --- pictures made from the anchor ---------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(84, 84), (100, 61), (640, 480), (5, 4)])
+def test_masking_blackens_its_share_of_the_cells_and_nothing_else(size):
+    """A grid of 6 x 6; six tenths of 36 cells are 22."""
+    held = Image.new("RGB", size, (90, 200, 30))  # a source that hands out one and the same
+    photo = Photo("a", "red", lambda: held)
+    made = np.asarray(masked(photo, random.Random(0)).image())
+    black = (made == 0).all(-1)
+    assert (made[~black] == (90, 200, 30)).all()
+    assert (np.asarray(held) == (90, 200, 30)).all()  # the anchor itself is left alone
+    columns, rows = ([i * n // 6 for i in range(7)] for n in size)
+    cells = [
+        black[rows[y] : rows[y + 1], columns[x] : columns[x + 1]] for x in range(6) for y in range(6)
+    ]
+    assert all(c.all() or not c.any() for c in cells)
+    if min(size) >= 6:  # smaller, some cells are empty
+        assert sum(c.all() for c in cells) == 22
+        assert black.mean() == pytest.approx(22 / 36, abs=0.03)
+
+
+def test_a_distorted_picture_is_the_anchor_under_noise():
+    photo = Photo("a", "red", lambda: Image.new("RGB", (120, 80), (128, 128, 128)))
+    made = distorted(photo, random.Random(0))
+    pixels = np.asarray(made.image(), dtype=float)
+    assert pixels.shape == (80, 120, 3) and (made.species, made.id) == ("red", "a#distorted")
+    assert pixels.mean() == pytest.approx(128, abs=1) and pixels.std() == pytest.approx(NOISE, 0.05)
+    white = Photo("b", "red", lambda: Image.new("RGB", (40, 40), "white"))
+    clipped = np.asarray(distorted(white, random.Random(0)).image())
+    assert (clipped == 255).mean() == pytest.approx(0.5, abs=0.05)  # clipped and not wrapped round
+
+
+@pytest.mark.parametrize("make", [masked, distorted])
+def test_a_made_picture_stays_the_same_and_each_draw_makes_another(birds, make):
+    """Decoded again (for scoring, after a resume) it must be the picture that was answered."""
+    rng = random.Random(0)
+    first, second = make(birds.train[0], rng), make(birds.train[0], rng)
+    assert first.image().tobytes() == first.image().tobytes() != second.image().tobytes()
+    assert first.species == birds.train[0].species and first.id != birds.train[0].id
+
+
+def test_made_pictures_take_the_place_of_positive_and_negative(birds):
+    anchor, rng = birds.train[0], random.Random(0)
+    t = make_triplet(birds, anchor, rng, positive="distorted", negative="masked")
+    assert (t.positive.id, t.negative.id) == (f"{anchor.id}#distorted", f"{anchor.id}#masked")
+    assert not math.isclose(mean_colour(t.negative.image()).sum(), mean_colour(anchor.image()).sum())

@@ -1,0 +1,235 @@
+"""The same batch through other code: TRL's GRPOTrainer, single rows, recomputed layers,
+finite differences. All on a student with pictures and adapters that are not zero.
+"""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_tapo import (
+    TINY, adapters, change, every_other, gathered, make_trainer, shorten, stir, update,
+)  # fmt: skip
+from trl import GRPOConfig, GRPOTrainer
+
+from finer1_lite import models, prompts, rewards, rollouts
+from finer1_lite.models import Student
+
+ALL_ON = dict(
+    anchor_rollouts=2, positive_rollouts=2, scored_on="own", negative_grad=True,
+    inter_class_weight=0.5, anchor_entropy_weight=0.3, negative_entropy_weight=0.2,
+)  # fmt: skip
+
+
+def trainer_with_groups(student, birds, folder, preset):
+    """A trainer that holds two groups of answers of different lengths."""
+    student = models.add_adapter(student, preset, seed=0)
+    stir(student.model)
+    trainer = make_trainer(student, birds, folder, preset)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards, "accuracy", every_other)
+        trainer.collect(0)
+    shorten(trainer.kept)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def dapo(student, birds, tmp_path_factory):
+    fresh = Student(copy.deepcopy(student.model), student.processor)
+    folder = tmp_path_factory.mktemp("dapo")
+    return trainer_with_groups(fresh, birds, folder, TINY.recipe("dapo"))
+
+
+# --- TRL -----------------------------------------------------------------------------
+
+
+def trl_trainer(trainer, folder, parts: int) -> GRPOTrainer:
+    """TRL on the same model: `parts` micro-batches a step. `delta` is its dual clip."""
+    args = GRPOConfig(
+        str(folder), loss_type="dapo", epsilon=0.2, epsilon_high=0.28, delta=3.0, beta=0.0,
+        num_generations=4, per_device_train_batch_size=8 // parts, max_steps=1,
+        gradient_accumulation_steps=parts, gradient_checkpointing=False, bf16=False,
+        use_cpu=True, report_to=[],
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": trainer.asked}]}])
+    theirs = GRPOTrainer(
+        trainer.model, lambda completions, **_: [0.0] * len(completions), args=args,
+        train_dataset=rows, processing_class=trainer.student.processor,
+    )  # fmt: skip
+    theirs.current_gradient_accumulation_steps = parts  # what its training loop would set
+    return theirs
+
+
+def trl_rows(trainer, rows: slice, old: torch.Tensor) -> dict:
+    """Some answers of the trainer's groups, as TRL lays them out: a picture each row."""
+    processor, batch = trainer.student.processor, trainer.batch
+    pictures = [g.triplet.anchor.image() for g in trainer.kept for _ in g.texts][rows]
+    chat = prompts.messages(trainer.asked)
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    seen = processor(
+        text=[text] * len(pictures), images=pictures, padding=True, padding_side="left",
+        return_tensors="pt", return_mm_token_type_ids=True,
+    )  # fmt: skip
+    types = [seen["mm_token_type_ids"], torch.zeros_like(batch.tokens[rows])]
+    return {
+        "prompt_ids": seen["input_ids"], "prompt_mask": seen["attention_mask"],
+        "completion_ids": batch.tokens[rows], "completion_mask": batch.mask[rows],
+        "pixel_values": seen["pixel_values"], "image_grid_thw": seen["image_grid_thw"],
+        "mm_token_type_ids": torch.cat(types, 1), "num_images": [1] * len(pictures),
+        "advantages": batch.advantages[rows], "old_per_token_logps": old[rows],
+        "num_items_in_batch": batch.mask.sum(),  # of the whole step, in each micro-batch
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("moved", [0.0, 0.5], ids=["on_policy", "off_policy"])
+def test_without_the_extras_loss_and_gradient_are_those_of_trl(dapo, tmp_path, parts, moved):
+    """On policy and behind a policy that has moved, where each clip stops some tokens."""
+    change(dapo, micro_batch=8 // parts)
+    _, on_policy = update(dapo)
+    with torch.no_grad():
+        logps = dapo._score(dapo.batch, dapo.batch.own).logps
+    noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1))
+    old = logps + moved * 2 * noise
+    dapo.batch.old_logps = old
+    dapo.model.zero_grad()
+    loss, ours = dapo._update(0), gathered(dapo.model)
+    theirs = trl_trainer(dapo, tmp_path, parts)
+    dapo.model.zero_grad()
+    dapo.model.train()  # TRL's normalisation is another one in evaluation
+    total, size = 0.0, 8 // parts
+    for at in range(0, 8, size):
+        part = theirs._compute_loss(dapo.model, trl_rows(dapo, slice(at, at + size), old))
+        part.backward()
+        total += part.item()
+    assert (loss["clip_share"] > 0.1) == (moved > 0)
+    assert loss["total"] == pytest.approx(total, abs=1e-5)
+    torch.testing.assert_close(ours, gathered(dapo.model), rtol=0, atol=1e-5)
+    assert ours.abs().max() > 1e-2
+    assert (moved > 0) != torch.allclose(ours, on_policy, rtol=0, atol=1e-5)
+
+
+# --- padding, sharing, recomputing ---------------------------------------------------
+
+
+def scored(trainer, batch, tokens, mask, which) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (B, T), and the gradient of a weighted sum of them."""
+    trainer.model.zero_grad()
+    logps = rollouts.log_probs(trainer.model, batch, tokens, mask, which)
+    (logps * torch.arange(1, 1 + tokens.shape[1]) * mask).sum().backward()
+    return logps.detach(), gathered(trainer.model)
+
+
+@pytest.fixture(scope="module")
+def answers(dapo, student, birds):
+    """Four questions of different lengths on pictures of different sizes, two answers each."""
+    options = [None, birds.names[:2], birds.names[:4], birds.names[:8]]
+    questions = [prompts.question("think", "bird", some) for some in options]
+    sizes = ((84, 84), (112, 56), (40, 200), (28, 28))
+    pictures = [p.image().resize(size) for p, size in zip(birds.test, sizes)]
+    batch = rollouts.encode_prompts(dapo.model, student.processor, questions, pictures)
+    tokens = torch.randint(20, 300, (8, 7), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(7) < torch.tensor([7, 1, 5, 7, 2, 3, 6, 4])[:, None]).long()
+    return questions, pictures, batch, tokens, mask
+
+
+WHICH = [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_padded_batch_scores_and_learns_as_its_rows_one_by_one(dapo, student, answers):
+    """Prompts of other lengths, pictures of other sizes and shorter answers change nothing."""
+    questions, pictures, batch, tokens, mask = answers
+    dapo.model.eval()
+    together, gradient = scored(dapo, batch, tokens, mask, WHICH)
+    total = torch.zeros_like(gradient)
+    for row, p in enumerate(WHICH):
+        one = rollouts.encode_prompts(
+            dapo.model, student.processor, questions[p : p + 1], pictures[p : p + 1]
+        )
+        length = int(mask[row].sum())
+        cut = (x[row : row + 1, :length] for x in (tokens, mask))
+        alone, share = scored(dapo, one, *cut, [0])
+        torch.testing.assert_close(together[row, :length], alone[0], rtol=0, atol=1e-5)
+        total += share
+    torch.testing.assert_close(gradient, total, rtol=1e-4, atol=1e-4)
+    assert gradient.abs().max() > 1
+    assert not together[mask == 0].any()
+
+
+@pytest.mark.parametrize("which", [WHICH, [3, 0, 2, 0, 3, 0, 0, 3]], ids=["in_order", "mixed"])
+def test_a_shared_prompt_scores_and_learns_as_a_row_of_its_own(dapo, answers, monkeypatch, which):
+    """Sharing a prompt's cache among its answers is a saving and nothing else."""
+    *_, batch, tokens, mask = answers
+    dapo.model.eval()
+    shared, gradient = scored(dapo, batch, tokens, mask, which)
+    with torch.no_grad():
+        without = rollouts.log_probs(dapo.model, batch, tokens, mask, which)
+    assert torch.equal(without, shared)
+    monkeypatch.setattr(rollouts, "_shared", rollouts._recomputed)
+    again, whole = scored(dapo, batch, tokens, mask, which)
+    torch.testing.assert_close(shared, again, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_of_one_token_are_scored_by_the_prompt_alone(dapo, answers):
+    *_, batch, tokens, mask = answers
+    with torch.no_grad():
+        whole = rollouts.log_probs(dapo.model, batch, tokens, mask, WHICH)
+        first = rollouts.log_probs(dapo.model, batch, tokens[:, :1], mask[:, :1], WHICH)
+    torch.testing.assert_close(first, whole[:, :1], rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_recomputes_the_layers_and_changes_nothing(dapo, answers):
+    *_, batch, tokens, mask = answers
+    dapo.model.eval()
+    shared, gradient = scored(dapo, batch, tokens, mask, WHICH)
+    core, runs = rollouts.core_of(dapo.model), []
+    hook = core.model.language_model.layers[0].mlp.register_forward_pre_hook(
+        lambda *_: runs.append(1)
+    )
+    core.gradient_checkpointing_enable()
+    dapo.model.train()
+    try:
+        again, whole = scored(dapo, batch, tokens, mask, WHICH)
+    finally:
+        hook.remove()
+        core.gradient_checkpointing_disable()
+        dapo.model.eval()
+    assert len(runs) == 2  # once forward and once more on the way back
+    torch.testing.assert_close(shared, again, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-4)
+
+
+# --- finite differences --------------------------------------------------------------
+
+
+def test_the_gradient_of_a_whole_step_is_its_finite_difference(fresh, birds, tmp_path):
+    """Everything on, in float64, from the adapters through the network to the total.
+
+    Qwen2.5-VL computes its norms and its softmax in float32 all the same: hence 1e-3.
+    """
+    fresh.model.double()
+    trainer = trainer_with_groups(fresh, birds, tmp_path, TINY)
+    trainer.model.double()
+    change(trainer, **ALL_ON)
+    update(trainer)
+    noise = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        logps = trainer._score(trainer.batch, trainer.batch.own).logps
+    assert logps.dtype == torch.float64
+    # Fixed, or the ratio would be 1 wherever the adapters go.
+    trainer.batch.old_logps = logps + 0.02 * torch.randn(logps.shape, generator=noise)
+    trainer.model.zero_grad()
+    trainer._update(0)
+    gradient = gathered(trainer.model)
+    start = torch.nn.utils.parameters_to_vector(adapters(trainer.model)).detach()
+
+    def total(place: torch.Tensor) -> float:
+        torch.nn.utils.vector_to_parameters(place, adapters(trainer.model))
+        return trainer._update(0)["total"]
+
+    anywhere = torch.randn(gradient.shape, generator=noise).double()
+    for direction, length in ((gradient, 1e-3), (anywhere, 1e-2)):  # steepest, and any other
+        step = length * direction / direction.norm()
+        slope = (total(start + step) - total(start - step)) / 2
+        assert slope == pytest.approx(float(gradient @ step), rel=1e-3)

@@ -1,0 +1,149 @@
+"""Named methods are settings of one trainer; settings that cannot be are all refused at once."""
+
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from tiny_tapo import OFF, TINY, gradients, make_trainer
+
+from finer1_lite import losses, prompts, rewards
+from finer1_lite.presets import CHOICES, RECIPES, Preset, TAPOSettings
+from finer1_lite.tapo import TAPOTrainer
+
+PRESETS = [Preset.lab, Preset.lab_photos, Preset.t4, Preset.l4, Preset.a100]
+# recipe: rollouts on the anchor and on a second picture, pictures scored in a group, question
+ROWS = {
+    "tapo": (2, 2, 2, "think"),
+    "dapo": (4, 0, 1, "think"),
+    "grpo": (4, 0, 1, "think"),
+    "cls_rl": (4, 0, 1, "answer"),
+    "papo": (4, 0, 2, "think"),
+    "noisy_rollout": (2, 2, 1, "think"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_few_settings(name):
+    """Same number of answers, nothing changed outside of TAPO, and the preset untouched."""
+    assert RECIPES[name].keys() <= {f.name for f in fields(TAPOSettings)}
+    for make in PRESETS:
+        preset, changed = make(), make().recipe(name)
+        before, after = preset.to_dict(), changed.to_dict()
+        own, other = before.pop("tapo"), after.pop("tapo")
+        assert before == after and preset == make()
+        moved = {key for key in own if own[key] != other[key]}
+        assert moved <= RECIPES[name].keys()
+        rollouts = [t["anchor_rollouts"] + t["positive_rollouts"] for t in (own, other)]
+        assert rollouts[0] == rollouts[1]
+        assert changed.recipe(name) == changed.check() == changed
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="'ppo'.*" + ".*".join(RECIPES)):
+        Preset.lab().recipe("ppo")
+
+
+def test_dapo_is_tapo_with_everything_off():
+    off = TINY.with_(tapo__anchor_rollouts=4, tapo__positive_rollouts=0, **OFF)
+    assert TINY.recipe("dapo") == off
+    assert TINY.recipe("tapo") == TINY
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_by_the_same_trainer(name, fresh, birds, spread, tmp_path):
+    """One step of each: what it asks, which pictures it answers and scores, what it moves."""
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.recipe(name))
+    assert type(trainer) is TAPOTrainer
+    assert gradients(trainer).abs().max() > 0
+    anchors, positives, pictures, question = ROWS[name]
+    assert trainer.asked == prompts.question(question, "bird")
+    assert len(trainer.batch.pictures.features) == 2 * pictures
+    for group in trainer.kept:
+        t = group.triplet
+        assert len(group.texts) == anchors + positives == 4
+        assert t.positive.id.endswith("#distorted") == (name == "noisy_rollout")
+        assert t.negative.id.endswith("#masked") == (name == "papo")
+    pushed = trainer.metrics["inter_class_kl"] > 0
+    assert pushed == (name in ("tapo", "papo"))
+    assert ("flat_share" in trainer.metrics) == (positives > 0)
+
+
+def test_grpo_keeps_groups_without_spread_and_learns_nothing_from_them(
+    fresh, birds, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rewards, "accuracy", lambda texts, *_: [0.0] * len(texts))
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.recipe("grpo"))
+    gradient = gradients(trainer)
+    assert len(trainer.kept) == 2 and not trainer.dropped
+    assert not trainer.batch.advantages.any() and not gradient.any()
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.recipe("dapo"))
+    trainer.collect(0)
+    assert not trainer.kept and len(trainer.dropped) == 4  # DAPO drew twice and kept none
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo"])
+def test_the_clips_of_a_recipe_reach_the_loss(name, fresh, birds, spread, tmp_path, monkeypatch):
+    seen, real = [], losses.tapo_loss
+    monkeypatch.setattr(losses, "tapo_loss", lambda *a, **k: seen.append(k) or real(*a, **k))
+    gradients(make_trainer(fresh, birds, tmp_path, TINY.recipe(name)))
+    clips = tuple(seen[0][key] for key in ("clip_low", "clip_high", "clip_dual"))
+    assert clips == {"grpo": (0.2, 0.2, math.inf), "dapo": (0.2, 0.28, 3.0)}[name]
+
+
+def test_cls_rl_pays_for_the_name_alone(fresh, birds, spread, tmp_path):
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.recipe("cls_rl"))
+    trainer.collect(0)
+    group = trainer.kept[0]
+    group.format = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    assert group.reward(trainer.settings).tolist() == group.accuracy.tolist() == [1, 0, 1, 0]
+
+
+# --- what is refused -----------------------------------------------------------------
+
+
+def faults_of(**changes) -> list[str]:
+    with pytest.raises(ValueError) as error:
+        Preset.lab().with_(**changes)
+    return str(error.value).splitlines()[1:]
+
+
+def test_every_choice_is_checked_and_all_faults_come_at_once():
+    wrong = {name.replace(".", "__"): "sideways" for name in CHOICES}
+    faults = faults_of(**wrong)
+    expected = [f"- {n} = 'sideways': one of {', '.join(known)}" for n, known in CHOICES.items()]
+    assert sorted(faults) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_that_is_offered_is_taken(name):
+    for value in CHOICES[name]:
+        Preset.lab().with_(**{name.replace(".", "__"): value})
+
+
+WRONG = [
+    (dict(tapo__updates=9), "tapo.updates"),  # of 8 groups: a step would have nothing to learn
+    (dict(tapo__anchor_rollouts=1, tapo__positive_rollouts=0), "tapo.anchor_rollouts"),
+    (dict(tapo__baseline="picture", tapo__anchor_rollouts=1), "tapo.baseline"),
+    (dict(tapo__clip_dual=1.0), "tapo.clip_dual"),
+    (dict(tapo__clip_low=1.5), "tapo.clip_low"),
+    (dict(tapo__clip_high=-0.1), "tapo.clip_high"),
+    (dict(tapo__temperature=-1.0), "tapo.temperature"),
+    (dict(tapo__top_p=0.0), "tapo.top_p"),
+    (dict(tapo__top_p=1.1), "tapo.top_p"),
+    (dict(tapo__learning_rate=math.nan), "tapo.learning_rate"),
+    (dict(tapo__overlong_tokens=97), "tapo.overlong_tokens"),  # of 96: short answers would pay
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "name"), WRONG)
+def test_numbers_that_a_step_would_choke_on_are_refused_before_it(changes, name):
+    (fault,) = faults_of(**changes)
+    assert fault.startswith(f"- {name} = ")
+
+
+def test_faults_of_every_kind_come_together():
+    merged = {k: v for changes, _ in WRONG for k, v in changes.items()}
+    faults = "\n".join(faults_of(shots=0, tapo__entropy="none", **merged))
+    for name in ["shots", "tapo.entropy", *(name for _, name in WRONG)]:
+        assert f"- {name} = " in faults
