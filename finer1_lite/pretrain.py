@@ -25,8 +25,7 @@ from finer1_lite.species import Collection
 from finer1_lite.steps import StepTrainer, last_checkpoint
 
 MIXTURE = {"describe": 28, "guide": 6, "argue": 8}  # rows in every step
-CAPTIONS_A_STEP = 2  # in the last sixth of the steps: pictures with their names
-CAPTIONED = 1 / 6
+CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture with its name
 CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
 
 
@@ -164,9 +163,7 @@ def pretrain(
     def rows(step):
         rng = random.Random(f"pretrain/{world_seed}/{seed}/{step}")
         made = [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
-        if step >= steps * (1 - CAPTIONED):
-            made.append([caption_row(world, rng) for _ in range(CAPTIONS_A_STEP)])
-        return made
+        return made + [[caption_row(world, rng)]] * (step >= steps * (1 - CAPTIONED))
 
     work = out.parent / f"{out.name}.work"
     minutes = train_text(model, processor, rows, work, steps=steps, lr=lr, seed=seed)
@@ -175,7 +172,7 @@ def pretrain(
     processor.save_pretrained(out)
     record = {
         "world_seed": world_seed, "seed": seed, "steps": steps, "learning_rate": lr,
-        "rows_a_step": MIXTURE, "captions": [CAPTIONS_A_STEP, CAPTIONED], "minutes": minutes,
+        "rows_a_step": MIXTURE, "captioned_steps": CAPTIONED, "minutes": minutes,
         "threads": torch.get_num_threads(),
         "probe": probe(Student(model.float().eval(), processor), world),
     }  # fmt: skip

@@ -115,13 +115,13 @@ def generate(
     processor,
     batch: PromptBatch,
     *,
-    copies: int = 1,
+    copies: int | Sequence[int] = 1,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
-    """Answer each prompt `copies` times: rows p*copies .. p*copies+copies-1 are prompt p's.
+    """Answer each prompt `copies` times (one number for all, or one each), in order.
 
     temperature 0 is greedy decoding. Vision tokens and padding are never sampled. The same
     generator state gives the same answers on one machine.
@@ -155,17 +155,17 @@ def generate(
     return _finish(tokens, tok)
 
 
-def _prefill(core, batch: PromptBatch, copies: int):
+def _prefill(core, batch: PromptBatch, copies: int | Sequence[int]):
     """Run each prompt once, then share its cache among its copies."""
+    each = torch.arange(len(batch.ids), device=batch.ids.device)
+    row = each.repeat_interleave(torch.as_tensor(copies, device=each.device))
     out = core.model.language_model(
         inputs_embeds=_embed(core, batch.ids, batch.types, batch.features),
         attention_mask=batch.mask, position_ids=batch.places, use_cache=True,
     )  # fmt: skip
     cache = out.past_key_values
-    cache.batch_repeat_interleave(copies)
-    hidden = out.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
-    last = _last_places(batch).repeat_interleave(copies, 1)
-    return hidden, cache, batch.mask.repeat_interleave(copies, 0), last
+    cache.batch_select_indices(row)
+    return out.last_hidden_state[row, -1:], cache, batch.mask[row], _last_places(batch)[:, row]
 
 
 def _last_places(batch: PromptBatch) -> Tensor:

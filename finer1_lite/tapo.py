@@ -115,42 +115,34 @@ class TAPOTrainer(StepTrainer):
 
     def answer(self, drawn: list[Triplet], generator: torch.Generator) -> list[Group]:
         """n answers to each anchor and m to each positive, with their rewards."""
-        s, photos = self.settings, [t.anchor for t in drawn]
-        parts = [self._roll([p.image() for p in photos], s.anchor_rollouts, generator)]
-        if s.positive_rollouts:
-            pictures = [t.positive.image() for t in drawn]
-            parts.append(self._roll(pictures, s.positive_rollouts, generator))
-        counts = (s.anchor_rollouts, s.positive_rollouts)
-        groups = []
-        for g, triplet in enumerate(drawn):
-            rows = [(part, g * n + i) for part, n in zip(parts, counts) for i in range(n)]
-            groups.append(self._group(triplet, rows))
-        return groups
-
-    def _roll(self, pictures, copies: int, generator) -> rollouts.Rollouts:
-        s, processor = self.settings, self.student.processor
+        s, processor, pictures, copies = self.settings, self.student.processor, [], []
+        for triplet in drawn:
+            pictures += [triplet.anchor.image()]
+            copies += [s.anchor_rollouts]
+            if s.positive_rollouts:
+                pictures += [triplet.positive.image()]
+                copies += [s.positive_rollouts]
         batch = rollouts.encode_prompts(
             self.model, processor, [self.asked] * len(pictures), pictures
         )
-        return rollouts.generate(
+        out = rollouts.generate(
             self.model, processor, batch, copies=copies, temperature=s.temperature, top_p=s.top_p,
             max_new_tokens=self.preset.max_new_tokens, generator=generator,
         )  # fmt: skip
+        size = s.anchor_rollouts + s.positive_rollouts
+        return [self._group(t, out, slice(g * size, (g + 1) * size)) for g, t in enumerate(drawn)]
 
-    def _group(self, triplet: Triplet, rows) -> Group:
-        texts = [part.texts[i] for part, i in rows]
+    def _group(self, triplet: Triplet, out: rollouts.Rollouts, rows: slice) -> Group:
+        texts, mask = out.texts[rows], out.mask[rows]
         label, names = triplet.anchor.species, self.collection.names
-        mask = _pad([part.mask[i] for part, i in rows], 0)
         limit, buffer = self.preset.max_new_tokens, self.settings.overlong_tokens
         over = [rewards.overlong_penalty(n, limit, buffer) for n in mask.sum(-1).tolist()]
         return Group(
             triplet,
-            _pad(
-                [part.tokens[i] for part, i in rows], self.student.processor.tokenizer.pad_token_id
-            ),
+            out.tokens[rows],
             mask,
             texts,
-            torch.stack([part.cut[i] for part, i in rows]),
+            out.cut[rows],
             torch.tensor(rewards.accuracy(texts, [label] * len(texts), names)),
             torch.tensor(rewards.format(texts)),
             torch.tensor(over),
