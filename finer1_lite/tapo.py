@@ -252,6 +252,8 @@ class TAPOTrainer(StepTrainer):
         size, (at, shares) = s.anchor_rollouts + s.positive_rollouts, (step % s.updates, s.updates)
         share = slice(at * groups // shares * size, (at + 1) * groups // shares * size)
         batch, gamma = self.batch.rows(share), s.inter_class_weight
+        if not batch.mask.any():  # a gradient of zeros would let momentum move the weights
+            return {}
         if s.inter_class_anneal:
             gamma *= 1 - step / max(1, self.args.max_steps)
         sums: dict[str, float] = {}

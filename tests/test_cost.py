@@ -1,0 +1,245 @@
+"""What a step costs: pictures encoded, scoring passes, memory of the log-softmax."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_tapo import TINY, adapters, gradients, make_trainer, stir, weights
+from transformers import TrainerCallback
+
+from finer1_lite import losses, rollouts
+
+ROOT = Path(__file__).parents[1]
+
+
+# --- vision tower --------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoded(fresh):
+    """Every picture that the vision tower is shown: its pixels."""
+    seen = []
+
+    def spy(module, args, kwargs):
+        pixels = args[0] if args else kwargs["hidden_states"]
+        sizes = kwargs["grid_thw"].prod(-1).tolist()
+        seen.extend(part.numpy().tobytes() for part in pixels.split(sizes))
+
+    hook = fresh.model.model.visual.register_forward_pre_hook(spy, with_kwargs=True)
+    yield seen
+    hook.remove()
+
+
+CASES = {  # settings -> pictures encoded for a group: (to answer, to score)
+    "tapo": ({}, (2, 2)),
+    "both branches": (dict(negative_grad=True), (2, 2)),
+    "own pictures": (dict(scored_on="own"), (2, 3)),
+    "own, both branches": (dict(scored_on="own", negative_grad=True), (2, 3)),
+    "small micro-batches": (dict(scored_on="own", micro_batch=1), (2, 3)),
+    "full entropy": (dict(entropy="full", scored_on="own"), (2, 3)),
+    "dapo": (dict(recipe="dapo"), (1, 1)),
+    "papo": (dict(recipe="papo"), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_picture_is_encoded_once_to_answer_and_once_to_score(
+    case, fresh, birds, spread, encoded, tmp_path
+):
+    """However many answers, branches and micro-batches there are; three a group at most."""
+    settings, (answering, scoring) = CASES[case]
+    settings = dict(settings)
+    preset = TINY.with_(tapo__groups=1).recipe(settings.pop("recipe", "tapo"))
+    preset = preset.with_(**{f"tapo__{k}": v for k, v in settings.items()})
+    trainer = make_trainer(fresh, birds, tmp_path, preset)
+    trainer.model.eval()
+    trainer.collect(0)
+    answered = Counter(encoded)
+    encoded.clear()
+    trainer.batch = trainer.prepare()
+    trainer._update(0)
+    scored = Counter(encoded)
+    assert set(answered.values()) == set(scored.values()) == {1}
+    assert (len(answered), len(scored)) == (answering, scoring) <= (3, 3)
+
+
+def test_a_second_update_encodes_nothing_anew(fresh, birds, spread, encoded, tmp_path):
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__updates=2))
+    trainer.training_step(trainer.model, {"step": 0})
+    assert encoded
+    encoded.clear()
+    trainer.training_step(trainer.model, {"step": 1})
+    assert not encoded
+
+
+# --- several updates share a batch of rollouts ---------------------------------------
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Each scoring pass: the number of rows and whether gradient flowed."""
+    calls, real = [], rollouts.score
+
+    def spy(model, batch, tokens, *rest, **more):
+        calls.append((len(tokens), torch.is_grad_enabled()))
+        return real(model, batch, tokens, *rest, **more)
+
+    monkeypatch.setattr(rollouts, "score", spy)
+    return calls
+
+
+@pytest.fixture
+def lost(monkeypatch):
+    """Each call of the loss: its tensors and what it returned."""
+    calls, real = [], losses.tapo_loss
+
+    def spy(*tensors, **settings):
+        out = real(*tensors, **settings)
+        calls.append((*tensors, out))
+        return out
+
+    monkeypatch.setattr(losses, "tapo_loss", spy)
+    return calls
+
+
+def test_with_one_update_nothing_is_scored_to_know_the_old_policy(
+    fresh, birds, spread, passes, lost, tmp_path
+):
+    """The old policy is the policy: its log-probabilities are those just computed."""
+    gradients(make_trainer(fresh, birds, tmp_path))
+    assert passes == [(8, True), (8, False)]  # own picture, negative; no third pass
+    ((logps, old, *_, loss),) = lost
+    assert torch.equal(logps, old) and not old.requires_grad and loss.ratio_max == 1.0
+
+
+def test_later_updates_measure_how_far_the_policy_has_moved(
+    fresh, birds, spread, passes, lost, tmp_path
+):
+    preset = TINY.with_(tapo__updates=2, tapo__inter_class_weight=0.0,
+                        tapo__negative_entropy_weight=0.0)  # fmt: skip
+    trainer = make_trainer(fresh, birds, tmp_path, preset, max_steps=2, learning_rate=3e-2)
+    stir(trainer.model)
+    held = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            held.append((trainer.batch, weights(trainer.model)))
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    (first, before), (second, after) = held
+    assert first is second  # one batch of rollouts, each step with a group of its own
+    assert passes == [(8, False), (4, True), (4, True)]
+    one, two = lost
+    assert torch.equal(torch.cat([one[1], two[1]]), first.old_logps)
+    assert torch.equal(torch.cat([one[3], two[3]]), first.advantages)
+    assert one[-1].ratio_max.item() == pytest.approx(1, abs=1e-5)
+    ratios = (two[0] - two[1]).exp()[two[4].bool()]
+    assert (ratios - 1).abs().median() > 1e-3
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_fewer_kept_groups_than_updates_leave_a_step_without_a_share(
+    fresh, birds, tmp_path, spread
+):
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__updates=2))
+    collect = trainer.collect
+
+    def one_group(step):
+        collect(step)
+        del trainer.kept[1:]
+
+    trainer.collect, skipped = one_group, []
+    for step in range(2):
+        trainer.model.zero_grad()
+        trainer.training_step(trainer.model, {"step": step})
+        moved = any(p.grad is not None for p in adapters(trainer.model))
+        skipped.append((trainer.metrics["skipped"], moved))
+    assert skipped == [(1, False), (0, True)]
+
+
+# --- log-softmax ---------------------------------------------------------------------
+
+PEAK = """
+import resource, sys, torch
+from finer1_lite import rollouts
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+head = torch.nn.Linear(64, 151_936, bias=False).requires_grad_(False)
+hidden, tokens = torch.randn(1024, 64, requires_grad=True), torch.randint(151_936, (1024,))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+if sys.argv[1] == "naive":
+    logps = head(hidden).log_softmax(-1).gather(-1, tokens[:, None])
+    logps.sum().backward()
+else:
+    logps, entropies = rollouts.token_scores(head, hidden, tokens, entropy=sys.argv[1] == "full")
+    (logps.sum() + (0 if entropies is None else entropies.sum())).backward()
+print(peak() - before, logps.sum().item(), hidden.grad.abs().sum().item())
+"""
+
+
+def peak_of(kind: str) -> tuple[int, float, float]:
+    out = subprocess.run(
+        [sys.executable, "-c", PEAK, kind], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    peak, logps, gradient = out.stdout.split()
+    return int(peak), float(logps), float(gradient)
+
+
+def test_scoring_a_vocabulary_of_152k_takes_a_quarter_of_the_naive_memory():
+    """Peak resident memory of a process, forward and backward, 1,024 tokens at once."""
+    naive, *expected = peak_of("naive")
+    assert naive > 1024 * 151_936 * 4  # the logits alone
+    ours, *found = peak_of("sampled")
+    assert ours <= naive / 4
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert peak_of("full")[0] <= naive / 4  # with entropies too
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_few_tokens_at_a_time_score_as_all_at_once(monkeypatch, temperature, dtype):
+    """Values and gradients, against log_softmax written out."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50).to(dtype)
+    states = torch.randn(10, 16, dtype=dtype, requires_grad=True)
+    tokens = torch.randint(50, (10,))
+    wide = head(states).to(torch.promote_types(dtype, torch.float32))
+    whole = (wide / temperature).log_softmax(-1)
+    expected = [whole.gather(-1, tokens[:, None])[:, 0], -(whole.exp() * whole).sum(-1)]
+    monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", 3 * 50)
+    found = rollouts.token_scores(head, states, tokens, temperature, entropy=True)
+    parameters = [states, head.weight, head.bias]
+    weights = torch.arange(1.0, 11.0)
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        grads = [
+            torch.autograd.grad((x * weights).sum(), parameters, retain_graph=True)
+            for x in (ours, theirs)
+        ]
+        loose = dtype == torch.bfloat16  # chunks are summed up in the head's own dtype
+        close = dict(rtol=5e-2, atol=2e-2) if loose else dict(rtol=1e-4, atol=1e-4)
+        for ours_grad, theirs_grad in zip(*grads):
+            torch.testing.assert_close(ours_grad, theirs_grad, **close)
+
+
+def test_the_head_never_sees_more_tokens_than_allowed_nor_any_padding(
+    fresh, birds, spread, tmp_path, monkeypatch
+):
+    trainer = make_trainer(fresh, birds, tmp_path)
+    trainer.collect(0)
+    for g in trainer.kept:
+        g.mask[:, 5:] = 0
+    trainer.batch = trainer.prepare()
+    rows, head = [], rollouts.core_of(trainer.model).lm_head
+    monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", 7 * head.weight.shape[0])
+    hook = head.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    with torch.no_grad():
+        trainer._score(trainer.batch, trainer.batch.own)
+    hook.remove()
+    assert max(rows) == 7 and sum(rows) == int(trainer.batch.mask.sum()) == 40

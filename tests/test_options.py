@@ -1,0 +1,352 @@
+"""What each option of TAPO does to a step: pictures, rewards, advantages, gradients."""
+
+import copy
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_tapo import (
+    OFF, TINY, adapters, change, every_other, gathered, gradients, make_trainer, shorten, stir,
+    update,
+)  # fmt: skip
+
+from finer1_lite import losses, models, rewards, rollouts
+from finer1_lite.models import Student
+from finer1_lite.rollouts import Rollouts
+from finer1_lite.species import Photo
+from finer1_lite.triplets import draw_triplets
+
+WEIGHTS = {  # term -> its weight
+    "inter_class_kl": "inter_class_weight",
+    "anchor_entropy": "anchor_entropy_weight",
+    "negative_entropy": "negative_entropy_weight",
+}
+DEFAULTS = TINY.to_dict()["tapo"]
+
+
+@pytest.fixture(scope="module")
+def held(student, birds, tmp_path_factory):
+    """A trainer that holds two groups of answers of different lengths."""
+    mine = Student(copy.deepcopy(student.model), student.processor)
+    mine = models.add_adapter(mine, TINY, seed=0)
+    stir(mine.model)
+    trainer = make_trainer(mine, birds, tmp_path_factory.mktemp("held"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards, "accuracy", every_other)
+        trainer.collect(0)
+    shorten(trainer.kept)
+    return trainer
+
+
+@pytest.fixture
+def trainer(held):
+    """The same, with the default settings again."""
+    kept, held.dropped = list(held.kept), []
+    change(held, **DEFAULTS)
+    held.mined = held._miner()
+    yield held
+    held.kept = kept
+
+
+# --- which tensors a term's gradient reaches -----------------------------------------
+
+
+def weights_of(term: str, size: float = 1.0) -> dict[str, float]:
+    """One term alone; `policy` has no weight of its own."""
+    return {weight: size * (name == term) for name, weight in WEIGHTS.items()}
+
+
+def reached(trainer, monkeypatch, term: str) -> set[str]:
+    """The pictures whose log-probabilities get a gradient from this term alone.
+
+    Asserts on the way that it is all of their answers' tokens or none, and no padding.
+    """
+    calls, real = [], rollouts.score
+
+    def spy(model, batch, tokens, mask, which, *rest, **more):
+        out = real(model, batch, tokens, mask, which, *rest, **more)
+        if out.logps.requires_grad:
+            out.logps.retain_grad()
+        calls.append(([batch.features[p] for p in which], mask.bool(), out.logps))
+        return out
+
+    monkeypatch.setattr(rollouts, "score", spy)
+    change(trainer, **weights_of(term))
+    trainer.model.eval()
+    trainer.batch = trainer.prepare()
+    trainer.batch.advantages *= term == "policy"
+    trainer._update(0)
+    found = set()
+    for features, mask, logps in calls:
+        for row, seen in enumerate(features):
+            grad = None if logps.grad is None else logps.grad[row]
+            if grad is not None and grad.any():
+                assert grad[mask[row]].all() and not grad[~mask[row]].any()
+                found.add(names_of(trainer)[seen.numpy().tobytes()])
+    return found
+
+
+def names_of(trainer) -> dict[bytes, str]:
+    """Features -> whether they are an anchor's, a positive's or a negative's."""
+    found = {}
+    for group in trainer.kept:
+        for name in ("anchor", "positive", "negative"):
+            image = getattr(group.triplet, name).image()
+            batch = rollouts.encode_prompts(
+                trainer.model, trainer.student.processor, [trainer.asked], [image]
+            )
+            found[batch.features[0].numpy().tobytes()] = name
+    return found
+
+
+@pytest.mark.parametrize("negative_grad", [False, True])
+@pytest.mark.parametrize("scored_on", ["anchor", "own"])
+@pytest.mark.parametrize("term", ["policy", *WEIGHTS])
+def test_each_terms_gradient_reaches_what_the_option_table_says(
+    trainer, monkeypatch, term, scored_on, negative_grad
+):
+    change(trainer, scored_on=scored_on, negative_grad=negative_grad)
+    own = {"anchor", "positive"} if scored_on == "own" else {"anchor"}
+    other = {"negative"} if negative_grad else set()
+    table = {
+        "policy": own,
+        "inter_class_kl": own | other,
+        "anchor_entropy": own,
+        "negative_entropy": other,
+    }
+    assert reached(trainer, monkeypatch, term) == table[term]
+
+
+@pytest.mark.parametrize("scored_on", ["anchor", "own"])
+def test_the_gradient_of_the_whole_is_the_sum_of_its_terms(trainer, scored_on):
+    change(trainer, scored_on=scored_on, negative_grad=True)
+    total = 0
+    for term in ("policy", *WEIGHTS):
+        change(trainer, **weights_of(term, 0.5))
+        gradient = update(trainer)[1]
+        if term == "policy":
+            policy = gradient
+            total = gradient
+        else:
+            assert (gradient - policy).abs().max() > 1e-3
+            total = total + gradient - policy
+    change(trainer, **dict.fromkeys(WEIGHTS.values(), 0.5))
+    torch.testing.assert_close(update(trainer)[1], total, rtol=1e-4, atol=1e-4)
+
+
+# --- the inter-class term ------------------------------------------------------------
+
+
+def test_on_right_rollouts_only_wrong_ones_are_not_pushed(trainer, monkeypatch):
+    """Fact to keep: on all, the term drives wrong answers too."""
+    grads = {}
+    for on in ("all", "right"):
+        change(trainer, inter_class_on=on, **weights_of("inter_class_kl"))
+        seen, real = [], losses.tapo_loss
+
+        def spy(logps, *rest, real=real, seen=seen, **more):
+            logps.retain_grad()
+            seen.append(logps)
+            return real(logps, *rest, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, "tapo_loss", spy)
+            trainer.batch = trainer.prepare()
+            trainer.batch.advantages *= 0
+            trainer._update(0)
+        grads[on] = torch.cat([logps.grad for logps in seen])
+    right = trainer.batch.right.bool()
+    assert right.tolist() == [True, False] * 4
+    assert grads["all"][~right].any(1).all() and not grads["right"][~right].any()
+    torch.testing.assert_close(grads["right"][right], grads["all"][right])
+
+
+def test_annealing_lowers_gamma_step_by_step(trainer, monkeypatch):
+    seen, real = [], losses.tapo_loss
+
+    def spy(*tensors, **more):
+        seen.append(more["inter_class_weight"])
+        return real(*tensors, **more)
+
+    monkeypatch.setattr(losses, "tapo_loss", spy)
+    change(trainer, inter_class_weight=0.3, inter_class_anneal=True)
+    assert trainer.args.max_steps == 3
+    for step in range(3):
+        update(trainer, step)
+    change(trainer, inter_class_anneal=False)
+    update(trainer, 2)
+    assert seen == pytest.approx([0.3, 0.2, 0.1, 0.3])
+
+
+# --- entropy -------------------------------------------------------------------------
+
+
+def true_entropies(trainer, on) -> torch.Tensor:
+    """Of the whole vocabulary at each token, from a plain forward pass. (B, T)"""
+    core, b = rollouts.core_of(trainer.model), trainer.batch
+    hidden = rollouts._recomputed(core, b.pictures, b.tokens, b.mask, torch.tensor(on))
+    logps = core.lm_head(hidden).log_softmax(-1)
+    return -(logps.exp() * logps).sum(-1)
+
+
+@pytest.mark.parametrize("negative_grad", [False, True])
+def test_full_entropy_is_that_of_the_vocabulary_and_so_is_its_gradient(trainer, negative_grad):
+    change(trainer, entropy="full", negative_grad=negative_grad)
+    change(trainer, inter_class_weight=0.0, anchor_entropy_weight=2.0, negative_entropy_weight=3.0)
+    trainer.batch = trainer.prepare()
+    trainer.batch.advantages *= 0
+    trainer.model.zero_grad()
+    sums, ours = trainer._update(0), gathered(trainer.model)
+    mask = trainer.batch.mask
+    own, other = (
+        (true_entropies(trainer, on) * mask).sum() / mask.sum()
+        for on in (trainer.batch.own, trainer.batch.negative)
+    )
+    assert sums["anchor_entropy"] == pytest.approx(own.item(), abs=1e-5)
+    assert sums["negative_entropy"] == pytest.approx(other.item(), abs=1e-5)
+    trainer.model.zero_grad()
+    (2 * own + 3 * (other if negative_grad else other.detach())).backward()
+    torch.testing.assert_close(ours, gathered(trainer.model), rtol=1e-3, atol=1e-5)
+    assert ours.abs().max() > 1e-3
+
+
+# --- rewards, advantages, answers that were cut --------------------------------------
+
+
+def test_a_baseline_for_each_picture_is_blind_to_which_picture_is_easier(trainer):
+    """Both answers right on the anchor, both wrong on the positive: only the pictures differ."""
+    first = replace(trainer.kept[0], accuracy=torch.tensor([1.0, 1, 0, 0]))
+    second = replace(trainer.kept[1], accuracy=torch.tensor([1.0, 0, 0, 0]))
+    trainer.kept = [first, second]
+    pooled = trainer.prepare().advantages
+    change(trainer, baseline="picture")
+    apart = trainer.prepare().advantages
+    assert pooled[:4].abs().min() > 0.8 and not apart[:4].any()
+    assert apart[4:].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5), 0, 0], abs=1e-5)
+
+
+def test_long_answers_earn_less_the_nearer_they_come_to_the_limit(trainer):
+    """Limit 8, buffer 4: free up to 4 tokens, -1 at the limit."""
+    change(trainer, overlong_tokens=4, accuracy_weight=1.0, format_weight=0.0)
+    mask = (torch.arange(8) < torch.tensor([3, 4, 6, 8])[:, None]).long()
+    part = Rollouts(torch.zeros(4, 8, dtype=torch.long), mask, [""] * 4, mask.all(-1))
+    group = trainer._group(trainer.kept[0].triplet, [(part, i) for i in range(4)])
+    assert group.overlong.tolist() == group.reward(trainer.settings).tolist() == [0, 0, -0.5, -1]
+    trainer.kept = [group]  # all wrong, yet some shorter: that alone makes advantages
+    advantage = trainer.prepare().advantages
+    assert advantage[0] == advantage[1] > advantage[2] > advantage[3]
+    change(trainer, overlong_tokens=0)
+    again = trainer._group(trainer.kept[0].triplet, [(part, i) for i in range(4)])
+    assert not again.overlong.any()
+
+
+def test_masked_answers_weigh_in_the_baseline_and_not_in_the_loss(trainer):
+    cut = torch.tensor([False, True, False, False])
+    trainer.kept = [replace(g, cut=cut) for g in trainer.kept]
+    change(trainer, **weights_of("policy"))
+    whole = trainer.prepare()
+    change(trainer, mask_cut=True)
+    sums, gradient = update(trainer)
+    assert torch.equal(trainer.batch.advantages, whole.advantages)
+    kept = ~torch.cat([cut, cut])
+    assert torch.equal(trainer.batch.mask, whole.mask * kept[:, None])
+    rows = replace(  # the same, with the cut answers taken out by hand
+        whole, tokens=whole.tokens[kept], mask=whole.mask[kept], right=whole.right[kept],
+        advantages=whole.advantages[kept], own=list(itertools.compress(whole.own, kept)),
+        negative=list(itertools.compress(whole.negative, kept)),
+    )  # fmt: skip
+    trainer.model.zero_grad()
+    loss = trainer._loss(rows, rows.mask.sum(), 0.0)
+    loss.total.backward()
+    assert sums["total"] == pytest.approx(loss.total.item(), abs=1e-6)
+    torch.testing.assert_close(gradient, gathered(trainer.model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_whose_answers_were_all_cut_is_skipped(fresh, birds, spread, tmp_path):
+    """A gradient of zeros would still let the optimiser's momentum move the weights."""
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__mask_cut=True))
+    trainer.training_step(trainer.model, {"step": 0})
+    assert all(g.cut.all() for g in trainer.kept)
+    assert trainer.metrics["skipped"] == 1 and trainer.metrics["cut"] == 1
+    assert all(p.grad is None for p in adapters(trainer.model))
+
+
+# --- pictures ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 1), (1, 3), (4, 0), (2, 2)])
+def test_any_ratio_of_anchor_and_positive_rollouts(fresh, birds, spread, tmp_path, n, m):
+    preset = TINY.with_(
+        tapo__anchor_rollouts=n, tapo__positive_rollouts=m, tapo__scored_on="own", tapo__groups=1
+    )
+    trainer = make_trainer(fresh, birds, tmp_path, preset)
+    assert gradients(trainer).abs().max() > 0
+    (group,) = trainer.kept
+    assert len(group.texts) == n + m == len(trainer.batch.tokens)
+    assert trainer.batch.own == [0] * n + [1] * m
+    assert trainer.batch.negative == [1 + (m > 0)] * (n + m)
+
+
+def test_kept_groups_without_spread_inside_a_picture_are_counted_for_any_ratio(trainer):
+    """All 32 ways in which 3 + 2 answers can be right: 30 are kept, and 2 of these are flat."""
+    change(trainer, anchor_rollouts=3, positive_rollouts=2)
+    group, shape = trainer.kept[0], torch.zeros(5)
+    patterns = list(itertools.product((0.0, 1.0), repeat=5))
+    trainer.kept = [
+        replace(group, accuracy=torch.tensor(p), format=shape, overlong=shape) for p in patterns
+    ]
+    kept = [p for p in patterns if 0 < sum(p) < 5]
+    flat = [p for p in kept if len(set(p[:3])) == len(set(p[3:])) == 1]
+    assert (len(kept), len(flat)) == (30, 2)
+    assert trainer._metrics()["flat_share"] == pytest.approx(2 / 30)
+    trainer.kept, trainer.dropped = trainer.kept[:8], trainer.kept[8:]
+    assert trainer._metrics()["flat_share"] == pytest.approx(2 / 30)  # of all with spread
+
+
+def test_three_pictures_of_any_size_have_as_many_tokens_as_features(
+    fresh, birds, spread, tmp_path, monkeypatch
+):
+    rng = random.Random(0)
+
+    def resized(photo: Photo) -> Photo:
+        size = rng.choice([(28, 28), (84, 84), (300, 40), (33, 190), (61, 77), (640, 480)])
+        return Photo(f"{photo.id}{size}", photo.species, lambda: photo.image().resize(size))
+
+    birds = replace(birds, train=tuple(resized(p) for p in birds.train))
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__scored_on="own"))
+    sizes = set()
+    for step in range(4):
+        assert gradients(trainer, step).isfinite().all()
+        pictures = trainer.batch.pictures
+        counts = [len(features) for features in pictures.features]
+        assert pictures.types.sum(-1).tolist() == counts
+        image_pad = fresh.processor.image_token_id
+        assert (pictures.ids == image_pad).sum(-1).tolist() == counts
+        sizes |= {tuple(counts[:3]), tuple(counts[3:])}
+    assert any(len(set(three)) == 3 for three in sizes)  # three sizes in one group
+
+
+def test_a_student_that_wants_to_say_vision_tokens_cannot(fresh, birds, tmp_path):
+    """Nor padding: with one of them in an answer, no picture could be scored with it."""
+    banned = rollouts.banned_tokens(fresh.processor)
+
+    def pushed(module, args, logits):
+        logits[..., banned] += 1e4
+        return logits
+
+    trainer = make_trainer(fresh, birds, tmp_path)
+    hook = rollouts.core_of(trainer.model).lm_head.register_forward_hook(pushed)
+    groups = trainer.answer(draw_triplets(birds, 2, 0, 0), torch.Generator().manual_seed(0))
+    hook.remove()
+    for group in groups:
+        assert not torch.isin(group.tokens[group.mask.bool()], torch.tensor(banned)).any()
+
+
+def test_the_settings_that_turn_the_negative_off_leave_its_picture_unread(trainer):
+    change(trainer, **{k.removeprefix("tapo__"): v for k, v in OFF.items()})
+    assert len(trainer.prepare().pictures.features) == 2
+    for term in ("inter_class_kl", "negative_entropy"):
+        change(trainer, **weights_of(term))
+        assert len(trainer.prepare().pictures.features) == 4
