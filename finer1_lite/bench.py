@@ -33,7 +33,8 @@ from finer1_lite.report import write_atomically
 
 COLUMNS = {  # of a row -> heading and digits after the point
     "generate_s": ("generate s", 2), "score_s": ("score s", 2), "update_s": ("update s", 2),
-    "step_s": ("step s", 2), "cpu_s": ("cpu s", 2), "of_trl": ("x TRL", 2), "of_dapo": ("x dapo", 2),
+    "step_s": ("step s", 2), "cpu_s": ("cpu s", 2), "of_trl": ("x TRL", 2),
+    "of_dapo": ("x dapo", 2),
     "tokens_per_s": ("tokens/s", 0), "peak_mb": ("peak MB", 0), "steps_mb": ("by steps", 0),
     "vision_calls": ("vision calls", 0), "pictures": ("pictures", 0),
 }  # fmt: skip
@@ -73,8 +74,8 @@ def cases(preset: Preset, grow: bool) -> list[dict[str, int]]:
     if not grow:
         return [base]
     axes = {
-        "rollouts": (4, 8, 16), "answer_tokens": (preset.max_new_tokens // 2, 2 * preset.max_new_tokens),
-        "picture_side": (2 * side, 3 * side),
+        "rollouts": (4, 8, 16), "picture_side": (2 * side, 3 * side),
+        "answer_tokens": (preset.max_new_tokens // 2, 2 * preset.max_new_tokens),
     }  # fmt: skip
     varied = [base | {axis: value} for axis, values in axes.items() for value in values]
     return [base, *(case for case in varied if case != base)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.utils.checkpoint
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +28,26 @@ class PromptBatch:
     types: Tensor  # (P, L) 1 on picture tokens
     places: Tensor  # (3, P, L) Qwen-VL's position numbers: time, height, width
     features: tuple[Tensor, ...]  # a picture each: (visual tokens, width); () without pictures
+
+    def rows(self, rows: Sequence[int]) -> "PromptBatch":
+        """Some prompts, padded as they were."""
+        rows = list(rows)
+        cut = (self.ids[rows], self.mask[rows], self.types[rows], self.places[:, rows])
+        return PromptBatch(*cut, tuple(self.features[r] for r in rows) if self.features else ())
+
+
+def join(batches: Sequence[PromptBatch]) -> PromptBatch:
+    """One batch of several, all with pictures or all without; padded to the longest."""
+    length = max(b.ids.shape[1] for b in batches)
+
+    def stack(name: str, dim: int) -> Tensor:
+        parts = [getattr(b, name) for b in batches]
+        return torch.cat([F.pad(x, (length - x.shape[-1], 0)) for x in parts], dim)
+
+    features = tuple(f for b in batches for f in b.features)
+    return PromptBatch(
+        stack("ids", 0), stack("mask", 0), stack("types", 0), stack("places", 1), features
+    )
 
 
 @dataclass
@@ -115,13 +136,13 @@ def generate(
     processor,
     batch: PromptBatch,
     *,
-    copies: int = 1,
+    copies: int | Sequence[int] = 1,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
-    """Answer each prompt `copies` times: rows p*copies .. p*copies+copies-1 are prompt p's.
+    """Answer each prompt `copies` times, or prompt p copies[p] times; p's answers stand together.
 
     temperature 0 is greedy decoding. Vision tokens and padding are never sampled. The same
     generator state gives the same answers on one machine.
@@ -155,17 +176,17 @@ def generate(
     return _finish(tokens, tok)
 
 
-def _prefill(core, batch: PromptBatch, copies: int):
+def _prefill(core, batch: PromptBatch, copies: int | Sequence[int]):
     """Run each prompt once, then share its cache among its copies."""
     out = core.model.language_model(
         inputs_embeds=_embed(core, batch.ids, batch.types, batch.features),
         attention_mask=batch.mask, position_ids=batch.places, use_cache=True,
     )  # fmt: skip
+    prompts, device = torch.arange(len(batch.ids), device=batch.ids.device), batch.ids.device
+    row = prompts.repeat_interleave(torch.as_tensor(copies, device=device))
     cache = out.past_key_values
-    cache.batch_repeat_interleave(copies)
-    hidden = out.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
-    last = _last_places(batch).repeat_interleave(copies, 1)
-    return hidden, cache, batch.mask.repeat_interleave(copies, 0), last
+    cache.batch_select_indices(row)
+    return out.last_hidden_state[row, -1:], cache, batch.mask[row], _last_places(batch)[:, row]
 
 
 def _last_places(batch: PromptBatch) -> Tensor:
@@ -301,7 +322,9 @@ def token_scores(
 
 
 def _chunk_scores(head, states: Tensor, ids: Tensor, temperature: float, entropy: bool):
-    logits = head(states).float() / temperature  # (n, V)
+    logits = head(states).float()  # (n, V)
+    if temperature != 1:  # no copy of so many numbers for nothing
+        logits = logits / temperature
     total = logits.logsumexp(-1)
     logps = logits.gather(-1, ids[:, None])[:, 0] - total
     if not entropy:

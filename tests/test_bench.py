@@ -53,9 +53,9 @@ def test_a_small_bench_yields_a_row_a_trainer(small, tmp_path, capsys):
     assert trl["of_trl"] == dapo["of_dapo"] == 1
     assert dapo["of_trl"] == pytest.approx(dapo["step_s"] / trl["step_s"])
     assert trl["pictures"] == 4  # the anchor, once a rollout, to generate and to score
-    assert dapo["pictures"] <= 2  # once to generate, once to score
-    for row in (tapo, pulled):  # anchor and positive; anchor and negative
-        assert row["pictures_generate"] == 2 and row["pictures_score"] <= 2
+    assert dapo["pictures"] == dapo["vision_calls"] == 1
+    for row in (tapo, pulled):  # anchor, positive, negative
+        assert row["pictures"] == row["pictures_generate"] == 3 and row["vision_calls"] == 1
     out = capsys.readouterr().out
     for name in TRAINERS:
         assert re.search(rf"^{name}  +\d+\.\d\d ", out, re.MULTILINE), name
@@ -224,8 +224,8 @@ def test_cases_vary_one_axis_at_a_time():
     assert found[0] == base and bench.cases(Preset.lab(), grow=False) == [base]
     changed = [{k: v for k, v in case.items() if v != base[k]} for case in found[1:]]
     assert changed == [
-        {"rollouts": 4}, {"rollouts": 16}, {"answer_tokens": 48}, {"answer_tokens": 192},
-        {"picture_side": 168}, {"picture_side": 252},
+        {"rollouts": 4}, {"rollouts": 16}, {"picture_side": 168}, {"picture_side": 252},
+        {"answer_tokens": 48}, {"answer_tokens": 192},
     ]  # fmt: skip
 
 
