@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_lab(commands)
     _add_pretrain(commands)
     _add_ablate(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -107,6 +108,25 @@ def run_ablate(args) -> None:
     print(f"table: {ablate.run(study, workers=args.workers)}")
 
 
+def _add_bench(commands) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="what a step costs, beside TRL's GRPOTrainer",
+        description="Times a training step of TRL's GRPOTrainer, our DAPO and our TAPO on the "
+        "same weights, prompts and number of answers: seconds by phase, tokens a second, peak "
+        "memory, pictures encoded; then how each grows.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    option = bench.add_argument
+    option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, others: a GPU")
+    option("--groups", type=int, default=2, help="anchors a step")
+    option("--steps", type=int, default=3, help="counted steps a row, after a warm-up step")
+    option("--grow", action=argparse.BooleanOptionalAction, default=True,
+           help="also vary rollouts, answer length and picture size")  # fmt: skip
+    option("--json", type=Path, default=None, metavar="FILE", help="write the rows to this file")
+    bench.set_defaults(main=run_bench)
+
+
 def make_job(args):
     """Arguments -> Run. Raises ValueError on a setting that does not exist."""
     from finer1_lite.lab import Run
@@ -154,6 +174,18 @@ def run_pretrain(args) -> None:
     steps = {} if args.steps is None else {"steps": args.steps}
     out = asset_folder(args.world_seed, args.out)
     print(json.dumps(pretrain(args.world_seed, out, seed=args.seed, **steps), indent=1))
+
+
+def run_bench(args) -> None:
+    from finer1_lite import bench
+    from finer1_lite.presets import Preset
+
+    counts = {"--steps": args.steps, "--groups": args.groups}
+    faults = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
+    if faults:
+        raise ValueError(", ".join(faults))
+    preset = getattr(Preset, args.preset)().with_(tapo__groups=args.groups)
+    bench.run(preset, steps=args.steps, grow=args.grow, json_path=args.json)
 
 
 def main(argv: list[str] | None = None) -> int:

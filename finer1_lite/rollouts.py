@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.utils.checkpoint
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +28,26 @@ class PromptBatch:
     types: Tensor  # (P, L) 1 on picture tokens
     places: Tensor  # (3, P, L) Qwen-VL's position numbers: time, height, width
     features: tuple[Tensor, ...]  # a picture each: (visual tokens, width); () without pictures
+
+    def rows(self, rows: Sequence[int]) -> "PromptBatch":
+        """Some prompts, padded as they were."""
+        rows = list(rows)
+        cut = (self.ids[rows], self.mask[rows], self.types[rows], self.places[:, rows])
+        return PromptBatch(*cut, tuple(self.features[r] for r in rows) if self.features else ())
+
+
+def join(batches: Sequence[PromptBatch]) -> PromptBatch:
+    """One batch of several, all with pictures or all without; padded to the longest."""
+    length = max(b.ids.shape[1] for b in batches)
+
+    def stack(name: str, dim: int) -> Tensor:
+        parts = [getattr(b, name) for b in batches]
+        return torch.cat([F.pad(x, (length - x.shape[-1], 0)) for x in parts], dim)
+
+    features = tuple(f for b in batches for f in b.features)
+    return PromptBatch(
+        stack("ids", 0), stack("mask", 0), stack("types", 0), stack("places", 1), features
+    )
 
 
 @dataclass
@@ -121,7 +142,7 @@ def generate(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
-    """Answer each prompt `copies` times (one number for all, or one each), in order.
+    """Answer each prompt `copies` times, or prompt p copies[p] times; p's answers stand together.
 
     temperature 0 is greedy decoding. Vision tokens and padding are never sampled. The same
     generator state gives the same answers on one machine.
@@ -163,6 +184,8 @@ def _prefill(core, batch: PromptBatch, copies: int | Sequence[int]):
         inputs_embeds=_embed(core, batch.ids, batch.types, batch.features),
         attention_mask=batch.mask, position_ids=batch.places, use_cache=True,
     )  # fmt: skip
+    prompts, device = torch.arange(len(batch.ids), device=batch.ids.device), batch.ids.device
+    row = prompts.repeat_interleave(torch.as_tensor(copies, device=device))
     cache = out.past_key_values
     cache.batch_select_indices(row)
     return out.last_hidden_state[row, -1:], cache, batch.mask[row], _last_places(batch)[:, row]
@@ -302,7 +325,9 @@ def token_scores(
 
 def _chunk_scores(head, states: Tensor, ids: Tensor, temperature: float, entropy: bool):
     logits = head(states)  # (n, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1:  # no copy of so many numbers for nothing
+        logits = logits / temperature
     total = logits.logsumexp(-1)
     logps = logits.gather(-1, ids[:, None])[:, 0] - total
     if not entropy:

@@ -31,6 +31,7 @@ class Group:
     """One triplet, its n + m answers (anchor's first) and what they earned."""
 
     triplet: Triplet
+    pictures: rollouts.PromptBatch  # anchor, positive, negative: those that are used, encoded
     tokens: Tensor  # (n+m, T)
     mask: Tensor  # (n+m, T)
     texts: list[str]
@@ -53,7 +54,7 @@ class Batch:
     mask: Tensor  # (B, T)
     advantages: Tensor  # (B,)
     right: Tensor  # (B,)
-    pictures: rollouts.PromptBatch  # every picture of the groups, encoded once
+    pictures: rollouts.PromptBatch  # every picture of the groups
     own: list[int]  # (B,) which picture scores the answer
     negative: list[int]  # (B,) which one pushes it away
     old_logps: Tensor | None = None  # (B, T) where several updates share the batch
@@ -114,39 +115,39 @@ class TAPOTrainer(StepTrainer):
     # --- rollouts and rewards ---------------------------------------------------------
 
     def answer(self, drawn: list[Triplet], generator: torch.Generator) -> list[Group]:
-        """n answers to each anchor and m to each positive, with their rewards."""
-        s, processor, pictures, copies = self.settings, self.student.processor, [], []
-        for triplet in drawn:
-            pictures += [triplet.anchor.image()]
-            copies += [s.anchor_rollouts]
-            if s.positive_rollouts:
-                pictures += [triplet.positive.image()]
-                copies += [s.positive_rollouts]
-        batch = rollouts.encode_prompts(
-            self.model, processor, [self.asked] * len(pictures), pictures
-        )
-        out = rollouts.generate(
-            self.model, processor, batch, copies=copies, temperature=s.temperature, top_p=s.top_p,
-            max_new_tokens=self.preset.max_new_tokens, generator=generator,
-        )  # fmt: skip
-        size = s.anchor_rollouts + s.positive_rollouts
-        return [self._group(t, out, slice(g * size, (g + 1) * size)) for g, t in enumerate(drawn)]
+        """n answers to each anchor and m to each positive, with their rewards.
 
-    def _group(self, triplet: Triplet, out: rollouts.Rollouts, rows: slice) -> Group:
+        The step's one pass through the vision tower and one loop over tokens: negatives are
+        encoded along, and anchors and positives are answered side by side.
+        """
+        s, processor = self.settings, self.student.processor
+        counts = [n for n in (s.anchor_rollouts, s.positive_rollouts) if n]
+        parts = ["anchor", "positive"][: len(counts)] + ["negative"] * self._reads_negative()
+        images = [getattr(t, part).image() for t in drawn for part in parts]
+        batch = rollouts.encode_prompts(self.model, processor, [self.asked] * len(images), images)
+        of = [range(g * len(parts), (g + 1) * len(parts)) for g in range(len(drawn))]
+        answered = [row for rows in of for row in rows[: len(counts)]]
+        out = rollouts.generate(
+            self.model, processor, batch.rows(answered), copies=counts * len(drawn),
+            temperature=s.temperature, top_p=s.top_p, generator=generator,
+            max_new_tokens=self.preset.max_new_tokens,
+        )  # fmt: skip
+        size = sum(counts)
+        return [
+            self._group(t, batch.rows(of[g]), out, slice(g * size, (g + 1) * size))
+            for g, t in enumerate(drawn)
+        ]
+
+    def _group(self, triplet: Triplet, pictures, out: rollouts.Rollouts, rows: slice) -> Group:
         texts, mask = out.texts[rows], out.mask[rows]
         label, names = triplet.anchor.species, self.collection.names
         limit, buffer = self.preset.max_new_tokens, self.settings.overlong_tokens
         over = [rewards.overlong_penalty(n, limit, buffer) for n in mask.sum(-1).tolist()]
         return Group(
-            triplet,
-            out.tokens[rows],
-            mask,
-            texts,
-            out.cut[rows],
-            torch.tensor(rewards.accuracy(texts, [label] * len(texts), names)),
-            torch.tensor(rewards.format(texts)),
-            torch.tensor(over),
-        )
+            triplet, pictures, out.tokens[rows], mask, texts, out.cut[rows],
+            accuracy=torch.tensor(rewards.accuracy(texts, [label] * len(texts), names)),
+            format=torch.tensor(rewards.format(texts)), overlong=torch.tensor(over),
+        )  # fmt: skip
 
     def collect(self, step: int) -> None:
         """Dynamic sampling: draw until `groups` have spread, `draws` rounds at most."""
@@ -173,7 +174,7 @@ class TAPOTrainer(StepTrainer):
                     confusions.note(group.triplet.anchor.species, named)
 
     def prepare(self) -> Batch:
-        """The kept groups as tensors; their pictures are encoded here, once."""
+        """The kept groups as tensors."""
         s, pad = self.settings, self.student.processor.tokenizer.pad_token_id
         scores = torch.cat([g.reward(s) for g in self.kept])  # (B,)
         counts = (s.anchor_rollouts, s.positive_rollouts)
@@ -196,22 +197,17 @@ class TAPOTrainer(StepTrainer):
         return batch
 
     def _pictures(self) -> tuple[rollouts.PromptBatch, list[int], list[int]]:
-        """Encode each kept group's pictures once; say which one scores which answer."""
-        s = self.settings
+        """The kept groups' pictures; which one scores which answer, and which pushes it away.
+
+        The vision tower is frozen, so what it made of them for the rollouts still holds.
+        """
+        s, own, negative, at = self.settings, [], [], 0
         separate = s.scored_on == "own" and s.positive_rollouts > 0
-        images, own, negative = [], [], []
         for group in self.kept:
-            t, first = group.triplet, len(images)
-            images += [t.anchor.image()]
-            images += [t.positive.image()] if separate else []
-            images += [t.negative.image()] if self._reads_negative() else []
-            own += [first] * s.anchor_rollouts
-            own += [first + separate] * s.positive_rollouts
-            negative += [len(images) - 1] * (s.anchor_rollouts + s.positive_rollouts)
-        batch = rollouts.encode_prompts(
-            self.model, self.student.processor, [self.asked] * len(images), images
-        )
-        return batch, own, negative
+            own += [at] * s.anchor_rollouts + [at + separate] * s.positive_rollouts
+            at += len(group.pictures.ids)
+            negative += [at - 1] * (s.anchor_rollouts + s.positive_rollouts)
+        return rollouts.join([g.pictures for g in self.kept]), own, negative
 
     def _reads_negative(self) -> bool:
         return bool(self.settings.inter_class_weight or self.settings.negative_entropy_weight)

@@ -232,13 +232,13 @@ def test_long_answers_earn_less_the_nearer_they_come_to_the_limit(trainer):
     change(trainer, overlong_tokens=4, accuracy_weight=1.0, format_weight=0.0)
     mask = (torch.arange(8) < torch.tensor([3, 4, 6, 8])[:, None]).long()
     part = Rollouts(torch.zeros(4, 8, dtype=torch.long), mask, [""] * 4, mask.all(-1))
-    group = trainer._group(trainer.kept[0].triplet, [(part, i) for i in range(4)])
+    group = trainer._group(trainer.kept[0].triplet, trainer.kept[0].pictures, part, slice(0, 4))
     assert group.overlong.tolist() == group.reward(trainer.settings).tolist() == [0, 0, -0.5, -1]
     trainer.kept = [group]  # all wrong, yet some shorter: that alone makes advantages
     advantage = trainer.prepare().advantages
     assert advantage[0] == advantage[1] > advantage[2] > advantage[3]
     change(trainer, overlong_tokens=0)
-    again = trainer._group(trainer.kept[0].triplet, [(part, i) for i in range(4)])
+    again = trainer._group(trainer.kept[0].triplet, trainer.kept[0].pictures, part, slice(0, 4))
     assert not again.overlong.any()
 
 

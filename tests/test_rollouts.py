@@ -107,6 +107,38 @@ def test_copies_of_a_prompt_stand_together(student, birds):
     assert len(set(one.texts)) > 1
 
 
+def test_prompts_may_be_answered_each_its_own_number_of_times(student, birds):
+    batch = encode(student, birds, 3)
+    one = sample(student, batch, copies=1, temperature=0.0)
+    some = sample(student, batch, copies=[2, 0, 3], temperature=0.0)
+    assert some.texts == [one.texts[p] for p in (0, 0, 2, 2, 2)]
+    drawn = sample(student, batch, copies=[2, 2, 2])
+    assert torch.equal(drawn.tokens, sample(student, batch, copies=2).tokens)
+
+
+def test_prompts_encoded_apart_are_answered_as_if_together(student, birds):
+    """Batches of different lengths join with padding; rows come out as they went in."""
+    questions, pictures = asked(birds, 4)
+    together = rollouts.encode_prompts(student.model, student.processor, questions, pictures)
+    parts = [
+        rollouts.encode_prompts(student.model, student.processor, questions[a:b], pictures[a:b])
+        for a, b in ((0, 1), (1, 3), (3, 4))
+    ]
+    assert len({part.ids.shape[1] for part in parts}) > 1
+    joined = rollouts.join(parts)
+    assert torch.equal(joined.mask, together.mask) and torch.equal(joined.types, together.types)
+    expected = sample(student, together, copies=1, temperature=0.0)
+    assert sample(student, joined, copies=1, temperature=0.0).texts == expected.texts
+    turned = sample(student, joined.rows([3, 1]), copies=1, temperature=0.0)
+    assert turned.texts == [expected.texts[3], expected.texts[1]]
+    with torch.no_grad():
+        scores = [
+            rollouts.log_probs(student.model, b, expected.tokens, expected.mask, range(4))
+            for b in (joined, together)
+        ]
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
+
+
 def test_the_same_generator_seed_gives_the_same_answers(student, birds):
     batch = encode(student, birds)
     first = sample(student, batch, seed=5)

@@ -168,17 +168,20 @@ def test_sampling_gives_up_after_the_last_round_and_keeps_what_it_has(fresh, bir
 
 
 def test_a_group_holds_the_anchors_answers_first(fresh, birds, tmp_path):
-    trainer = make_trainer(fresh, birds, tmp_path)
+    """3 answers to each anchor, 1 to each positive: all are written in one loop."""
+    preset = TINY.with_(tapo__anchor_rollouts=3, tapo__positive_rollouts=1)
+    trainer = make_trainer(fresh, birds, tmp_path, preset)
     triplets = draw_triplets(birds, 2, seed=0, step=0)
     groups = trainer.answer(triplets, torch.Generator().manual_seed(1))
     pictures = [getattr(t, part).image() for t in triplets for part in PARTS]
     texts = rollouts.generate(
         trainer.model, fresh.processor,
         rollouts.encode_prompts(trainer.model, fresh.processor, [trainer.asked] * 4, pictures),
-        copies=2, temperature=1.0, max_new_tokens=8, generator=torch.Generator().manual_seed(1),
+        copies=[3, 1, 3, 1], temperature=1.0, max_new_tokens=8,
+        generator=torch.Generator().manual_seed(1),
     ).texts  # fmt: skip
     assert [g.texts for g in groups] == [texts[:4], texts[4:]]
-    assert [g.triplet for g in groups] == triplets
+    assert [g.triplet for g in groups] == triplets and len(set(texts)) == 8
 
 
 def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypatch):
@@ -198,6 +201,20 @@ def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypa
     group = trainer.answer(triplets, torch.Generator())[0]
     assert group.accuracy.tolist() == [1, 1, 0, 0] and group.format.tolist() == [1, 0, 0, 1]
     assert group.reward(trainer.settings).tolist() == pytest.approx([0.8, 0.7, 0, 0.1])
+
+
+@pytest.mark.parametrize("changes, each", [
+    ({}, 3), ({"tapo__scored_on": "own"}, 3), (OFF, 2),
+    (OFF | {"tapo__anchor_rollouts": 4, "tapo__positive_rollouts": 0}, 1),
+])  # fmt: skip
+def test_a_step_encodes_each_picture_once(fresh, birds, spread, tmp_path, changes, each):
+    """To generate and to score alike; and none that no term of the loss reads."""
+    trainer, seen = make_trainer(fresh, birds, tmp_path, TINY.with_(**changes)), []
+    rollouts.core_of(trainer.model).model.visual.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
+    )
+    gradients(trainer)
+    assert seen == [2 * each] and len(trainer.kept) == 2
 
 
 @pytest.mark.parametrize("scored_on", ["anchor", "own"])
