@@ -262,9 +262,15 @@ def sense(c: Chain) -> str | None:
         return f"a photo has no {found.group()!r}"
 
 
+def invisible(phrase: str) -> bool:
+    """Whether a phrase tells of what no photo shows: a taste, a size in numbers, a year."""
+    said = Chain(f"<think>{phrase}</think>", "")
+    return any(look(said) for look in (sense, measure, year))
+
+
 def _without(c: Chain, text: str) -> str:
     """The text without names of classes, which may hold a year or a scent."""
-    for name in sorted({*c.names, *c.listed, *c.asked}, key=len, reverse=True):
+    for name in sorted({*c.names, *c.listed, *c.asked} - {""}, key=len, reverse=True):
         text = text.replace(name.casefold(), " ")
     return text
 

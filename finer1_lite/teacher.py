@@ -12,13 +12,14 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from PIL import Image
 
-from finer1_lite import cot, paperbirds, prompts
+from finer1_lite import cot, cot_checks, paperbirds, prompts
 from finer1_lite.prompts import Asked
 from finer1_lite.report import write_atomically
 from finer1_lite.rollouts import VISION_TOKENS
@@ -121,10 +122,18 @@ class Table:
 
     def _answer(self, photo: Photo, asked: Asked) -> str:
         if asked.kind == "describe":
-            return cot.phrase(self.collection, photo.species, 10_000)
-        return cot.table_chain_of(
-            self.collection, photo.species, asked.candidates, asked.concepts
-        )
+            return cot.without_names(self.collection, self._visible.of(photo.species).description)
+        return cot.table_chain_of(self._visible, photo.species, asked.candidates, asked.concepts)
+
+    @cached_property
+    def _visible(self) -> Collection:
+        """The collection, its descriptions without the clauses on what no photo shows."""
+        species = []
+        for one in self.collection.species:
+            clauses = re.split(r"(?<=[.,;])\s+|\s(?=\band\b|\bwith\b)", one.description)
+            seen = [c for c in clauses if not cot_checks.invisible(c)]
+            species.append(replace(one, description=" ".join(seen)))
+        return replace(self.collection, species=tuple(species))
 
 
 # --- a local model -------------------------------------------------------------------------
