@@ -9,39 +9,35 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import comb
 
 from finer1_lite import concepts, prompts, rewards
+from finer1_lite.chain_text import HEADINGS, PARTS, Chain, fold, names_in
 
-PARTS = ("analysis", "candidates", "comparison", "prediction")
-MIN_WORDS, MAX_WORDS = 12, 900  # of the thought
+MIN_WORDS, MAX_WORDS = 20, 900  # of the thought
 ENDING = 600  # characters that hold a free chain's conclusion
 MIN_LETTERS = 200  # fewer do not tell a language
 LANGUAGES = ["en", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "zh", "ja", "ko", "ar", "tr"]
 
-_ITEM = re.compile(r"^ ?(?:[-*\u2022]|\*{0,2}\d+[.)])\s+(.+)$", re.MULTILINE)
-_HEADING = {  # released chains: a line or a sentence that opens the part
-    "analysis": re.compile(r"(?im)^[\s#*\d.]*(?:\w+ )?analy\w+\b[^\n]{0,70}$"),
-    "candidates": re.compile(r"(?im)^[^\n]{0,160}\bcandidate[^\n]{0,200}$"),
-    "comparison": re.compile(r"(?im)^[ #*]{0,4}(?:\d\. )?[\w' ]{0,30}compar\w*\b[^\n]{0,60}$"),
-    "prediction": re.compile(r"(?im)^[\s#*]*(?:the |final |final answer and )?predict\w*\b[^\n]*$"),
-}
 _HIDDEN = re.compile(
     r"(?:provided|given|supplied) (?:visual |textual |detailed |image |background )?"
     r"(?:descriptions?|details?|information|texts?|contexts?|labels?|concepts?|notes?|captions?)"
     r"|(?:description|details?|information|label|names?|text|context|caption)s? "
     r"(?:was |were |is |are |as |that (?:was |were )?)?(?:provided|supplied|given)"
-    r"|(?:mentioned|described|stated|noted|listed) in the (?:\w+ )?(?:description|text|caption|prompt)"
+    r"|(?:mentioned|described|stated|noted|listed) in the (?:\w+ )?"
+    r"(?:description|text|caption|prompt)"
     r"|(?:according to|as per|based on|from|matches|match|aligns? with|in) the (?:\w+ )?"
     r"(?:description|caption|metadata|label|prompt)(?! of)\b"
     r"|ground[- ]truth|correct (?:answer|label)|(?:i|we) (?:was|were|am|are) (?:told|given)"
     r"|(?:question|prompt|user) (?:specif|stat|mention)\w*"
 )
-_UNIT = r"(?:met(?:er|re)s?|cm|centimet(?:er|re)s?|mm|millimet(?:er|re)s?|inch(?:es)?|feet|foot|ft|m|in)"
+_UNIT = (
+    r"(?:met(?:er|re)s?|cm|centimet(?:er|re)s?|mm|millimet(?:er|re)s?|inch(?:es)?|feet|foot|ft|m|in)"
+)
+_NUMBER = r"(?<![\d.,])\d{1,9}(?:[.,]\d{1,9}){0,2}"  # bounded: linear in any run of digits
 _MEASURE = re.compile(
-    rf"\d(?:[\d.,]*\d)?(?:\s*(?:-|\u2013|to)\s*\d[\d.,]*)?[\s-]*{_UNIT}\b(?!-)"
-    r"|\d[\d.,]*\s*(?:kg|kilograms?|grams?|pounds?|lbs?|horsepower|hp|mph|km/h|litres?|liters?)\b"
+    rf"{_NUMBER}(?:\s?(?:-|\u2013|to)\s?\d{{1,9}}(?:[.,]\d{{1,9}})?)?[\s-]{{0,3}}{_UNIT}\b(?!-)"
+    rf"|{_NUMBER}\s?(?:kg|kilograms?|grams?|pounds?|lbs?|horsepower|hp|mph|km/h|litres?|liters?)\b"
 )
 _YEAR = re.compile(r"\b(?:18|19|20)\d\d\b")
 _SENSE = re.compile(
@@ -49,120 +45,6 @@ _SENSE = re.compile(
     r"sweet(?:er|est|ness)?|sour|acidity|juic(?:y|iness)|crisp(?:y|ier)?|mellow|desserts?|"
     r"songs?|sings?|singing|calls? loudly|mimicry|engine sound)\b"
 )
-
-
-def fold(text: str) -> str:
-    """As names are compared: no case, no invisible characters, dashes as spaces."""
-    return rewards.normalise(text)
-
-
-def names_in(text: str, name: str) -> bool:
-    """Whether the name stands in the text as whole words, in the singular or plural."""
-    return bool(re.search(rf"(?<!\w){re.escape(fold(name))}(?:e?s)?(?!\w)", fold(text)))
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A chain with all that it is judged by; parsed once.
-
-    asked: the candidates that the teacher was given; loose: headings by pattern (released
-    chains) instead of our exact form; shared: texts, folded, that other chains have too.
-    """
-
-    text: str
-    label: str
-    aliases: tuple[str, ...] = ()
-    asked: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    loose: bool = False
-
-    @cached_property
-    def think(self) -> str:
-        return self.text.partition("<think>")[2].partition("</think>")[0]
-
-    @cached_property
-    def answer(self) -> str | None:
-        return rewards.parse_answer(self.text)
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        return (self.label, *self.aliases)
-
-    @cached_property
-    def parts(self) -> dict[str, str]:
-        """Heading -> text, for the headings that are there once and in order."""
-        return (_loose_parts if self.loose else _strict_parts)(self.think)
-
-    @cached_property
-    def before(self) -> str:
-        """What is said before any candidate is named."""
-        if self.loose:
-            return re.split(r"(?i)candidate", self.think)[0]
-        return self.parts.get("analysis", self.think.partition("candidates:")[0])
-
-    @cached_property
-    def listed(self) -> list[str]:
-        """The candidates' names as the chain lists them."""
-        part = self.parts.get("candidates", "")
-        if not self.loose:
-            return [c.strip() for c in part.split(",") if c.strip()]
-        return [re.split(r"\*\*:?\s|:| - | \u2013 |\s\(|;", i)[0].strip(" *.") for i in items(part)]
-
-    @cached_property
-    def remarks(self) -> dict[str, str]:
-        """Candidate -> what the comparison says of it, in our form."""
-        found = {}
-        for piece in re.split(r"[;\n]", self.parts.get("comparison", "")):
-            name, colon, remark = piece.partition(":")
-            if colon:
-                found[fold(name)] = remark.strip()
-        return found
-
-
-def _strict_parts(think: str) -> dict[str, str]:
-    starts = [re.search(rf"^{heading}", think, re.MULTILINE) for heading in prompts.SECTIONS]
-    found = [(p, s) for p, s in zip(PARTS, starts) if s]
-    ends = [s.start() for _, s in found[1:]] + [len(think)]
-    return {
-        part: think[start.end() : end].strip()
-        for (part, start), end in zip(found, ends)
-        if start.end() <= end
-    }
-
-
-def _loose_parts(think: str) -> dict[str, str]:
-    """The released prose by its headings; the candidates are the first list after theirs."""
-    parts = {}
-    first = re.search(r"(?i)candidate", think)
-    parts["analysis"] = think[: first.start()] if first else think
-    compare = next(
-        (m.start() for m in _HEADING["comparison"].finditer(think)
-         if not first or m.start() > first.start()), None,
-    )  # fmt: skip
-    for opening in _HEADING["candidates"].finditer(think):
-        end = compare if compare and compare > opening.end() else len(think)
-        if items(think[opening.end() : end]):
-            parts["candidates"] = think[opening.end() : end]
-            break
-    if re.search("(?i)compar", think):
-        parts["comparison"] = think[compare:] if compare else think
-    final = list(_HEADING["prediction"].finditer(think))
-    if final:
-        parts["prediction"] = think[final[-1].start() :]
-    return parts
-
-
-def items(text: str) -> list[str]:
-    """The entries of the first list in a text: those of one mark, without nested ones."""
-    found = []
-    for block in re.split(r"\n\s*\n(?=\s{0,1}[^\s\-*\u2022\d])", text):
-        rows = list(_ITEM.finditer(block))
-        numbered = [m for m in rows if m.group().lstrip(" *")[0].isdigit()]
-        found = [m.group(1) for m in (numbered or rows)]
-        if found:
-            break
-    return found
 
 
 # --- one function a fault ------------------------------------------------------------------
@@ -175,7 +57,7 @@ def tags(c: Chain) -> str | None:
 
 def parts(c: Chain) -> str | None:
     if c.loose:
-        lacking = [p for p in PARTS if not _HEADING[p].search(c.think)]
+        lacking = [p for p in PARTS if not HEADINGS[p].search(c.think)]
         return f"no heading for {', '.join(lacking)}" if lacking else None
     heads = re.findall(rf"^(?:{'|'.join(prompts.SECTIONS)})", c.think, re.MULTILINE)
     if heads != list(prompts.SECTIONS):
@@ -314,9 +196,9 @@ def coarser(c: Chain) -> str | None:
     """The answer is a part of the name that was concluded ("rose" after "Hybrid Tea Rose")."""
     part = c.parts.get("prediction", "")
     for name in c.listed:
-        if fold(name) != fold(c.label) and fold(name).endswith(f" {fold(c.label)}"):
-            if names_in(part, name):
-                return f"concludes {name!r} and answers only {c.label!r}"
+        longer = fold(name).endswith(f" {fold(c.label)}")
+        if longer and names_in(part, name):
+            return f"concludes {name!r} and answers only {c.label!r}"
 
 
 def uncited(c: Chain) -> str | None:
@@ -360,10 +242,11 @@ def language(c: Chain) -> str | None:
 
 CHECKS: dict[str, Callable[[Chain], str | None]] = {
     "tags": tags, "parts": parts, "empty": empty, "answer": answer, "listed": listed,
-    "number": number, "unasked": unasked, "uncompared": uncompared, "compared": compared, "leak": leak, "hidden": hidden,
-    "measure": measure, "year": year, "sense": sense, "unnamed": unnamed, "conclusion": conclusion,
-    "contradiction": contradiction, "coarser": coarser, "uncited": uncited, "length": length,
-    "repeats": repeats, "language": language,
+    "number": number, "unasked": unasked, "uncompared": uncompared, "compared": compared,
+    "leak": leak, "hidden": hidden, "measure": measure, "year": year, "sense": sense,
+    "unnamed": unnamed, "conclusion": conclusion, "contradiction": contradiction,
+    "coarser": coarser, "uncited": uncited, "length": length, "repeats": repeats,
+    "language": language,
 }  # fmt: skip
 
 

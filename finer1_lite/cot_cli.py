@@ -25,7 +25,8 @@ def add_parser(commands) -> None:
 
 def _add_make(steps) -> None:
     make = steps.add_parser(
-        "make", help="photos -> descriptions -> concepts -> chains -> checks", formatter_class=_HELP,
+        "make", formatter_class=_HELP,
+        help="photos -> descriptions -> concepts -> chains -> checks",
         description="Writes OUT/chains.jsonl, rejected.jsonl, report.json, review.csv and "
         "reviewed.jsonl. Killed, refused or out of budget, the same command goes on and pays for "
         "nothing twice. Fill the column `decision` of review.csv and start it again: "
@@ -38,7 +39,9 @@ def _add_make(steps) -> None:
            help="who writes; left out: oracle for paper birds, table for photographs")  # fmt: skip
     option("--model", default=None, help="local: folder or hub name, e.g. "
            "Qwen/Qwen2.5-VL-7B-Instruct; endpoint: the model's name there")  # fmt: skip
-    option("--quantize", choices=("none", "nf4"), default="none", help="local: nf4 is 4-bit weights")
+    option(
+        "--quantize", choices=("none", "nf4"), default="none", help="local: nf4 is 4-bit weights"
+    )
     option("--url", default="http://localhost:8000/v1", help="endpoint: up to /v1")
     option("--key-env", default="OPENAI_API_KEY", help="endpoint: the environment variable of the "
            "key, which is never written anywhere")  # fmt: skip
@@ -230,7 +233,9 @@ def run_review(args) -> None:
         undone.write_csv(args.folder / "review.csv")
     state = cot_make.apply_review(args.folder, undecided=not args.decided_only)
     kept = len(state.results(not args.decided_only))
-    print(json.dumps(review.summary(state)), f"-> {kept} chains in {args.folder / 'reviewed.jsonl'}")
+    print(
+        json.dumps(review.summary(state)), f"-> {kept} chains in {args.folder / 'reviewed.jsonl'}"
+    )
 
 
 def run_convert(args) -> None:

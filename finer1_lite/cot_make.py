@@ -288,11 +288,12 @@ def finish(work: Work, stopped: Sequence[str]) -> dict:
     records = _tidy(work.folder / "chains.jsonl", lambda r: (places[r["photo"]], r["sample"]))
     rejected = _tidy(work.folder / "rejected.jsonl", lambda r: (places[r["photo"]], r["sample"]))
     chains = [formats.from_row(r) for r in records]
+    parsed = [c.parsed() for c in chains]
     reasons = Counter(f["code"] for row in rejected for f in row["findings"])
     report = {
         "pictures": len(work.collection.train), "chains": len(chains), "rejected": len(rejected),
-        "reasons": dict(reasons.most_common()), "habit": cot_checks.habit([c.parsed() for c in chains]),
-        "place of the label": dict(sorted(cot_checks.places([c.parsed() for c in chains]).items())),
+        "reasons": dict(reasons.most_common()), "habit": cot_checks.habit(parsed),
+        "place of the label": dict(sorted(cot_checks.places(parsed).items())),
         "this start": work.ledger.to_dict(), "all paid": _total(work), "stopped": list(stopped),
     }  # fmt: skip
     review = apply_review(work.folder)

@@ -136,7 +136,11 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 def to_trl(record: Record) -> dict:
     """images, prompt, completion as `SFTTrainer` reads them; paths stand for pictures."""
     system = [{"role": "system", "content": record.system}] if record.system else []
-    kept = {k: v for k, v in to_row(record).items() if k not in ("question", "chain", "images", "system")}
+    kept = {
+        k: v
+        for k, v in to_row(record).items()
+        if k not in ("question", "chain", "images", "system")
+    }
     return {
         "images": list(record.images),
         "prompt": [*system, {"role": "user", "content": record.question}],
@@ -210,4 +214,6 @@ def write_triplets(path: Path, rows: Sequence[TripletRow]) -> None:
 
 def read_triplets(path: Path) -> list[TripletRow]:
     rows = [(f"line {n}", row) for n, row in read_lines(path)]
-    return each_row(path, rows, lambda row: TripletRow(**{k: v for k, v in row.items() if k != "version"}))
+    return each_row(
+        path, rows, lambda row: TripletRow(**{k: v for k, v in row.items() if k != "version"})
+    )

@@ -117,19 +117,26 @@ def test_a_mention_stands_inside_one_clause_in_any_order_and_ending():
 
 
 def test_merging_keeps_one_phrase_of_each_meaning():
-    found = concepts.merge(["yellow", "yellow shell", "shells yellow", "wing bar", "wing-bars", "red"])
+    found = concepts.merge(
+        ["yellow", "yellow shell", "shells yellow", "wing bar", "wing-bars", "red"]
+    )
     assert sorted(found) == ["red", "wing bar", "yellow shell"]
 
 
 def test_yake_finds_the_phrases_of_a_description():
-    texts = ["Greenish yellow shell with a white juicy pulp.", "A greenish yellow shell, long stem."]
+    texts = [
+        "Greenish yellow shell with a white juicy pulp.",
+        "A greenish yellow shell, long stem.",
+    ]
     found = concepts.extract(texts)
     assert "greenish yellow shell" in found and "white juicy pulp" in found
     assert len(found) == len(set(found)) <= 40
 
 
 def test_a_teachers_list_is_read_whatever_bullets_it_uses():
-    answer = "1. Red crown\n- short bill.\n\n* White wing bar\nThis line is no concept but a sentence\n"
+    answer = (
+        "1. Red crown\n- short bill.\n\n* White wing bar\nThis line is no concept but a sentence\n"
+    )
     assert concepts.listed(answer) == ["red crown", "short bill", "white wing bar"]
 
 
@@ -167,3 +174,21 @@ def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, e
         assert chosen.kept[0] in deciding and set(chosen.kept) <= deciding
     shape = {f"bill {world.marks[name]['bill']}", f"tail {world.marks[name]['tail']}"}
     assert shape & set(chosen.dropped)  # the genus shares them
+
+
+def test_the_figure_shows_every_concept_and_a_line_for_each():
+    from finer1_lite.concept_plot import KEPT, bottleneck_figure
+
+    described = {
+        "a": [["red crown, short bill", "red crown"], ["red crown", "red crown, green leaf"]],
+        "b": [["blue crown, short bill", "blue crown"], ["blue crown", "blue crown"]],
+    }
+    figure = bottleneck_figure(
+        "a", described, ["red crown", "blue crown", "short bill", "green leaf"]
+    )
+    left, right = figure.axes
+    shown = {t.get_text(): t.get_color() for t in left.get_yticklabels()}
+    assert set(shown) == {"red crown", "short bill", "green leaf"}  # of b's own mark a says nothing
+    assert [name for name, colour in shown.items() if colour == KEPT] == ["red crown"]
+    crossing = [line.get_ydata() for line in right.lines[:3]]
+    assert all(y[0] >= -1e-9 for y in crossing) and sum(y[-2] > 0 for y in crossing) == 1
