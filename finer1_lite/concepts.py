@@ -8,8 +8,10 @@ of each picture mention the concept.
 """
 
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import snowballstemmer
@@ -24,13 +26,19 @@ TEMPERATURE = 0.1  # of infonce (SelfSynthX)
 MARGIN = 0.4  # infonce keeps above mean + 0.4 std (SelfSynthX)
 ALIKE = 90.0  # of 100: phrases that differ by a letter or an ending are one
 AGREED = 1 / 3  # share of a picture's descriptions that make a concept its own
-_STEMMER = snowballstemmer.stemmer("english")
+_STEMMER, _LOCK = snowballstemmer.stemmer("english"), threading.Lock()
 _CLAUSE = re.compile(r"[.,;:!?()\n]|\band\b|\bbut\b|\bwhile\b")
+
+
+@lru_cache(maxsize=50_000)
+def _stem(word: str) -> str:
+    with _LOCK:  # the stemmer keeps its word in itself, and teachers answer in threads
+        return _STEMMER.stemWord(word)
 
 
 def stems(text: str) -> frozenset[str]:
     """The words of a text, without their endings."""
-    return frozenset(_STEMMER.stemWords(re.findall(r"\w+", text.casefold())))
+    return frozenset(map(_stem, re.findall(r"\w+", text.casefold())))
 
 
 def clauses(text: str) -> list[frozenset[str]]:
@@ -51,13 +59,13 @@ def extract(texts: Sequence[str], limit: int = 40) -> list[str]:
     """Noun-like phrases of one to three words by YAKE (statistics of the texts, no model)."""
     import yake  # slow to import, and a teacher may extract instead
 
-    found = yake.KeywordExtractor(lan="en", n=3, dedupLim=1.0, top=4 * limit).extract_keywords(
+    found = yake.KeywordExtractor(lan="en", n=3, dedup_lim=1.0, top=4 * limit).extract_keywords(
         ".\n".join(texts)
     )
     return merge([phrase.casefold().strip(" .") for phrase, _ in found])[:limit]
 
 
-def listed(answer: str, limit: int = 200) -> list[str]:
+def read_list(answer: str, limit: int = 200) -> list[str]:
     """The phrases of a teacher's list: one a line, bullets and numbers taken off."""
     lines = [re.sub(r"^[\s\-*\u2022\d.)]+", "", line).strip(" .\t") for line in answer.splitlines()]
     return [line.casefold() for line in lines if 0 < len(line.split()) <= 5][:limit]
@@ -209,7 +217,8 @@ def select(
         a, b, c = np.split(vectors, [len(own), len(own) + len(concepts)])
         return select_infonce(concepts, infonce_scores(a, b, c), least)
     scores = count_scores(rates, [list(described).index(c) for c in classes], beta)
-    return select_count(concepts, scores, rates[:, mine].mean(1), rates[:, ~mine].mean(1), least)
+    others = rates[:, ~mine].mean(1) if not mine.all() else np.zeros(len(concepts))
+    return select_count(concepts, scores, rates[:, mine].mean(1), others, least)
 
 
 def of_picture(selection: Selection, texts: Sequence[str], least: int = LEAST) -> list[str]:

@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import comb
 
 from finer1_lite import concepts, prompts, rewards
@@ -75,7 +76,7 @@ def answer(c: Chain) -> str | None:
         return f"answers {(c.answer or '').strip()!r}, the label is {c.label!r}"
 
 
-def listed(c: Chain) -> str | None:
+def label_listed(c: Chain) -> str | None:
     """The label among the candidates, word for word."""
     if c.loose:
         there = any(names_in(c.parts.get("candidates", ""), name) for name in c.names)
@@ -203,7 +204,7 @@ def coarser(c: Chain) -> str | None:
 
 def uncited(c: Chain) -> str | None:
     """Marks in the analysis that the bottleneck dropped, or none of the kept ones."""
-    said = concepts.clauses(c.before)
+    said = concepts.clauses(c.before) if c.kept or c.dropped else []
     foreign = [d for d in c.dropped if concepts.mentions(d, said)]
     if foreign:
         return f"cites {foreign[0]!r}, which was not selected"
@@ -232,16 +233,21 @@ def language(c: Chain) -> str | None:
     if len(foreign) > 0.05 * max(len(letters), 1):
         return f"not in English: {''.join(foreign[:8])!r}"
     if len(letters) >= MIN_LETTERS:
-        import py3langid  # its table takes a moment to load
-
-        py3langid.set_languages(LANGUAGES)
-        found, _ = py3langid.classify(c.think)
+        found, _ = _identifier().classify(c.think)
         if found != "en":
             return f"not in English but in {found!r}"
 
 
+@cache
+def _identifier():
+    import py3langid  # its table takes a moment to load
+
+    py3langid.set_languages(LANGUAGES)
+    return py3langid
+
+
 CHECKS: dict[str, Callable[[Chain], str | None]] = {
-    "tags": tags, "parts": parts, "empty": empty, "answer": answer, "listed": listed,
+    "tags": tags, "parts": parts, "empty": empty, "answer": answer, "listed": label_listed,
     "number": number, "unasked": unasked, "uncompared": uncompared, "compared": compared,
     "leak": leak, "hidden": hidden, "measure": measure, "year": year, "sense": sense,
     "unnamed": unnamed, "conclusion": conclusion, "contradiction": contradiction,

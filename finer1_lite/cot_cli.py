@@ -217,7 +217,7 @@ def run_check(args) -> None:
     from finer1_lite.cot_make import _write
 
     records, kind = official.read_any(args.file)
-    result = official.audit(records)
+    result = official.audit_chains(records)
     print(f"{args.file} ({kind})\n{official.audit_text(result)}")
     if args.json:
         found = {k: [str(f) for f in v] for k, v in result.pop("found").items() if v}

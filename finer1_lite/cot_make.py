@@ -70,6 +70,7 @@ class Work:
     teacher: Teacher
     settings: Settings
     ledger: Ledger
+    bars: bool = True  # progress bars
     done: dict[str, list[str]] = field(default_factory=dict)  # photo -> folded thoughts
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -108,8 +109,8 @@ def make(work: Work) -> dict:
 # --- the teacher is asked --------------------------------------------------------------------
 
 
-def in_parallel(items: Sequence, act: Callable, workers: int, what: str) -> list[str]:
-    """act(item) for all, `workers` at a time; returns what went wrong, item by item.
+def in_parallel(work: Work, items: Sequence, act: Callable, what: str) -> list[str]:
+    """act(item) for all, the teacher's `workers` at a time; returns what went wrong, item by item.
 
     Stops handing out items when the teacher is done for good, or after `PATIENCE` failures
     in a row; what is under way is waited for, since it is being paid for.
@@ -121,7 +122,8 @@ def in_parallel(items: Sequence, act: Callable, workers: int, what: str) -> list
     def guarded(item):
         return None if halted.is_set() else act(item)
 
-    with ThreadPoolExecutor(workers) as pool, _bar(len(items), what) as bar:
+    bar = tqdm(total=len(items), desc=what, mininterval=2.0, disable=not work.bars)
+    with ThreadPoolExecutor(work.teacher.workers) as pool, bar:
         tasks = {pool.submit(guarded, item): item for item in items}
         for task in as_completed(tasks):
             bar.update()
@@ -137,10 +139,6 @@ def in_parallel(items: Sequence, act: Callable, workers: int, what: str) -> list
                 halted.set()
                 raise
     return faults
-
-
-def _bar(total: int, what: str):
-    return tqdm(total=total, desc=what, mininterval=2.0, dynamic_ncols=True, disable=total < 2)
 
 
 def describe(work: Work) -> dict[str, list[str]]:
@@ -159,7 +157,7 @@ def describe(work: Work) -> dict[str, list[str]]:
             for reply in work.teacher.ask(photo, asked, list(samples))
         ]
 
-    faults = in_parallel(work.collection.train, act, work.teacher.workers, "descriptions")
+    faults = in_parallel(work, work.collection.train, act, "descriptions")
     if faults:
         raise TeacherError("; ".join(faults[:5]))
     return found
@@ -189,7 +187,7 @@ def _phrases(work: Work, texts: Sequence[str]) -> list[str]:
     if work.settings.extract == "yake":
         return concepts.extract(texts)
     (reply,) = work.teacher.ask(None, prompts.ask_extract(texts), [0])
-    return concepts.listed(reply.text)
+    return concepts.read_list(reply.text)
 
 
 # --- chains ----------------------------------------------------------------------------------
@@ -208,7 +206,7 @@ def write_all(
     def act(photo: Photo) -> None:
         _write_one(work, photo, described[photo.id], selected[photo.species])
 
-    faults = in_parallel(work.collection.train, act, work.teacher.workers, "chains")
+    faults = in_parallel(work, work.collection.train, act, "chains")
     short = [
         f"{p.id}: {len(work.done.get(p.id, []))} of {work.settings.per_picture} chains passed in "
         f"{work.settings.rounds} rounds (reasons: rejected.jsonl)"

@@ -160,7 +160,7 @@ def _unpack(cell: object, root: Path, otherwise: str) -> str:
 # --- the audit ------------------------------------------------------------------------------
 
 
-def audit(records: Sequence[Record]) -> dict:
+def audit_chains(records: Sequence[Record]) -> dict:
     """Counts of each finding, its first examples, and facts of the file as a whole."""
     loose = is_free(records)
     chains = {r.id: r.parsed(loose) for r in records}

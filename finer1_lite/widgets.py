@@ -34,9 +34,7 @@ class Keys(anywidget.AnyWidget):
 
     _esm = """
     export function render({ model, el }) {
-      const panel = el.closest(".finer1-review") ?? el.parentElement;
-      panel.tabIndex = 0;
-      panel.setAttribute("data-lm-suppress-shortcuts", "true");
+      let panel = null;
       const heard = (event) => {
         if (/^(TEXTAREA|INPUT|SELECT)$/.test(event.target.tagName)) return;
         if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
@@ -47,8 +45,18 @@ class Keys(anywidget.AnyWidget):
         model.save_changes();
         panel.focus();
       };
-      panel.addEventListener("keydown", heard);
-      return () => panel.removeEventListener("keydown", heard);
+      const attach = () => {  // a child is drawn before it hangs in its panel
+        panel = el.closest(".finer1-review");
+        if (!panel) { timer = setTimeout(attach, 50); return; }
+        panel.tabIndex = 0;
+        panel.setAttribute("data-lm-suppress-shortcuts", "true");
+        panel.addEventListener("keydown", heard);
+      };
+      let timer = setTimeout(attach, 0);
+      return () => {
+        clearTimeout(timer);
+        panel?.removeEventListener("keydown", heard);
+      };
     }
     """
     known = traitlets.List(traitlets.Unicode()).tag(sync=True)

@@ -137,7 +137,7 @@ def test_a_teachers_list_is_read_whatever_bullets_it_uses():
     answer = (
         "1. Red crown\n- short bill.\n\n* White wing bar\nThis line is no concept but a sentence\n"
     )
-    assert concepts.listed(answer) == ["red crown", "short bill", "white wing bar"]
+    assert concepts.read_list(answer) == ["red crown", "short bill", "white wing bar"]
 
 
 def test_embedding_rows_have_length_one_and_like_texts_are_near():
@@ -161,7 +161,7 @@ def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, e
     }  # fmt: skip
     texts = "\n".join(t for v in described.values() for p in v for t in p)
     (answer,) = teacher.ask(None, Asked("extract", texts), [0])
-    found = concepts.listed(answer.text)
+    found = concepts.read_list(answer.text)
     chosen = concepts.select(name, described, found, estimator=estimator, least=1)
     deciding = {
         f"{m} {world.marks[name][m]}"

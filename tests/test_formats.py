@@ -73,7 +73,7 @@ def test_the_released_chains_come_back_as_they_were(tmp_path):
 @needs_release
 def test_the_audit_finds_the_known_faults_of_the_release():
     """Counts within 10 % of those published in the project's notes on the method."""
-    found = official.audit(official.read_sharegpt(RELEASED))
+    found = official.audit_chains(official.read_sharegpt(RELEASED))
     counts, n = found["findings"], found["chains"]
     known = {"leak": 94, "unnamed": 97, "uncompared": 23}
     for code, count in known.items():
@@ -85,7 +85,7 @@ def test_the_audit_finds_the_known_faults_of_the_release():
     assert 0.92 <= placed[0] / sum(placed.values()) <= 0.96
     assert "candidate 1 of 4" in found["habit"]
     cars = [r for r in official.read_sharegpt(RELEASED) if "cars" in r.photo]
-    other = official.audit(cars)["findings"]["conclusion"]
+    other = official.audit_chains(cars)["findings"]["conclusion"]
     assert len(cars) == 117 and abs(other - 22) <= 2
     assert counts["hidden"] >= 104 and counts["measure"] >= 32
     roses = [f for f in found["found"]["403"] if f.code == "coarser"]

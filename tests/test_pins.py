@@ -62,7 +62,7 @@ CALLS = {  # what we call -> the arguments that we name
     BitsAndBytesConfig: """load_in_4bit bnb_4bit_quant_type bnb_4bit_use_double_quant
         bnb_4bit_compute_dtype llm_int8_skip_modules""",
     openai.OpenAI: "base_url api_key max_retries timeout",
-    yake.KeywordExtractor: "lan n dedupLim top",
+    yake.KeywordExtractor: "lan n dedup_lim top",
     yake.KeywordExtractor.extract_keywords: "text",
     fuzz.token_sort_ratio: "s1 s2",
     py3langid.set_languages: "langs",
