@@ -214,14 +214,14 @@ def run_make(args) -> None:
 
 def run_check(args) -> None:
     from finer1_lite import official
-    from finer1_lite.cot_make import _write
+    from finer1_lite.cot_make import write_json
 
     records, kind = official.read_any(args.file)
     result = official.audit_chains(records)
     print(f"{args.file} ({kind})\n{official.audit_text(result)}")
     if args.json:
         found = {k: [str(f) for f in v] for k, v in result.pop("found").items() if v}
-        _write(args.json, result | {"found": found})
+        write_json(args.json, result | {"found": found})
 
 
 def run_review(args) -> None:

@@ -178,7 +178,7 @@ def choose(work: Work, described: dict[str, list[str]]) -> dict[str, Selection]:
             estimator=work.settings.estimator, beta=work.settings.beta,
         )  # fmt: skip
     rows = {name: asdict(selection) for name, selection in chosen.items()}
-    _write(work.folder / "concepts.json", rows)
+    write_json(work.folder / "concepts.json", rows)
     return chosen
 
 
@@ -296,7 +296,7 @@ def finish(work: Work, stopped: Sequence[str]) -> dict:
     }  # fmt: skip
     review = apply_review(work.folder)
     report["review"] = summary(review)
-    _write(work.folder / "report.json", report)
+    write_json(work.folder / "report.json", report)
     return report
 
 
@@ -347,7 +347,7 @@ def apply_review(folder: Path, undecided: bool = True) -> Review:
     return review
 
 
-def _write(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1).encode())
 
 
