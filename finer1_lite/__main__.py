@@ -6,6 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
+from finer1_lite import cot_cli
+
 PRESETS = ("lab", "t4", "l4", "a100")
 
 
@@ -20,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pretrain(commands)
     _add_ablate(commands)
     _add_bench(commands)
+    cot_cli.add_parser(commands)
     return parser
 
 

@@ -6,7 +6,7 @@ a table of descriptions for real photographs.
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import dropwhile
 
 from finer1_lite import paperbirds, prompts, rewards
@@ -38,11 +38,11 @@ def oracle_chain(world: paperbirds.World, name: str, rng: random.Random) -> str:
     rng.shuffle(genus)
     nearest = sorted(genus, key=lambda n: len(world.differing(n, name)))
     chosen = candidates(nearest, name, rng)
-    remarks = [_marks_against(world, name, c) for c in chosen]
+    remarks = [marks_against(world, name, c) for c in chosen]
     return prompts.chain(paperbirds.knowledge(world, name), chosen, remarks, name)
 
 
-def _marks_against(world: paperbirds.World, name: str, candidate: str) -> str:
+def marks_against(world: paperbirds.World, name: str, candidate: str) -> str:
     """The candidate's marks that the bird does not have, or that it fits."""
     against = [f"{m} {world.marks[candidate][m]}" for m in world.differing(name, candidate)]
     return "has " + ", ".join(against) if against else "fits"
@@ -53,11 +53,20 @@ def table_chain(collection: Collection, name: str, rng: random.Random) -> str:
 
     It says what the class looks like in general: this teacher has not seen the picture.
     """
-    chosen = candidates(collection.neighbours(name), name, rng)
+    return table_chain_of(collection, name, candidates(collection.neighbours(name), name, rng))
+
+
+def table_chain_of(
+    collection: Collection, name: str, chosen: Sequence[str], concepts: Sequence[str] = ()
+) -> str:
+    """The same with given candidates; concepts replace the description in the analysis."""
+    told = [phrase(collection, c, REMARK_WORDS) for c in chosen]
     remarks = [
-        "fits" if c == name else f"would be {phrase(collection, c, REMARK_WORDS)}" for c in chosen
+        "fits" if c == name else f"would be {t}" if t else "its looks are not known"
+        for c, t in zip(chosen, told)
     ]
-    return prompts.chain(phrase(collection, name, SEEN_WORDS), chosen, remarks, name)
+    analysis = ", ".join(concepts) or phrase(collection, name, SEEN_WORDS)
+    return prompts.chain(analysis, chosen, remarks, name)
 
 
 def phrase(collection: Collection, name: str, words: int) -> str:
@@ -65,10 +74,14 @@ def phrase(collection: Collection, name: str, words: int) -> str:
 
     Names are taken out so that the analysis does not give the answer away.
     """
+    said = re.findall(r"\w+", without_names(collection, collection.of(name).description))
+    return " ".join(list(dropwhile(FILLERS.__contains__, said))[:words])
+
+
+def without_names(collection: Collection, text: str) -> str:
+    """The text in lower case, less every word that is part of a class name."""
     of_names = {w for n in collection.names for w in re.findall(r"\w+", n.casefold())}
-    said = re.findall(r"\w+", collection.of(name).description.casefold())
-    left = list(dropwhile(FILLERS.__contains__, [w for w in said if w not in of_names]))
-    return " ".join(left[:words])
+    return re.sub(r"\w+", lambda w: "" if w[0] in of_names else w[0], text.casefold())
 
 
 def make_chains(collection: Collection, teacher: Teacher, seed: int) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 Imports nothing of the package. One question for all sizes: SFT, TAPO and evaluation use
 the same words, so that a gap between two numbers is never a gap between two prompts.
+What a *teacher* is asked, who writes chains for the student to learn from, stands below.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 SECTIONS = ("analysis:", "candidates:", "comparison:", "prediction:")
 MAX_CANDIDATES = 4
@@ -64,3 +66,86 @@ def messages(text: str, with_image: bool = True) -> list[dict]:
     """One user turn in the chat format of Qwen2.5-VL."""
     picture = [{"type": "image"}] if with_image else []
     return [{"role": "user", "content": [*picture, {"type": "text", "text": text}]}]
+
+
+# --- what a teacher is asked -------------------------------------------------------------
+
+DESCRIPTIONS = (  # several views of one picture: what is said each time is likely there
+    "Describe the {coarse} in this picture from head to tail: shape, colours, patterns. "
+    "Say only what can be seen. Do not name its kind.",
+    "List every visible mark by which an expert would tell this {coarse} from similar ones, "
+    "as short phrases separated by commas. Do not name its kind.",
+    "Somebody has to find this {coarse} among its look-alikes by your words alone. "
+    "What do you see that would help? Do not name its kind.",
+)
+EXTRACT = (
+    "Below are descriptions of pictures, one in each paragraph. List the visible marks that "
+    "occur in them, each once, as a noun phrase of two to four words, one in each line. "
+    "Leave out names of kinds, places, behaviour, sizes in numbers, and opinions.\n\n{texts}"
+)
+WRITE = (
+    "The picture shows a {coarse}. Write how an expert with nothing but the picture would work "
+    "out its exact kind. Use exactly this form, each part on a line that begins as shown:\n"
+    "<think>\n"
+    "analysis: what is visible, using these marks where they can be seen: {concepts}\n"
+    "candidates: {candidates}\n"
+    "comparison: for each candidate in that order its name, a colon, and what fits or does not; "
+    "separate the candidates by semicolons\n"
+    "prediction: the name of the one that fits best\n"
+    "</think>\n"
+    "<answer>the same name</answer>\n"
+    "Right is: {name}. Do not name any kind before the candidates, and never say that you were "
+    "given a name, a list or a description. Give no sizes in numbers and no years; a picture "
+    "does not show them."
+)
+GUESS = (
+    "The picture shows a {coarse}. Work out its exact kind from the picture alone. "
+    "Use exactly this form, each part on a line that begins as shown:\n"
+    "<think>\n"
+    "analysis: what is visible\n"
+    "candidates: {candidates}\n"
+    "comparison: for each candidate in that order its name, a colon, and what fits or does not; "
+    "separate the candidates by semicolons\n"
+    "prediction: the name of the one that fits best\n"
+    "</think>\n"
+    "<answer>the same name</answer>"
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request to a teacher: the words, and the facts that they were made from.
+
+    kind: describe | extract | write | guess. A model reads `text` alone; a teacher without
+    a model (oracle, table) answers from the other fields.
+    """
+
+    kind: str
+    text: str
+    name: str = ""
+    candidates: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = ()
+
+
+def ask_describe(coarse: str, view: int) -> Asked:
+    """view: which of `DESCRIPTIONS`, counted round and round."""
+    return Asked("describe", DESCRIPTIONS[view % len(DESCRIPTIONS)].format(coarse=coarse))
+
+
+def ask_extract(texts: Sequence[str]) -> Asked:
+    return Asked("extract", EXTRACT.format(texts="\n\n".join(texts)))
+
+
+def ask_write(
+    coarse: str, name: str, candidates: Sequence[str], concepts: Sequence[str]
+) -> Asked:
+    """A chain towards a known label, from the concepts that were kept."""
+    given = {"candidates": ", ".join(candidates), "concepts": "; ".join(concepts) or "any"}
+    text = WRITE.format(coarse=coarse, name=name, **given)
+    return Asked("write", text, name, tuple(candidates), tuple(concepts))
+
+
+def ask_guess(coarse: str, candidates: Sequence[str]) -> Asked:
+    """A chain by a teacher who is not told the label: kept only if it is right."""
+    text = GUESS.format(coarse=coarse, candidates=", ".join(candidates))
+    return Asked("guess", text, candidates=tuple(candidates))

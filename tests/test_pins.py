@@ -9,9 +9,14 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import anywidget
+import openai
+import py3langid
 import pytest
 import torch
+import yake
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from rapidfuzz import fuzz
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -56,6 +61,12 @@ CALLS = {  # what we call -> the arguments that we name
     get_peft_model: "model peft_config",
     BitsAndBytesConfig: """load_in_4bit bnb_4bit_quant_type bnb_4bit_use_double_quant
         bnb_4bit_compute_dtype llm_int8_skip_modules""",
+    openai.OpenAI: "base_url api_key max_retries timeout",
+    yake.KeywordExtractor: "lan n dedup_lim top",
+    yake.KeywordExtractor.extract_keywords: "text",
+    fuzz.token_sort_ratio: "s1 s2",
+    py3langid.set_languages: "langs",
+    py3langid.classify: "instance",
 }
 
 
@@ -114,6 +125,14 @@ def test_picture_features_come_one_tensor_a_picture(student, birds):
             pixels["pixel_values"], pixels["image_grid_thw"]
         ).pooler_output
     assert [tuple(f.shape) for f in found] == [(9, 192)] * 2
+
+
+def test_the_parts_of_openai_and_anywidget_that_are_reached_for():
+    client = openai.OpenAI(base_url="http://localhost/v1", api_key="none")
+    assert callable(client.chat.completions.with_streaming_response.create)
+    assert issubclass(openai.APITimeoutError, openai.APIError)
+    assert issubclass(openai.APIStatusError, openai.APIError)
+    assert hasattr(anywidget.AnyWidget, "_esm") or "_esm" in inspect.getsource(anywidget.AnyWidget)
 
 
 def test_the_picture_processor_works_without_torchvision():
