@@ -6,6 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
+from finer1_lite import evalcli
+
 PRESETS = ("lab", "t4", "l4", "a100")
 
 
@@ -18,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_lab(commands)
     _add_pretrain(commands)
+    evalcli.add_commands(commands)
     return parser
 
 
