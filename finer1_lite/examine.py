@@ -9,7 +9,17 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from finer1_lite import baselines, evalreport, exam, lab, labstudent, models, paperbirds, report
+from finer1_lite import (
+    baselines,
+    evalreport,
+    exam,
+    lab,
+    labstudent,
+    models,
+    openworld,
+    paperbirds,
+    report,
+)
 from finer1_lite.exam import Block, Exam
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset
@@ -35,6 +45,7 @@ class Job:
     unseen_share: float = 0.4
     coarse: str = "bird"
     baselines: tuple[str, ...] = ()
+    similarity: str = "none"  # none, or one of openworld.ENCODERS
 
     def collection(self) -> Collection | None:
         """The pictures with their training shots; None for question files."""
@@ -77,9 +88,34 @@ def run(job: Job, fresh: bool = False) -> Path:
         del student
     for name in job.baselines:
         baselines.answer(name, collection, asked, job)
-    report.write_atomically(job.folder / "records.jsonl", exam.join(job.folder).encode())
-    photos = {item.photo: item.image for item in asked.items}
-    return evalreport.write(job.folder, lambda photo: photos[photo]())
+    write_records(job)
+    return evalreport.write(job.folder)
+
+
+def analyse(job: Job) -> dict:
+    """`analysis.analyse` of the job's two models, by name."""
+    from finer1_lite import analysis
+
+    collection = job.collection()
+    faults = [f"{m}: {fault}" for m in job.models if (fault := _unusable(m, job))]
+    if collection is None:
+        faults.append("--files: bring no descriptions and no training pictures; give --photos")
+    if faults:
+        raise DataError(faults, "nothing to analyse:")
+    world = None if job.photos else paperbirds.make_world(job.world_seed)
+    before, after = (load(source, job) for source in job.models)
+    found = analysis.analyse(before, after, collection, world, job.preset.max_new_tokens)
+    return {"before": model_name(job.models[0]), "after": model_name(job.models[1])} | found
+
+
+def write_records(job: Job) -> None:
+    """Join the blocks; add the open world's similarity where an encoder was asked for."""
+    text = exam.join(job.folder)
+    if job.similarity != "none":
+        rows = [json.loads(line) for line in text.split("\n") if line]
+        evalreport.add_similarity(rows, openworld.load_encoder(job.similarity))
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    report.write_atomically(job.folder / "records.jsonl", text.encode())
 
 
 def the_exam(job: Job, collection: Collection | None) -> Exam:
