@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -205,20 +205,18 @@ def score(name: str, collection: Collection | None, asked: Exam, job) -> Scored:
 def answer(name: str, collection: Collection | None, asked: Exam, job) -> None:
     """Write the baseline's answers beside the students', open and closed world."""
     folder = job.folder / "answers" / f"baseline-{name}"
-    tasks = sorted({block.task for block in job.blocks})
-    paths = {task: folder / f"{task}.jsonl" for task in tasks}
+    asked_as = {block.task: block for block in job.blocks}  # the same questions as the students
+    paths = {task: folder / f"{task}.jsonl" for task in asked_as}
     if all(path.exists() for path in paths.values()):
         return
     scored = score(name, collection, asked, job)
     row_of = {id(item): row for item, row in zip(asked.items, scored.scores)}
     for task, path in paths.items():
-        block = Block("none", task)
+        block = Block("none", task, order=asked_as[task].order)
         lines = []
-        for item in asked.items:
-            found = choose(row_of[id(item)], scored.classes,
-                           item.options if task == "closed" else None)  # fmt: skip
-            told = exam.Asked(item, "", item.options if task == "closed" else None, 0)
+        for one in exam.questions(asked, replace(block, prompt="answer")):
+            found = choose(row_of[id(one.item)], scored.classes, one.options)
             text = "" if found is None else f"<answer>{found}</answer>"
-            lines.append(exam.record_of(asked, block, f"baseline {name}", told, text))
+            lines.append(exam.record_of(asked, block, f"baseline {name}", one, text))
         rows = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         report.write_atomically(path, rows.encode())

@@ -52,9 +52,21 @@ Pair = tuple[Group, Group]
 
 
 def within(rows: Sequence[Row], task: str) -> list[Pair]:
-    """Every two answerers of one run, the later one first."""
+    """Answerers of one run that differ in one thing, the later one first.
+
+    In the model, in the prompt, or in seeing the picture; a baseline, which is asked
+    nothing, beside everyone who sees.
+    """
     found = tables.groups(rows, task)
-    return [(found[j], found[i]) for i in range(len(found)) for j in range(i + 1, len(found))]
+    pairs = [(found[j], found[i]) for i in range(len(found)) for j in range(i + 1, len(found))]
+    return [pair for pair in pairs if _one_thing(*pair)]
+
+
+def _one_thing(a: Group, b: Group) -> bool:
+    if "none" in (a.prompt, b.prompt):
+        return a.picture and b.picture
+    differ = (a.model != b.model) + (a.prompt != b.prompt) + (a.picture != b.picture)
+    return differ == 1 and (a.picture or b.picture)
 
 
 def between(left: Sequence[Row], right: Sequence[Row], task: str) -> list[Pair]:

@@ -61,12 +61,15 @@ def adopt(record: Mapping) -> dict:
 
 
 def groups(rows: Sequence[Row], task: str) -> list[Group]:
-    """The answerers of a task, in the order of their first record; greedy answers first."""
+    """The answerers of a task in the order of their first record; a model's prompts stand
+    together, the control without a picture behind each, baselines at the end."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["task"] == task and not row["fault"]:
             found.setdefault((row["model"], row["prompt"], row["picture"]), []).append(row)
-    return [Group(*key, tuple(members)) for key, members in found.items()]
+    models = list(dict.fromkeys(model for model, _, _ in found))
+    order = sorted(found, key=lambda k: (k[1] == "none", models.index(k[0]), k[1], not k[2]))
+    return [Group(*key, tuple(found[key])) for key in order]
 
 
 def per_photo(rows: Iterable[Row], value: Callable[[Row], float]) -> dict[tuple, float]:
@@ -171,6 +174,18 @@ def _open(group: Group) -> tuple[str, ...]:
         both(rows, lambda r: r["named"] is None), both(rows, lambda r: r["cut"]),
         f"{np.mean([r['tokens'] for r in rows]):.0f}",
     )  # fmt: skip
+
+
+def control_blocks(records: Sequence[Mapping]) -> list[Block]:
+    """The controls of the closed world alone, for a report with tables of its own."""
+    rows = [adopt(r) for r in records if r["task"] == "closed" and r.get("options")]
+    found = groups(rows, "closed")
+    if not found:
+        return []
+    head = ("control", "prompt", "seen, %", "unseen, %", "harmonic mean, %")
+    text = "Answerers that see no picture, on the same closed-world questions."
+    lines = [line for line in _control_lines(found, "closed", len(head)) if line[1] == "none"]
+    return [Heading("Controls"), Text(text), Table(head, lines)]
 
 
 def _control_lines(found: Sequence[Group], task: str, width: int) -> list[tuple[str, ...]]:
