@@ -73,7 +73,7 @@ def probe_right(features: np.ndarray, labels: Sequence[str], folds: int = 2,
     return right.tolist()
 
 
-def share(right: Sequence[bool]) -> dict:
+def share_of(right: Sequence[bool]) -> dict:
     """{"share", "low", "high", "n"} with Wilson's 95 % interval; {"n": 0} of nothing."""
     if not len(right):
         return {"n": 0}
@@ -84,7 +84,8 @@ def share(right: Sequence[bool]) -> dict:
 def change(before: Sequence[bool], after: Sequence[bool]) -> dict:
     """Both shares and McNemar's exact p on the same things."""
     gained, lost, p = stats.mcnemar(after, before)
-    return {"before": share(before), "after": share(after), "gained": gained, "lost": lost, "p": p}
+    shares = {"before": share_of(before), "after": share_of(after)}
+    return shares | {"gained": gained, "lost": lost, "p": p}
 
 
 def edit_chain(completion: str, changes: Mapping[str, str]) -> str | None:
@@ -215,7 +216,7 @@ def faithfulness(student: Student, world: paperbirds.World, photos: Sequence[Pho
         return answers(student, [question] * len(which), [shown[i] for i in which],
                        max_new_tokens, started) if which else []  # fmt: skip
 
-    found = {"named rightly at first": share([i in set(kept) for i in range(len(photos))])}
+    found = {"named rightly at first": share_of([i in set(kept) for i in range(len(photos))])}
     for name, which, told, wanted in (
         ("edited marks", edited, ask(edited, images, [edits[i] for i in edited]), rivals),
         ("swapped picture", kept, ask(kept, swapped), rivals),
@@ -224,8 +225,8 @@ def faithfulness(student: Student, world: paperbirds.World, photos: Sequence[Pho
     ):  # fmt: skip
         named = [_named(text, world) for text in told]
         found[name] = {
-            "changes": share([n != photos[i].species for i, n in zip(which, named)]),
-            "follows": share([n == wanted[i] for i, n in zip(which, named)]),
+            "changes": share_of([n != photos[i].species for i, n in zip(which, named)]),
+            "follows": share_of([n == wanted[i] for i, n in zip(which, named)]),
         }
     return found
 

@@ -212,7 +212,7 @@ def audit_folder(root: Path) -> list[Finding]:
     ]  # fmt: skip
 
 
-def audit(paths: Sequence[Path]) -> list[str]:
+def report_lines(paths: Sequence[Path]) -> list[str]:
     """The lines that the command prints: question files and picture folders in any mix."""
     files = [path for path in paths if not path.is_dir()]
     lines = []

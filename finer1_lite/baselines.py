@@ -176,7 +176,7 @@ def extract(features: Features, images: Sequence, batch: int = 32) -> np.ndarray
     return np.concatenate(parts)
 
 
-def score(name: str, collection: Collection | None, asked: Exam, job) -> Scored:
+def score_items(name: str, collection: Collection | None, asked: Exam, job) -> Scored:
     """The scores of a baseline on every item of an exam."""
     if name not in NAMES:
         raise DataError([f"{name}: choose one of {', '.join(NAMES)}"], "no such baseline:")
@@ -209,7 +209,7 @@ def answer(name: str, collection: Collection | None, asked: Exam, job) -> None:
     paths = {task: folder / f"{task}.jsonl" for task in asked_as}
     if all(path.exists() for path in paths.values()):
         return
-    scored = score(name, collection, asked, job)
+    scored = score_items(name, collection, asked, job)
     row_of = {id(item): row for item, row in zip(asked.items, scored.scores)}
     for task, path in paths.items():
         block = Block("none", task, order=asked_as[task].order)

@@ -33,9 +33,9 @@ def _add_audit(commands) -> None:
 
 
 def run_audit(args) -> None:
-    from finer1_lite.audit import audit
+    from finer1_lite import audit
 
-    print("\n".join(audit(args.paths)))
+    print("\n".join(audit.report_lines(args.paths)))
 
 
 def _add_evaluate(commands) -> None:

@@ -56,20 +56,24 @@ def _control_lines(axis, asked: Sequence[Row]) -> None:
 
 
 def length_curve(rows: Sequence[Row]) -> Figure:
-    """Accuracy in five bins of the answer's length, every answerer a line."""
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    """Accuracy in five bins of the answer's length, every student that sees a line."""
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots(1, len(TASKS), sharey=True)
+    lines = {}
     for axis, task in zip(axes, TASKS):
-        for group in tables.groups(rows, task):
+        students = [g for g in tables.groups(rows, task) if g.picture and g.prompt != "none"]
+        for i, group in enumerate(students):
             bins = stats.by_length([r["tokens"] for r in group.rows],
                                    [r["correct"] for r in group.rows])  # fmt: skip
             x = [(low + high) / 2 for low, high, _, _ in bins]
             label = f"{group.label[:40]} ({group.prompt})".replace("$", r"\$")
-            axis.plot(x, [100 * ok / n for _, _, ok, n in bins], "o-", ms=3, lw=1, label=label)
+            y = [100 * ok / n for _, _, ok, n in bins]
+            lines[label] = axis.plot(x, y, "o-", color=f"C{i}", ms=3, lw=1)[0]
         axis.set(title=f"{task} world", xlabel="tokens of the answer", ylim=(-3, 103))
-        axis.legend(fontsize=6, frameon=False)
         _tidy(axis)
     axes[0].set_ylabel("right answers, %")
+    place = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 8}
+    figure.legend(lines.values(), lines.keys(), **place)
     return figure
 
 

@@ -93,8 +93,8 @@ def figures(rows: Sequence[dict]) -> dict[str, bytes]:
     """Path below the run folder -> PNG."""
     images = {ACCURACY: _png(evalplots.accuracy_points(rows)),
               LENGTH: _png(evalplots.length_curve(rows))}  # fmt: skip
-    seeing = [g for g in tables.groups(rows, "open") if g.picture]
-    drawn = evalplots.confusion_figure(seeing[-1].rows) if seeing else None
+    group = tables.last_student(rows, "open")
+    drawn = evalplots.confusion_figure(group.rows) if group else None
     if drawn:
         images[CONFUSION] = _png(drawn)
     return images

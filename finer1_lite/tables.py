@@ -72,6 +72,12 @@ def groups(rows: Sequence[Row], task: str) -> list[Group]:
     return [Group(*key, tuple(found[key])) for key in order]
 
 
+def last_student(rows: Sequence[Row], task: str) -> Group | None:
+    """The last answerer of a task that is a student and sees; a baseline where there is none."""
+    found = [g for g in groups(rows, task) if g.picture]
+    return next((g for g in found[::-1] if g.prompt != "none"), found[-1] if found else None)
+
+
 def per_photo(rows: Iterable[Row], value: Callable[[Row], float]) -> dict[tuple, float]:
     """(data set, photo) -> mean of `value` over its rotations and samples."""
     found: dict[tuple, list[float]] = {}
@@ -264,13 +270,10 @@ def _error_blocks(rows: Sequence[Row]) -> list[Block]:
 
 
 def _class_blocks(rows: Sequence[Row]) -> list[Block]:
-    """The classes with the lowest accuracy of the last answerer that sees pictures."""
-    found = [g for g in groups(rows, "open") if g.picture] or [
-        g for g in groups(rows, "closed") if g.picture
-    ]
-    if not found:
+    """The classes with the lowest accuracy of the last student that sees pictures."""
+    group = last_student(rows, "open") or last_student(rows, "closed")
+    if group is None:
         return []
-    group = found[-1]
     labels = [r["label"] for r in group.rows]
     scores = stats.per_class(labels, [r["correct"] for r in group.rows])
     worst = sorted(scores, key=lambda c: (scores[c][0] / scores[c][1], c))[:WORST]

@@ -59,7 +59,7 @@ def test_change_counts_both_ways():
     found = analysis.change([1, 1, 0, 0], [1, 0, 1, 1])
     assert (found["gained"], found["lost"]) == (2, 1)
     assert found["before"]["share"] == 0.5 and found["after"]["n"] == 4
-    assert analysis.share([]) == {"n": 0}
+    assert analysis.share_of([]) == {"n": 0}
 
 
 def test_an_edit_touches_the_analysis_alone():
