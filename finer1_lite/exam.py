@@ -21,7 +21,8 @@ from finer1_lite.evaluate import whole_batches
 from finer1_lite.models import Student
 from finer1_lite.species import Collection, DataError
 
-ORDERS = ("rotate", "shuffle", "as_is")  # each answer at each position; one seeded order; the file's
+# each answer at each position; one seeded order; the file's
+ORDERS = ("rotate", "shuffle", "as_is")
 N_OPTIONS = 4
 
 

@@ -148,8 +148,10 @@ def main_blocks(rows: Sequence[Row]) -> list[Block]:
     return blocks
 
 
-_CLOSED = ("answerer", "prompt", "seen, %", "unseen, %", "harmonic mean, %",
-           "released rule, %", "names no class, %", "not offered, %", "cut, %", "tokens")  # fmt: skip
+_CLOSED = (
+    *("answerer", "prompt", "seen, %", "unseen, %", "harmonic mean, %", "released rule, %"),
+    *("names no class, %", "not offered, %", "cut, %", "tokens"),
+)
 
 
 def _closed(group: Group) -> tuple[str, ...]:
@@ -322,8 +324,9 @@ def _sample_blocks(rows: Sequence[Row]) -> list[Block]:
                      for a in asked.values()]  # fmt: skip
             hits = [name == label for (name, _), label in votes]
             error = stats.calibration_error([share for (_, share), _ in votes], hits)
-            lines.append((visible(group.label, 80), group.prompt, task, str(n),
-                          *(percent(p) for p in passed), percent(np.mean(hits)), f"{error:.3f}"))  # fmt: skip
+            shares = [percent(p) for p in (*passed, np.mean(hits))]
+            who = (visible(group.label, 80), group.prompt, task, str(n))
+            lines.append((*who, *shares, f"{error:.3f}"))
     head = ("answerer", "prompt", "world", "samples", "pass@1, %", "pass@all, %",
             "majority vote, %", "calibration error")  # fmt: skip
     return [Heading("Several samples"), Table(head, lines)] if lines else []

