@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finer1_lite import controls, folders, official, pictures, protocols, rewards
-from finer1_lite.official import Question
+from finer1_lite import controls, folders, pictures, protocols, question_files, rewards
+from finer1_lite.question_files import Question
 from finer1_lite.species import DataError
 
 EXAMPLES = 3
@@ -46,7 +46,7 @@ def audit_questions(paths: Iterable[Path | str]) -> list[Finding]:
     questions, broken, unreadable = [], [], []
     for path in paths:
         try:
-            for number, question, fault in official.scan(path):
+            for number, question, fault in question_files.scan(path):
                 questions += [question] if question else []
                 broken += [f"{path}, line {number}: {fault}"] if fault else []
         except OSError as error:
@@ -126,7 +126,7 @@ def _splits(questions: Sequence[Question]) -> list[Finding]:
 def _released_rules(questions: Sequence[Question]) -> list[Finding]:
     """What the released scoring makes of these rows."""
     names = {
-        d: [n.lower() for n in found] for d, found in official.classes_of(questions).items()
+        d: [n.lower() for n in found] for d, found in question_files.classes_of(questions).items()
     }
     credited, guessed, shared = [], [], {}
     for q in questions:
@@ -152,7 +152,7 @@ def blind_lines(questions: Sequence[Question]) -> list[str]:
     """What answerers without eyes score, released beside ours, in words."""
     lines = [
         f"{who}: {100 * by['released']:.1f} % released, {100 * by['ours']:.1f} % ours"
-        for who, by in official.score_answerers(questions).items()
+        for who, by in question_files.score_answerers(questions).items()
     ]
     rows = [(q.dataset + q.split, q.options, q.label) for q in questions]
     share = sum(controls.least_used(rows)) / max(len(rows), 1)
@@ -218,7 +218,7 @@ def report_lines(paths: Sequence[Path]) -> list[str]:
     lines = []
     if files:
         lines += [str(finding) for finding in audit_questions(files)]
-        questions = [q for path in files for _, q, _ in official.scan(path) if q]
+        questions = [q for path in files for _, q, _ in question_files.scan(path) if q]
         lines += ["", "without looking at a picture:", *blind_lines(questions)]
     for path in paths:
         if path.is_dir():

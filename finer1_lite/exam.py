@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from finer1_lite import official, pictures, prompts, protocols, rollouts
+from finer1_lite import pictures, prompts, protocols, question_files, rollouts
 from finer1_lite.evaluate import whole_batches
 from finer1_lite.models import Student
 from finer1_lite.species import Collection, DataError
@@ -70,7 +70,7 @@ class Exam:
         DataError counts the missing pictures of each data set, unless they are allowed;
         allowed ones are left out and counted.
         """
-        questions = official.read_questions(paths)
+        questions = question_files.read_questions(paths)
         lost = [q for q in questions if not (images / q.image_path).is_file()]
         if lost and (not allow_missing or len(lost) == len(questions)):
             first = "; ".join(str(images / q.image_path) for q in lost[:3])
@@ -83,11 +83,11 @@ class Exam:
         items = []
         for q in questions:
             if id(q) not in gone:
-                coarse, fine = official.coarse_word(q.dataset)
+                coarse, fine = question_files.coarse_word(q.dataset)
                 path = images / q.image_path
                 items.append(Item(q.image_path, q.dataset, q.split, coarse, fine, q.label,
                                   lambda path=path: pictures.decode(path), q.options))  # fmt: skip
-        return cls(tuple(items), official.classes_of(questions), missing=len(lost))
+        return cls(tuple(items), question_files.classes_of(questions), missing=len(lost))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finer1_lite import audit, controls, official, protocols
+from finer1_lite import audit, controls, protocols, question_files
 from finer1_lite.__main__ import main
 from finer1_lite.species import DataError
 
@@ -94,7 +94,7 @@ def test_every_malformed_row_is_named(tmp_path):
     ]  # fmt: skip
     path = write(tmp_path, [row(), *bad])
     with pytest.raises(DataError) as caught:
-        official.read_questions([path])
+        question_files.read_questions([path])
     faults = caught.value.faults
     assert [f.split(":")[0] for f in faults] == [f"{path}, line {n}" for n in range(2, 14)]
     assert "'owl' is not among" in faults[4] and "read alike" in faults[6]
@@ -104,20 +104,20 @@ def test_every_malformed_row_is_named(tmp_path):
 
 def test_file_names_and_missing_files_are_named_together(tmp_path):
     with pytest.raises(DataError) as caught:
-        official.read_questions([tmp_path / "birds.jsonl", tmp_path / "bird_seen.jsonl"])
+        question_files.read_questions([tmp_path / "birds.jsonl", tmp_path / "bird_seen.jsonl"])
     assert len(caught.value.faults) == 2
     with pytest.raises(DataError, match="no questions"):
-        official.read_questions([])
+        question_files.read_questions([])
 
 
 @needs_files
 def test_the_released_files_are_whole():
-    questions = official.read_questions(EVAL)
+    questions = question_files.read_questions(EVAL)
     assert len(questions) == 35_566
     assert {(q.dataset, q.split) for q in questions} == {
-        (d, s) for d in official.COARSE for s in official.SPLITS
+        (d, s) for d in question_files.COARSE for s in question_files.SPLITS
     }
-    assert len(official.classes_of(questions)["bird"]) == 200
+    assert len(question_files.classes_of(questions)["bird"]) == 200
 
 
 # --- the audit -------------------------------------------------------------------------
@@ -139,8 +139,8 @@ def test_the_audit_of_the_released_files():
 
 @needs_files
 def test_blind_answerers_on_the_released_files():
-    questions = official.read_questions([f for f in EVAL if f.stem.startswith(("pet", "flower"))])
-    found = official.score_answerers(questions)
+    questions = question_files.read_questions([f for f in EVAL if f.stem.startswith(("pet", "flower"))])
+    found = question_files.score_answerers(questions)
     assert found["always first"]["released"] == found["list all"]["released"] == 1
     assert found["always first"]["ours"] == pytest.approx(0.25, abs=1e-12)
     assert found["list all"]["ours"] == 0
