@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from finer1_lite import cot_cli
+from finer1_lite import cot_cli, evalcli
 
 PRESETS = ("lab", "t4", "l4", "a100")
 
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ablate(commands)
     _add_bench(commands)
     cot_cli.add_parser(commands)
+    evalcli.add_commands(commands)
     return parser
 
 

@@ -69,7 +69,7 @@ def evaluate(
     path = folder / f"{cell.name}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     photos = collection.test
-    done = _whole_batches(path, batch_size, len(photos))
+    done = whole_batches(path, batch_size, len(photos))
     yield done
     for at in range(done, len(photos), batch_size):
         part = photos[at : at + batch_size]
@@ -88,7 +88,7 @@ def evaluate(
         yield at + len(part)
 
 
-def _whole_batches(path: Path, batch_size: int, total: int) -> int:
+def whole_batches(path: Path, batch_size: int, total: int) -> int:
     """Cut a file back to whole batches of whole lines; how many rows are left."""
     if not path.exists():
         return 0

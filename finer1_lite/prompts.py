@@ -24,17 +24,36 @@ QUESTIONS = {  # prompt name (it stands in every record) -> words
     "answer": f"{_NAME} {_ANSWER}",
 }
 
+# Asked of a base model for comparison only; no student is trained on these. `coarse` leaves
+# open how exact the name shall be and `exact` insists on it, so that the two together show
+# how much of a gain is naming at the right granularity. `no_think` asks for no tags.
+COMPARISONS = {
+    "exact": "Name the exact {fine} of this {coarse}, as an expert would: the most specific "
+    f"name, not a general word for its kind. {_ANSWER}",
+    "coarse": f"What does this picture show? {_ANSWER}",
+    "no_think": "Name the exact kind of {coarse}. Reply with its name and nothing else.",
+}
+PROMPTS = (*QUESTIONS, *COMPARISONS)
 
-def question(kind: str, coarse: str, options: Sequence[str] | None = None) -> str:
+
+def question(
+    kind: str, coarse: str, options: Sequence[str] | None = None, *, fine: str = "kind",
+    letters: bool = False,
+) -> str:  # fmt: skip
     """The question about a picture.
 
-    kind: a key of `QUESTIONS`; coarse: the word for what the picture shows ("bird");
-    options: the closed world's choices, in the order shown; None asks the open world.
+    kind: one of `PROMPTS`; coarse: the word for what the picture shows ("bird"); fine: what
+    its exact name is called ("species", "breed"); options: the closed world's choices, in
+    the order shown; None asks the open world; letters: put (A), (B), ... before them.
     """
-    if kind not in QUESTIONS:
-        raise ValueError(f"unknown prompt {kind!r}: choose one of {sorted(QUESTIONS)}")
-    text = QUESTIONS[kind].format(coarse=coarse)
-    return text if options is None else f"{text} Options: {', '.join(options)}."
+    words = QUESTIONS | COMPARISONS
+    if kind not in words:
+        raise ValueError(f"unknown prompt {kind!r}: choose one of {sorted(words)}")
+    text = words[kind].format(coarse=coarse, fine=fine)
+    if options is None:
+        return text
+    shown = [f"({chr(65 + i)}) {o}" for i, o in enumerate(options)] if letters else options
+    return f"{text} Options: {', '.join(shown)}."
 
 
 def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], name: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from finer1_lite import findings, pages, plots
+from finer1_lite import findings, pages, plots, tables
 from finer1_lite.metrics import STAGES, read_records, summarise
 from finer1_lite.species import DataError
 
@@ -51,6 +51,7 @@ def write_report(folder: Path | str, photos: Photos) -> Path:
     images = _draw(metrics, logs, chosen, shown)
     facts = _facts(timing, logs["tapo"])
     blocks = findings.results(metrics, any(logs.values()))
+    blocks += tables.control_blocks(records or [])
     blocks += [*findings.samples(chosen), *findings.what_ran(config, facts)]
     for path, data in images.items():
         write_atomically(folder / path, data)

@@ -1,0 +1,188 @@
+"""The commands of the evaluation: audit, evaluate, report. Nothing heavy is imported here."""
+
+import argparse
+from pathlib import Path
+
+
+def add_commands(commands) -> None:
+    """Add this module's commands to the command line."""
+    _add_audit(commands)
+    _add_evaluate(commands)
+    _add_report(commands)
+    _add_analyse(commands)
+
+
+def _command(commands, name: str, text: str, description: str):
+    return commands.add_parser(
+        name, help=text, description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+
+
+def _add_audit(commands) -> None:
+    audit = _command(
+        commands, "audit", "what is wrong with question files or picture folders",
+        "Finds position leaks, labels inside wrong options, contradictions, classes both seen "
+        "and unseen, near-duplicates between train and test; says what a blind answerer scores.",
+    )  # fmt: skip
+    audit.add_argument(
+        "paths", nargs="+", type=Path, metavar="FILE",
+        help="<data set>_<seen|unseen>.jsonl, or a folder of class folders",
+    )  # fmt: skip
+    audit.set_defaults(main=run_audit)
+
+
+def run_audit(args) -> None:
+    from finer1_lite import audit
+
+    print("\n".join(audit.report_lines(args.paths)))
+
+
+def _add_evaluate(commands) -> None:
+    run = _command(
+        commands, "evaluate", "examine any model, adapter or hub model",
+        "Asks every model every question under every prompt, with and without the picture, and "
+        "writes OUT/NAME/records.jsonl and evaluation.html. Killed and started again, it resumes.",
+    )  # fmt: skip
+    option = run.add_argument
+    option("models", nargs="+", metavar="MODEL", help="folder of a model or an adapter, or a hub "
+           "name")  # fmt: skip
+    option("--base", default=None, help="model below the adapters (default: as the adapter says)")
+    option("--name", default="evaluation", help="name of the run")
+    option("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    option("--fresh", action="store_true", help="start over: delete the run of this name first")
+    option("--preset", choices=("lab", "t4", "l4", "a100"), default="lab", help="size: lab: a CPU, "
+           "others: a GPU")  # fmt: skip
+    option("--prompts", nargs="+", default=["think", "answer", "exact"], help="think, answer, "
+           "exact, coarse or no_think; each row of a table names its prompt")  # fmt: skip
+    option("--tasks", nargs="+", choices=("open", "closed"), default=["open", "closed"],
+           help="with options (closed) or without (open)")  # fmt: skip
+    option("--order", choices=("rotate", "shuffle", "as_is"), default="rotate", help="options: in "
+           "every rotation, shuffled once by a seed, or as the file has them")  # fmt: skip
+    option("--protocol", choices=("ours", "released"), default="ours", help="released: options as "
+           "the file has them (--order as_is); both scorings stand in every table")  # fmt: skip
+    option("--letters", action="store_true", help="put (A), (B) before options; letters count")
+    option("--samples", type=int, default=1, help="answers a question; more than 1 are drawn at "
+           "temperature 1")  # fmt: skip
+    option("--no-blind", action="store_true", help="leave out the model without the picture")
+    _add_data(option)
+    option("--baselines", nargs="*", default=[], help="lite0, vision_tower, clip, clip_probe")
+    option("--similarity", choices=("none", "minilm", "siglip"), default="none",
+           help="text encoder of the open world's semantic similarity")  # fmt: skip
+    run.set_defaults(main=run_evaluate)
+
+
+def _add_data(option) -> None:
+    option("--photos", type=Path, default=None, help="folder of photographs, DIR/<class>/*.jpg")
+    option("--files", type=Path, nargs="*", default=[], help="released question files")
+    option("--images", type=Path, default=None, help="folder of the pictures that --files name")
+    option("--allow-missing", action="store_true", help="leave out and count questions whose "
+           "picture is missing")  # fmt: skip
+    option("--world-seed", type=int, default=0, help="which world of paper birds, without --photos "
+           "and --files")  # fmt: skip
+    option("--unseen-share", type=float, default=0.4, help="share of --photos' classes kept unseen")
+    option("--coarse", default=None, help='what the pictures show, in a word ("bird")')
+    option("--test-pictures", type=int, default=None, help="fresh paper birds a split")
+    option("--max-new-tokens", type=int, default=None, help="length limit of an answer")
+    option("--batch", type=int, default=None, help="questions answered at a time")
+
+
+def _add_report(commands) -> None:
+    rep = _command(
+        commands, "report", "remake every table and figure of a run from its records",
+        "Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 that puts "
+        "the two side by side, with the pictures on which they differ.",
+    )  # fmt: skip
+    rep.add_argument("run", type=Path, metavar="RUN", help="folder with a records.jsonl")
+    rep.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a second such folder")
+    rep.add_argument("--photos", type=Path, default=None, help="folder of the pictures, to show "
+                     "those on which two runs differ")  # fmt: skip
+    rep.set_defaults(main=run_report)
+
+
+def make_job(args):
+    """Arguments -> examine.Job. ValueError lists every setting that makes no sense."""
+    from finer1_lite import prompts
+    from finer1_lite.exam import Block
+    from finer1_lite.examine import Job
+    from finer1_lite.presets import Preset
+
+    faults = [f"--prompts {p}: choose of {', '.join(prompts.PROMPTS)}"
+              for p in args.prompts if p not in prompts.PROMPTS]  # fmt: skip
+    if args.samples < 1:
+        faults.append(f"--samples {args.samples}: give 1 or more")
+    if args.photos and args.files:
+        faults.append("--photos and --files: give one of them")
+    if faults:
+        raise ValueError("settings that make no sense:\n- " + "\n- ".join(faults))
+    changes = {"test_pictures": args.test_pictures, "max_new_tokens": args.max_new_tokens,
+               "eval_batch": args.batch}  # fmt: skip
+    preset = getattr(Preset, args.preset)()
+    preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
+    order = "as_is" if args.protocol == "released" else args.order
+    blocks = [
+        Block(prompt, task, picture, order, args.letters, args.samples)
+        for prompt in dict.fromkeys(args.prompts)
+        for task in dict.fromkeys(args.tasks)
+        for picture in ((True,) if args.no_blind else (True, False))
+    ]
+    word = args.coarse or ("object" if args.photos else "bird")
+    return Job(
+        folder=args.out / args.name, models=tuple(args.models), preset=preset,
+        blocks=tuple(blocks), base=args.base, world_seed=args.world_seed, photos=args.photos,
+        files=tuple(args.files), images=args.images, allow_missing=args.allow_missing,
+        unseen_share=args.unseen_share, coarse=word, baselines=tuple(args.baselines),
+        similarity=args.similarity,
+    )  # fmt: skip
+
+
+def run_evaluate(args) -> None:
+    from finer1_lite import examine
+
+    print(f"report: {examine.run(make_job(args), fresh=args.fresh)}")
+
+
+def run_report(args) -> None:
+    from finer1_lite import evalreport
+
+    photos = evalreport.photo_source(args.photos)
+    if args.other is None:
+        if (args.run / "chains.jsonl").exists():  # a run of `lab` has a report of its own
+            from finer1_lite.report import write_report
+
+            print(f"report: {write_report(args.run, photos)}")
+        print(f"report: {evalreport.write(args.run)}")
+    else:
+        print(f"report: {evalreport.write_comparison(args.run, args.other, photos)}")
+
+
+def _add_analyse(commands) -> None:
+    run = _command(
+        commands, "analyse", "better use of knowledge, or more? probes, quiz, faithfulness",
+        "Measures a student before and after training (linear probes, CKA, a quiz in words, "
+        "whether answers follow the chain and the picture) and writes OUT/NAME/analysis.json.",
+    )  # fmt: skip
+    option = run.add_argument
+    option("models", nargs=2, metavar="MODEL", help="before and after: folders or hub names")
+    option("--base", default=None, help="model below the adapters (default: as the adapter says)")
+    option("--name", default="evaluation", help="name of the run to put the numbers beside")
+    option("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    option("--preset", choices=("lab", "t4", "l4", "a100"), default="lab", help="size: lab: a CPU, "
+           "others: a GPU")  # fmt: skip
+    _add_data(option)
+    run.set_defaults(
+        main=run_analyse, prompts=[], tasks=[], samples=1, letters=False, no_blind=True,
+        protocol="ours", order="rotate", baselines=[], similarity="none",
+    )  # fmt: skip
+
+
+def run_analyse(args) -> None:
+    import json
+
+    from finer1_lite import examine
+    from finer1_lite.report import write_atomically
+
+    job = make_job(args)
+    text = json.dumps(examine.analyse(job), indent=1)
+    write_atomically(job.folder / "analysis.json", text.encode())
+    print(text)

@@ -1,0 +1,228 @@
+"""One examination: any pictures with names, any student, answers in `answers/*.jsonl`.
+
+A block of questions is homogeneous (one prompt, one task, with or without the picture).
+Questions are batched by length; whole batches are appended, so a killed run goes on with
+the batches of an undisturbed one. `records.jsonl` joins the blocks and is the single truth
+that every table is made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from finer1_lite import pictures, prompts, protocols, question_files, rollouts
+from finer1_lite.evaluate import whole_batches
+from finer1_lite.models import Student
+from finer1_lite.species import Collection, DataError
+
+# each answer at each position; one seeded order; the file's
+ORDERS = ("rotate", "shuffle", "as_is")
+N_OPTIONS = 4
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture with its right name; `options` as a file gives them, None without."""
+
+    photo: str
+    dataset: str
+    split: str  # seen | unseen
+    coarse: str
+    fine: str
+    label: str
+    image: Callable[[], Image.Image] = field(repr=False, compare=False)
+    options: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Items, every name that counts as a name (by data set), and each name's group."""
+
+    items: tuple[Item, ...]
+    classes: dict[str, list[str]]
+    groups: dict[str, str] = field(default_factory=dict)
+    missing: int = 0  # pictures that were not there and are not asked about
+
+    @classmethod
+    def of_collection(cls, collection: Collection, dataset: str, fine: str = "kind") -> Exam:
+        """The test pictures; options are the four nearest classes."""
+        items = tuple(
+            Item(
+                p.id, dataset, "seen" if collection.of(p.species).seen else "unseen",
+                collection.coarse, fine, p.species, p.image,
+                (p.species, *collection.neighbours(p.species)[: N_OPTIONS - 1]),
+            )
+            for p in collection.test
+        )  # fmt: skip
+        groups = {s.name: s.group for s in collection.species}
+        return cls(items, {dataset: collection.names}, groups)
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Exam:
+        """The questions of released files, their pictures below `images`.
+
+        DataError counts the missing pictures of each data set, unless they are allowed;
+        allowed ones are left out and counted.
+        """
+        questions = question_files.read_questions(paths)
+        lost = [q for q in questions if not (images / q.image_path).is_file()]
+        if lost and (not allow_missing or len(lost) == len(questions)):
+            first = "; ".join(str(images / q.image_path) for q in lost[:3])
+            fault = (
+                f"{len(lost)} of {len(questions)} pictures are missing (first: {first}); "
+                "give their folder with --images, or --allow-missing to leave them out"
+            )
+            raise DataError([fault], "no examination:")
+        gone = {id(q) for q in lost}
+        items = []
+        for q in questions:
+            if id(q) not in gone:
+                coarse, fine = question_files.coarse_word(q.dataset)
+                path = images / q.image_path
+                items.append(Item(q.image_path, q.dataset, q.split, coarse, fine, q.label,
+                                  lambda path=path: pictures.decode(path), q.options))  # fmt: skip
+        return cls(tuple(items), question_files.classes_of(questions), missing=len(lost))
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is asked of every item, and how."""
+
+    prompt: str  # one of prompts.PROMPTS
+    task: str  # open | closed
+    picture: bool = True  # False: the control that sees nothing
+    order: str = "rotate"  # one of ORDERS; the open world has none
+    letters: bool = False
+    samples: int = 1  # answers a question: 1 is greedy, more are drawn at temperature 1
+
+    @property
+    def name(self) -> str:
+        parts = [self.prompt, self.task, "" if self.picture else "blind"]
+        parts += [self.order if self.task == "closed" else "", "letters" if self.letters else ""]
+        parts += [f"x{self.samples}" if self.samples > 1 else ""]
+        return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question: an item, the words, and the options in the order shown."""
+
+    item: Item
+    text: str
+    options: tuple[str, ...] | None
+    rotation: int
+
+
+def questions(exam: Exam, block: Block) -> list[Asked]:
+    """Every question of a block, long ones first: batches of like lengths, and a batch
+    that does not fit in memory fails at the start. The order depends on nothing else."""
+    asked = []
+    for item in exam.items:
+        for k, options in enumerate(_orders(item, block)):
+            text = prompts.question(
+                block.prompt, item.coarse, options, fine=item.fine, letters=block.letters
+            )
+            asked.append(Asked(item, text, options and tuple(options), k))
+    return sorted(asked, key=lambda a: -len(a.text))
+
+
+def _orders(item: Item, block: Block) -> list[list[str] | None]:
+    if block.task == "open":
+        return [None]
+    if item.options is None:
+        raise ValueError(f"{item.photo}: no options; the closed world needs them")
+    if block.order == "as_is":
+        return [list(item.options)]
+    every = protocols.rotations(item.options, item.photo)
+    return every if block.order == "rotate" else every[:1]
+
+
+def answer_block(
+    student: Student, exam: Exam, block: Block, model: str, folder: Path, *,
+    max_new_tokens: int, batch_size: int,
+) -> Iterator[int]:  # fmt: skip
+    """Answer a block into `folder`/<block>.jsonl; yields the number of questions done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{block.name}.jsonl"
+    asked = questions(exam, block)
+    rows = batch_size * block.samples
+    done = whole_batches(path, rows, len(asked) * block.samples) // block.samples
+    yield done
+    for at in range(done, len(asked), batch_size):
+        part = asked[at : at + batch_size]
+        found = _answer(student, exam, block, model, part, at, max_new_tokens)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        yield at + len(part)
+
+
+def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]:
+    """The records of one batch; a picture that cannot be read is a record with a fault."""
+    images = [_image(one.item) if block.picture else None for one in part]
+    broken = [isinstance(image, str) for image in images]
+    good = [i for i, bad in enumerate(broken) if not bad]
+    out = None
+    if good:
+        shown = [images[i] for i in good] if block.picture else None
+        batch = rollouts.encode_prompts(
+            student.model, student.processor, [part[i].text for i in good], shown
+        )
+        generator = torch.Generator(student.device).manual_seed(at)
+        out = rollouts.generate(
+            student.model, student.processor, batch, copies=block.samples,
+            max_new_tokens=max_new_tokens, generator=generator,
+            temperature=1.0 if block.samples > 1 else 0.0,
+        )  # fmt: skip
+    records = []
+    for i, one in enumerate(part):
+        for sample in range(block.samples):
+            row = good.index(i) * block.samples + sample if i in good else None
+            text = "" if row is None else out.texts[row]
+            record = record_of(exam, block, model, one, text, sample)
+            if row is None:
+                record |= {"fault": images[i], "tokens": 0, "cut": False}
+            else:
+                record |= {"tokens": int(out.lengths[row]), "cut": bool(out.cut[row])}
+            records.append(record)
+    return records
+
+
+def _image(item: Item) -> Image.Image | str:
+    try:
+        return item.image()
+    except (pictures.PictureError, OSError) as error:
+        return str(error)
+
+
+def record_of(
+    exam: Exam, block: Block, model: str, asked: Asked, completion: str, sample: int = 0
+) -> dict:
+    """One answer, scored. `tokens`, `cut` and `fault` are the caller's to fill."""
+    item = asked.item
+    verdict = protocols.judge(
+        completion, item.label, exam.classes[item.dataset], options=asked.options,
+        letters=block.letters, prompt=block.prompt,
+    )  # fmt: skip
+    return {
+        "model": model, "prompt": block.prompt, "task": block.task, "picture": block.picture,
+        "order": block.order if block.task == "closed" else None, "dataset": item.dataset,
+        "split": item.split, "photo": item.photo, "label": item.label, "coarse": item.coarse,
+        "group": exam.groups.get(item.label, ""),
+        "named_group": exam.groups.get(verdict.named or "", ""),
+        "options": list(asked.options) if asked.options else None, "rotation": asked.rotation,
+        "sample": sample, "completion": completion, "answer": verdict.answer,
+        "named": verdict.named, "correct": verdict.correct, "included": verdict.included,
+        "tokens": 0, "cut": False, "fault": None,
+    }  # fmt: skip
+
+
+def join(folder: Path) -> str:
+    """The text of records.jsonl: every block's answers, blocks by name."""
+    files = sorted((folder / "answers").rglob("*.jsonl"))
+    return "".join(file.read_text(encoding="utf-8") for file in files)

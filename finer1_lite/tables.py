@@ -1,0 +1,332 @@
+"""Records -> tables, as blocks of a page. Pure: nothing but records goes in.
+
+A closed-world question may be asked in every rotation of its options; a picture then
+counts with the mean of its rotations, so that n is a number of pictures throughout.
+Answers about pictures that could not be read are counted apart and never scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finer1_lite import controls, stats
+from finer1_lite.metrics import SPLITS, TASKS, harmonic_mean, wilson
+from finer1_lite.pages import Block, Heading, Table, Text, visible
+
+WORST = 10  # classes and confusions listed
+_OLD_NAMES = {"base": "base", "sft": "SFT", "tapo": "TAPO"}
+Row = Mapping
+LEGEND = {
+    "closed": "Our rule: the answer is the name of exactly one class (or its letter, where letters "
+    "were shown), averaged over the rotations of the options; 95 % Wilson interval over the "
+    "n pictures. Released rule: the label occurs in the answer. Controls answer the same "
+    "questions without a picture: a model at their level shows nothing.",
+    "open": "Exact: the name and nothing else. Included: the label occurs in the answer, as "
+    "released. Similarity: relative to the coarse word, by the text encoder named in the head. "
+    "No options are shown; a guess out of all the names is the last control.",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """All answers of one answerer under one prompt: one line of a table."""
+
+    model: str
+    prompt: str
+    picture: bool
+    rows: tuple[Row, ...]
+
+    @property
+    def label(self) -> str:
+        return self.model if self.picture else f"{self.model}, no picture"
+
+
+def adopt(record: Mapping) -> dict:
+    """A record of any run of this package with every field that the tables read."""
+    row = dict(record)
+    if "model" not in row:  # of `python -m finer1_lite lab`
+        seed = row.get("seed")
+        name = _OLD_NAMES.get(row["stage"], row["stage"])
+        row["model"] = name if seed is None else f"{name}, seed {seed}"
+    answer = row.get("answer") or ""
+    defaults = {
+        "dataset": "test pictures", "picture": True, "rotation": 0, "sample": 0, "fault": None,
+        "group": "", "named_group": "", "order": None, "coarse": "",
+        "included": row["label"].lower() in answer.lower(),
+    }  # fmt: skip
+    return defaults | row
+
+
+def groups(rows: Sequence[Row], task: str) -> list[Group]:
+    """The answerers of a task in the order of their first record; a model's prompts stand
+    together, the control without a picture behind each, baselines at the end."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row["task"] == task and not row["fault"]:
+            found.setdefault((row["model"], row["prompt"], row["picture"]), []).append(row)
+    models = list(dict.fromkeys(model for model, _, _ in found))
+    order = sorted(found, key=lambda k: (k[1] == "none", models.index(k[0]), k[1], not k[2]))
+    return [Group(*key, tuple(found[key])) for key in order]
+
+
+def last_student(rows: Sequence[Row], task: str) -> Group | None:
+    """The last answerer of a task that is a student and sees; a baseline where there is none."""
+    found = [g for g in groups(rows, task) if g.picture]
+    return next((g for g in found[::-1] if g.prompt != "none"), found[-1] if found else None)
+
+
+def per_photo(rows: Iterable[Row], value: Callable[[Row], float]) -> dict[tuple, float]:
+    """(data set, photo) -> mean of `value` over its rotations and samples."""
+    found: dict[tuple, list[float]] = {}
+    for row in rows:
+        found.setdefault((row["dataset"], row["photo"]), []).append(float(value(row)))
+    return {key: sum(v) / len(v) for key, v in found.items()}
+
+
+def right(row: Row) -> bool:
+    return row["correct"]
+
+
+def cell(rows: Sequence[Row], value: Callable[[Row], float] = right) -> dict | None:
+    """{"accuracy", "low", "high", "n"} over pictures; None without rows."""
+    shares = list(per_photo(rows, value).values())
+    if not shares:
+        return None
+    mean, n = sum(shares) / len(shares), len(shares)
+    low, high = wilson(min(mean * n, n), n)
+    return {"accuracy": mean, "low": low, "high": high, "n": n}
+
+
+def of_split(rows: Iterable[Row], split: str) -> list[Row]:
+    return [row for row in rows if row["split"] == split]
+
+
+# --- numbers as text ------------------------------------------------------------------------
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def shown(found: Mapping | None) -> str:
+    if not found:
+        return ""
+    low, high = percent(found["low"]), percent(found["high"])
+    return f"{percent(found['accuracy'])} [{low}, {high}], n = {found['n']}"
+
+
+def both(rows: Sequence[Row], value: Callable[[Row], float]) -> str:
+    """seen / unseen shares, in per cent."""
+    cells = [cell(of_split(rows, split), value) for split in SPLITS]
+    return " / ".join(percent(c["accuracy"]) for c in cells if c)
+
+
+def harmonic(rows: Sequence[Row]) -> str:
+    cells = [cell(of_split(rows, split)) for split in SPLITS]
+    return percent(harmonic_mean(*(c["accuracy"] for c in cells))) if all(cells) else ""
+
+
+# --- the main tables ------------------------------------------------------------------------
+
+
+def main_blocks(rows: Sequence[Row]) -> list[Block]:
+    """For each task: every answerer with its prompt, then the controls."""
+    blocks: list[Block] = []
+    for task in TASKS:
+        found = groups(rows, task)
+        if found:
+            head, line = (_CLOSED, _closed) if task == "closed" else (_open_head(rows), _open)
+            lines = [line(group) for group in found] + _control_lines(found, task, len(head))
+            blocks += [Heading(f"{task.capitalize()} world"), Text(LEGEND[task]),
+                       Table(head, lines)]  # fmt: skip
+    faults = sum(bool(row["fault"]) for row in rows)
+    if faults:
+        blocks.append(Text(f"{faults} questions were not scored: their picture cannot be read."))
+    return blocks
+
+
+_CLOSED = (
+    *("answerer", "prompt", "seen, %", "unseen, %", "harmonic mean, %", "released rule, %"),
+    *("names no class, %", "not offered, %", "cut, %", "tokens"),
+)
+
+
+def _closed(group: Group) -> tuple[str, ...]:
+    rows = group.rows
+    return (
+        visible(group.label, 80), group.prompt,
+        *(shown(cell(of_split(rows, split))) for split in SPLITS), harmonic(rows),
+        both(rows, lambda r: r["included"]), both(rows, lambda r: r["named"] is None),
+        both(rows, lambda r: r["named"] is not None and r["named"] not in (r["options"] or ())),
+        both(rows, lambda r: r["cut"]), f"{np.mean([r['tokens'] for r in rows]):.0f}",
+    )  # fmt: skip
+
+
+def _open_head(rows: Sequence[Row]) -> tuple[str, ...]:
+    encoders = sorted({r["encoder"] for r in rows if r.get("encoder")}) or ["no encoder"]
+    return ("answerer", "prompt", "exact, seen, %", "exact, unseen, %", "harmonic mean, %",
+            "included, %", f"similarity ({', '.join(encoders)}), %", "names no class, %",
+            "cut, %", "tokens")  # fmt: skip
+
+
+def _open(group: Group) -> tuple[str, ...]:
+    rows = group.rows
+    measured = [r for r in rows if r.get("similarity") is not None]
+    return (
+        visible(group.label, 80), group.prompt,
+        *(shown(cell(of_split(rows, split))) for split in SPLITS), harmonic(rows),
+        both(rows, lambda r: r["included"]), both(measured, lambda r: r["similarity"]),
+        both(rows, lambda r: r["named"] is None), both(rows, lambda r: r["cut"]),
+        f"{np.mean([r['tokens'] for r in rows]):.0f}",
+    )  # fmt: skip
+
+
+def control_blocks(records: Sequence[Mapping]) -> list[Block]:
+    """The controls of the closed world alone, for a report with tables of its own."""
+    rows = [adopt(r) for r in records if r["task"] == "closed" and r.get("options")]
+    found = groups(rows, "closed")
+    if not found:
+        return []
+    head = ("control", "prompt", "seen, %", "unseen, %", "harmonic mean, %")
+    text = "Answerers that see no picture, on the same closed-world questions."
+    lines = [line for line in _control_lines(found, "closed", len(head)) if line[1] == "none"]
+    return [Heading("Controls"), Text(text), Table(head, lines)]
+
+
+def _control_lines(found: Sequence[Group], task: str, width: int) -> list[tuple[str, ...]]:
+    """The controls, from the questions of the first answerer that was asked most of them."""
+    asked = max((g.rows for g in found), key=len)
+    if task == "open":
+        names = len({r["label"] for r in asked})
+        scores = {f"a guess out of {names} names": [1 / names] * len(asked)}
+    else:
+        questions = [(r["dataset"] + r["split"], r["options"], r["label"]) for r in asked]
+        scores = {name: control(questions) for name, control in controls.CONTROLS.items()}
+    lines = []
+    for name, values in scores.items():
+        scored = [{**r, "correct": v} for r, v in zip(asked, values)]
+        cells = [shown(cell(of_split(scored, split))) for split in SPLITS]
+        line = (f"control: {name}", "none", *cells, harmonic(scored))
+        lines.append((*line, *[""] * (width - len(line))))
+    if not any(not g.picture for g in found):
+        lines.append(("control: the model without the picture", "not run", *[""] * (width - 2)))
+    return lines
+
+
+def dataset_blocks(rows: Sequence[Row]) -> list[Block]:
+    """Each data set by itself, the mean over data sets, and the mean without each."""
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    if len(datasets) < 2:
+        return []
+    blocks: list[Block] = []
+    for task in TASKS:
+        lines = []
+        for group in groups(rows, task):
+            per = {d: _mean([r for r in group.rows if r["dataset"] == d]) for d in datasets}
+            per = {d: v for d, v in per.items() if v is not None}
+            without = {d: _average([v for e, v in per.items() if e != d]) for d in per}
+            lines.append((visible(group.label, 80), group.prompt, percent(_average(per.values())),
+                          *(f"{percent(per.get(d))} (mean without: {percent(without.get(d))})"
+                            for d in datasets)))  # fmt: skip
+        if lines:
+            head = ("answerer", "prompt", "mean of data sets", *datasets)
+            text = Text("Mean of seen and unseen accuracy, %; every data set counts alike.")
+            blocks += [Heading(f"Data sets, {task} world"), text, Table(head, lines)]
+    return blocks
+
+
+def _mean(rows: Sequence[Row]) -> float | None:
+    return _average([c["accuracy"] for s in SPLITS if (c := cell(of_split(rows, s)))])
+
+
+def _average(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+# --- details -------------------------------------------------------------------------------
+
+
+def detail_blocks(rows: Sequence[Row]) -> list[Block]:
+    """Errors inside and outside groups, the hardest classes, length, samples."""
+    return [*_error_blocks(rows), *_class_blocks(rows), *_length_blocks(rows),
+            *_sample_blocks(rows)]  # fmt: skip
+
+
+def _error_blocks(rows: Sequence[Row]) -> list[Block]:
+    lines = []
+    for task in TASKS:
+        for group in groups([r for r in rows if r["group"]], task):
+            of = {r["label"]: r["group"] for r in group.rows}
+            of |= {r["named"]: r["named_group"] for r in group.rows if r["named"]}
+            labels = [r["label"] for r in group.rows]
+            kinds = stats.errors_by_kind(labels, [r["named"] for r in group.rows], of)
+            shares = [percent(count / len(labels)) for count in kinds.values()]
+            lines.append((visible(group.label, 80), group.prompt, task, *shares))
+    head = ("answerer", "prompt", "world", "right, %", "wrong class of the right group, %",
+            "other group, %", "no class, %")  # fmt: skip
+    return [Heading("Where answers go"), Table(head, lines)] if lines else []
+
+
+def _class_blocks(rows: Sequence[Row]) -> list[Block]:
+    """The classes with the lowest accuracy of the last student that sees pictures."""
+    group = last_student(rows, "open") or last_student(rows, "closed")
+    if group is None:
+        return []
+    labels = [r["label"] for r in group.rows]
+    scores = stats.per_class(labels, [r["correct"] for r in group.rows])
+    worst = sorted(scores, key=lambda c: (scores[c][0] / scores[c][1], c))[:WORST]
+    split = {r["label"]: r["split"] for r in group.rows}
+    lines = []
+    for name in worst:
+        ok, n = scores[name]
+        named = [r["named"] for r in group.rows if r["label"] == name and not r["correct"]]
+        called, share = stats.majority(named)
+        said = f"{visible(str(called), 60)} ({percent(share)} % of its errors)" if called else ""
+        lines.append((visible(name, 60), split[name], f"{ok} of {n}", said))
+    macro = percent(stats.macro_accuracy(labels, [r["correct"] for r in group.rows]))
+    text = f"{visible(group.label, 80)}, prompt {group.prompt}; mean over classes {macro} %."
+    head = ("class", "split", "right", "most often called")
+    return [Heading("The hardest classes"), Text(text), Table(head, lines)]
+
+
+def _length_blocks(rows: Sequence[Row]) -> list[Block]:
+    lines = []
+    for task in TASKS:
+        for group in groups(rows, task):
+            bins = stats.by_length([r["tokens"] for r in group.rows],
+                                   [r["correct"] for r in group.rows])  # fmt: skip
+            if len(bins) > 1:
+                said = "; ".join(f"{lo:.0f}-{hi:.0f}: {percent(ok / n)} % of {n}"
+                                 for lo, hi, ok, n in bins)  # fmt: skip
+                lines.append((visible(group.label, 80), group.prompt, task, said))
+    head = ("answerer", "prompt", "world", "tokens of the answer: right")
+    return [Heading("Accuracy against length"), Table(head, lines)] if lines else []
+
+
+def _sample_blocks(rows: Sequence[Row]) -> list[Block]:
+    """pass@k, majority vote and its calibration, where questions were answered repeatedly."""
+    lines = []
+    for task in TASKS:
+        for group in groups(rows, task):
+            asked: dict[tuple, list[Row]] = {}
+            for r in group.rows:
+                asked.setdefault((r["dataset"], r["photo"], r["rotation"]), []).append(r)
+            n = min(map(len, asked.values()))
+            if n < 2:
+                continue
+            passed = [np.mean([stats.pass_at_k(len(a), sum(r["correct"] for r in a), k)
+                               for a in asked.values()]) for k in (1, n)]  # fmt: skip
+            votes = [(stats.majority([r["named"] for r in a]), a[0]["label"])
+                     for a in asked.values()]  # fmt: skip
+            hits = [name == label for (name, _), label in votes]
+            error = stats.calibration_error([share for (_, share), _ in votes], hits)
+            shares = [percent(p) for p in (*passed, np.mean(hits))]
+            who = (visible(group.label, 80), group.prompt, task, str(n))
+            lines.append((*who, *shares, f"{error:.3f}"))
+    head = ("answerer", "prompt", "world", "samples", "pass@1, %", "pass@all, %",
+            "majority vote, %", "calibration error")  # fmt: skip
+    return [Heading("Several samples"), Table(head, lines)] if lines else []
