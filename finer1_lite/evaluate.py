@@ -1,6 +1,6 @@
 """Ask, score, record: every answer is one line of `records.jsonl`.
 
-Closed world: four options of the nearest classes, shuffled by a seed, exactly one right.
+Closed world: four options, the right one among look-alikes, drawn and shuffled by a seed.
 Open world: no options; the name must match exactly (case, dashes and articles aside).
 """
 

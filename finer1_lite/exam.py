@@ -51,12 +51,12 @@ class Exam:
 
     @classmethod
     def of_collection(cls, collection: Collection, dataset: str, fine: str = "kind") -> Exam:
-        """The test pictures; options are the four nearest classes."""
+        """The test pictures, with the options of `Collection.options`."""
         items = tuple(
             Item(
                 p.id, dataset, "seen" if collection.of(p.species).seen else "unseen",
                 collection.coarse, fine, p.species, p.image,
-                (p.species, *collection.neighbours(p.species)[: N_OPTIONS - 1]),
+                tuple(collection.options(p, N_OPTIONS)),
             )
             for p in collection.test
         )  # fmt: skip

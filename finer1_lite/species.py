@@ -25,6 +25,7 @@ from finer1_lite import folders, pictures
 
 log = logging.getLogger("finer1_lite")
 
+OPTION_POOL = 9  # look-alikes that the closed world draws wrong options from
 NAME_WEIGHT = 3  # a word of the name counts as much as three of the description
 
 
@@ -148,15 +149,20 @@ class Collection:
     def options(
         self, photo: Photo, n: int = 4, seed: int = 0, among: Iterable[str] | None = None
     ) -> list[str]:
-        """`n` names to choose from (all, where there are fewer): the right one and its
-        nearest neighbours, in an order drawn from `seed` and the photo's id.
+        """`n` names to choose from (all, where there are fewer): the right one and others
+        of its nearest, drawn and ordered by `seed` and the photo's id.
 
+        The others are drawn from the nearest `OPTION_POOL`. Always the very nearest would
+        give the answer away: a species in the middle of its genus would be a wrong option
+        of all, and the one least used as a wrong option would often be right.
         Give `among=collection.seen_names` where training must not meet unseen names.
         """
         if n < 2:
             raise DataError([f"n={n}: a choice needs 2 options or more"], "no options:")
-        chosen = [photo.species, *self.neighbours(photo.species, among)[: n - 1]]
-        random.Random(f"{seed}/{photo.id}").shuffle(chosen)
+        rng = random.Random(f"{seed}/{photo.id}")
+        near = self.neighbours(photo.species, among)[: max(OPTION_POOL, n - 1)]
+        chosen = [photo.species, *rng.sample(near, min(n - 1, len(near)))]
+        rng.shuffle(chosen)
         return chosen
 
 
