@@ -131,3 +131,9 @@ def test_a_baseline_a_picture_makes_no_signal_of_an_easier_picture():
 def test_a_picture_with_one_rollout_has_no_baseline_of_its_own():
     with pytest.raises(ValueError, match="group_size is 1"):
         picture_advantages(torch.zeros(4), (3, 1))
+
+
+@pytest.mark.parametrize(("shape", "counts"), [((7,), (3, 2)), ((2, 5), (3, 2)), ((4,), (0, 0))])
+def test_rewards_that_do_not_fill_the_pictures_are_refused(shape, counts):
+    with pytest.raises(ValueError, match="do not fill groups"):
+        picture_advantages(torch.zeros(shape), counts)
