@@ -61,8 +61,11 @@ def picture_advantages(rewards: Tensor, counts: Sequence[int], eps: float = 1e-6
     Returns:
         (B,), as `group_advantages`. Raises ValueError as it does.
     """
-    counts = [n for n in counts if n]
-    parts = torch.as_tensor(rewards).view(-1, sum(counts)).split(counts, dim=1)
+    rewards, counts = torch.as_tensor(rewards), [n for n in counts if n]
+    if rewards.dim() != 1 or not counts or len(rewards) % sum(counts):
+        shape = tuple(rewards.shape)
+        raise ValueError(f"rewards {shape} do not fill groups of {' + '.join(map(str, counts))}")
+    parts = rewards.view(-1, sum(counts)).split(counts, dim=1)
     scaled = [group_advantages(p.flatten(), n, eps).view(-1, n) for p, n in zip(parts, counts)]
     return torch.cat(scaled, dim=1).flatten()
 

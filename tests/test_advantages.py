@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from finer1_lite.advantages import group_advantages, keep_group, spread_within
+from finer1_lite.advantages import (
+    group_advantages, keep_group, picture_advantages, spread_within,
+)  # fmt: skip
 
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "tapo_golden.json"
@@ -109,3 +111,29 @@ def test_pooling_two_pictures_makes_a_signal_that_neither_has():
     pooled = group_advantages(torch.tensor([1.0, 1.0, 0.0, 0.0]), 4)
     assert pooled.abs().min() > 0.8
     assert not group_advantages(torch.tensor([1.0, 1.0, 0.0, 0.0]), 2).any()
+
+
+def test_a_baseline_a_picture_is_a_group_a_picture():
+    """Three answers to the anchor and two to the positive, twice; brute force."""
+    rewards = torch.rand(10, generator=torch.Generator().manual_seed(0))
+    expected = [group_advantages(part, len(part)) for part in rewards.split([3, 2, 3, 2])]
+    assert torch.equal(picture_advantages(rewards, (3, 2)), torch.cat(expected))
+    assert torch.equal(picture_advantages(rewards, (5, 0)), group_advantages(rewards, 5))
+    assert torch.equal(picture_advantages(rewards, (0, 5)), group_advantages(rewards, 5))
+
+
+def test_a_baseline_a_picture_makes_no_signal_of_an_easier_picture():
+    rewards = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    assert group_advantages(rewards, 5).abs().min() > 0.7
+    assert not picture_advantages(rewards, (3, 2)).any()
+
+
+def test_a_picture_with_one_rollout_has_no_baseline_of_its_own():
+    with pytest.raises(ValueError, match="group_size is 1"):
+        picture_advantages(torch.zeros(4), (3, 1))
+
+
+@pytest.mark.parametrize(("shape", "counts"), [((7,), (3, 2)), ((2, 5), (3, 2)), ((4,), (0, 0))])
+def test_rewards_that_do_not_fill_the_pictures_are_refused(shape, counts):
+    with pytest.raises(ValueError, match="do not fill groups"):
+        picture_advantages(torch.zeros(shape), counts)

@@ -259,3 +259,74 @@ def test_one_error_lists_all_faults():
         tapo_loss(logps, old[:, :2], negative[:3], advantages[:1], mask, clip_dual=0.5)
     for fault in ("old_logps is (6, 2)", "negative_logps is (3, 5)", "(1,)", "0.5"):
         assert fault in str(caught.value)
+
+
+def options(seed=5):
+    """Rows of the inter-class term and entropies of both pictures, for `batch`."""
+    noise = torch.Generator().manual_seed(seed)
+    own, other = torch.rand(2, 6, 5, generator=noise, dtype=torch.float64)
+    return dict(
+        inter_class_rows=torch.tensor([1, 0, 1, 1, 0, 0]), entropies=own, negative_entropies=other
+    )
+
+
+def test_rows_left_out_of_the_inter_class_term_still_count_in_its_mean():
+    """Otherwise few right answers would be pushed as hard as many."""
+    logps, old, negative, advantages, mask = batch()
+    rows = options()["inter_class_rows"]
+    logps.requires_grad_()
+    loss = tapo_loss(logps, old, negative, advantages, mask, inter_class_rows=rows)
+    tokens = k3(logps, negative) * mask * rows[:, None]
+    torch.testing.assert_close(loss.inter_class_kl, tokens.sum() / mask.sum())
+    (gradient,) = torch.autograd.grad(loss.inter_class_kl, logps)
+    counted = (mask * rows[:, None]).bool()
+    assert gradient[counted].all() and not gradient[~counted].any()
+    every = tapo_loss(logps, old, negative, advantages, mask, inter_class_rows=torch.ones(6))
+    assert every.total == tapo_loss(logps, old, negative, advantages, mask).total
+    none = tapo_loss(logps, old, negative, advantages, mask, inter_class_rows=torch.zeros(6))
+    assert none.inter_class_kl == 0 and none.negative_entropy != 0
+
+
+def test_given_entropies_replace_the_sampled_ones():
+    tensors, more = batch(), options()
+    loss, plain = tapo_loss(*tensors, **more), tapo_loss(*tensors)
+    for name, key in (("anchor_entropy", "entropies"), ("negative_entropy", "negative_entropies")):
+        mean = (more[key] * tensors[-1]).sum() / tensors[-1].sum()
+        torch.testing.assert_close(getattr(loss, name), mean)
+        assert getattr(plain, name) != mean
+    assert loss.policy == plain.policy
+
+
+# given tensor -> whether the total's gradient reaches it, without and with `negative_grad`
+REACHED = {
+    "logps": (True, True), "old_logps": (False, False), "negative_logps": (False, True),
+    "advantages": (False, False), "entropies": (True, True), "negative_entropies": (False, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("negative_grad", [False, True])
+@pytest.mark.parametrize("full", [False, True], ids=["sampled", "full"])
+def test_the_total_reaches_the_tensors_of_the_table_and_no_masked_token(negative_grad, full):
+    *tensors, mask = batch()
+    given = dict(zip(REACHED, tensors)) | {k: v for k, v in options().items() if full}
+    leaves = {name: given[name].requires_grad_() for name in REACHED if name in given}
+    tapo_loss(**given, mask=mask, negative_grad=negative_grad).total.backward()
+    for name, leaf in leaves.items():
+        assert (leaf.grad is not None) == REACHED[name][negative_grad], name
+        if leaf.grad is not None:
+            assert not leaf.grad[mask == 0].any() and leaf.grad[mask == 1].any(), name
+
+
+def test_with_all_options_gradients_equal_finite_differences():
+    logps, old, negative, advantages, mask = batch()
+    more = options()
+    rows = more.pop("inter_class_rows")
+
+    def total(anchor, other, own_entropy, other_entropy):
+        return tapo_loss(
+            anchor, old, other, advantages, mask, negative_grad=True, inter_class_rows=rows,
+            entropies=own_entropy, negative_entropies=other_entropy, token_count=40.0,
+        ).total  # fmt: skip
+
+    inputs = [t.requires_grad_() for t in (logps, negative, *more.values())]
+    assert torch.autograd.gradcheck(total, inputs, eps=1e-6, atol=1e-8)

@@ -14,6 +14,7 @@ from finer1_lite.rewards import (
     format_reward,
     match_class,
     normalise,
+    overlong_penalty,
     parse_answer,
     section_reward,
     tapo_reward,
@@ -244,3 +245,12 @@ def test_hostile_lengths_take_bounded_time(name):
 def test_a_right_answer_stays_right_in_any_amount_of_nothing():
     answer = "-" * MANY + "Ro" + "\u200b" * MANY + "se" + " \u2003" * MANY
     assert score(f"<think>x</think><answer>{answer}</answer>") == (1.0, 1.0)
+
+
+def test_the_soft_penalty_falls_from_0_to_minus_1_over_the_buffer():
+    """DAPO's: a limit of 20 tokens, a buffer of 4."""
+    lengths = (0, 15, 16, 17, 18, 20, 25)
+    penalties = [overlong_penalty(n, limit=20, buffer=4) for n in lengths]
+    assert penalties == [0, 0, 0, -0.25, -0.5, -1, -1]
+    assert [overlong_penalty(n, limit=20, buffer=0) for n in lengths] == [0] * 7
+    assert overlong_penalty(10, limit=20, buffer=20) == -0.5
