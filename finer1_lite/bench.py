@@ -12,7 +12,8 @@ Same weights, anchors, rewards, number of answers, micro-batch and threads. What
 - A process a row, so that each has its own peak of memory. Their steps are taken in turn, one
   process at a time, so that a busy machine slows all rows alike. Ratios are medians over
   rounds of the ratio within a round; the first step of each row is a warm-up. `cpu_s` is what
-  the process computed (all its threads): it stands when others keep the cores busy.
+  the process computed (all its threads): it stands when others keep the cores busy. On a GPU
+  all rows of a case hold their weights there at once.
 """
 
 import json
@@ -34,9 +35,8 @@ from finer1_lite.report import write_atomically
 COLUMNS = {  # of a row -> heading and digits after the point
     "generate_s": ("generate s", 2), "score_s": ("score s", 2), "update_s": ("update s", 2),
     "step_s": ("step s", 2), "cpu_s": ("cpu s", 2), "of_trl": ("x TRL", 2),
-    "of_dapo": ("x dapo", 2),
-    "tokens_per_s": ("tokens/s", 0), "peak_mb": ("peak MB", 0), "steps_mb": ("by steps", 0),
-    "vision_calls": ("vision calls", 0), "pictures": ("pictures", 0),
+    "of_dapo": ("x dapo", 2), "tokens_per_s": ("tokens/s", 0), "peak_mb": ("peak MB", 0),
+    "steps_mb": ("by steps", 0), "vision_calls": ("vision calls", 0), "pictures": ("pictures", 0),
 }  # fmt: skip
 CASE = ("rollouts", "answer_tokens", "picture_side")  # what tells one case from another
 

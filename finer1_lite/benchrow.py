@@ -216,7 +216,8 @@ class Meter(TrainerCallback):
         self.seen[self.phase] += len(grids)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start_mb = memory_mb("VmRSS")
+        cuda = self.student.device.type == "cuda"
+        self.start_mb = torch.cuda.memory_allocated() / 2**20 if cuda else memory_mb("VmRSS")
         forget_peak()
         self._wait()
 
