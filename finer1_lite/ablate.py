@@ -80,7 +80,8 @@ class Study:
 
         Rows and training seeds may be added to a study.
         """
-        return {"worlds": list(self.worlds), "preset": self.preset.to_dict()}
+        worlds = {"job": "an ablation", "worlds": list(self.worlds)}
+        return worlds | {"preset": self.preset.to_dict()}
 
     def finished(self, row: str, rate: float) -> list[int]:
         """The training seeds of a row that are done in every world, of this start or another."""

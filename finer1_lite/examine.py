@@ -62,7 +62,8 @@ class Job:
     def config(self, asked: Exam) -> dict:
         """What must be equal for a folder's answers to be used again."""
         return {
-            "name": self.folder.name, "models": list(self.models), "base": self.base,
+            "job": "an evaluation", "name": self.folder.name, "models": list(self.models),
+            "base": self.base,
             "blocks": [block.name for block in self.blocks], "baselines": list(self.baselines),
             "world_seed": None if self.photos or self.files else self.world_seed,
             "pictures": len(asked.items), "missing": asked.missing,

@@ -108,6 +108,10 @@ def open_folder(folder: Path, config: dict, fresh: bool) -> None:
     """
     path = folder / "config.json"
     if fresh and _holds_run(path):
+        there = json.loads(path.read_text(encoding="utf-8")).get("job")
+        if there != config.get("job"):  # another command's work, perhaps paid for
+            held = f"{folder} holds {there or 'a lab run'}: choose another --name"
+            raise DataError([held], "--fresh deletes runs of its own command only:")
         shutil.rmtree(folder)
     fault = _unusable(folder, path)
     if fault:

@@ -199,3 +199,14 @@ def test_the_same_configuration_is_accepted_and_fresh_starts_over(tmp_path):
     assert (job.folder / "answers").exists()
     lab.open_folder(job.folder, config, fresh=True)
     assert [f.name for f in job.folder.iterdir()] == ["config.json"]
+
+
+def test_fresh_never_deletes_what_another_command_made(refused, tmp_path):
+    """A folder of chains may hold answers that were paid for."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"job": "chains of thought", "preset": {}}')
+    (folder / "chains.jsonl").write_text("paid\n")
+    before = contents(folder)
+    assert "chains of thought" in refused("lab", "--out", tmp_path, "--fresh")
+    assert contents(folder) == before
