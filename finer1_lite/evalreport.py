@@ -15,7 +15,7 @@ from pathlib import Path
 from finer1_lite import compare, evalplots, openworld, pages, paperbirds, pictures, tables
 from finer1_lite.metrics import TASKS, read_records
 from finer1_lite.pages import Block, Heading, Picture, Sample, Text
-from finer1_lite.report import _photo, _png, write_atomically
+from finer1_lite.report import _photo, png, write_atomically
 from finer1_lite.species import DataError
 
 log = logging.getLogger("finer1_lite")
@@ -91,12 +91,12 @@ def write(folder: Path | str) -> Path:
 
 def figures(rows: Sequence[dict]) -> dict[str, bytes]:
     """Path below the run folder -> PNG."""
-    images = {ACCURACY: _png(evalplots.accuracy_points(rows)),
-              LENGTH: _png(evalplots.length_curve(rows))}  # fmt: skip
+    images = {ACCURACY: png(evalplots.accuracy_points(rows)),
+              LENGTH: png(evalplots.length_curve(rows))}  # fmt: skip
     group = tables.last_student(rows, "open")
     drawn = evalplots.confusion_figure(group.rows) if group else None
     if drawn:
-        images[CONFUSION] = _png(drawn)
+        images[CONFUSION] = png(drawn)
     return images
 
 
@@ -158,7 +158,7 @@ def _differing(pair, task: str, names, photos: Photos | None, images: dict) -> l
             blocks.append(pages.Code(f"{listed}\n\n{said}"))
         else:
             path = f"figures/differ/{task}-{number}.png"
-            images[path] = _png(image)
+            images[path] = png(image)
             blocks.append(Sample(Picture(path, f"Picture {number}"), x["correct"], facts, said))
     return blocks
 
