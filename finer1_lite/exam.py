@@ -51,12 +51,12 @@ class Exam:
 
     @classmethod
     def of_collection(cls, collection: Collection, dataset: str, fine: str = "kind") -> Exam:
-        """The test pictures, with the options of `Collection.options`."""
+        """The test pictures, with the options of `Collection.options`, the right one first."""
         items = tuple(
             Item(
                 p.id, dataset, "seen" if collection.of(p.species).seen else "unseen",
                 collection.coarse, fine, p.species, p.image,
-                tuple(collection.options(p, N_OPTIONS)),
+                tuple(sorted(collection.options(p, N_OPTIONS), key=lambda o: o != p.species)),
             )
             for p in collection.test
         )  # fmt: skip
