@@ -178,8 +178,6 @@ def generate(
 
 def _prefill(core, batch: PromptBatch, copies: int | Sequence[int]):
     """Run each prompt once, then share its cache among its copies."""
-    each = torch.arange(len(batch.ids), device=batch.ids.device)
-    row = each.repeat_interleave(torch.as_tensor(copies, device=each.device))
     out = core.model.language_model(
         inputs_embeds=_embed(core, batch.ids, batch.types, batch.features),
         attention_mask=batch.mask, position_ids=batch.places, use_cache=True,
@@ -300,7 +298,7 @@ def _recomputed(core, batch: PromptBatch, tokens: Tensor, mask: Tensor, which: T
     return hidden[:, -length - 1 : -1]
 
 
-LOGITS_AT_ONCE = 2**23  # numbers: 32 MiB in float32
+LOGITS_AT_ONCE = 2**23  # numbers: 32 MiB in float32, of which the backward pass makes six
 
 
 def token_scores(
@@ -324,8 +322,7 @@ def token_scores(
 
 
 def _chunk_scores(head, states: Tensor, ids: Tensor, temperature: float, entropy: bool):
-    logits = head(states)  # (n, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = head(states).float()  # (n, V)
     if temperature != 1:  # no copy of so many numbers for nothing
         logits = logits / temperature
     total = logits.logsumexp(-1)
