@@ -178,6 +178,8 @@ def generate(
 
 def _prefill(core, batch: PromptBatch, copies: int | Sequence[int]):
     """Run each prompt once, then share its cache among its copies."""
+    each = torch.arange(len(batch.ids), device=batch.ids.device)
+    row = each.repeat_interleave(torch.as_tensor(copies, device=each.device))
     out = core.model.language_model(
         inputs_embeds=_embed(core, batch.ids, batch.types, batch.features),
         attention_mask=batch.mask, position_ids=batch.places, use_cache=True,
@@ -322,7 +324,8 @@ def token_scores(
 
 
 def _chunk_scores(head, states: Tensor, ids: Tensor, temperature: float, entropy: bool):
-    logits = head(states).float()  # (n, V)
+    logits = head(states)  # (n, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1:  # no copy of so many numbers for nothing
         logits = logits / temperature
     total = logits.logsumexp(-1)
