@@ -81,6 +81,20 @@ def _entropy(logps: Tensor, entropies: Tensor | None, keep: Tensor, token_count)
     return token_mean(_clean(entropies, keep, logps.dtype), keep, token_count)
 
 
+def _negative_terms(logps, negative_logps, entropies, rows, keep, grad: bool, token_count):
+    """(inter-class KL, negative entropy); zeros without a negative. See `tapo_loss`."""
+    if negative_logps is None:
+        return logps.new_zeros(()), logps.new_zeros(())
+    if not grad:
+        negative_logps = negative_logps.detach()
+        entropies = None if entropies is None else entropies.detach()
+    negative = _clean(negative_logps, keep, logps.dtype)
+    counted = keep if rows is None else keep & rows.bool()[:, None]
+    count = keep.sum() if token_count is None else token_count
+    divergence = token_mean(k3(logps, negative), counted, count)
+    return divergence, _entropy(negative, entropies, keep, token_count)
+
+
 def _policy_terms(ratio: Tensor, advantages: Tensor, clips: tuple[float, ...]) -> Tensor:
     """Clipped loss per token (B, T) from ratio (B, T) and advantages (B, 1)."""
     low, high, dual = clips
@@ -147,52 +161,37 @@ def tapo_loss(
     """The loss of one batch, or of a micro-batch where `token_count` is given.
 
     Args:
-        logps: (B, T) log-probability of each sampled token under the anchor picture.
-        old_logps: (B, T) the same when the tokens were sampled; never gets a gradient.
-        negative_logps: (B, T) the same under the hard negative; None: its terms are 0.
-        advantages: (B,) one a rollout.
-        mask: (B, T) not 0 where a response token counts.
+        logps, old_logps, negative_logps: (B, T) log-probabilities of the sampled tokens: on
+            the anchor, when they were sampled (never gets a gradient), on the hard negative
+            (None: its terms are 0).
+        advantages: (B,) one a rollout; mask: (B, T) not 0 where a response token counts.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
         clip_dual: cap of the loss in units of |A| where A < 0; inf switches it off.
-        inter_class_weight: gamma; the divergence is made larger.
-        anchor_entropy_weight, negative_entropy_weight: eta1 and eta2; made smaller.
-        negative_grad: False (the released code) sends no gradient through
-            `negative_logps`; True is the objective as the paper writes it.
-        inter_class_rows: (B,) not 0 where a rollout counts in the inter-class term (the right
-            ones, say); None: all. The mean stays one over all tokens.
-        entropies, negative_entropies: (B, T) entropies of the whole vocabulary, which replace
-            the sampled estimates; see `sampled_entropy` for what the estimate's gradient is.
+        inter_class_weight: gamma, makes its term larger; anchor_entropy_weight,
+            negative_entropy_weight: eta1 and eta2, make theirs smaller.
+        negative_grad: True sends gradient through `negative_logps`, as the paper writes it.
+        inter_class_rows: (B,) not 0 where a rollout counts in the inter-class term.
+        entropies, negative_entropies: (B, T) of the whole vocabulary, in place of samples.
         token_count: response tokens of the whole batch, see `token_mean`.
 
-    Returns:
-        TapoLoss in float32 (float64 for float64 `logps`): half precision is widened
-        before any exponential, and gradients come back in the input's own dtype.
-
-    Raises:
-        ValueError: shapes that do not fit or clips that make no sense, all listed.
+    Returns TapoLoss in float32 (float64 for float64 `logps`): half precision is widened
+    before any exponential. Raises ValueError listing shapes and clips that make no sense.
     """
     clips = (clip_low, clip_high, clip_dual)
-    tensors = {
-        "old_logps": old_logps, "negative_logps": negative_logps, "mask": mask,
-        "entropies": entropies, "negative_entropies": negative_entropies,
-    }  # fmt: skip
-    _check({"logps": logps, **tensors}, advantages, clips)
+    _check(
+        dict(logps=logps, old_logps=old_logps, negative_logps=negative_logps, mask=mask,
+             entropies=entropies, negative_entropies=negative_entropies), advantages, clips,
+    )  # fmt: skip
     dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
     keep, scale = mask.bool(), advantages.detach().to(dtype).unsqueeze(1)  # (B, T), (B, 1)
     logps, old_logps = _clean(logps, keep, dtype), _clean(old_logps.detach(), keep, dtype)
     ratio = (logps - old_logps).clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX).exp()  # (B, T)
     policy = token_mean(_policy_terms(ratio, scale, clips), keep, token_count)
     entropy = _entropy(logps, entropies, keep, token_count)
-    divergence = negative_entropy = logps.new_zeros(())
-    if negative_logps is not None:
-        if not negative_grad:
-            negative_logps = negative_logps.detach()
-            negative_entropies = None if negative_entropies is None else negative_entropies.detach()
-        negative = _clean(negative_logps, keep, dtype)
-        counted = keep if inter_class_rows is None else keep & inter_class_rows.bool()[:, None]
-        count = keep.sum() if token_count is None else token_count
-        divergence = token_mean(k3(logps, negative), counted, count)
-        negative_entropy = _entropy(negative, negative_entropies, keep, token_count)
+    divergence, negative_entropy = _negative_terms(
+        logps, negative_logps, negative_entropies, inter_class_rows, keep, negative_grad,
+        token_count,
+    )  # fmt: skip
     total = policy - inter_class_weight * divergence + anchor_entropy_weight * entropy
     total = total + negative_entropy_weight * negative_entropy
     clip_share = token_mean(_stopped(ratio.detach(), scale, clips), keep, token_count)

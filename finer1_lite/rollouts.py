@@ -300,7 +300,7 @@ def _recomputed(core, batch: PromptBatch, tokens: Tensor, mask: Tensor, which: T
     return hidden[:, -length - 1 : -1]
 
 
-LOGITS_AT_ONCE = 2**23  # numbers: 32 MiB in float32, of which the backward pass makes six
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes five
 
 
 def token_scores(

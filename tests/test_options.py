@@ -345,8 +345,12 @@ def test_a_student_that_wants_to_say_vision_tokens_cannot(fresh, birds, tmp_path
 
 
 def test_the_settings_that_turn_the_negative_off_leave_its_picture_unread(trainer):
-    change(trainer, **{k.removeprefix("tapo__"): v for k, v in OFF.items()})
-    assert len(trainer.prepare().pictures.features) == 2
+    def pictures_of_a_group(**settings):
+        change(trainer, **settings)
+        trainer.collect(0)
+        return len((trainer.kept + trainer.dropped)[0].pictures.features)
+
+    off = {k.removeprefix("tapo__"): v for k, v in OFF.items()}
+    assert pictures_of_a_group(**off) == 2  # anchor and positive
     for term in ("inter_class_kl", "negative_entropy"):
-        change(trainer, **weights_of(term))
-        assert len(trainer.prepare().pictures.features) == 4
+        assert pictures_of_a_group(**weights_of(term)) == 3
