@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from finer1_lite import cot_cli, evalcli
-
-PRESETS = ("lab", "t4", "l4", "a100")
+from finer1_lite.presets import PRESETS
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,11 +7,8 @@ searched once a family, on a training seed and pictures that are not reported.
 
 import json
 import logging
-import multiprocessing
-import os
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -187,9 +184,7 @@ def do(task: Task) -> None:
     preset, first = study.preset, task.folder.parent / "sft"
     student = models.load_student(base, preset)
     if task.row in STARTS:
-        chains = cot.make_chains(
-            birds, lambda photo, rng: cot.oracle_chain(world, photo.species, rng), seed=0
-        )
+        chains = cot.make_chains(birds, cot.oracle(world), seed=0)
         if task.row == "sft_long":
             steps = preset.sft.steps + preset.tapo.steps
             preset = preset.with_(sft__steps=steps)
@@ -216,19 +211,13 @@ def do(task: Task) -> None:
 
 
 def _do(tasks: list[Task], workers: int) -> None:
-    """Tasks side by side, one core each, with one progress bar."""
+    """Tasks side by side, one core each where there is no GPU, with one progress bar."""
     left = [task for task in tasks if not task.done]
     if not left:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(workers or cores, len(left))
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, cores // workers)
+    workers = min(lab.choose_workers(len(left), workers, "training"), len(left))
     rows = ", ".join(dict.fromkeys(task.name for task in left))
-    with (
-        lab.progress_bar(len(left), f"{rows}"[:60]) as bar,
-        ProcessPoolExecutor(workers, context, lab.start_worker, (os.getpid(), threads)) as pool,
-    ):
+    with lab.progress_bar(len(left), rows[:60]) as bar, lab.worker_pool(workers) as pool:
         for _ in pool.map(do, left):
             bar.update()
 

@@ -120,7 +120,7 @@ def language_states(student: Student, photos: Sequence[Photo], question: str) ->
         batch = rollouts.encode_prompts(
             student.model, student.processor, [question] * len(images), images
         )
-        parts.append(rollouts._prefill(core, batch, 1)[0][:, -1].float().cpu().numpy())
+        parts.append(rollouts.prefill(core, batch, 1)[0][:, -1].float().cpu().numpy())
     return np.concatenate(parts)
 
 

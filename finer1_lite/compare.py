@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finer1_lite import stats, tables
+from finer1_lite.findings import points
 from finer1_lite.metrics import SPLITS, paired_bootstrap
 from finer1_lite.pages import Block, Heading, Table, Text, visible
 from finer1_lite.tables import Group, Row
@@ -90,7 +91,7 @@ def blocks(pairs: Sequence[Pair], task: str, runs: tuple[str, str] = ("", "")) -
         return []
     adjusted = stats.holm([cell["p"] for *_, cell in cells])
     lines = [
-        (f"{_called(a, runs[0])} minus {_called(b, runs[1])}", split, _points(cell),
+        (f"{_called(a, runs[0])} minus {_called(b, runs[1])}", split, points(cell),
          str(cell["n"]), f"{cell['only_a']} / {cell['only_b']}", f"{cell['p']:.3g}", f"{p:.3g}")
         for (a, b, split, cell), p in list(zip(cells, adjusted))[:MAX_PAIRS]
     ]  # fmt: skip
@@ -107,11 +108,6 @@ def blocks(pairs: Sequence[Pair], task: str, runs: tuple[str, str] = ("", "")) -
 def _called(group: Group, run: str) -> str:
     own = f"{visible(group.label, 60)} ({group.prompt})"
     return f"{visible(run, 40)}: {own}" if run else own
-
-
-def _points(cell: dict) -> str:
-    mean, low, high = (100 * cell[k] for k in ("mean", "low", "high"))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def differing(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import dropwhile
 
 from finer1_lite import paperbirds, prompts, rewards
-from finer1_lite.species import Collection, Photo
+from finer1_lite.species import Collection, DataError, Photo
 
 Teacher = Callable[[Photo, random.Random], str]  # a picture's chain
 SEEN_WORDS = 12  # words of a description that an analysis quotes
@@ -42,10 +42,25 @@ def oracle_chain(world: paperbirds.World, name: str, rng: random.Random) -> str:
     return prompts.chain(paperbirds.knowledge(world, name), chosen, remarks, name)
 
 
+def oracle(world: paperbirds.World) -> Teacher:
+    """The teacher that writes `oracle_chain` about each picture."""
+    return lambda photo, rng: oracle_chain(world, photo.species, rng)
+
+
 def marks_against(world: paperbirds.World, name: str, candidate: str) -> str:
     """The candidate's marks that the bird does not have, or that it fits."""
     against = [f"{m} {world.marks[candidate][m]}" for m in world.differing(name, candidate)]
     return "has " + ", ".join(against) if against else "fits"
+
+
+def require_descriptions(collection: Collection, who: str) -> None:
+    """DataError naming every class without a description; who: the teacher that needs them."""
+    bare = [s.name for s in collection.species if not s.description.strip()]
+    if bare:
+        raise DataError(
+            [f"{name}: no description" for name in bare],
+            f"{who} writes chains from descriptions.csv (columns class, description)",
+        )
 
 
 def table_chain(collection: Collection, name: str, rng: random.Random) -> str:

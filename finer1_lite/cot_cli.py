@@ -194,15 +194,10 @@ def _teacher(kind: str, args, collection, world, ledger):
 
 
 def _table(collection):
-    from finer1_lite.species import DataError
+    from finer1_lite.cot import require_descriptions
     from finer1_lite.teacher import Table
 
-    bare = [s.name for s in collection.species if not s.description.strip()]
-    if bare:
-        raise DataError(
-            [f"{name}: no description" for name in bare],
-            "--teacher table writes chains from descriptions.csv (columns class, description)",
-        )
+    require_descriptions(collection, "--teacher table")
     return Table(collection)
 
 

@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from finer1_lite import concepts, cot, cot_checks, formats, lab, prompts
 from finer1_lite.concepts import Selection
 from finer1_lite.cot_checks import Finding
@@ -78,7 +76,7 @@ class Work:
         photos = self.collection.train
         return {
             "job": "chains of thought", "coarse": self.collection.coarse,
-            "pictures": len(photos), "data": lab._fingerprint([p.id for p in photos]),
+            "pictures": len(photos), "data": lab.fingerprint([p.id for p in photos]),
             "preset": asdict(self.settings) | {"teacher": self.teacher.identity},
         }  # fmt: skip
 
@@ -122,7 +120,7 @@ def in_parallel(work: Work, items: Sequence, act: Callable, what: str) -> list[s
     def guarded(item):
         return None if halted.is_set() else act(item)
 
-    bar = tqdm(total=len(items), desc=what, mininterval=2.0, disable=not work.bars)
+    bar = lab.progress_bar(len(items), what, hidden=not work.bars)
     with ThreadPoolExecutor(work.teacher.workers) as pool, bar:
         tasks = {pool.submit(guarded, item): item for item in items}
         for task in as_completed(tasks):

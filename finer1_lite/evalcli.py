@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from finer1_lite.presets import PRESETS
+
 
 def add_commands(commands) -> None:
     """Add this module's commands to the command line."""
@@ -51,7 +53,7 @@ def _add_evaluate(commands) -> None:
     option("--name", default="evaluation", help="name of the run")
     option("--out", type=Path, default=Path("runs"), help="folder of all runs")
     option("--fresh", action="store_true", help="start over: delete the run of this name first")
-    option("--preset", choices=("lab", "t4", "l4", "a100"), default="lab", help="size: lab: a CPU, "
+    option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, "
            "others: a GPU")  # fmt: skip
     option("--prompts", nargs="+", default=["think", "answer", "exact"], help="think, answer, "
            "exact, coarse or no_think; each row of a table names its prompt")  # fmt: skip
@@ -167,7 +169,7 @@ def _add_analyse(commands) -> None:
     option("--base", default=None, help="model below the adapters (default: as the adapter says)")
     option("--name", default="evaluation", help="name of the run to put the numbers beside")
     option("--out", type=Path, default=Path("runs"), help="folder of all runs")
-    option("--preset", choices=("lab", "t4", "l4", "a100"), default="lab", help="size: lab: a CPU, "
+    option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, "
            "others: a GPU")  # fmt: skip
     _add_data(option)
     run.set_defaults(

@@ -12,10 +12,18 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from finer1_lite import compare, evalplots, openworld, pages, paperbirds, pictures, tables
+from finer1_lite import (
+    compare,
+    evalplots,
+    openworld,
+    pages,
+    paperbirds,
+    pictures,
+    tables,
+)
 from finer1_lite.metrics import TASKS, read_records
 from finer1_lite.pages import Block, Heading, Picture, Sample, Text
-from finer1_lite.report import _photo, png, write_atomically
+from finer1_lite.report import png, small_copy, write_atomically
 from finer1_lite.species import DataError
 
 log = logging.getLogger("finer1_lite")
@@ -152,7 +160,7 @@ def _differing(pair, task: str, names, photos: Photos | None, images: dict) -> l
         facts += [(name, f"{'right' if r['correct'] else 'wrong'}: {r['answer']}")
                   for name, r in zip(called, (x, y))]  # fmt: skip
         said = "\n\n".join(f"--- {n}\n{r['completion']}" for n, r in zip(called, (x, y)))
-        image = _photo(photos, x["photo"], []) if photos else None
+        image = small_copy(photos, x["photo"], []) if photos else None
         if image is None:
             listed = "\n".join(f"{key}: {pages.visible(value, 300)}" for key, value in facts)
             blocks.append(pages.Code(f"{listed}\n\n{said}"))

@@ -5,7 +5,7 @@ Open world: no options; the name must match exactly (case, dashes and articles a
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,34 +61,44 @@ def evaluate(
     student: Student, collection: Collection, cell: Cell, folder: Path, *,
     max_new_tokens: int, batch_size: int,
 ) -> Iterator[int]:  # fmt: skip
-    """Answer all test pictures of a cell into `folder`/<cell>.jsonl; yields the count done.
+    """Answer all test pictures of a cell into `folder`/<cell>.jsonl; yields the count done."""
 
-    Whole batches are appended; an interrupted file is cut back to its last whole batch
-    and continued, with the batches of an undisturbed run.
-    """
-    path = folder / f"{cell.name}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    photos = collection.test
-    done = whole_batches(path, batch_size, len(photos))
-    yield done
-    for at in range(done, len(photos), batch_size):
-        part = photos[at : at + batch_size]
+    def answer(part: Sequence[Photo], at: int) -> list[dict]:
         options = [
             collection.options(p, seed=OPTION_SEED) if cell.task == "closed" else None for p in part
         ]
         asked = [prompts.question(cell.prompt, collection.coarse, o) for o in options]
         images = [p.image() for p in part]
         (out,) = ask(student, asked, images, max_new_tokens=max_new_tokens, batch_size=len(part))
-        rows = [
+        return [
             record(cell, collection, *row)
             for row in zip(part, options, out.texts, out.lengths.tolist(), out.cut.tolist())
         ]
+
+    return append_batches(folder / f"{cell.name}.jsonl", collection.test, batch_size, answer)
+
+
+def append_batches(
+    path: Path, items: Sequence, batch_size: int, answer: Callable, rows_each: int = 1
+) -> Iterator[int]:
+    """Append answer(batch, its place) to a file of JSON lines; yields how many items are done.
+
+    answer returns `rows_each` records an item. Whole batches are appended; an interrupted
+    file is cut back to its last whole batch and continued, with the batches of an
+    undisturbed run.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = _whole_batches(path, batch_size * rows_each, len(items) * rows_each) // rows_each
+    yield done
+    for at in range(done, len(items), batch_size):
+        part = items[at : at + batch_size]
+        rows = answer(part, at)
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         yield at + len(part)
 
 
-def whole_batches(path: Path, batch_size: int, total: int) -> int:
+def _whole_batches(path: Path, batch_size: int, total: int) -> int:
     """Cut a file back to whole batches of whole lines; how many rows are left."""
     if not path.exists():
         return 0

@@ -8,7 +8,6 @@ that every table is made from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 
 from finer1_lite import pictures, prompts, protocols, question_files, rollouts
-from finer1_lite.evaluate import whole_batches
+from finer1_lite.evaluate import append_batches
 from finer1_lite.models import Student
 from finer1_lite.species import Collection, DataError
 
@@ -148,18 +147,12 @@ def answer_block(
     max_new_tokens: int, batch_size: int,
 ) -> Iterator[int]:  # fmt: skip
     """Answer a block into `folder`/<block>.jsonl; yields the number of questions done."""
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def answer(part: Sequence[Asked], at: int) -> list[dict]:
+        return _answer(student, exam, block, model, part, at, max_new_tokens)
+
     path = folder / f"{block.name}.jsonl"
-    asked = questions(exam, block)
-    rows = batch_size * block.samples
-    done = whole_batches(path, rows, len(asked) * block.samples) // block.samples
-    yield done
-    for at in range(done, len(asked), batch_size):
-        part = asked[at : at + batch_size]
-        found = _answer(student, exam, block, model, part, at, max_new_tokens)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-        yield at + len(part)
+    return append_batches(path, questions(exam, block), batch_size, answer, block.samples)
 
 
 def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]:

@@ -7,8 +7,6 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from finer1_lite import (
     baselines,
     evalreport,
@@ -67,7 +65,7 @@ class Job:
             "blocks": [block.name for block in self.blocks], "baselines": list(self.baselines),
             "world_seed": None if self.photos or self.files else self.world_seed,
             "pictures": len(asked.items), "missing": asked.missing,
-            "data": lab._fingerprint([f"{i.photo}/{i.label}" for i in asked.items]),
+            "data": lab.fingerprint([f"{i.photo}/{i.label}" for i in asked.items]),
             "preset": self.preset.to_dict(),
         }  # fmt: skip
 
@@ -130,7 +128,7 @@ def the_exam(job: Job, collection: Collection | None) -> Exam:
 def _answer(student: Student, asked: Exam, block: Block, source: str, job: Job) -> None:
     name = model_name(source)
     total = len(exam.questions(asked, block))
-    with tqdm(total=total, desc=f"{name} {block.name}", mininterval=2, dynamic_ncols=True) as bar:
+    with lab.progress_bar(total, f"{name} {block.name}") as bar:
         for done in exam.answer_block(
             student, asked, block, name, job.folder / "answers" / name.replace("/", "--"),
             max_new_tokens=job.preset.max_new_tokens, batch_size=job.preset.eval_batch,

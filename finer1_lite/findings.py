@@ -84,7 +84,7 @@ def _verdict_on_tapo(metrics: Mapping) -> str:
         return "TAPO has not been compared with SFT yet."
     said: dict[str, list[str]] = {"better": [], "worse": [], "not settled": []}
     for place, cell in found:
-        said[verdict(cell)].append(f"{_place(*place)} {_points(cell)} points")
+        said[verdict(cell)].append(f"{_place(*place)} {points(cell)} points")
     better, worse, open_ = ("; ".join(said[word]) for word in said)
     sentences = [f"TAPO beats SFT: {better}." if better else "TAPO does not beat SFT in this run."]
     if worse:
@@ -124,7 +124,8 @@ def _unbroken(text: str) -> str:
     return text.replace(" ", "\u00a0")
 
 
-def _points(cell: Mapping) -> str:
+def points(cell: Mapping) -> str:
+    """A difference with its interval, in points."""
     mean, low, high = (100 * cell[key] for key in ("mean", "low", "high"))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
@@ -176,7 +177,7 @@ def _difference_blocks(differences: Mapping) -> list[Block]:
             found = [cells.get(split, {}).get(task) for split in SPLITS]
             if any(found):
                 names = f"{STAGE_NAMES[more]} minus {STAGE_NAMES[less]}"
-                shown = [f"{_points(c)}, {verdict(c)}" if c else "" for c in found]
+                shown = [f"{points(c)}, {verdict(c)}" if c else "" for c in found]
                 rows.append((names, task, *shown))
     text = (
         "Points with 95 % intervals from a paired bootstrap over pictures and training seeds; "

@@ -51,17 +51,11 @@ class Run:
         if self.photos is None:
             world = paperbirds.make_world(self.world_seed)
             birds = paperbirds.collection(world, shots=p.shots, test=p.test_pictures)
-            return birds, lambda photo, rng: cot.oracle_chain(world, photo.species, rng)
+            return birds, cot.oracle(world)
         found = load_folder(
             self.photos, shots=p.shots, descriptions=self.descriptions, coarse=self.coarse
         )
-        bare = [s.name for s in found.species if not s.description.strip()]
-        if bare:
-            raise DataError(
-                [f"{name}: no description" for name in bare],
-                f"{self.photos}: the teacher writes chains from descriptions.csv "
-                "(columns class, description)",
-            )
+        cot.require_descriptions(found, f"{self.photos}: the teacher")
         return found, lambda photo, rng: cot.table_chain(found, photo.species, rng)
 
     def config(self, collection: Collection) -> dict:
@@ -71,7 +65,7 @@ class Run:
             "world_seed": self.world_seed if self.photos is None else None,
             "species": len(collection.species), "train_pictures": len(collection.train),
             "test_pictures": len(collection.test),
-            "data": _fingerprint([p.id for p in (*collection.train, *collection.test)]),
+            "data": fingerprint([p.id for p in (*collection.train, *collection.test)]),
             "preset": self.preset.to_dict(),
         }  # fmt: skip
 
@@ -107,27 +101,28 @@ def open_folder(folder: Path, config: dict, fresh: bool) -> None:
     that differs. `fresh` starts over, in a folder that holds a run and nothing else.
     """
     path = folder / "config.json"
-    if fresh and _holds_run(path):
-        there = json.loads(path.read_text(encoding="utf-8")).get("job")
-        if there != config.get("job"):  # another command's work, perhaps paid for
-            held = f"{folder} holds {there or 'a lab run'}: choose another --name"
-            raise DataError([held], "--fresh deletes runs of its own command only:")
+    held = _run_config(path)
+    if fresh and held:
+        if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
+            what = f"{folder} holds {held.get('job') or 'a lab run'}: choose another --name"
+            raise DataError([what], "--fresh deletes runs of its own command only:")
         shutil.rmtree(folder)
-    fault = _unusable(folder, path)
+        held = None
+    fault = _unusable(folder, held)
     if fault:
         raise DataError([f"{fault}: choose another --out or --name"], "no run folder")
-    if path.exists():
-        differing = _differences(json.loads(path.read_text(encoding="utf-8")), config)
-        if differing:
-            mend = "choose another --name, or --fresh to start over"
-            raise DataError(differing, f"{folder} holds a run of another configuration: {mend}")
-    else:
+    if held is None:
         _write(path, json.dumps(config, indent=1))
+        return
+    differing = _differences(held, config)
+    if differing:
+        mend = "choose another --name, or --fresh to start over"
+        raise DataError(differing, f"{folder} holds a run of another configuration: {mend}")
 
 
-def _unusable(folder: Path, config: Path) -> str | None:
+def _unusable(folder: Path, held: dict | None) -> str | None:
     """Why no run can be kept in this folder; creates it where it can."""
-    if folder.is_dir() and any(folder.iterdir()) and not _holds_run(config):
+    if folder.is_dir() and any(folder.iterdir()) and held is None:
         return f"{folder} is not empty and holds no run"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,13 +133,13 @@ def _unusable(folder: Path, config: Path) -> str | None:
     return None
 
 
-def _holds_run(config: Path) -> bool:
-    """A model's folder has a config.json too: look inside before anything is deleted."""
+def _run_config(path: Path) -> dict | None:
+    """The configuration of the run that a folder holds; a model's config.json is none."""
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and "preset" in found
+        return None
+    return found if isinstance(found, dict) and "preset" in found else None
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
@@ -162,7 +157,8 @@ def _write(path: Path, text: str) -> None:
     report.write_atomically(path, text.encode())
 
 
-def _fingerprint(ids: list[str]) -> str:
+def fingerprint(ids: list[str]) -> str:
+    """A short key of a list of texts: equal for the same data in the same order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
@@ -250,23 +246,36 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
 
 def run_seeds(job: Run, base: Path | str, workers: int) -> None:
     """The training seeds, side by side where there are cores and no GPU to share."""
-    on_gpu = models.choose_device().type == "cuda"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = workers or (1 if on_gpu else min(len(job.seeds), cores))
-    why = "one GPU" if on_gpu else f"{cores} cores, {len(job.seeds)} seeds"
-    log.info("%d seed(s) at a time (%s)", workers, why)
+    workers = choose_workers(len(job.seeds), workers, "seed")
     if workers == 1:
         for seed in job.seeds:
             run_seed(job, base, seed)
         return
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, cores // workers)
-    with ProcessPoolExecutor(workers, context, start_worker, (os.getpid(), threads)) as pool:
+    with worker_pool(workers) as pool:
         for done in [pool.submit(run_seed, job, base, seed) for seed in job.seeds]:
             done.result()
 
 
-def start_worker(parent: int, threads: int) -> None:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def choose_workers(jobs: int, asked: int, what: str) -> int:
+    """How many of `jobs` run side by side: as asked, else one on a GPU, else one a core."""
+    on_gpu = models.choose_device().type == "cuda"
+    workers = asked or (1 if on_gpu else min(jobs, _cores()))
+    why = "one GPU" if on_gpu else f"{_cores()} cores, {jobs} {what}s"
+    log.info("%d %s(s) at a time (%s)", workers, what, why)
+    return workers
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Fresh processes that share the cores and end with this one."""
+    context, threads = multiprocessing.get_context("spawn"), max(1, _cores() // workers)
+    return ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads))
+
+
+def _start_worker(parent: int, threads: int) -> None:
     """A worker ends with its parent: a killed run must not go on writing."""
     torch.set_num_threads(threads)
     quiet()
@@ -309,9 +318,9 @@ class ProgressBar(TrainerCallback):
         self.bar.set_postfix(shown, refresh=False)
 
 
-def progress_bar(total: int, what: str):
+def progress_bar(total: int, what: str, hidden: bool = False):
     """The one look of all progress bars."""
-    return tqdm(total=total, desc=what, mininterval=2.0, dynamic_ncols=True)
+    return tqdm(total=total, desc=what, mininterval=2.0, dynamic_ncols=True, disable=hidden)
 
 
 def quiet() -> None:

@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 
+PRESETS = ("lab", "t4", "l4", "a100")  # sizes that a command line offers
 MAY_BE_ZERO = ("warm_up_steps", "positive_rollouts", "overlong_tokens")
 CHOICES = {
     "quantize": ("none", "nf4"),

@@ -45,7 +45,7 @@ def write_report(folder: Path | str, photos: Photos) -> Path:
     if records is not None:
         metrics = _try(lambda: summarise(records), faults, folder / "records.jsonl") or {}
     chosen = findings.pick_samples(records or []) if not faults else []
-    shown = [_photo(photos, record["photo"], faults) for record in chosen]
+    shown = [small_copy(photos, record["photo"], faults) for record in chosen]
     if faults:
         raise DataError(faults, f"no report of {folder}:")
     images = _draw(metrics, logs, chosen, shown)
@@ -119,7 +119,7 @@ def png(picture: Figure | Image.Image) -> bytes:
     return data.getvalue()
 
 
-def _photo(photos: Photos, name: str, faults: list[str]) -> Image.Image | None:
+def small_copy(photos: Photos, name: str, faults: list[str]) -> Image.Image | None:
     """A small RGB copy; None, with the fault noted, if there is no such photo."""
     try:
         picture = photos(name) if callable(photos) else photos[name]

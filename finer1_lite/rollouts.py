@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.utils.checkpoint
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from PIL import Image
 from torch import Tensor
 
@@ -149,7 +149,7 @@ def generate(
     """
     core = core_of(model)
     tok = processor.tokenizer
-    hidden, cache, mask, place = _prefill(core, batch, copies)
+    hidden, cache, mask, place = prefill(core, batch, copies)
     banned = torch.tensor(banned_tokens(processor), device=mask.device)
     rows = torch.arange(len(mask), device=mask.device)  # which answer each live row writes
     going = torch.ones_like(rows, dtype=torch.bool)
@@ -176,7 +176,7 @@ def generate(
     return _finish(tokens, tok)
 
 
-def _prefill(core, batch: PromptBatch, copies: int | Sequence[int]):
+def prefill(core, batch: PromptBatch, copies: int | Sequence[int]):
     """Run each prompt once, then share its cache among its copies."""
     each = torch.arange(len(batch.ids), device=batch.ids.device)
     row = each.repeat_interleave(torch.as_tensor(copies, device=each.device))
