@@ -92,7 +92,7 @@ class TAPOSettings:
     updates: int = 1  # optimiser steps that share one batch of rollouts, a share each
     overlong_tokens: int = 0  # soft penalty grows to -1 over so many last tokens (DAPO)
     mask_cut: bool = False  # answers cut off at the limit carry no loss
-    micro_batch: int = 32  # answers in one forward and backward pass
+    micro_batch: int = 16  # answers in one forward and backward pass
 
 
 @dataclass(frozen=True)

@@ -328,8 +328,8 @@ def _chunk_scores(head, states: Tensor, ids: Tensor, temperature: float, entropy
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1:  # no copy of so many numbers for nothing
         logits = logits / temperature
-    total = logits.logsumexp(-1)
-    logps = logits.gather(-1, ids[:, None])[:, 0] - total
+    logps = -F.cross_entropy(logits, ids, reduction="none")  # keeps one (n, V), not three
     if not entropy:
         return logps, None
-    return logps, total - (logits * (logits - total[:, None]).exp()).sum(-1)
+    log_all = logits.log_softmax(-1)
+    return logps, -(log_all.exp() * log_all).sum(-1)
