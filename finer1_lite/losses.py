@@ -81,18 +81,23 @@ def _entropy(logps: Tensor, entropies: Tensor | None, keep: Tensor, token_count)
     return token_mean(_clean(entropies, keep, logps.dtype), keep, token_count)
 
 
-def _negative_terms(logps, negative_logps, entropies, rows, keep, grad: bool, token_count):
+def _negative_terms(logps, negative_logps, entropies, rows, weights, keep, grad, token_count):
     """(inter-class KL, negative entropy); zeros without a negative. See `tapo_loss`."""
     if negative_logps is None:
         return logps.new_zeros(()), logps.new_zeros(())
     if not grad:
         negative_logps = negative_logps.detach()
         entropies = None if entropies is None else entropies.detach()
+    count = keep.sum() if token_count is None else token_count
+    weight = 1.0
+    if weights is not None:
+        weight = weights.to(logps)[:, None]
+        keep = keep & (weight != 0)  # what was never scored may hold anything
     negative = _clean(negative_logps, keep, logps.dtype)
     counted = keep if rows is None else keep & rows.bool()[:, None]
-    count = keep.sum() if token_count is None else token_count
-    divergence = token_mean(k3(logps, negative), counted, count)
-    return divergence, _entropy(negative, entropies, keep, token_count)
+    divergence = token_mean(weight * k3(logps, negative), counted, count)
+    spread = -negative if entropies is None else _clean(entropies, keep, logps.dtype)
+    return divergence, token_mean(weight * spread, keep, count)
 
 
 def _policy_terms(ratio: Tensor, advantages: Tensor, clips: tuple[float, ...]) -> Tensor:
@@ -154,6 +159,7 @@ def tapo_loss(
     negative_entropy_weight: float = 0.03,
     negative_grad: bool = False,
     inter_class_rows: Tensor | None = None,
+    negative_rows: Tensor | None = None,
     entropies: Tensor | None = None,
     negative_entropies: Tensor | None = None,
     token_count: Tensor | float | None = None,
@@ -171,6 +177,8 @@ def tapo_loss(
             negative_entropy_weight: eta1 and eta2, make theirs smaller.
         negative_grad: True sends gradient through `negative_logps`, as the paper writes it.
         inter_class_rows: (B,) not 0 where a rollout counts in the inter-class term.
+        negative_rows: (B,) weight of a rollout in both terms of the negative, 0 where
+            `negative_logps` was not computed; None: all count once.
         entropies, negative_entropies: (B, T) of the whole vocabulary, in place of samples.
         token_count: response tokens of the whole batch, see `token_mean`.
 
@@ -189,8 +197,8 @@ def tapo_loss(
     policy = token_mean(_policy_terms(ratio, scale, clips), keep, token_count)
     entropy = _entropy(logps, entropies, keep, token_count)
     divergence, negative_entropy = _negative_terms(
-        logps, negative_logps, negative_entropies, inter_class_rows, keep, negative_grad,
-        token_count,
+        logps, negative_logps, negative_entropies, inter_class_rows, negative_rows, keep,
+        negative_grad, token_count,
     )  # fmt: skip
     total = policy - inter_class_weight * divergence + anchor_entropy_weight * entropy
     total = total + negative_entropy_weight * negative_entropy

@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 
 PRESETS = ("lab", "t4", "l4", "a100")  # sizes that a command line offers
-MAY_BE_ZERO = ("warm_up_steps", "positive_rollouts", "overlong_tokens")
+MAY_BE_ZERO = ("warm_up_steps", "positive_rollouts", "negative_rollouts", "overlong_tokens")
 CHOICES = {
     "quantize": ("none", "nf4"),
     "tapo.scored_on": ("anchor", "own"),
@@ -79,6 +79,7 @@ class TAPOSettings:
     anchor_entropy_weight: float = 0.03  # eta 1
     negative_entropy_weight: float = 0.03  # eta 2
     negative_grad: bool = False  # released code: the negative's log-probs are constants
+    negative_rollouts: int = 2  # of a group's n + m, scored on the negative too; 0: all of them
     scored_on: str = "anchor"  # which picture scores a positive's rollout: anchor | own
     prompt: str = "think"  # the question: a key of prompts.QUESTIONS
     positive: str = "class"  # class: another picture of it; distorted: the anchor with noise
@@ -208,6 +209,8 @@ class Preset:
         if not {"tapo.anchor_rollouts", "tapo.positive_rollouts"} & set(faulty):
             if sum(counts) < 2:
                 found.append(("tapo.anchor_rollouts", "two rollouts a group at least"))
+            if s.negative_rollouts > sum(counts) and "tapo.negative_rollouts" not in faulty:
+                found.append(("tapo.negative_rollouts", f"at most {sum(counts)}, the group's"))
             if s.baseline == "picture" and 1 in counts:
                 found.append(("tapo.baseline", "wants two rollouts a picture at least"))
         if not {"tapo.updates", "tapo.groups"} & set(faulty) and s.updates > s.groups:

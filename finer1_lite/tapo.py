@@ -55,11 +55,12 @@ class Batch:
     advantages: Tensor  # (B,)
     right: Tensor  # (B,)
     pictures: rollouts.PromptBatch  # every picture of the groups
-    own: list[int]  # (B,) which picture scores the answer
-    negative: list[int]  # (B,) which one pushes it away
+    own: Tensor  # (B,) which picture scores the answer
+    negative: Tensor  # (B,) which one pushes it away
+    pushed: Tensor  # (B,) weight in the terms of the negative, 0: not scored there
     old_logps: Tensor | None = None  # (B, T) where several updates share the batch
 
-    def rows(self, rows: slice) -> "Batch":
+    def rows(self, rows: slice | Tensor) -> "Batch":
         """Some answers, with the same pictures."""
         cut = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pictures"}
         return Batch(
@@ -188,7 +189,8 @@ class TAPOTrainer(StepTrainer):
         tokens = _pad([row for g in self.kept for row in g.tokens], pad)
         right = torch.cat([g.accuracy for g in self.kept])
         batch = Batch(
-            tokens, mask, advantage.to(tokens.device), right.to(tokens.device), *self._pictures()
+            tokens, mask, advantage.to(tokens.device), right.to(tokens.device), *self._pictures(),
+            self._pushed().repeat(len(self.kept)).to(tokens.device),
         )
         if s.updates > 1:  # later shares meet a policy that has moved: remember the first
             with torch.no_grad():
@@ -196,7 +198,7 @@ class TAPOTrainer(StepTrainer):
             batch.old_logps = torch.cat(parts)
         return batch
 
-    def _pictures(self) -> tuple[rollouts.PromptBatch, list[int], list[int]]:
+    def _pictures(self) -> tuple[rollouts.PromptBatch, Tensor, Tensor]:
         """The kept groups' pictures; which one scores which answer, and which pushes it away.
 
         The vision tower is frozen, so what it made of them for the rollouts still holds.
@@ -207,7 +209,21 @@ class TAPOTrainer(StepTrainer):
             own += [at] * s.anchor_rollouts + [at + separate] * s.positive_rollouts
             at += len(group.pictures.ids)
             negative += [at - 1] * (s.anchor_rollouts + s.positive_rollouts)
-        return rollouts.join([g.pictures for g in self.kept]), own, negative
+        pictures = rollouts.join([g.pictures for g in self.kept])
+        return pictures, torch.tensor(own), torch.tensor(negative)
+
+    def _pushed(self) -> Tensor:
+        """Which of a group's rollouts are scored on the negative, and what each stands for.
+
+        They are evenly spaced, so anchor's and positive's take part alike. Rollouts of a
+        picture are drawn alike: the weighted mean over some has the expectation of all.
+        """
+        s = self.settings
+        size = s.anchor_rollouts + s.positive_rollouts
+        count = s.negative_rollouts or size
+        weights = torch.zeros(size)
+        weights[torch.arange(count) * size // count] = size / count
+        return weights
 
     def _reads_negative(self) -> bool:
         return bool(self.settings.inter_class_weight or self.settings.negative_entropy_weight)
@@ -264,19 +280,31 @@ class TAPOTrainer(StepTrainer):
         for at in range(0, len(batch.tokens), self.settings.micro_batch):
             yield batch.rows(slice(at, at + self.settings.micro_batch))
 
-    def _score(self, batch: Batch, on: list[int]) -> rollouts.Scores:
+    def _score(self, batch: Batch, on: Tensor) -> rollouts.Scores:
         s = self.settings
         return rollouts.score(
             self.model, batch.pictures, batch.tokens, batch.mask, on, s.temperature or 1.0,
             entropy=s.entropy == "full",
         )  # fmt: skip
 
+    def _score_on_negative(self, batch: Batch) -> rollouts.Scores:
+        """Scores of the chosen answers in their places; zeros in the others. (B, T) each"""
+        chosen = batch.pushed.nonzero()[:, 0]
+        some = self._score(part := batch.rows(chosen), part.negative)
+
+        def spread(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            return values.new_zeros(batch.tokens.shape).index_copy(0, chosen, values)
+
+        return rollouts.Scores(spread(some.logps), spread(some.entropies))
+
     def _loss(self, batch: Batch, count: Tensor, gamma: float) -> losses.TapoLoss:
         s, negative = self.settings, rollouts.Scores(None, None)
         scores = self._score(batch, batch.own)
-        if self._reads_negative():
+        if self._reads_negative() and batch.pushed.any():
             with torch.set_grad_enabled(s.negative_grad):
-                negative = self._score(batch, batch.negative)
+                negative = self._score_on_negative(batch)
         # One update a batch of rollouts: the old policy is this one, nothing to recompute.
         old = scores.logps.detach() if batch.old_logps is None else batch.old_logps
         return losses.tapo_loss(
@@ -285,6 +313,7 @@ class TAPOTrainer(StepTrainer):
             inter_class_weight=gamma, anchor_entropy_weight=s.anchor_entropy_weight,
             negative_entropy_weight=s.negative_entropy_weight, negative_grad=s.negative_grad,
             inter_class_rows=batch.right if s.inter_class_on == "right" else None,
+            negative_rows=batch.pushed,
             entropies=scores.entropies, negative_entropies=negative.entropies, token_count=count,
         )  # fmt: skip
 
