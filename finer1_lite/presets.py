@@ -209,7 +209,7 @@ class Preset:
         if not {"tapo.anchor_rollouts", "tapo.positive_rollouts"} & set(faulty):
             if sum(counts) < 2:
                 found.append(("tapo.anchor_rollouts", "two rollouts a group at least"))
-            if s.negative_rollouts > sum(counts) and "tapo.negative_rollouts" not in faulty:
+            elif "tapo.negative_rollouts" not in faulty and s.negative_rollouts > sum(counts):
                 found.append(("tapo.negative_rollouts", f"at most {sum(counts)}, the group's"))
             if s.baseline == "picture" and 1 in counts:
                 found.append(("tapo.baseline", "wants two rollouts a picture at least"))

@@ -287,6 +287,22 @@ def test_rows_left_out_of_the_inter_class_term_still_count_in_its_mean():
     assert none.inter_class_kl == 0 and none.negative_entropy != 0
 
 
+def test_rollouts_not_scored_on_the_negative_may_hold_anything_there():
+    """Those that were scored stand for them: the mean over all choices is the full term."""
+    logps, old, negative, advantages, mask = batch()
+    full = tapo_loss(logps, old, negative, advantages, mask)
+    means = torch.zeros(2, dtype=torch.float64)
+    for row in range(len(logps)):  # one rollout of six at a time, so each counts six times
+        weights = torch.zeros(len(logps))
+        weights[row] = len(logps)
+        torn = negative.masked_fill(weights[:, None] == 0, torch.nan)
+        part = tapo_loss(logps, old, torn, advantages, mask, negative_rows=weights)
+        means += torch.stack([part.inter_class_kl, part.negative_entropy]) / len(logps)
+    torch.testing.assert_close(means, torch.stack([full.inter_class_kl, full.negative_entropy]))
+    once = tapo_loss(logps, old, negative, advantages, mask, negative_rows=torch.ones(6))
+    assert once.total == full.total
+
+
 def test_given_entropies_replace_the_sampled_ones():
     tensors, more = batch(), options()
     loss, plain = tapo_loss(*tensors, **more), tapo_loss(*tensors)

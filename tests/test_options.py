@@ -285,8 +285,8 @@ def test_any_ratio_of_anchor_and_positive_rollouts(fresh, birds, spread, tmp_pat
     assert gradients(trainer).abs().max() > 0
     (group,) = trainer.kept
     assert len(group.texts) == n + m == len(trainer.batch.tokens)
-    assert trainer.batch.own == [0] * n + [1] * m
-    assert trainer.batch.negative == [1 + (m > 0)] * (n + m)
+    assert trainer.batch.own.tolist() == [0] * n + [1] * m
+    assert trainer.batch.negative.tolist() == [1 + (m > 0)] * (n + m)
 
 
 def test_kept_groups_without_spread_inside_a_picture_are_counted_for_any_ratio(trainer):
@@ -354,3 +354,56 @@ def test_the_settings_that_turn_the_negative_off_leave_its_picture_unread(traine
     assert pictures_of_a_group(**off) == 2  # anchor and positive
     for term in ("inter_class_kl", "negative_entropy"):
         assert pictures_of_a_group(**weights_of(term)) == 3
+
+
+# --- rollouts scored on the negative -------------------------------------------------
+
+
+def test_chosen_rollouts_alone_are_scored_on_the_negative(fresh, birds, spread, tmp_path):
+    """One of the anchor's two answers and one of the positive's, each counted twice."""
+    preset = TINY.with_(tapo__negative_rollouts=2)
+    trainer = make_trainer(fresh, birds, tmp_path, preset)
+    trainer.model.eval()
+    trainer.collect(0)
+    batch = trainer.prepare()
+    assert batch.pushed.tolist() == [2, 0, 2, 0] * len(trainer.kept)
+    scores = trainer._score_on_negative(batch)
+    whole = trainer._score(batch, batch.negative)
+    chosen = batch.pushed > 0
+    torch.testing.assert_close(scores.logps[chosen], whole.logps[chosen])
+    assert not scores.logps[~chosen].any()
+
+
+@pytest.mark.parametrize("negative_grad", [False, True])
+def test_over_all_choices_the_gradient_is_that_of_all_rollouts(
+    negative_grad, fresh, birds, spread, tmp_path
+):
+    """Each answer scored in turn, with the weight of four: their mean is the exact gradient."""
+    preset = TINY.with_(
+        tapo__inter_class_weight=1.0, tapo__negative_entropy_weight=1.0,
+        tapo__negative_grad=negative_grad,
+    )  # fmt: skip
+    trainer = make_trainer(fresh, birds, tmp_path, preset)
+    stir(trainer.model)
+    trainer.model.eval()
+    trainer.collect(0)
+    _, exact = update(trainer)
+    mean = torch.zeros_like(exact)
+    for row in range(4):
+        trainer._pushed = lambda row=row: 4.0 * torch.nn.functional.one_hot(torch.tensor(row), 4)
+        mean += update(trainer)[1] / 4
+    torch.testing.assert_close(mean, exact, rtol=1e-3, atol=1e-6)
+
+
+def test_a_micro_batch_without_a_chosen_rollout_is_scored_on_its_own_picture_alone(
+    fresh, birds, spread, tmp_path
+):
+    """Any micro-batch gives the same gradient, also where none of its answers is pushed."""
+    found = []
+    for size in (8, 1):
+        preset = TINY.with_(tapo__negative_rollouts=1, tapo__micro_batch=size)
+        trainer = make_trainer(fresh, birds, tmp_path / str(size), preset)
+        fresh = trainer.student
+        stir(trainer.model)
+        found.append(gradients(trainer))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)

@@ -9,7 +9,7 @@ from finer1_lite.tapo import TAPOTrainer
 
 TINY = Preset.lab().with_(
     max_new_tokens=8, lora_rank=4, tapo__groups=2, tapo__anchor_rollouts=2,
-    tapo__positive_rollouts=2, tapo__micro_batch=8,
+    tapo__positive_rollouts=2, tapo__micro_batch=8, tapo__negative_rollouts=0,
 )  # fmt: skip
 OFF = dict(
     tapo__inter_class_weight=0.0, tapo__anchor_entropy_weight=0.0,
