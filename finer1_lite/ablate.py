@@ -55,6 +55,9 @@ ROWS = {
     ),
     "own_scored": Row("positives scored on themselves", changes={"scored_on": "own"}),
     "negative_grad": Row("gradient through the negative", changes={"negative_grad": True}),
+    "two_negatives": Row(
+        f"two of {N} rollouts scored on the negative", changes={"negative_rollouts": 2}
+    ),
     "random_negative": Row("random negatives", changes={"negative": "random"}),
 }
 RATES = (5e-4, 1e-3, 2e-3)
