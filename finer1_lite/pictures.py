@@ -69,6 +69,11 @@ def check(path: Path) -> Checked:
         return Checked(
             "", fault=f"cannot be read ({error.strerror}); check its permissions"
         )
+    return check_bytes(data)
+
+
+def check_bytes(data: bytes) -> Checked:
+    """`check` for the bytes of a picture file."""
     digest = hashlib.sha256(data).hexdigest()
     try:
         return Checked(digest, notes=tuple(_decode(data)[1]))
