@@ -78,8 +78,9 @@ def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
     state = _resume(partial, settings)
     streams = open_streams(wanted.source)
     classes, left_out = choose_classes(wanted, streams[0].names, allow_missing)
-    if not state["rows"]:
+    if not (partial / STATE).exists():
         _tell_need(wanted, streams, classes, out)
+        _save(partial, state)
     reading = _Pass(wanted, partial, classes, state)
     for stream in streams[state["stage"] :]:
         reading.read(stream)
@@ -116,10 +117,8 @@ def _resume(partial: Path, settings: dict) -> dict:
     if partial.exists() and any(partial.iterdir()):
         raise DataError([f"{partial} is in the way and not of this command; delete it"],
                         "nothing fetched:")  # fmt: skip
-    state = {"settings": settings, "stage": 0, "position": None, "rows": {}, "broken": [],
-             "copies": [], "unlabelled": 0}  # fmt: skip
-    _save(partial, state)
-    return state
+    return {"settings": settings, "stage": 0, "position": None, "rows": {}, "broken": [],
+            "copies": [], "unlabelled": 0}  # fmt: skip
 
 
 def _save(partial: Path, state: dict) -> None:
@@ -150,7 +149,7 @@ def choose_classes(
         seen = hubsets.released_classes(hubset.released)
         mend = "try another copy with --from, or leave it out with --allow-missing"
         faults += [f"the label {label!r} is no released class; {mend}" for label in strange]
-        faults += [f"the released class {name} has no label, or several; {mend}" for name in lacking]
+        faults += [f"the released class {n} has no label, or several; {mend}" for n in lacking]
         if allow_missing:
             left_out, faults = faults, []
             twice = {name for name, n in Counter(names.values()).items() if n > 1}
@@ -290,7 +289,7 @@ def _finish(
     for folder in short:
         shutil.rmtree(partial / folder, ignore_errors=True)
     _write_tables(partial, kept)
-    told = {True: "seen", False: "unseen", None: "to be drawn"}
+    told = {True: "seen", False: "unseen", None: "seen or unseen by the seed"}
     return {
         "settings": state["settings"], "rows_read": state["rows"],
         "classes": dict(Counter(told[one.seen] for one in kept)),

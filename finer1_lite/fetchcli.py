@@ -52,9 +52,9 @@ def run_fetch(args) -> None:
     for what in ("broken", "copies_of_test_pictures", "two_labels", "left_out"):
         if record[what]:
             print(f"{what.replace('_', ' ')}: {len(record[what])} ({args.out}/fetch.json)")
-    counts = ", ".join(f"{n} {name}" for part in ("classes", "pictures")
-                       for name, n in record[part].items())  # fmt: skip
+    classes, kept = (", ".join(f"{n} {name}" for name, n in record[part].items())
+                     for part in ("classes", "pictures"))  # fmt: skip
     coarse = f" --coarse {source.hubset.coarse}" if source.hubset else ""
-    print(f"{args.out}: {counts}. Use it with --photos {args.out}{coarse}")
+    print(f"{args.out}: classes: {classes}; pictures: {kept}. Use it with --photos {args.out}{coarse}")
     print("lab and the table teacher want descriptions.csv (class,description) there; "
           "cot make --teacher local or endpoint and evaluate do without")  # fmt: skip
