@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finer1_lite import draw, folders, hubsets, pictures
-from finer1_lite.hubstreams import NETWORK, Source, Stream, open_streams
+from finer1_lite.hubstreams import Source, Stream, open_streams
 from finer1_lite.report import write_atomically
 from finer1_lite.species import DataError
 
@@ -147,9 +147,8 @@ def choose_classes(
     if hubset:
         names, strange, lacking = hubsets.match(hubset, labels)
         seen = hubsets.released_classes(hubset.released)
-        mend = "try another copy with --from, or leave it out with --allow-missing"
-        faults += [f"the label {label!r} is no released class; {mend}" for label in strange]
-        faults += [f"the released class {n} has no label, or several; {mend}" for n in lacking]
+        faults += [f"the label {label!r} is no released class" for label in strange]
+        faults += [f"the released class {name} has no label, or several" for name in lacking]
         if allow_missing:
             left_out, faults = faults, []
             twice = {name for name, n in Counter(names.values()).items() if n > 1}
@@ -165,7 +164,8 @@ def choose_classes(
     if len(classes) < 2:
         faults.append(f"{len(classes)} classes can be fetched; 2 or more are needed")
     if faults:
-        raise DataError(faults, f"{wanted.source.place}: its classes; to mend: {len(faults)}")
+        mend = "try another copy with --from, or leave out what does not match: --allow-missing"
+        raise DataError(faults, f"{wanted.source.place}: {len(faults)} faults of classes; {mend}")
     return classes, left_out
 
 
@@ -205,19 +205,15 @@ class _Pass:
         row, saved = state["rows"].get(split, 0), time.monotonic()
         with progress_bar(stream.total, f"{stream.role}: {split}") as bar:
             bar.update(row)
-            try:
-                for data, label in stream:
-                    row += 1
-                    broken = self.take(f"{split}, row {row}", stream.role, data, label)
-                    # a broken picture is met once only: what is told of it must not get lost
-                    if broken or time.monotonic() - saved >= SAVE_SECONDS:
-                        state["rows"][split] = row
-                        _save(self.partial, state | {"position": rows.state_dict()})
-                        saved = time.monotonic()
-                    bar.update()
-            except NETWORK as error:
-                raise OSError(f"{split}, after row {row}: {error}; the same command goes on "
-                              "from here") from error  # fmt: skip
+            for data, label in stream:
+                row += 1
+                broken = self.take(f"{split}, row {row}", stream.role, data, label)
+                # a broken picture is met once only: what is told of it must not get lost
+                if broken or time.monotonic() - saved >= SAVE_SECONDS:
+                    state["rows"][split] = row
+                    _save(self.partial, state | {"position": rows.state_dict()})
+                    saved = time.monotonic()
+                bar.update()
         state["rows"][split] = row
         state |= {"stage": state["stage"] + 1, "position": None}
         _save(self.partial, state)

@@ -55,6 +55,7 @@ def run_fetch(args) -> None:
     classes, kept = (", ".join(f"{n} {name}" for name, n in record[part].items())
                      for part in ("classes", "pictures"))  # fmt: skip
     coarse = f" --coarse {source.hubset.coarse}" if source.hubset else ""
-    print(f"{args.out}: classes: {classes}; pictures: {kept}. Use it with --photos {args.out}{coarse}")
+    print(f"{args.out}: classes: {classes}; pictures: {kept}")
+    print(f"use it with --photos {args.out}{coarse}")
     print("lab and the table teacher want descriptions.csv (class,description) there; "
           "cot make --teacher local or endpoint and evaluate do without")  # fmt: skip

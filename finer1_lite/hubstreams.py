@@ -64,11 +64,17 @@ class Stream:
     total: int | None = None  # rows, where the source tells
 
     def __iter__(self) -> Iterator[tuple[bytes, str | None]]:
-        """(bytes of the picture file, label); b"" without a picture, None without a label."""
-        for row in self.rows:
-            number = row[self.label]
-            known = number is not None and 0 <= number < len(self.names)
-            yield picture_bytes(row[self.image]), self.names[number] if known else None
+        """(bytes of the picture file, label); b"" without a picture, None without a label.
+
+        OSError where the hub or the disk fails in the middle.
+        """
+        try:
+            for row in self.rows:
+                number = row[self.label]
+                known = number is not None and 0 <= number < len(self.names)
+                yield picture_bytes(row[self.image]), self.names[number] if known else None
+        except NETWORK as error:
+            raise OSError(f"{self.split}: {error}; the same command goes on from here") from error
 
 
 def picture_bytes(cell: dict | None) -> bytes:

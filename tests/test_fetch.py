@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 
 import datasets
+import httpx
 import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
 
-from finer1_lite import draw, fetch, hubsets
+from finer1_lite import draw, fetch, hubsets, hubstreams
 from finer1_lite.__main__ import main
 from finer1_lite.hubstreams import Source, open_streams
 from finer1_lite.species import DataError, load_folder
@@ -236,6 +237,23 @@ def test_kill_9_in_the_middle(tmp_path):
     job = wanted(source, train=4, test=3)
     record = fetch.fetch(job, tmp_path / "out")
     assert record["rows_read"] == {"test": 200, "train": 400}
+    fetch.fetch(job, tmp_path / "whole")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_connection_that_breaks_is_one_sentence_and_goes_on(tmp_path, monkeypatch):
+    job = wanted(birds(tmp_path / "hub"), train=3, test=2)
+    calls, read = itertools.count(1), hubstreams.picture_bytes
+
+    def fragile(cell):
+        if next(calls) == 45:  # the first 20 tell the size of a picture
+            raise httpx.ReadError("reset by peer")
+        return read(cell)
+
+    monkeypatch.setattr(hubstreams, "picture_bytes", fragile)
+    with pytest.raises(OSError, match="train: reset by peer; the same command goes on"):
+        fetch.fetch(job, tmp_path / "out")
+    fetch.fetch(job, tmp_path / "out")
     fetch.fetch(job, tmp_path / "whole")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
