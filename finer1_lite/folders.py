@@ -22,8 +22,10 @@ log = logging.getLogger("finer1_lite")
 
 INDEX = "index.csv"
 DESCRIPTIONS = "descriptions.csv"
+CLASSES = "classes.csv"
 SPLIT_COLUMNS = ("split", "upstream_split")
 TEXT_COLUMNS = ("description", "product_description")
+SEEN = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,14 @@ class File:
 
 @dataclass
 class ClassFolder:
-    """One class as found on disk."""
+    """One class as found on disk; `seen` is None where no table says it."""
 
     name: str
     folder: str
     files: list[File] = field(default_factory=list)
     group: str = ""
     description: str = ""
+    seen: bool | None = None
 
 
 def read_folder(
@@ -57,6 +60,9 @@ def read_folder(
         return classes, faults
     # by name in any case: an unnoticed Index.csv would let a split leak
     tables = {path.name.lower(): path for path in root.iterdir() if path.is_file()}
+    if CLASSES in tables:
+        _read_classes(tables[CLASSES], classes, faults)
+    faults += _name_faults(classes)
     if INDEX in tables:
         _read_index(tables[INDEX], classes, faults)
     if descriptions or DESCRIPTIONS in tables:
@@ -64,8 +70,8 @@ def read_folder(
     _check_pictures(classes, faults)
     _drop_copies(classes, faults)
     for one in classes:
-        faults += _too_few(one, shots)
-    return classes, faults
+        faults += _too_few(one, 0 if one.seen is False else shots)
+    return sorted(classes, key=lambda one: one.name), faults
 
 
 def unknown(value: str, known: Iterable[str]) -> str:
@@ -109,7 +115,7 @@ def _scan(root: Path, faults: list[str]) -> list[ClassFolder]:
                 else:
                     skipped[_kind(path)] += 1
             classes.append(own)
-        elif entry.name.lower() not in (INDEX, DESCRIPTIONS):
+        elif entry.name.lower() not in (INDEX, DESCRIPTIONS, CLASSES):
             skipped[f"{_kind(entry)} beside the class folders"] += 1
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
@@ -119,7 +125,6 @@ def _scan(root: Path, faults: list[str]) -> list[ClassFolder]:
             f"{root} holds {len(classes)} class folders; 2 or more are needed, with each "
             f"class's pictures directly inside (skipped: {dict(skipped) or 'nothing'})"
         )
-    faults += _name_faults(classes)
     return sorted(classes, key=lambda one: one.name)
 
 
@@ -152,7 +157,8 @@ def _kind(path: Path) -> str:
 def _name_faults(classes: list[ClassFolder]) -> list[str]:
     faults, same = [], defaultdict(list)
     for one in classes:
-        same[_key(one.name)].append(one.folder)
+        for spelling in {_key(one.name), _key(one.folder)}:  # tables may use either
+            same[spelling].append(one.folder)
         if not one.name or set(one.name) & set("<>"):
             faults.append(f"{one.folder}: an answer cannot hold this name; rename it")
     faults += [
@@ -250,29 +256,66 @@ def _split_of(row: dict[str, str]) -> str | None:
     return next((row[name].lower() for name in SPLIT_COLUMNS if name in row), None)
 
 
-def _read_descriptions(path: Path, classes: list[ClassFolder], faults: list[str]) -> None:
-    """Give every class its description; the table must cover the classes and no others."""
-    rows = _read_table(path, [("class",), TEXT_COLUMNS], faults)
+def _rows_by_class(
+    path: Path, needed: Iterable[tuple[str, ...]], classes: list[ClassFolder], faults: list[str]
+) -> list[tuple[ClassFolder, dict[str, str], str]] | None:
+    """(class, row, where it stands) of a table with a row a class; None if it cannot be read.
+
+    A class may go by the name of its folder or by its own.
+    """
+    rows = _read_table(path, [("class",), *needed], faults)
     if rows is None:
-        return
-    by_key = {_key(one.name): one for one in classes}
+        return None
+    by_key = {_key(name): one for one in classes for name in (one.folder, one.name)}
     lines: dict[str, int] = {}
+    good = []
     for line, row in rows:
-        key, where = _key(row["class"]), f"{path}, line {line}"
-        if key not in by_key:
+        own, where = by_key.get(_key(row["class"])), f"{path}, line {line}"
+        if own is None:
             named = unknown(row["class"], [one.folder for one in classes])
             faults.append(f"{where}: the class {named}; rename or remove the row")
-        elif key in lines:
+        elif own.folder in lines:
             faults.append(
-                f"{where}: {row['class']!r} is on line {lines[key]} too; keep one"
+                f"{where}: {row['class']!r} is on line {lines[own.folder]} too; keep one"
             )
         else:
-            lines[key] = line
-            text = next(row[column] for column in TEXT_COLUMNS if column in row)
-            by_key[key].description = " ".join(text.split())
-    for one in by_key.values():
+            lines[own.folder] = line
+            good.append((own, row, where))
+    return good
+
+
+def _read_descriptions(path: Path, classes: list[ClassFolder], faults: list[str]) -> None:
+    """Give every class its description; the table must cover the classes and no others."""
+    rows = _rows_by_class(path, [TEXT_COLUMNS], classes, faults)
+    if rows is None:
+        return
+    for one, row, _ in rows:
+        text = next(row[column] for column in TEXT_COLUMNS if column in row)
+        one.description = " ".join(text.split())
+    for one in classes:
         if not one.description:
             faults.append(f"{path}: no description of the class {one.folder!r}; add one")
+
+
+def _read_classes(path: Path, classes: list[ClassFolder], faults: list[str]) -> None:
+    """Give classes the name to show, for folders cannot hold every name, and say which are seen.
+
+    Either column may be absent. One that says `seen` of a class must say it of all.
+    """
+    rows = _rows_by_class(path, [("name", "seen")], classes, faults)
+    if rows is None:
+        return
+    for one, row, where in rows:
+        one.name = " ".join(row.get("name", "").split()) or one.name
+        said = row.get("seen", "").lower()
+        if said and said not in SEEN:
+            faults.append(f"{where}: seen is {said!r}; write yes or no")
+        one.seen = SEEN.get(said)
+    silent = [one.folder for one in classes if one.seen is None]
+    if 0 < len(silent) < len(classes):
+        faults.append(f"{path}: does not say yes or no in `seen` of {', '.join(silent)}; fill in")
+    if not silent and not any(one.seen for one in classes):
+        faults.append(f"{path}: no class is seen; training needs one or more")
 
 
 # Pictures ----------------------------------------------------------------------------
@@ -323,7 +366,7 @@ def _drop_copies(classes: list[ClassFolder], faults: list[str]) -> None:
 
 
 def _too_few(one: ClassFolder, shots: int) -> list[str]:
-    """Every class must do as a seen one, because the seed says which it is."""
+    """`shots` and a test picture: a class that may be seen must do as a seen one."""
     splits = Counter(file.split for file in one.files)
     if splits["train"] or splits["test"]:
         return [

@@ -19,6 +19,7 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", "
 # Only these decoders may run, whatever a file calls itself: Pillow would hand a renamed
 # EPS file to Ghostscript. The JPEG reader also takes the MPO files of many phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_ENDING_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 # Pillow's own warning level; it is written out because Pillow only warns up to twice it.
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8  # pixels
@@ -69,11 +70,22 @@ def check(path: Path) -> Checked:
         return Checked(
             "", fault=f"cannot be read ({error.strerror}); check its permissions"
         )
+    return check_bytes(data)
+
+
+def check_bytes(data: bytes) -> Checked:
+    """`check` for the bytes of a picture file."""
     digest = hashlib.sha256(data).hexdigest()
     try:
         return Checked(digest, notes=tuple(_decode(data)[1]))
     except PictureError as error:
         return Checked(digest, fault=str(error))
+
+
+def ending(data: bytes) -> str:
+    """The file ending that fits a picture which `check_bytes` found usable, such as ".jpg"."""
+    with _open(data) as image:
+        return _ENDING_OF.get(image.format, f".{image.format.lower()}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -179,9 +179,10 @@ def load_folder(
 
     `shots` training photos for each seen class; its others, and all of an unseen class,
     are test. Optional tables: `folder`/index.csv (file; coarse; split or upstream_split:
-    then shots come from its train files and tests from its test files only) and
-    `folder`/descriptions.csv (class; description or product_description). The same seed
-    and files give the same collection. Raises DataError with every fault found.
+    then shots come from its train files and tests from its test files only),
+    `folder`/descriptions.csv (class; description or product_description) and
+    `folder`/classes.csv (class; name to show; seen: yes or no, instead of `unseen_share`).
+    The same seed and files give the same collection. Raises DataError with every fault found.
     """
     root = Path(folder).expanduser()
     faults = _argument_faults(shots, unseen_share)
@@ -190,7 +191,10 @@ def load_folder(
     faults += found
     if faults:
         raise DataError(faults, f"{root} cannot be used; to mend: {len(faults)}")
-    unseen = _draw_unseen({one.name: one.group for one in classes}, unseen_share, seed)
+    if classes[0].seen is None:
+        unseen = _draw_unseen({one.name: one.group for one in classes}, unseen_share, seed)
+    else:
+        unseen = {one.name for one in classes if not one.seen}
     species = tuple(
         Species(one.name, one.group, one.name not in unseen, one.description)
         for one in classes

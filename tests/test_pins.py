@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import anywidget
+import datasets
 import openai
 import py3langid
 import pytest
@@ -61,6 +62,14 @@ CALLS = {  # what we call -> the arguments that we name
     get_peft_model: "model peft_config",
     BitsAndBytesConfig: """load_in_4bit bnb_4bit_quant_type bnb_4bit_use_double_quant
         bnb_4bit_compute_dtype llm_int8_skip_modules""",
+    datasets.load_dataset_builder: "path name revision",
+    datasets.load_from_disk: "dataset_path",
+    datasets.Dataset.to_iterable_dataset: "num_shards",
+    datasets.IterableDataset.select_columns: "column_names",
+    datasets.IterableDataset.cast_column: "column feature",
+    datasets.IterableDataset.load_state_dict: "state_dict",
+    datasets.IterableDataset.state_dict: "",
+    datasets.Image: "decode",
     openai.OpenAI: "base_url api_key max_retries timeout",
     yake.KeywordExtractor: "lan n dedup_lim top",
     yake.KeywordExtractor.extract_keywords: "text",
