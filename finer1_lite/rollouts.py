@@ -71,6 +71,20 @@ def core_of(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def tokenise(model, processor, questions: Sequence[str], images: Sequence[Image.Image] | None):
+    """The inputs of a forward pass: chat template, token ids, pixels; padded on the left."""
+    texts = [
+        processor.apply_chat_template(
+            prompts.messages(q, images is not None), add_generation_prompt=True, tokenize=False
+        )
+        for q in questions
+    ]
+    return processor(
+        text=texts, images=list(images) if images is not None else None,
+        padding=True, padding_side="left", return_tensors="pt", return_mm_token_type_ids=True,
+    ).to(core_of(model).device)  # fmt: skip
+
+
 def encode_prompts(
     model, processor, questions: Sequence[str], images: Sequence[Image.Image] | None
 ) -> PromptBatch:
@@ -79,16 +93,7 @@ def encode_prompts(
     Raises ValueError when a picture's tokens and features differ in number: the mistake
     of reusing one picture's tokens for another of a different size.
     """
-    texts = [
-        processor.apply_chat_template(
-            prompts.messages(q, images is not None), add_generation_prompt=True, tokenize=False
-        )
-        for q in questions
-    ]
-    batch = processor(
-        text=texts, images=list(images) if images is not None else None,
-        padding=True, padding_side="left", return_tensors="pt", return_mm_token_type_ids=True,
-    ).to(core_of(model).device)  # fmt: skip
+    batch = tokenise(model, processor, questions, images)
     features = ()
     if images is not None:
         with torch.no_grad():
