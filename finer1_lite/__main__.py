@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from finer1_lite import cot_cli, evalcli
+from finer1_lite import backends, cot_cli, evalcli
 from finer1_lite.presets import PRESETS
 
 
@@ -193,10 +193,11 @@ def run_bench(args) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    from finer1_lite.lab import quiet
-
-    quiet()
     try:
+        backends.import_first(getattr(args, "set", []))  # before anything heavy
+        from finer1_lite.lab import quiet
+
+        quiet()
         args.main(args)
     except (ValueError, OSError) as error:  # bad input or disk: say what and stop
         logging.getLogger("finer1_lite").error("error: %s", error)

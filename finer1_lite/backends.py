@@ -85,11 +85,3 @@ def collator(student, preset):
     make = importlib.import_module("unsloth.trainer").UnslothVisionDataCollator
     # resize "max" leaves pictures alone: the pixel budget is the processor's business.
     return make(student.model, student.processor, resize="max", completion_only_loss=True)
-
-
-def prove(student, preset) -> None:
-    """Before stage 2: a model of another backend passes the self-test, or ValueError."""
-    if preset.backend != "transformers":
-        from finer1_lite import selftest
-
-        selftest.require_trainable(student)

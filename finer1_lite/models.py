@@ -186,6 +186,13 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     return Student(model.eval(), processor)
 
 
+def before_stage_two(student: Student, preset: Preset) -> None:
+    """What holds for every student of TAPO; ValueError where another backend's model is unfit."""
+    freeze_vision(student)
+    if preset.backend != "transformers":
+        selftest.require_trainable(student)
+
+
 def freeze_vision(student: Student) -> None:
     """Keep vision adapters as stage 1 left them.
 
