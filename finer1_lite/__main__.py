@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from finer1_lite import backends, cot_cli, evalcli
+from finer1_lite import backends, cot_cli, evalcli, publish
 from finer1_lite.presets import PRESETS
 
 
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     cot_cli.add_parser(commands)
     evalcli.add_commands(commands)
+    publish.add_commands(commands)
     return parser
 
 

@@ -175,7 +175,7 @@ def add_adapter(student: Student, preset: Preset, seed: int) -> Student:
 
 def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Student:
     """Put a saved adapter on a plain student, with the pixel budget that it was trained at."""
-    model = PeftModel.from_pretrained(student.model, folder, is_trainable=trainable)
+    model = put_on(student.model, folder, trainable)
     processor = student.processor
     if (Path(folder) / "processor_config.json").is_file():
         processor = load_processor(folder)
@@ -184,6 +184,15 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
         if saved != given:
             log.info("pixels %d: the budget saved with %s (not %d)", saved, folder, given)
     return Student(model.eval(), processor)
+
+
+def put_on(model, folder: Path, trainable: bool = False) -> PeftModel:
+    """A plain model with a saved adapter. ValueError where it was made for another base."""
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except RuntimeError as error:  # matrices of other sizes
+        reason = str(error).split("\n")[:2][-1].strip()
+        raise ValueError(f"{folder} does not fit this base; name its own: {reason}") from error
 
 
 def before_stage_two(student: Student, preset: Preset) -> None:
