@@ -1,5 +1,6 @@
 """Load a student: the lab's or any Qwen-VL, plain or in 4 bits, with or without adapter."""
 
+import gc
 import importlib.util
 import json
 import logging
@@ -118,6 +119,7 @@ def load_student(source: str | Path, preset: Preset) -> Student:
         return student
     log.info("dtype float32 after all: in float16 %s", fault)
     del student
+    gc.collect()  # its memory is wanted
     return _load(source, preset, device, torch.float32)
 
 

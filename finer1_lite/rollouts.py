@@ -2,7 +2,10 @@
 
 Works on Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers, plain, quantised or wrapped by
 PEFT. Each distinct picture is encoded once, each prompt is prefilled once, and all rollouts
-of a prompt share that cache.
+of a prompt share that cache. It grows with the answers and shrinks when some have ended: a
+static cache does neither and took 3 times as long (64 answers of 96 tokens by the lab student
+on one CPU core: 4.4 against 1.4 s); transformers' continuous batching takes token ids alone,
+no pictures.
 """
 
 from collections.abc import Sequence

@@ -66,7 +66,8 @@ class UnslothVisionDataCollator:
 def stand_in(monkeypatch):
     """As if unsloth had been imported first."""
     root, trainer = ModuleType("unsloth"), ModuleType("unsloth.trainer")
-    root.FastVisionModel, trainer.UnslothVisionDataCollator = FastVisionModel, UnslothVisionDataCollator
+    root.FastVisionModel = FastVisionModel
+    trainer.UnslothVisionDataCollator = UnslothVisionDataCollator
     monkeypatch.setitem(sys.modules, "unsloth", root)
     monkeypatch.setitem(sys.modules, "unsloth.trainer", trainer)
     monkeypatch.setattr(FastVisionModel, "calls", {})

@@ -29,8 +29,8 @@ def full_forward(student, birds, tokens, mask):
     """log pi of the answers by the model's own forward: ids and pixels in, logits out."""
     inputs = plain_inputs(student, *asked(birds, len(tokens)))
     zeros = torch.zeros_like(tokens)
-    for key, more in (("input_ids", tokens), ("attention_mask", mask), ("mm_token_type_ids", zeros)):
-        inputs[key] = torch.cat([inputs[key], more], 1)
+    more = {"input_ids": tokens, "attention_mask": mask, "mm_token_type_ids": zeros}
+    inputs |= {key: torch.cat([inputs[key], value], 1) for key, value in more.items()}
     logits = student.model(**inputs).logits[:, -tokens.shape[1] - 1 : -1]
     return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * mask
 

@@ -9,6 +9,7 @@ from families import FAMILIES, tiny
 from test_rollouts import asked, plain_inputs
 from tiny_tapo import TINY, make_trainer, stir, weights
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaConfig
+from trl import SFTConfig
 
 from finer1_lite import examine, models, prompts, rollouts
 from finer1_lite.models import Student
@@ -159,6 +160,20 @@ def test_vision_adapters_learn_in_stage_one_and_rest_in_stage_two(
     models.save_adapter(student, tmp_path / "out")
     again = models.load_adapter(models.load_student(base, VISION), tmp_path / "out")
     torch.testing.assert_close(seen(again, birds)[0], features)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpointing_passes_gradients_to_vision_adapters(name, birds):
+    """As TRL sets it up on a GPU: a vision block's input, pixels, requires no gradient."""
+    student = models.add_adapter(tiny(name), VISION, seed=0)
+    kwargs = SFTConfig("x", use_cpu=True, bf16=False).gradient_checkpointing_kwargs
+    student.model.gradient_checkpointing_enable(kwargs)
+    student.model.enable_input_require_grads()
+    logits = student.model.train()(**plain_inputs(student, *asked(birds, 2))).logits
+    logits.square().mean().backward()
+    for key, weight in student.model.named_parameters():
+        if "lora_B" in key:
+            assert weight.grad is not None and weight.grad.any(), key
 
 
 def test_without_the_option_no_vision_layer_is_adapted(fresh):

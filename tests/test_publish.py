@@ -80,7 +80,8 @@ def test_an_adapter_of_four_bits_merges_into_the_base_itself(birds, tmp_path):
     out = publish.merge(tmp_path / "trained", tmp_path / "plain", str(tmp_path / "base"))
     plain = AutoModelForImageTextToText.from_pretrained(out)
     assert plain.dtype == torch.float32 and not hasattr(plain.config, "quantization_config")
-    on_base = models.load_adapter(models.load_student(tmp_path / "base", TINY), tmp_path / "trained")
+    base = models.load_student(tmp_path / "base", TINY)
+    on_base = models.load_adapter(base, tmp_path / "trained")
     ours = logits(adapted, plain, birds)
     torch.testing.assert_close(ours, logits(adapted, on_base.model, birds), rtol=0, atol=1e-4)
     assert (ours - logits(adapted, adapted.model, birds)).abs().max() > 1e-3  # the rounding
@@ -180,8 +181,10 @@ def test_push_refuses_whatever_is_no_models_file(hub, folder):
     with pytest.raises(DataError) as refused:
         publish.push(folder, "me/birds", yes=True)
     said = str(refused.value)
-    for name in ("pytorch_model.bin", "training_args.bin", "records.jsonl", "bird.png", ".env",
-                 "metrics.json", "model.py", "optimizer.pt", "checkpoints", "merges.txt"):  # fmt: skip
+    for name in (
+        "pytorch_model.bin", "training_args.bin", "records.jsonl", "bird.png", ".env",
+        "metrics.json", "model.py", "optimizer.pt", "checkpoints", "merges.txt",
+    ):  # fmt: skip
         assert f"{name}: is no model file" in said
     assert "model.safetensors: cannot be read" in said and "vocab.json: cannot be read" in said
     assert TOKEN not in said and not hub.calls
@@ -189,7 +192,8 @@ def test_push_refuses_whatever_is_no_models_file(hub, folder):
 
 def test_push_refuses_a_folder_of_this_machine_as_the_base(hub, folder):
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/home/me"}))
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": "/home/me"}
+    path.write_text(json.dumps(config))
     with pytest.raises(DataError, match="names a folder of this machine"):
         publish.push(folder, "me/birds", yes=True)
 

@@ -1,6 +1,7 @@
 """The self-test of loaded models: right ones pass, each way of being wrong is named."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,12 +35,36 @@ def test_a_plain_student_passes_fresh_and_trained(name):
     assert selftest.faults(student) == []
 
 
+def test_four_bits_pass(fresh, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    for part in (fresh.model, fresh.processor):
+        part.save_pretrained(tmp_path)
+    nf4 = TINY.with_(quantize="nf4")
+    student = models.add_adapter(models.load_student(tmp_path, nf4), nf4, seed=0)
+    assert selftest.faults(student) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_card_keeps_within_the_tolerance(name, quantize, tmp_path, monkeypatch):
+    """In the dtype that the card computes in."""
+    student, preset = tiny(name), TINY.with_(quantize=quantize)
+    for part in (student.model, student.processor):
+        part.save_pretrained(tmp_path)
+    monkeypatch.setattr(models, "choose_device", lambda: torch.device("cuda"))
+    student = models.load_student(tmp_path, preset)
+    assert student.device.type == "cuda"
+    assert selftest.faults(models.add_adapter(student, preset, seed=0)) == []
+
+
 def test_checkpointing_is_tried_in_both_modes(adapted, monkeypatch):
     adapted.model.gradient_checkpointing_enable({"use_reentrant": False})
     adapted.model.enable_input_require_grads()
     modes, score = [], rollouts.score
     monkeypatch.setattr(
-        rollouts, "score", lambda model, *a, **k: modes.append(model.training) or score(model, *a, **k)
+        rollouts, "score", lambda m, *a, **k: modes.append(m.training) or score(m, *a, **k)
     )
     assert selftest.faults(adapted) == []
     assert set(modes) == {False, True}
@@ -77,7 +102,8 @@ def test_a_head_that_hands_hidden_states_through_is_found(adapted, monkeypatch):
 
 
 def test_empty_logits_are_found(adapted, monkeypatch):
-    wrap(monkeypatch, rollouts.core_of(adapted.model), lambda out: type("Out", (), {"logits": None}))
+    core, empty = rollouts.core_of(adapted.model), SimpleNamespace(logits=None)
+    wrap(monkeypatch, core, lambda out: empty)
     assert "where logits over a vocabulary" in selftest.faults(adapted)[0]
 
 
@@ -156,7 +182,10 @@ def test_a_model_that_fits_float16_is_fine(half):
 
 @pytest.mark.parametrize(
     "part, says",
-    [("model.language_model.layers.1.mlp.down_proj", "logits"), ("model.visual.merger.mlp.2", "features")],
+    [
+        ("model.language_model.layers.1.mlp.down_proj", "logits"),
+        ("model.visual.merger.mlp.2", "features"),
+    ],
 )
 def test_activations_beyond_float16_are_found(half, part, says):
     with torch.no_grad():
