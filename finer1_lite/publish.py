@@ -66,7 +66,8 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     The base is read anew in 16 or 32 bits, also for an adapter that was trained on 4-bit
     weights: it was fitted to their rounded values, so a merged model answers a little
     differently from the adapter on 4 bits. Rounding the sum to 16 bits is a second small
-    difference; `dtype="float32"` avoids it. Raises DataError listing every fault, then
+    difference; `dtype="float32"` avoids it. The processor is the one that this machine can
+    load: without torchvision, pictures and text alone. Raises DataError listing every fault, then
     ValueError for bases that are no Qwen-VL; nothing half-written stays.
     """
     from finer1_lite import models

@@ -1,5 +1,7 @@
 """Tiny students of random weights, one of each supported class of transformers."""
 
+from functools import cache
+
 import torch
 from transformers import (
     Qwen2VLConfig,
@@ -21,6 +23,7 @@ TEXT = dict(
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 
 
+@cache
 def processor_for(family: str) -> PictureProcessor:
     """The lab's words with each family's patches, and the token that the lab has no use for."""
     tokenizer = labstudent.make_tokenizer()
