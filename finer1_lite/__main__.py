@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from finer1_lite import cot_cli, evalcli, fetchcli
+from finer1_lite import backends, cot_cli, evalcli, fetchcli, publish
 from finer1_lite.presets import PRESETS
 
 
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     cot_cli.add_parser(commands)
     evalcli.add_commands(commands)
     fetchcli.add_command(commands)
+    publish.add_commands(commands)
     return parser
 
 
@@ -194,10 +195,11 @@ def run_bench(args) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    from finer1_lite.lab import quiet
-
-    quiet()
     try:
+        backends.import_first(getattr(args, "set", []))  # before anything heavy
+        from finer1_lite.lab import quiet
+
+        quiet()
         args.main(args)
     except (ValueError, OSError) as error:  # bad input or disk: say what and stop
         logging.getLogger("finer1_lite").error("error: %s", error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from finer1_lite import (
@@ -12,7 +12,6 @@ from finer1_lite import (
     evalreport,
     exam,
     lab,
-    labstudent,
     models,
     openworld,
     paperbirds,
@@ -149,21 +148,11 @@ def is_adapter(source: str) -> bool:
     return (Path(source) / "adapter_config.json").is_file()
 
 
-def base_of(source: str, job: Job) -> str:
-    """The base below an adapter: as asked, else what the adapter names, else a shipped one."""
-    if job.base:
-        return job.base
-    config = json.loads((Path(source) / "adapter_config.json").read_text(encoding="utf-8"))
-    named = config.get("base_model_name_or_path") or ""
-    shipped = labstudent.asset_folder(0).parent / named
-    return str(shipped) if named and shipped.is_dir() else named
-
-
 def _unusable(source: str, job: Job) -> str:
     """Why a model cannot be loaded, as far as files tell; "" for a hub name."""
     path = Path(source)
     if is_adapter(source):
-        base = base_of(source, job)
+        base = models.base_of(source, job.base)
         return "" if base else "the adapter names no base model; give --base"
     if path.exists() and not (path / "config.json").is_file():
         return "holds neither a model (config.json) nor an adapter (adapter_config.json)"
@@ -174,7 +163,7 @@ def _unusable(source: str, job: Job) -> str:
 
 def load(source: str, job: Job) -> Student:
     """A model's folder, an adapter's folder, or a hub name -> a student."""
-    preset = replace(job.preset)
     if not is_adapter(source):
-        return models.load_student(source, preset)
-    return models.load_adapter(models.load_student(base_of(source, job), preset), Path(source))
+        return models.load_student(source, job.preset)
+    base = models.load_student(models.base_of(source, job.base), job.preset)
+    return models.load_adapter(base, Path(source))

@@ -1,6 +1,8 @@
 """Load a student: the lab's or any Qwen-VL, plain or in 4 bits, with or without adapter."""
 
+import gc
 import importlib.util
+import json
 import logging
 import os
 from dataclasses import dataclass
@@ -8,17 +10,30 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+)
 
-from finer1_lite.labstudent import PictureProcessor
+from finer1_lite import backends, selftest
+from finer1_lite.labstudent import PictureProcessor, asset_folder
 from finer1_lite.presets import Preset
 
 log = logging.getLogger("finer1_lite")
 
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # `model_type` of config.json
+SUPPORTED = "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL"
 # Language layers only: the vision tower of Qwen2.5-VL has gate_proj, up_proj and
 # down_proj too, so bare names would adapt both.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# Attention and MLP of the vision blocks under the names of all three families. The merger
+# is left alone.
+VISION_TARGETS = (
+    r".*visual\.blocks\..*\.(qkv|proj|fc1|fc2|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)"
+)
 
 
 @dataclass
@@ -56,36 +71,77 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return dtype
 
 
-def load_processor(source: str | Path, pixels: int):
-    """The stock processor where torchvision is installed, else pictures and text alone."""
+def load_processor(source: str | Path, pixels: int | None = None):
+    """The stock processor where torchvision is installed, else pictures and text alone.
+
+    pixels: the budget a picture is reduced to; None keeps the one that was saved.
+    """
     config = Path(source) / "processor_config.json"
     own = config.is_file() and "PictureProcessor" in config.read_text(encoding="utf-8")
     if own or importlib.util.find_spec("torchvision") is None:
         processor = PictureProcessor.from_pretrained(source)
     else:
         processor = AutoProcessor.from_pretrained(source)
-    images = processor.image_processor
-    smallest = min(images.size["shortest_edge"], pixels)
-    images.size = {"shortest_edge": smallest, "longest_edge": pixels}
+    if pixels is not None:
+        images = processor.image_processor
+        smallest = min(images.size["shortest_edge"], pixels)
+        images.size = {"shortest_edge": smallest, "longest_edge": pixels}
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def check_family(source: str | Path) -> str:
+    """The model's type. ValueError unless `source` is one of `SUPPORTED`."""
+    try:
+        found = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        mend = f"give a folder (config.json, safetensors) or the hub name of {SUPPORTED}"
+        raise ValueError(f"{source}: no model can be read there ({reason}); {mend}") from error
+    if found not in FAMILIES:
+        raise ValueError(f"{source} is a {found}: choose {SUPPORTED}")
+    return found
 
 
 def load_student(source: str | Path, preset: Preset) -> Student:
     """Model and processor, ready for inference; `add_adapter` or `load_adapter` next.
 
-    source: a folder or a hub name. Weights are read from safetensors only.
+    source: a folder or a hub name. Weights are read from safetensors only. Where float16
+    was chosen and a short answer about a picture overflows it, the model computes in
+    float32 instead, and says so. Raises ValueError for other kinds of models.
     """
+    check_family(source)
     device = choose_device()
     dtype = choose_dtype(device)
+    student = _load(source, preset, device, dtype)
+    fault = selftest.overflow(student) if dtype == torch.float16 else ""
+    if not fault:
+        return student
+    log.info("dtype float32 after all: in float16 %s", fault)
+    del student
+    gc.collect()  # its memory is wanted
+    return _load(source, preset, device, torch.float32)
+
+
+def _load(source, preset: Preset, device: torch.device, dtype: torch.dtype) -> Student:
+    if preset.backend == "unsloth":
+        model = backends.load(source, preset, device, dtype)
+    else:
+        model = read_weights(source, device, dtype, preset.quantize)
+    model.config.use_cache = False  # generation passes its own cache
+    return Student(model.eval(), load_processor(source, preset.pixels))
+
+
+def read_weights(source, device: torch.device, dtype: torch.dtype | str, quantize: str = "none"):
+    """The plain model, its language layers in 4 bits where asked. dtype: also "auto"."""
     quantization = None
-    if preset.quantize == "nf4":
+    if quantize == "nf4":
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=["lm_head", ".*visual"],
         )  # fmt: skip
-    elif preset.quantize != "none":
-        raise ValueError(f"quantize is {preset.quantize!r}: choose none or nf4")
+    elif quantize != "none":
+        raise ValueError(f"quantize is {quantize!r}: choose none or nf4")
     model = AutoModelForImageTextToText.from_pretrained(
         source, dtype=dtype, quantization_config=quantization, use_safetensors=True,
         device_map={"": device} if quantization else None,
@@ -95,27 +151,91 @@ def load_student(source: str | Path, preset: Preset) -> Student:
     for module in model.modules():  # on some CPUs bitsandbytes packs layers in evaluation
         if hasattr(module, "support_avx512bf16_for_cpu"):  # mode: without any gradient
             module.support_avx512bf16_for_cpu = False
-    model.config.use_cache = False  # generation passes its own cache
-    return Student(model.eval(), load_processor(source, preset.pixels))
+    return model
 
 
 def add_adapter(student: Student, preset: Preset, seed: int) -> Student:
-    """Wrap the language layers in fresh LoRA adapters (float32, B = 0)."""
-    model = student.model
-    if preset.quantize != "none":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    """Wrap the language layers in fresh LoRA adapters (float32, B = 0).
+
+    With `preset.lora_vision` the vision blocks too: stage 1 trains them, stage 2 keeps
+    them as they are (`freeze_vision`).
+
+    What stays outside the 4 bits (vision tower, embeddings, norms) keeps its dtype. PEFT's
+    `prepare_model_for_kbit_training` would widen all of it to float32, 1.9 GB more on a
+    Qwen2.5-VL-3B; norms and log-softmax compute in float32 anyway, and PEFT freezes the base.
+    """
+    if preset.backend == "unsloth":
+        return Student(backends.add_adapter(student.model, preset, seed), student.processor)
     torch.manual_seed(seed)
     config = LoraConfig(
         r=preset.lora_rank, lora_alpha=2 * preset.lora_rank, lora_dropout=0.0,
-        target_modules=LORA_TARGETS, task_type="CAUSAL_LM",
+        target_modules=f"{LORA_TARGETS}|{VISION_TARGETS}" if preset.lora_vision else LORA_TARGETS,
+        task_type="CAUSAL_LM",
     )  # fmt: skip
-    return Student(get_peft_model(model, config), student.processor)
+    return Student(get_peft_model(student.model, config), student.processor)
 
 
 def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Student:
-    """Put a saved adapter on a plain student."""
-    model = PeftModel.from_pretrained(student.model, folder, is_trainable=trainable)
-    return Student(model.eval(), student.processor)
+    """Put a saved adapter on a plain student, with the pixel budget that it was trained at."""
+    model = put_on(student.model, folder, trainable)
+    processor = student.processor
+    if (Path(folder) / "processor_config.json").is_file():
+        processor = load_processor(folder)
+        saved, given = (p.image_processor.size["longest_edge"]
+                        for p in (processor, student.processor))  # fmt: skip
+        if saved != given:
+            log.info("pixels %d: the budget saved with %s (not %d)", saved, folder, given)
+    return Student(model.eval(), processor)
+
+
+def put_on(model, folder: Path, trainable: bool = False) -> PeftModel:
+    """A plain model with a saved adapter. ValueError where it was made for another base."""
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except RuntimeError as error:  # matrices of other sizes
+        reason = str(error).split("\n")[:2][-1].strip()
+        raise ValueError(f"{folder} does not fit this base; name its own: {reason}") from error
+
+
+def before_stage_two(student: Student, preset: Preset) -> None:
+    """What holds for every student of TAPO; ValueError where another backend's model is unfit."""
+    freeze_vision(student)
+    if preset.backend != "transformers":
+        selftest.require_trainable(student)
+
+
+def freeze_vision(student: Student) -> None:
+    """Keep vision adapters as stage 1 left them.
+
+    Stage 2 encodes a picture once, without gradient, for its answers and all their scores;
+    training the tower would mean a pass with gradient through it for every micro-batch.
+    """
+    found = [p for n, p in student.model.named_parameters() if ".visual." in n and p.requires_grad]
+    for weight in found:
+        weight.requires_grad_(False)
+    if found:
+        log.info("stage 2 leaves the %d matrices of the vision adapters as they are", len(found))
+
+
+def widen_adapter(model) -> None:
+    """Trainable weights in float32.
+
+    TRL's SFTTrainer turns adapters on 4-bit weights to bfloat16, whatever the card: small
+    updates are then rounded away, and a loss scaler, as float16 wants it, refuses them.
+    """
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def base_of(folder: str | Path, asked: str | None = None) -> str:
+    """The base below an adapter: as asked, else what the adapter names, else a shipped one."""
+    if asked:
+        return asked
+    config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    named = config.get("base_model_name_or_path") or ""
+    shipped = asset_folder(0).parent / named
+    return str(shipped) if named and shipped.is_dir() else named
 
 
 def save_adapter(student: Student, folder: Path) -> None:

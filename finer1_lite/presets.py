@@ -8,6 +8,7 @@ PRESETS = ("lab", "t4", "l4", "a100")  # sizes that a command line offers
 MAY_BE_ZERO = ("warm_up_steps", "positive_rollouts", "negative_rollouts", "overlong_tokens")
 CHOICES = {
     "quantize": ("none", "nf4"),
+    "backend": ("transformers", "unsloth"),
     "tapo.scored_on": ("anchor", "own"),
     "tapo.prompt": ("think", "answer"),
     "tapo.positive": ("class", "distorted"),
@@ -106,7 +107,9 @@ class Preset:
     shots: int = 4  # training pictures a seen class
     warm_up_steps: int = 0  # text steps in which a lab student meets new words
     quantize: str = "none"  # none | nf4 (bitsandbytes, double quantisation)
+    backend: str = "transformers"  # transformers | unsloth (optional, a CUDA GPU)
     lora_rank: int = 16
+    lora_vision: bool = False  # adapters on the vision tower too: learnt in stage 1, then frozen
     max_new_tokens: int = 96
     test_pictures: int = 432  # fresh pictures a split (drawn birds; folders give what they have)
     eval_batch: int = 144

@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, List, Value
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from finer1_lite import models, prompts
+from finer1_lite import backends, models, prompts
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
@@ -55,12 +55,13 @@ def train_sft(
         bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
         logging_steps=5, save_steps=max(10, settings.steps // 4), save_total_limit=1, seed=seed,
         data_seed=seed, report_to=[], disable_tqdm=True, use_cpu=student.device.type == "cpu",
-        dataloader_pin_memory=student.device.type == "cuda",
+        dataloader_pin_memory=student.device.type == "cuda", **backends.sft_options(preset),
     )  # fmt: skip
     trainer = SFTTrainer(
         student.model, args, train_dataset=rows, processing_class=student.processor,
-        callbacks=list(callbacks),
+        callbacks=list(callbacks), data_collator=backends.collator(student, preset),
     )  # fmt: skip
+    models.widen_adapter(student.model)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     write_log(trainer.state.log_history, folder / "log.jsonl")

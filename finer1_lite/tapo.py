@@ -356,6 +356,7 @@ def train_tapo(
     Resumes from the last checkpoint in `folder`/checkpoints; `folder`/log.jsonl holds
     every step's metrics.
     """
+    models.before_stage_two(student, preset)
     settings, work = preset.tapo, folder / "checkpoints"
     save_every = max(5, settings.steps // 4)
     save_every += -save_every % settings.updates  # never in the middle of a batch of rollouts

@@ -22,7 +22,7 @@ from PIL import Image
 from finer1_lite import cot, cot_checks, paperbirds, prompts
 from finer1_lite.prompts import Asked
 from finer1_lite.report import write_atomically
-from finer1_lite.rollouts import VISION_TOKENS
+from finer1_lite.rollouts import vision_tokens
 from finer1_lite.species import Collection, Photo
 
 
@@ -189,9 +189,7 @@ class Local:
 
     def _never(self) -> list[int]:
         """A picture's tokens in an answer would stop the next step of generation."""
-        tok = self.processor.tokenizer
-        ids = (tok.convert_tokens_to_ids(word) for word in VISION_TOKENS)
-        return [i for i in ids if i is not None and i != tok.unk_token_id]
+        return vision_tokens(self.processor)
 
     def _reply(self, row: list[int], length: int) -> Reply:
         tok = self.processor.tokenizer

@@ -58,13 +58,13 @@ def test_an_adapter_finds_its_base(saved, fresh, tmp_path):
     models.save_adapter(models.add_adapter(fresh, preset, 0), adapter)
     job = examine.Job(tmp_path, (str(adapter),), preset, (), base=str(saved))
     assert examine.is_adapter(str(adapter)) and not examine.is_adapter(str(saved))
-    assert examine.base_of(str(adapter), job) == str(saved)
+    assert models.base_of(adapter, job.base) == str(saved)
     assert hasattr(examine.load(str(adapter), job).model, "peft_config")
     config = adapter / "adapter_config.json"
     named = json.loads(config.read_text()) | {"base_model_name_or_path": "lab-student-world0"}
     config.write_text(json.dumps(named))
     bare = examine.Job(tmp_path, (str(adapter),), preset, ())
-    assert examine.base_of(str(adapter), bare).endswith("assets/lab-student-world0")
+    assert models.base_of(adapter, bare.base).endswith("assets/lab-student-world0")
     config.write_text(json.dumps(named | {"base_model_name_or_path": None}))
     assert "--base" in examine._unusable(str(adapter), bare)
 

@@ -16,7 +16,8 @@ import py3langid
 import pytest
 import torch
 import yake
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from huggingface_hub import HfApi
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from rapidfuzz import fuzz
 from transformers import (
     AutoModelForImageTextToText,
@@ -27,6 +28,9 @@ from transformers import (
     Qwen2_5_VLModel,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
+    Qwen2VLModel,
+    Qwen3VLModel,
+    Qwen3VLTextModel,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -53,12 +57,14 @@ CALLS = {  # what we call -> the arguments that we name
     TrainerCallback.on_log: "args state control kwargs",
     DynamicCache.batch_repeat_interleave: "repeats",
     DynamicCache.batch_select_indices: "indices",
-    Qwen2_5_VLModel.get_rope_index: "input_ids mm_token_type_ids image_grid_thw attention_mask",
-    Qwen2_5_VLModel.get_image_features: "pixel_values image_grid_thw",
+    HfApi.create_repo: "repo_id private exist_ok",
+    HfApi.repo_info: "repo_id",
+    HfApi.upload_folder: "repo_id folder_path allow_patterns commit_message",
+    Qwen3VLTextModel.forward: "visual_pos_masks deepstack_visual_embeds inputs_embeds",
     Qwen2_5_VLForConditionalGeneration.forward: "input_ids attention_mask pixel_values labels",
     LoraConfig: "r lora_alpha lora_dropout target_modules task_type",
     PeftModel.from_pretrained: "model model_id is_trainable",
-    prepare_model_for_kbit_training: "model use_gradient_checkpointing",
+    LoraModel.merge_and_unload: "safe_merge",
     get_peft_model: "model peft_config",
     BitsAndBytesConfig: """load_in_4bit bnb_4bit_quant_type bnb_4bit_use_double_quant
         bnb_4bit_compute_dtype llm_int8_skip_modules""",
@@ -77,6 +83,9 @@ CALLS = {  # what we call -> the arguments that we name
     py3langid.set_languages: "langs",
     py3langid.classify: "instance",
 }
+for family in (Qwen2VLModel, Qwen2_5_VLModel, Qwen3VLModel):
+    CALLS[family.get_rope_index] = "input_ids mm_token_type_ids image_grid_thw attention_mask"
+    CALLS[family.get_image_features] = "pixel_values image_grid_thw"
 
 
 @pytest.mark.parametrize("package, pinned", PINS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finer1_lite import models, prompts, rollouts
+from finer1_lite import labstudent, models, prompts, rollouts
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset
 
@@ -149,7 +149,7 @@ def test_the_same_generator_seed_gives_the_same_answers(student, birds):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", [*rollouts.VISION_TOKENS, "<|endoftext|>"])
+@pytest.mark.parametrize("name", [*labstudent.VISION, "<|endoftext|>"])
 def test_a_token_that_cannot_be_scored_is_never_sampled(fresh, birds, name, temperature):
     """A picture token without a picture stops the next forward pass; a pad token would be
     masked in the middle of an answer."""
