@@ -7,12 +7,11 @@ The coarse word belongs to the data set and is not guessed from a path.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finer1_lite import protocols, rewards
+from finer1_lite import jsonl, protocols, rewards
 from finer1_lite.species import DataError
 
 SPLITS = ("seen", "unseen")
@@ -50,13 +49,9 @@ def dataset_of(path: Path | str) -> tuple[str, str]:
 def scan(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
     """(line number, question, fault) of each line: a question, or None and what is wrong."""
     dataset, split = dataset_of(path)
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):
-            yield number, None, "is no JSON; mend or delete the line"
+    for number, row, fault in jsonl.scan(path):
+        if fault:
+            yield number, None, fault
             continue
         fault = row_fault(row)
         question = None if fault else Question(
