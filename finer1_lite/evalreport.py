@@ -29,8 +29,11 @@ from finer1_lite.species import DataError
 log = logging.getLogger("finer1_lite")
 
 ACCURACY, LENGTH, CONFUSION = (f"figures/{n}.png" for n in ("points", "length", "confusion"))
-_NEEDED = ("task", "prompt", "split", "photo", "label", "completion", "named", "correct", "tokens",
-           "cut")  # fmt: skip
+_NEEDED = (  # what the tables read of a row (`evaluate.answer_row`)
+    *("model", "prompt", "task", "picture", "dataset", "split", "photo", "label", "group"),
+    *("named_group", "options", "rotation", "sample", "completion", "answer", "named", "correct"),
+    *("included", "tokens", "cut", "fault"),
+)
 Photos = Callable
 
 
@@ -44,15 +47,13 @@ def read_run(folder: Path | str) -> list[dict]:
     faults = []
     for number, record in enumerate(records, 1):
         lacking = [name for name in _NEEDED if name not in record]
-        if "model" not in record and "stage" not in record:
-            lacking.append("model")
         if lacking:
             faults.append(f"{path}, row {number}: lacks {', '.join(lacking)}; evaluate again")
     if not records:
         faults.append(f"{path}: is empty; evaluate first")
     if faults:
         raise DataError(faults, "records that cannot be reported:")
-    return [tables.adopt(record) for record in records]
+    return records
 
 
 def add_similarity(rows: Sequence[dict], encoder: openworld.TextEncoder) -> None:

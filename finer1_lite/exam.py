@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from finer1_lite import pictures, prompts, protocols, question_files, rollouts
-from finer1_lite.evaluate import append_batches
+from finer1_lite import evaluate, pictures, prompts, protocols, question_files, rollouts
 from finer1_lite.models import Student
 from finer1_lite.species import Collection, DataError
 
@@ -47,6 +46,8 @@ class Exam:
     classes: dict[str, list[str]]
     groups: dict[str, str] = field(default_factory=dict)
     missing: int = 0  # pictures that were not there and are not asked about
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    released: bool = False  # of released question files: their rule reads the picture's path
 
     @classmethod
     def of_collection(cls, collection: Collection, dataset: str, fine: str = "kind") -> Exam:
@@ -59,8 +60,9 @@ class Exam:
             )
             for p in collection.test
         )  # fmt: skip
-        groups = {s.name: s.group for s in collection.species}
-        return cls(items, {dataset: collection.names}, groups)
+        return cls(
+            items, {dataset: collection.names}, collection.groups, aliases=collection.aliases
+        )
 
     @classmethod
     def of_files(cls, paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Exam:
@@ -86,7 +88,8 @@ class Exam:
                 path = images / q.image_path
                 items.append(Item(q.image_path, q.dataset, q.split, coarse, fine, q.label,
                                   lambda path=path: pictures.decode(path), q.options))  # fmt: skip
-        return cls(tuple(items), question_files.classes_of(questions), missing=len(lost))
+        classes = question_files.classes_of(questions)
+        return cls(tuple(items), classes, missing=len(lost), released=True)
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def answer_block(
         return _answer(student, exam, block, model, part, at, max_new_tokens)
 
     path = folder / f"{block.name}.jsonl"
-    return append_batches(path, questions(exam, block), batch_size, answer, block.samples)
+    return evaluate.append_batches(path, questions(exam, block), batch_size, answer, block.samples)
 
 
 def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]:
@@ -198,21 +201,14 @@ def record_of(
 ) -> dict:
     """One answer, scored. `tokens`, `cut` and `fault` are the caller's to fill."""
     item = asked.item
-    verdict = protocols.judge(
-        completion, item.label, exam.classes[item.dataset], options=asked.options,
-        letters=block.letters, prompt=block.prompt,
+    return evaluate.answer_row(
+        completion, item.label, exam.classes[item.dataset], model=model, prompt=block.prompt,
+        task=block.task, photo=item.photo, split=item.split, dataset=item.dataset,
+        coarse=item.coarse, groups=exam.groups, aliases=exam.aliases, options=asked.options,
+        order=block.order if block.task == "closed" else None, letters=block.letters,
+        picture=block.picture, rotation=asked.rotation, sample=sample,
+        released_path=item.photo if exam.released else "",
     )  # fmt: skip
-    return {
-        "model": model, "prompt": block.prompt, "task": block.task, "picture": block.picture,
-        "order": block.order if block.task == "closed" else None, "dataset": item.dataset,
-        "split": item.split, "photo": item.photo, "label": item.label, "coarse": item.coarse,
-        "group": exam.groups.get(item.label, ""),
-        "named_group": exam.groups.get(verdict.named or "", ""),
-        "options": list(asked.options) if asked.options else None, "rotation": asked.rotation,
-        "sample": sample, "completion": completion, "answer": verdict.answer,
-        "named": verdict.named, "correct": verdict.correct, "included": verdict.included,
-        "tokens": 0, "cut": False, "fault": None,
-    }  # fmt: skip
 
 
 def join(folder: Path) -> str:

@@ -17,7 +17,6 @@ from finer1_lite.metrics import SPLITS, TASKS, harmonic_mean, wilson
 from finer1_lite.pages import Block, Heading, Table, Text, visible
 
 WORST = 10  # classes and confusions listed
-_OLD_NAMES = {"base": "base", "sft": "SFT", "tapo": "TAPO"}
 Row = Mapping
 LEGEND = {
     "closed": "Our rule: the answer is the name of exactly one class (or its letter, where letters "
@@ -42,22 +41,6 @@ class Group:
     @property
     def label(self) -> str:
         return self.model if self.picture else f"{self.model}, no picture"
-
-
-def adopt(record: Mapping) -> dict:
-    """A record of any run of this package with every field that the tables read."""
-    row = dict(record)
-    if "model" not in row:  # of `python -m finer1_lite lab`
-        seed = row.get("seed")
-        name = _OLD_NAMES.get(row["stage"], row["stage"])
-        row["model"] = name if seed is None else f"{name}, seed {seed}"
-    answer = row.get("answer") or ""
-    defaults = {
-        "dataset": "test pictures", "picture": True, "rotation": 0, "sample": 0, "fault": None,
-        "group": "", "named_group": "", "order": None, "coarse": "",
-        "included": row["label"].lower() in answer.lower(),
-    }  # fmt: skip
-    return defaults | row
 
 
 def groups(rows: Sequence[Row], task: str) -> list[Group]:
@@ -186,7 +169,7 @@ def _open(group: Group) -> tuple[str, ...]:
 
 def control_blocks(records: Sequence[Mapping]) -> list[Block]:
     """The controls of the closed world alone, for a report with tables of its own."""
-    rows = [adopt(r) for r in records if r["task"] == "closed" and r.get("options")]
+    rows = [r for r in records if r["task"] == "closed" and r.get("options")]
     found = groups(rows, "closed")
     if not found:
         return []

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finer1_lite import compare, evalreport, openworld, tables
+from finer1_lite import compare, evaluate, evalreport, openworld, tables
 from finer1_lite.__main__ import main
 from finer1_lite.metrics import wilson
 from finer1_lite.pages import Table
@@ -125,13 +125,18 @@ def test_samples_give_pass_at_k_and_a_vote():
     assert float(line[7]) == pytest.approx(abs(1 - 0.6 + 0 - 0.8) / 2, abs=0.41)
 
 
-def test_records_of_the_lab_are_understood():
-    lab = {"stage": "sft", "seed": 2, "prompt": "think", "task": "open", "split": "seen",
-           "photo": "p", "label": "wren", "options": None, "completion": "", "answer": "a wren",
-           "named": "wren", "correct": True, "tokens": 3, "cut": False}  # fmt: skip
-    row = tables.adopt(lab)
-    assert row["model"] == "SFT, seed 2" and row["included"] and row["fault"] is None
-    assert tables.adopt(lab | {"stage": "base", "seed": None})["model"] == "base"
+def test_records_of_the_lab_are_rows_like_any_other(birds, tmp_path):
+    photo = birds.test[0]
+    rows = [
+        evaluate.record(cell, birds, photo, options, f"<answer>{photo.species}</answer>", 3, False)
+        for stage, seed in (("base", None), ("sft", 2))
+        for cell in evaluate.cells(stage, seed)
+        for options in ([birds.options(photo)] if cell.task == "closed" else [None])
+    ]
+    found = evalreport.read_run(save(tmp_path / "run", rows))
+    assert {r["model"] for r in found} == {"base", "SFT, seed 2"}
+    assert found[0].keys() - {"stage", "seed"} == record().keys()
+    assert all(r["included"] and r["correct"] and r["group"] for r in found)
 
 
 # --- differences -----------------------------------------------------------------------
