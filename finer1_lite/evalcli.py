@@ -3,7 +3,10 @@
 import argparse
 from pathlib import Path
 
+from finer1_lite import cot_cli
 from finer1_lite.presets import PRESETS
+
+ENDPOINT_TOKENS = 1024  # of an answer over HTTP, where no limit is given
 
 
 def add_commands(commands) -> None:
@@ -47,8 +50,12 @@ def _add_evaluate(commands) -> None:
         "writes OUT/NAME/records.jsonl and evaluation.html. Killed and started again, it resumes.",
     )  # fmt: skip
     option = run.add_argument
-    option("models", nargs="+", metavar="MODEL", help="folder of a model or an adapter, or a hub "
-           "name")  # fmt: skip
+    option("models", nargs="*", metavar="MODEL", help="folder of a model or an adapter, or a hub "
+           "name; several adapters stand side by side")  # fmt: skip
+    option("--endpoint", default=None, metavar="URL", help="an OpenAI-compatible endpoint, up to "
+           "/v1, whose models are named by --model")  # fmt: skip
+    option("--model", nargs="+", default=[], metavar="NAME", help="endpoint: models there")
+    cot_cli.add_endpoint(option)
     option("--base", default=None, help="model below the adapters (default: as the adapter says)")
     option("--name", default="evaluation", help="name of the run")
     option("--out", type=Path, default=Path("runs"), help="folder of all runs")
@@ -115,10 +122,14 @@ def make_job(args):
         faults.append(f"--samples {args.samples}: give 1 or more")
     if args.photos and args.files:
         faults.append("--photos and --files: give one of them")
+    if bool(args.endpoint) != bool(args.model):
+        faults.append("--endpoint and --model: give both, or neither")
     if faults:
         raise ValueError("settings that make no sense:\n- " + "\n- ".join(faults))
     changes = {"test_pictures": args.test_pictures, "max_new_tokens": args.max_new_tokens,
                "eval_batch": args.batch}  # fmt: skip
+    if args.endpoint and args.max_new_tokens is None:
+        changes["max_new_tokens"] = ENDPOINT_TOKENS
     preset = getattr(Preset, args.preset)()
     preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
     order = "as_is" if args.protocol == "released" else args.order
@@ -134,7 +145,19 @@ def make_job(args):
         blocks=tuple(blocks), base=args.base, world_seed=args.world_seed, photos=args.photos,
         files=tuple(args.files), images=args.images, allow_missing=args.allow_missing,
         unseen_share=args.unseen_share, coarse=word, baselines=tuple(args.baselines),
-        similarity=args.similarity,
+        similarity=args.similarity, endpoint=_endpoint(args),
+    )  # fmt: skip
+
+
+def _endpoint(args):
+    """Arguments -> Remote, or None."""
+    from finer1_lite.remote import Remote
+
+    if not args.endpoint:
+        return None
+    return Remote(
+        args.endpoint, tuple(args.model), args.key_env, args.workers, args.timeout, args.tries,
+        args.max_requests, args.max_cost, args.price_in, args.price_out,
     )  # fmt: skip
 
 
@@ -174,7 +197,7 @@ def _add_analyse(commands) -> None:
     _add_data(option)
     run.set_defaults(
         main=run_analyse, prompts=[], tasks=[], samples=1, letters=False, no_blind=True,
-        protocol="ours", order="rotate", baselines=[], similarity="none",
+        protocol="ours", order="rotate", baselines=[], similarity="none", endpoint=None, model=[],
     )  # fmt: skip
 
 

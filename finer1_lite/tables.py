@@ -7,6 +7,7 @@ Answers about pictures that could not be read are counted apart and never scored
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -125,10 +126,25 @@ def main_blocks(rows: Sequence[Row]) -> list[Block]:
             lines = [line(group) for group in found] + _control_lines(found, task, len(head))
             blocks += [Heading(f"{task.capitalize()} world"), Text(LEGEND[task]),
                        Table(head, lines)]  # fmt: skip
-    faults = sum(bool(row["fault"]) for row in rows)
-    if faults:
-        blocks.append(Text(f"{faults} questions were not scored: their picture cannot be read."))
-    return blocks
+    return blocks + _fault_blocks(rows)
+
+
+def _fault_blocks(rows: Sequence[Row]) -> list[Block]:
+    """Who was not scored on what: pictures that cannot be read, endpoints that did not answer."""
+    asked, faults = Counter(), {}
+    for row in rows:
+        key = (row["model"], row["prompt"], row["task"], row["picture"])
+        asked[key] += 1
+        if row["fault"]:
+            faults.setdefault(key, []).append(row["fault"])
+    lines = [
+        (visible(model if picture else f"{model}, no picture", 80), prompt, task,
+         f"{len(found)} of {asked[model, prompt, task, picture]}", visible(found[0], 120))
+        for (model, prompt, task, picture), found in faults.items()
+    ]  # fmt: skip
+    text = "Answers that are not there. They are counted here and scored nowhere."
+    head = ("answerer", "prompt", "world", "not scored", "the first reason")
+    return [Heading("Not scored"), Text(text), Table(head, lines)] if lines else []
 
 
 _CLOSED = (
