@@ -62,8 +62,9 @@ def _add_evaluate(commands) -> None:
     option("--fresh", action="store_true", help="start over: delete the run of this name first")
     option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, "
            "others: a GPU")  # fmt: skip
-    option("--prompts", nargs="+", default=["think", "answer", "exact"], help="think, answer, "
-           "exact, coarse or no_think; each row of a table names its prompt")  # fmt: skip
+    option("--prompts", nargs="+", default=None, help="think, answer, exact, coarse or no_think; "
+           "each row of a table names its prompt (left out: the first three; for --questions the "
+           "first two)")  # fmt: skip
     option("--tasks", nargs="+", choices=("open", "closed"), default=["open", "closed"],
            help="with options (closed) or without (open)")  # fmt: skip
     option("--order", choices=("rotate", "shuffle", "as_is"), default="rotate", help="options: in "
@@ -75,6 +76,9 @@ def _add_evaluate(commands) -> None:
            "temperature 1")  # fmt: skip
     option("--no-blind", action="store_true", help="leave out the model without the picture")
     _add_data(option)
+    option("--questions", type=Path, nargs="*", default=[], metavar="FILE", help="questions of your "
+           "own about pictures: JSON lines with image, question, answer and, where wanted, "
+           "options, aliases, split")  # fmt: skip
     option("--baselines", nargs="*", default=[], help="lite0, vision_tower, clip, clip_probe")
     option("--similarity", choices=("none", "minilm", "siglip"), default="none",
            help="text encoder of the open world's semantic similarity")  # fmt: skip
@@ -116,12 +120,13 @@ def make_job(args):
     from finer1_lite.examine import Job
     from finer1_lite.presets import Preset
 
-    faults = [f"--prompts {p}: choose of {', '.join(prompts.PROMPTS)}"
-              for p in args.prompts if p not in prompts.PROMPTS]  # fmt: skip
+    known = prompts.ABOUT if args.questions else prompts.PROMPTS
+    asked = args.prompts or (("think", "answer") if args.questions else ("think", "answer", "exact"))
+    faults = [f"--prompts {p}: choose of {', '.join(known)}" for p in asked if p not in known]
     if args.samples < 1:
         faults.append(f"--samples {args.samples}: give 1 or more")
-    if args.photos and args.files:
-        faults.append("--photos and --files: give one of them")
+    if bool(args.photos) + bool(args.files) + bool(args.questions) > 1:
+        faults.append("--photos, --files and --questions: give one of them")
     if bool(args.endpoint) != bool(args.model):
         faults.append("--endpoint and --model: give both, or neither")
     if faults:
@@ -135,7 +140,7 @@ def make_job(args):
     order = "as_is" if args.protocol == "released" else args.order
     blocks = [
         Block(prompt, task, picture, order, args.letters, args.samples)
-        for prompt in dict.fromkeys(args.prompts)
+        for prompt in dict.fromkeys(asked)
         for task in dict.fromkeys(args.tasks)
         for picture in ((True,) if args.no_blind else (True, False))
     ]
@@ -143,7 +148,7 @@ def make_job(args):
     return Job(
         folder=args.out / args.name, models=tuple(args.models), preset=preset,
         blocks=tuple(blocks), base=args.base, world_seed=args.world_seed, photos=args.photos,
-        files=tuple(args.files), images=args.images, allow_missing=args.allow_missing,
+        files=tuple(args.files), questions=tuple(args.questions), images=args.images, allow_missing=args.allow_missing,
         unseen_share=args.unseen_share, coarse=word, baselines=tuple(args.baselines),
         similarity=args.similarity, endpoint=_endpoint(args),
     )  # fmt: skip
@@ -198,6 +203,7 @@ def _add_analyse(commands) -> None:
     run.set_defaults(
         main=run_analyse, prompts=[], tasks=[], samples=1, letters=False, no_blind=True,
         protocol="ours", order="rotate", baselines=[], similarity="none", endpoint=None, model=[],
+        questions=[],
     )  # fmt: skip
 
 

@@ -8,8 +8,10 @@ that every table is made from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +38,7 @@ class Item:
     label: str
     image: Callable[[], Image.Image] = field(repr=False, compare=False)
     options: tuple[str, ...] | None = None
+    question: str = ""  # asked instead of the name; the label is then its answer
 
 
 @dataclass(frozen=True)
@@ -72,24 +75,50 @@ class Exam:
         allowed ones are left out and counted.
         """
         questions = question_files.read_questions(paths)
-        lost = [q for q in questions if not (images / q.image_path).is_file()]
-        if lost and (not allow_missing or len(lost) == len(questions)):
-            first = "; ".join(str(images / q.image_path) for q in lost[:3])
-            fault = (
-                f"{len(lost)} of {len(questions)} pictures are missing (first: {first}); "
-                "give their folder with --images, or --allow-missing to leave them out"
-            )
-            raise DataError([fault], "no examination:")
-        gone = {id(q) for q in lost}
-        items = []
-        for q in questions:
-            if id(q) not in gone:
-                coarse, fine = question_files.coarse_word(q.dataset)
-                path = images / q.image_path
-                items.append(Item(q.image_path, q.dataset, q.split, coarse, fine, q.label,
-                                  lambda path=path: pictures.decode(path), q.options))  # fmt: skip
+        kept = _with_pictures(questions, images, allow_missing)
+        items = [
+            Item(q.image_path, q.dataset, q.split, *question_files.coarse_word(q.dataset), q.label,
+                 partial(pictures.decode, images / q.image_path), q.options)
+            for q in kept
+        ]  # fmt: skip
         classes = question_files.classes_of(questions)
-        return cls(tuple(items), classes, missing=len(lost), released=True)
+        missing = len(questions) - len(kept)
+        return cls(tuple(items), classes, missing=missing, released=True)
+
+    @classmethod
+    def of_questions(cls, paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Exam:
+        """Questions of one's own about pictures (`question_files`), asked as they stand there.
+
+        Several about one picture are numbered, so that each is an item of its own.
+        """
+        questions = question_files.read_questions(paths, question_files.scan_own)
+        kept, times = _with_pictures(questions, images, allow_missing), Counter()
+        items = []
+        for q in kept:
+            times[q.dataset, q.image_path] += 1
+            n = times[q.dataset, q.image_path]
+            name = q.image_path if n == 1 else f"{q.image_path}#{n}"
+            items.append(Item(name, q.dataset, q.split, "answer", "", q.label,
+                              partial(pictures.decode, images / q.image_path), q.options or None,
+                              q.question))  # fmt: skip
+        return cls(
+            tuple(items), question_files.classes_of(questions), missing=len(questions) - len(kept),
+            aliases={q.label: q.aliases for q in questions if q.aliases},
+        )  # fmt: skip
+
+
+def _with_pictures(questions: Sequence, images: Path, allow_missing: bool) -> list:
+    """The questions whose picture is there; see `Exam.of_files`."""
+    kept = [q for q in questions if (images / q.image_path).is_file()]
+    lost = [q for q in questions if not (images / q.image_path).is_file()]
+    if lost and (not allow_missing or not kept):
+        first = "; ".join(str(images / q.image_path) for q in lost[:3])
+        fault = (
+            f"{len(lost)} of {len(questions)} pictures are missing (first: {first}); "
+            "give their folder with --images, or --allow-missing to leave them out"
+        )
+        raise DataError([fault], "no examination:")
+    return kept
 
 
 @dataclass(frozen=True)
@@ -127,14 +156,23 @@ def questions(exam: Exam, block: Block) -> list[Asked]:
     asked = []
     for item in exam.items:
         for k, options in enumerate(_orders(item, block)):
-            text = prompts.question(
-                block.prompt, item.coarse, options, fine=item.fine, letters=block.letters
-            )
+            text = _words(item, block, options)
             asked.append(Asked(item, text, options and tuple(options), k))
     return sorted(asked, key=lambda a: -len(a.text))
 
 
+def _words(item: Item, block: Block, options: Sequence[str] | None) -> str:
+    if item.question:
+        return prompts.about(block.prompt, item.question, options, letters=block.letters)
+    return prompts.question(
+        block.prompt, item.coarse, options, fine=item.fine, letters=block.letters
+    )
+
+
 def _orders(item: Item, block: Block) -> list[list[str] | None]:
+    """The options of a question in each order; a question of one's own has one task only."""
+    if item.question and (block.task == "open") != (item.options is None):
+        return []
     if block.task == "open":
         return [None]
     if item.options is None:

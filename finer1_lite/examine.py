@@ -39,6 +39,7 @@ class Job:
     world_seed: int = 0
     photos: Path | None = None
     files: tuple[Path, ...] = ()
+    questions: tuple[Path, ...] = ()  # of one's own about pictures
     images: Path | None = None
     allow_missing: bool = False
     unseen_share: float = 0.4
@@ -50,7 +51,7 @@ class Job:
     def collection(self) -> Collection | None:
         """The pictures with their training shots; None for question files."""
         p = self.preset
-        if self.files:
+        if self.files or self.questions:
             return None
         if self.photos is None:
             world = paperbirds.make_world(self.world_seed)
@@ -66,7 +67,8 @@ class Job:
             "base": self.base,
             "endpoint": self.endpoint and [self.endpoint.url, *self.endpoint.models],
             "blocks": [block.name for block in self.blocks], "baselines": list(self.baselines),
-            "world_seed": None if self.photos or self.files else self.world_seed,
+            "world_seed": None if asked.released or self.photos or self.questions
+            else self.world_seed,
             "pictures": len(asked.items), "missing": asked.missing,
             "data": lab.fingerprint([f"{i.photo}/{i.label}" for i in asked.items]),
             "preset": self.preset.to_dict(),
@@ -157,6 +159,8 @@ def write_records(job: Job) -> None:
 
 
 def the_exam(job: Job, collection: Collection | None) -> Exam:
+    if job.questions:
+        return Exam.of_questions(job.questions, job.images or Path(), job.allow_missing)
     if collection is None:
         return Exam.of_files(job.files, job.images or Path(), job.allow_missing)
     dataset = job.photos.resolve().name if job.photos else f"paperbirds{job.world_seed}"

@@ -80,7 +80,7 @@ def test_models_that_cannot_be_examined_are_all_named(tmp_path, caplog):
 def test_settings_that_make_no_sense_are_all_named(tmp_path, caplog):
     said = refused(caplog, "evaluate", "m", "--prompts", "shout", "think", "--samples", 0,
                    "--photos", tmp_path, "--files", "a_seen.jsonl")  # fmt: skip
-    for fault in ("--prompts shout", "--samples 0", "--photos and --files"):
+    for fault in ("--prompts shout", "--samples 0", "--photos, --files"):
         assert fault in said
 
 
