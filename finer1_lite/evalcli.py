@@ -106,7 +106,8 @@ def _add_report(commands) -> None:
         "Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 that puts "
         "the two side by side, with the pictures on which they differ.",
     )  # fmt: skip
-    rep.add_argument("run", type=Path, metavar="RUN", help="folder with a records.jsonl")
+    rep.add_argument("run", type=Path, metavar="RUN", help="folder with a records.jsonl, or with an "
+                     "analysis.jsonl")  # fmt: skip
     rep.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a second such folder")
     rep.add_argument("--photos", type=Path, default=None, help="folder of the pictures, to show "
                      "those on which two runs differ")  # fmt: skip
@@ -176,7 +177,9 @@ def run_report(args) -> None:
     from finer1_lite import evalreport
 
     photos = evalreport.photo_source(args.photos)
-    if args.other is None:
+    if args.other is None and (args.run / "analysis.jsonl").exists():
+        print(f"report: {evalreport.write_analysis(args.run)}")
+    elif args.other is None:
         if (args.run / "chains.jsonl").exists():  # a run of `lab` has a report of its own
             from finer1_lite.report import write_report
 
@@ -190,13 +193,15 @@ def _add_analyse(commands) -> None:
     run = _command(
         commands, "analyse", "better use of knowledge, or more? probes, quiz, faithfulness",
         "Measures a student before and after training (linear probes, CKA, a quiz in words, "
-        "whether answers follow the chain and the picture) and writes OUT/NAME/analysis.json.",
+        "whether answers follow the chain and the picture, a covered mark) and writes "
+        "OUT/NAME/analysis.jsonl and analysis.html. Killed and started again, it resumes.",
     )  # fmt: skip
     option = run.add_argument
     option("models", nargs=2, metavar="MODEL", help="before and after: folders or hub names")
     option("--base", default=None, help="model below the adapters (default: as the adapter says)")
-    option("--name", default="evaluation", help="name of the run to put the numbers beside")
+    option("--name", default="analysis", help="name of the run")
     option("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    option("--fresh", action="store_true", help="start over: delete the run of this name first")
     option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, "
            "others: a GPU")  # fmt: skip
     _add_data(option)
@@ -208,12 +213,6 @@ def _add_analyse(commands) -> None:
 
 
 def run_analyse(args) -> None:
-    import json
-
     from finer1_lite import examine
-    from finer1_lite.report import write_atomically
 
-    job = make_job(args)
-    text = json.dumps(examine.analyse(job), indent=1)
-    write_atomically(job.folder / "analysis.json", text.encode())
-    print(text)
+    print(f"report: {examine.analyse(make_job(args), fresh=args.fresh)}")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from finer1_lite import controls, stats, tables
 from finer1_lite.metrics import SPLITS, TASKS
-from finer1_lite.plots import COLOURS, INK, WIDTH, _tidy
+from finer1_lite.plots import COLOURS, INK, WIDTH, tidy
 from finer1_lite.tables import Row
 
 SPLIT_COLOURS = {"seen": COLOURS["tapo"], "unseen": COLOURS["sft"]}
@@ -33,7 +33,7 @@ def accuracy_points(rows: Sequence[Row]) -> Figure:
         axis.set_yticks(range(len(groups)), names, fontsize=8)
         axis.set(xlim=(-2, 102), xlabel="right answers, %", title=f"{task} world")
         axis.invert_yaxis()
-        _tidy(axis)
+        tidy(axis)
     for split in SPLITS:
         axes[0].plot([], [], "o", color=SPLIT_COLOURS[split], label=f"{split} classes")
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
@@ -70,7 +70,7 @@ def length_curve(rows: Sequence[Row]) -> Figure:
             y = [100 * ok / n for _, _, ok, n in bins]
             lines[label] = axis.plot(x, y, "o-", color=f"C{i}", ms=3, lw=1)[0]
         axis.set(title=f"{task} world", xlabel="tokens of the answer", ylim=(-3, 103))
-        _tidy(axis)
+        tidy(axis)
     axes[0].set_ylabel("right answers, %")
     place = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 8}
     figure.legend(lines.values(), lines.keys(), **place)

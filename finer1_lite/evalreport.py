@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finer1_lite import (
+    changes,
     compare,
     evalplots,
     openworld,
@@ -28,7 +29,9 @@ from finer1_lite.species import DataError
 
 log = logging.getLogger("finer1_lite")
 
-ACCURACY, LENGTH, CONFUSION = (f"figures/{n}.png" for n in ("points", "length", "confusion"))
+ACCURACY, LENGTH, CONFUSION, CHANGES = (
+    f"figures/{name}.png" for name in ("points", "length", "confusion", "changes")
+)
 _NEEDED = (  # what the tables read of a row (`evaluate.answer_row`)
     *("model", "prompt", "task", "picture", "dataset", "split", "photo", "label", "group"),
     *("named_group", "options", "rotation", "sample", "completion", "answer", "named", "correct"),
@@ -110,14 +113,27 @@ def figures(rows: Sequence[dict]) -> dict[str, bytes]:
 
 
 def _extra(folder: Path) -> list[Block]:
-    """What was measured on the model itself, and the settings, where they were kept."""
+    """What an endpoint was asked, and the settings, where they were kept."""
     blocks: list[Block] = []
-    for name, title in (("analysis.json", "Analysis"), ("config.json", "Settings")):
+    for name, title in (("requests.json", "Requests of the last start"),
+                        ("config.json", "Settings")):  # fmt: skip
         path = folder / name
         if path.exists():
             text = json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)
             blocks += [Heading(title), pages.Code(text)]
     return blocks
+
+
+def write_analysis(folder: Path | str) -> Path:
+    """Remake analysis.json, analysis.md, analysis.html and the figure from analysis.jsonl."""
+    folder = Path(folder)
+    rows = read_records(folder / "analysis.jsonl")
+    numbers = json.dumps(changes.summary(rows), indent=1)
+    write_atomically(folder / "analysis.json", numbers.encode())
+    images = {CHANGES: png(changes.figure(rows))}
+    blocks = [Picture(CHANGES, "Each measurement before and after training")]
+    blocks += [*changes.blocks(rows), *_extra(folder)]
+    return _save(folder, "analysis", f"{folder.resolve().name}: what changed", blocks, images)
 
 
 def write_comparison(

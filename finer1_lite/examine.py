@@ -11,6 +11,8 @@ from finer1_lite import (
     baselines,
     evalreport,
     exam,
+    formats,
+    jsonl,
     lab,
     labstudent,
     models,
@@ -132,20 +134,34 @@ def _ask_endpoint(job: Job, asked: Exam) -> list[str]:
     return left
 
 
-def analyse(job: Job) -> dict:
-    """`analysis.analyse` of the job's two models, by name."""
+def analyse(job: Job, fresh: bool = False) -> Path:
+    """Every part of `analysis.parts` of the job's two models; the path of the page.
+
+    A part that was measured is kept, so that a killed analysis goes on with the next.
+    """
     from finer1_lite import analysis
 
-    collection = job.collection()
-    faults = [f"{m}: {fault}" for m in job.models if (fault := _unusable(m, job))]
+    collection, names = job.collection(), model_names(job)
     if collection is None:
-        faults.append("--files: bring no descriptions and no training pictures; give --photos")
-    if faults:
-        raise DataError(faults, "nothing to analyse:")
+        raise DataError(
+            ["--files: bring no descriptions and no training pictures; give --photos"],
+            "nothing to analyse:",
+        )
+    _check(job, names)
+    asked = the_exam(job, collection)
+    lab.open_folder(job.folder, job.config(asked) | {"job": "an analysis"}, fresh)
     world = None if job.photos else paperbirds.make_world(job.world_seed)
-    before, after = (load(source, job) for source in job.models)
-    found = analysis.analyse(before, after, collection, world, job.preset.max_new_tokens)
-    return {"before": model_name(job.models[0]), "after": model_name(job.models[1])} | found
+    both = {when: load(m, job) for when, m in zip(("before", "after"), job.models)}
+    made = analysis.parts(both, collection, world, job.preset.max_new_tokens)
+    with lab.progress_bar(len(made), "analysis") as bar:
+        for name, measure in made.items():
+            path = job.folder / "parts" / f"{name}.jsonl"
+            if not path.exists():
+                formats.write_lines(path, measure())
+            bar.update()
+    rows = [row for name in made for _, row in jsonl.read(job.folder / "parts" / f"{name}.jsonl")]
+    formats.write_lines(job.folder / "analysis.jsonl", rows)
+    return evalreport.write_analysis(job.folder)
 
 
 def write_records(job: Job) -> None:

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from finer1_lite import examine, models
+from finer1_lite import analysis, examine, models
 from finer1_lite.__main__ import build_parser, main
 from finer1_lite.evalcli import make_job
 from finer1_lite.presets import Preset
@@ -91,14 +91,29 @@ def test_the_released_protocol_keeps_the_order_of_the_file():
     assert {b.order for b in blocks} == {"as_is"} and {b.picture for b in blocks} == {True, False}
 
 
-def test_analyse_puts_its_numbers_beside_the_run(saved, tmp_path, capsys):
+def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     copy.symlink_to(saved)
-    assert main(["analyse", str(saved), str(copy), "--out", str(tmp_path), "--test-pictures", "72",
-                 "--max-new-tokens", "2"]) == 0  # fmt: skip
-    found = json.loads((tmp_path / "evaluation" / "analysis.json").read_text())
-    assert found["CKA, vision"] == pytest.approx(1) and found["pictures"] == 144
-    assert json.loads(capsys.readouterr().out) == found
+    command = ["analyse", str(saved), str(copy), "--out", str(tmp_path), "--test-pictures", "72",
+               "--max-new-tokens", "2"]  # fmt: skip
+    monkeypatch.setattr(examine, "model_names", lambda job: dict(zip(job.models, "ab")))
+    assert main(command) == 0
+    run = tmp_path / "analysis"
+    found = json.loads((run / "analysis.json").read_text())
+    assert found["CKA, vision"] == pytest.approx(1)
+    assert found["linear probe, vision"]["before"]["n"] == 144
+    page, rows = (run / "analysis.md").read_text(), (run / "analysis.jsonl").read_bytes()
+    for said in ("linear probe, language", "quiz in words, unseen", "covered mark in one step",
+                 "most frequent in the genus", "linear CKA"):  # fmt: skip
+        assert f"| {said}" in page or said in page
+    (run / "parts" / "quiz.jsonl").unlink()
+    (run / "analysis.md").unlink()
+    monkeypatch.setattr(analysis, "vision_features", None)  # to look again would fail
+    assert main(command) == 0
+    assert (run / "analysis.jsonl").read_bytes() == rows
+    (run / "analysis.md").unlink()
+    assert main(["report", str(run)]) == 0
+    assert (run / "analysis.md").read_text() == page
 
 
 def test_analyse_needs_pictures_to_learn_from(saved, tmp_path, caplog):
