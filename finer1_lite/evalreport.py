@@ -15,6 +15,7 @@ from pathlib import Path
 from finer1_lite import (
     changes,
     compare,
+    details,
     evalplots,
     openworld,
     pages,
@@ -94,7 +95,7 @@ def write(folder: Path | str) -> Path:
     blocks += [*tables.main_blocks(rows), *tables.dataset_blocks(rows)]
     for task in TASKS:
         blocks += compare.blocks(compare.within(rows, task), task)
-    blocks += tables.detail_blocks(rows)
+    blocks += details.detail_blocks(rows)
     blocks += [Picture(path, alt) for path, alt in ((LENGTH, "Accuracy against length"),
                (CONFUSION, "Confusion, classes sorted by group")) if path in images]  # fmt: skip
     blocks += _extra(folder)

@@ -74,8 +74,8 @@ def measure(tell: Tell, world: World, photos: Sequence[Photo], seed: int = 0) ->
 
     in one step: "list the marks of the bird", with the picture and without; in two steps,
     under each prompt: the name first, then what a bird of that name looks like, in words
-    alone. A name that is none has no second step and is wrong. Photos of species without a
-    mark to cover are left out.
+    alone. A name that is none has no second step and is wrong; how often the name is right
+    has rows of its own. Photos of species without a mark to cover are left out.
     """
     rng = random.Random(f"covered/{seed}")
     asked = [(p, rng.choice(found)) for p in photos if (found := hideable(world, p.species))]
@@ -92,10 +92,11 @@ def measure(tell: Tell, world: World, photos: Sequence[Photo], seed: int = 0) ->
         named = [rewards.match_class(rewards.parse_answer(t), world.names) for t in first]
         known = sorted({name for name in named if name})
         looks = dict(zip(known, tell([prompts.LOOKS.format(name=n) for n in known], None)))
-        rows += [
-            _row(world, f"in two steps ({kind})", *one, looks.get(name, "")) | {"named": name}
-            for one, name in zip(asked, named)
-        ]
+        for (photo, mark), name, text in zip(asked, named, first):
+            row = _row(world, f"in two steps ({kind})", photo, mark, looks.get(name, ""))
+            right = {"measure": f"named with a mark covered ({kind})", "said": name,
+                     "wanted": photo.species, "correct": name == photo.species}  # fmt: skip
+            rows += [{**row, **right, "completion": text}, row]
     return rows
 
 

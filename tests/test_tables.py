@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finer1_lite import compare, evaluate, evalreport, openworld, tables
+from finer1_lite import compare, details, evaluate, evalreport, openworld, tables
 from finer1_lite.__main__ import main
 from finer1_lite.metrics import wilson
 from finer1_lite.pages import Table
@@ -100,30 +100,51 @@ def _one_hot(texts):
 
 def test_data_sets_are_averaged_with_and_without_each():
     rows = [record("1"), record("2", False, dataset="cars"), record("3", dataset="dogs")]
-    shown = table(tables.dataset_blocks(rows), "mean of data sets")
+    found = tables.dataset_blocks(rows)
+    shown = table(found, "mean of data sets")
     line = dict(zip(shown.head, shown.rows[0]))
     assert line["mean of data sets"] == "66.7"
-    assert line["cars"] == "0.0 (mean without: 100.0)"
-    assert line["birds"] == "100.0 (mean without: 50.0)"
+    assert line["without cars"] == "100.0" and line["without birds"] == "50.0"
+    each = {row[2]: row for row in table(found, "data set").rows}
+    assert each["cars"][3].startswith("0.0 [") and each["birds"][3].startswith("100.0 [")
+    assert each["dogs"][4] == "" and each["dogs"][6] == "100.0"
     assert tables.dataset_blocks(rows[:1]) == []
 
 
 def test_details_say_where_answers_go():
     rows = [record("1"), record("2", False, named="black kite"),
             record("3", False, named="barn owl"), record("4", False)]  # fmt: skip
-    blocks = tables.detail_blocks(rows)
+    blocks = details.detail_blocks(rows)
     errors = table(blocks, "other group, %").rows[0]
     assert errors[3:] == ("25.0", "25.0", "25.0", "25.0")
     worst = table(blocks, "most often called").rows[0]
-    assert worst[:3] == ("red kite", "seen", "1 of 4")
+    assert worst[:3] == ("red kite", "seen", "1 of 4") and worst[3].startswith("25.0 [4.6,")
+    confused = table(blocks, "its group").rows
+    assert confused == [("red kite", "barn owl", "outside", "1 of 4"),
+                        ("red kite", "black kite", "inside", "1 of 4")]  # fmt: skip
+    assert any("1 of 2 wrong names are of the right group" in getattr(b, "text", "")
+               for b in blocks)  # fmt: skip
+
+
+def test_prompts_that_the_base_was_not_asked_under_are_said():
+    rows = [record(), record(model="n", prompt="answer")]
+    lines = [r for r in table(tables.main_blocks(rows), "not offered, %").rows if r[1] == "not run"]
+    assert [r[0] for r in lines] == [
+        "control: the model without the picture", "control: m, prompt answer",
+        "control: m, prompt exact",
+    ]  # fmt: skip
+    rows += [record(prompt="answer"), record(prompt="exact"), record(picture=False)]
+    assert not any(r[1] == "not run"
+                   for r in table(tables.main_blocks(rows), "not offered, %").rows)  # fmt: skip
 
 
 def test_samples_give_pass_at_k_and_a_vote():
     rows = [record("1", ok, sample=i, named="barn owl") for i, ok in enumerate([1, 1, 0, 0, 1])]
     rows += [record("2", ok, sample=i, named="barn owl") for i, ok in enumerate([0, 0, 0, 0, 1])]
-    line = table(tables.detail_blocks(rows), "pass@1, %").rows[0]
-    assert line[3:7] == ("5", "40.0", "100.0", "50.0")
-    assert float(line[7]) == pytest.approx(abs(1 - 0.6 + 0 - 0.8) / 2, abs=0.41)
+    line = table(details.detail_blocks(rows), "pass@k, %").rows[0]
+    # picture 1: 3 of 5 right; picture 2: 1 of 5. k = 2: 1 - (1 + 6) / 10 / 2
+    assert line[3:6] == ("5", "k = 1: 40.0; k = 2: 65.0; k = 4: 90.0; k = 5: 100.0", "50.0")
+    assert float(line[6]) == pytest.approx((abs(1 - 0.6) + abs(0 - 0.8)) / 2)
 
 
 def test_records_of_the_lab_are_rows_like_any_other(birds, tmp_path):

@@ -80,7 +80,7 @@ def test_whoever_names_and_knows_is_right_and_whoever_guesses_is_not(world, bird
 
     rows = transfer.measure(oracle, world, photos)
     ways = {r["measure"] for r in rows}
-    assert len(ways) == 4 and len(rows) == 4 * len(shown)
+    assert len(ways) == 6 and len(rows) == 6 * len(shown)
     for way in ways:
         right = [r["correct"] for r in rows if r["measure"] == way]
         assert all(right) == ("no picture" not in way)
