@@ -80,6 +80,8 @@ def _add_evaluate(commands) -> None:
            "own about pictures: JSON lines with image, question, answer and, where wanted, "
            "options, aliases, split")  # fmt: skip
     option("--baselines", nargs="*", default=[], help="lite0, vision_tower, clip, clip_probe")
+    option("--clip", default=None, metavar="NAME", help="CLIP or SigLIP of the baselines clip and "
+           "clip_probe: hub name or folder (left out: google/siglip-base-patch16-224)")  # fmt: skip
     option("--similarity", choices=("none", "minilm", "siglip"), default="none",
            help="text encoder of the open world's semantic similarity")  # fmt: skip
     run.set_defaults(main=run_evaluate)
@@ -118,7 +120,7 @@ def make_job(args):
     """Arguments -> examine.Job. ValueError lists every setting that makes no sense."""
     from finer1_lite import prompts
     from finer1_lite.exam import Block
-    from finer1_lite.examine import Job
+    from finer1_lite.examine import CLIP, Job
     from finer1_lite.presets import Preset
 
     known = prompts.ABOUT if args.questions else prompts.PROMPTS
@@ -128,6 +130,8 @@ def make_job(args):
         faults.append(f"--samples {args.samples}: give 1 or more")
     if bool(args.photos) + bool(args.files) + bool(args.questions) > 1:
         faults.append("--photos, --files and --questions: give one of them")
+    if args.questions and args.baselines:
+        faults.append("--baselines: they name classes; questions of one's own ask something else")
     if bool(args.endpoint) != bool(args.model):
         faults.append("--endpoint and --model: give both, or neither")
     if faults:
@@ -151,7 +155,7 @@ def make_job(args):
         blocks=tuple(blocks), base=args.base, world_seed=args.world_seed, photos=args.photos,
         files=tuple(args.files), questions=tuple(args.questions), images=args.images, allow_missing=args.allow_missing,
         unseen_share=args.unseen_share, coarse=word, baselines=tuple(args.baselines),
-        similarity=args.similarity, endpoint=_endpoint(args),
+        similarity=args.similarity, endpoint=_endpoint(args), clip=args.clip or CLIP,
     )  # fmt: skip
 
 
@@ -208,7 +212,7 @@ def _add_analyse(commands) -> None:
     run.set_defaults(
         main=run_analyse, prompts=[], tasks=[], samples=1, letters=False, no_blind=True,
         protocol="ours", order="rotate", baselines=[], similarity="none", endpoint=None, model=[],
-        questions=[],
+        questions=[], clip=None,
     )  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def answer_block(
 
 def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]:
     """The records of one batch; a picture that cannot be read is a record with a fault."""
-    images = [_image(one.item) if block.picture else None for one in part]
+    images = [read_image(one.item.image) if block.picture else None for one in part]
     broken = [isinstance(image, str) for image in images]
     good = [i for i, bad in enumerate(broken) if not bad]
     out = None
@@ -227,9 +227,10 @@ def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]
     return records
 
 
-def _image(item: Item) -> Image.Image | str:
+def read_image(image: Callable[[], Image.Image]) -> Image.Image | str:
+    """The picture, or why it cannot be read."""
     try:
-        return item.image()
+        return image()
     except (pictures.PictureError, OSError) as error:
         return str(error)
 

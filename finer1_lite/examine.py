@@ -27,6 +27,7 @@ from finer1_lite.presets import Preset
 from finer1_lite.species import Collection, DataError, load_folder
 
 log = logging.getLogger("finer1_lite")
+CLIP = "google/siglip-base-patch16-224"  # of the baselines clip and clip_probe
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Job:
     unseen_share: float = 0.4
     coarse: str = "bird"
     baselines: tuple[str, ...] = ()
+    clip: str = CLIP
     similarity: str = "none"  # none, or one of openworld.ENCODERS
     endpoint: remote.Remote | None = None  # models that answer over HTTP
 
@@ -69,6 +71,7 @@ class Job:
             "base": self.base,
             "endpoint": self.endpoint and [self.endpoint.url, *self.endpoint.models],
             "blocks": [block.name for block in self.blocks], "baselines": list(self.baselines),
+            "clip": self.clip if {"clip", "clip_probe"} & set(self.baselines) else None,
             "world_seed": None if asked.released or self.photos or self.questions
             else self.world_seed,
             "pictures": len(asked.items), "missing": asked.missing,
