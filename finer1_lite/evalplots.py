@@ -13,6 +13,7 @@ from finer1_lite.plots import COLOURS, INK, WIDTH, tidy
 from finer1_lite.tables import Row
 
 SPLIT_COLOURS = {"seen": COLOURS["tapo"], "unseen": COLOURS["sft"]}
+STYLES = ("o-", "s--", "^:", "D-.", "v-")
 MAX_CLASSES = 60  # a confusion matrix with more is unreadable
 
 
@@ -56,19 +57,23 @@ def _control_lines(axis, asked: Sequence[Row]) -> None:
 
 
 def length_curve(rows: Sequence[Row]) -> Figure:
-    """Accuracy in five bins of the answer's length, every student that sees a line."""
+    """Accuracy in five bins of the answer's length: a colour a student, a dash a prompt."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots(1, len(TASKS), sharey=True)
     lines = {}
     for axis, task in zip(axes, TASKS):
         students = [g for g in tables.groups(rows, task) if g.picture and g.prompt != "none"]
-        for i, group in enumerate(students):
+        models, asked = (list(dict.fromkeys(getattr(g, key) for g in students))
+                         for key in ("model", "prompt"))  # fmt: skip
+        for group in students:
+            colour = f"C{models.index(group.model)}"
+            style = STYLES[asked.index(group.prompt) % len(STYLES)]
             bins = stats.by_length([r["tokens"] for r in group.rows],
                                    [r["correct"] for r in group.rows])  # fmt: skip
             x = [(low + high) / 2 for low, high, _, _ in bins]
             label = f"{group.label[:40]} ({group.prompt})".replace("$", r"\$")
             y = [100 * ok / n for _, _, ok, n in bins]
-            lines[label] = axis.plot(x, y, "o-", color=f"C{i}", ms=3, lw=1)[0]
+            lines[label] = axis.plot(x, y, style, color=colour, ms=3, lw=1)[0]
         axis.set(title=f"{task} world", xlabel="tokens of the answer", ylim=(-3, 103))
         tidy(axis)
     axes[0].set_ylabel("right answers, %")

@@ -101,18 +101,18 @@ def tiny_clip(student, tmp_path_factory):
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     folder, tokenizer = tmp_path_factory.mktemp("clip"), copy.deepcopy(student.processor.tokenizer)
+    tokenizer.model_max_length, tokenizer.padding_side = 77, "right"
+    tokenizer.eos_token = tokenizer.pad_token = "<|vision_end|>"  # as CLIP's: the first ends a text
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 2}  # fmt: skip
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(
-        text_config={**small, "vocab_size": len(tokenizer), "max_position_embeddings": 40,
+        text_config={**small, "vocab_size": len(tokenizer), "max_position_embeddings": 77,
                      "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0, "pad_token_id": 0},
         vision_config={**small, "image_size": 28, "patch_size": 14}, projection_dim=8,
     ))  # fmt: skip
     model.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28).save_pretrained(folder)
-    tokenizer.model_max_length, tokenizer.padding_side = 40, "right"
-    tokenizer.pad_token = tokenizer.eos_token  # as CLIP's own: the first one ends the text
     tokenizer.save_pretrained(folder)
     return folder
 
