@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 
@@ -69,10 +70,34 @@ def test_an_adapter_finds_its_base(saved, fresh, tmp_path):
     assert "--base" in examine._unusable(str(adapter), bare)
 
 
+def test_adapters_of_one_folder_name_stand_side_by_side(saved, fresh, tmp_path):
+    """TAPO, DAPO and CLS-RL of the trainer: the same pictures and options, told apart."""
+    first = tmp_path / "lab" / "seed0" / "tapo"
+    fresh.model.name_or_path = str(saved)
+    models.save_adapter(models.add_adapter(fresh, Preset.lab(), 0), first)
+    folders = [first, tmp_path / "dapo/seed0/tapo", tmp_path / "study/world0/cls_rl-0.001"]
+    for folder in folders[1:]:
+        shutil.copytree(first, folder)
+    given = [str(saved), *map(str, folders)]
+    assert main(["evaluate", *given, "--base", str(saved), "--out", str(tmp_path / "runs"), *SHORT,
+                 "--tasks", "open", "--no-blind"]) == 0  # fmt: skip
+    run = tmp_path / "runs" / "evaluation"
+    rows = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    names = ["novice", "lab/seed0/tapo", "dapo/seed0/tapo", "cls_rl-0.001"]
+    assert {r["model"] for r in rows} == set(names)
+    assert len({r["photo"] for r in rows}) * 4 == len(rows)
+    assert "dapo/seed0/tapo (answer) minus lab/seed0/tapo (answer)" in (
+        run / "evaluation.md"
+    ).read_text() or "lab/seed0/tapo (answer) minus dapo" in (run / "evaluation.md").read_text()
+
+
 def test_models_that_cannot_be_examined_are_all_named(tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     said = refused(caplog, "evaluate", tmp_path / "empty", tmp_path / "nowhere", "--out",
                    tmp_path / "runs", *SHORT)  # fmt: skip
+    again = refused(caplog, "evaluate", tmp_path / "empty", tmp_path / "empty", "--out",
+                    tmp_path / "runs", *SHORT)  # fmt: skip
+    assert "two have the same name" in again
     assert "empty: holds neither" in said and "nowhere: does not exist" in said
     assert not (tmp_path / "runs").exists()
 

@@ -1,8 +1,10 @@
 """Tables, comparisons and pages from records counted by hand."""
 
 import json
+import time
 
 import pytest
+from test_exam import HOSTILE
 
 from finer1_lite import compare, details, evaluate, evalreport, openworld, tables
 from finer1_lite.__main__ import main
@@ -218,6 +220,22 @@ def test_two_runs_stand_side_by_side_with_the_pictures_that_differ(tmp_path):
     page = (second / "compared-with-first.html").read_text()
     assert "1 pictures that exactly one" in page and "second" in page and "McNemar p" in page
     assert not (second / "evaluation.html").exists()
+
+
+def test_pages_of_hostile_answers_are_made_in_bounded_time_and_size(tmp_path):
+    """100,000 characters each, patterns that ruin careless expressions; nothing gets out."""
+    rows = []
+    for i, text in enumerate([*HOSTILE.values(), "<script>alert(1)</script>" * 4_000]):
+        for task in ("open", "closed"):
+            more = {"completion": text, "answer": text, "task": task, "tokens": 96, "cut": True}
+            rows.append(record(f"p{i}", False, **more | ({"options": None} if task == "open" else {})))
+    other = [r | {"correct": True} for r in rows]
+    runs = [save(tmp_path / "a", rows), save(tmp_path / "b", other)]
+    start = time.process_time()
+    assert main(["report", str(runs[0])]) == main(["report", *map(str, runs)]) == 0
+    assert time.process_time() - start < 20
+    page = runs[1] / "compared-with-a.html"
+    assert page.stat().st_size < 2_000_000 and "<script>" not in page.read_text()
 
 
 def test_a_paper_bird_is_drawn_again_from_its_name(birds):
