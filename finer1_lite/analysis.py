@@ -260,11 +260,13 @@ def parts(students: Mapping[str, Student], collection: Collection,
         return [row | {"when": when} for when, s in students.items() for row in measure(s)]
 
     def cover() -> list[dict]:
+        shown = transfer.cover(world, photos)
+
         def measure(student):
             def tell(questions, images):
                 return answers(student, questions, images, max_new_tokens)
 
-            return transfer.measure(tell, world, photos)
+            return transfer.measure(tell, world, shown)
 
         rows = dated(measure)
         asked = [r for r in rows if r["when"] == "before" and r["measure"].endswith("one step")]

@@ -25,6 +25,7 @@ from finer1_lite.species import Photo
 
 LEAF = (85, 112, 60)  # the middle of the world's own leaves
 Tell = Callable[[Sequence[str], Sequence[Image.Image] | None], list[str]]  # questions -> answers
+Covered = tuple[Photo, str, Image.Image]
 
 
 def identified(world: World, name: str, mark: str) -> bool:
@@ -69,17 +70,22 @@ def most_frequent(world: World, names: Sequence[str], mark: str) -> str:
     return max(PLUMAGE[mark], key=lambda value: counts[value])
 
 
-def measure(tell: Tell, world: World, photos: Sequence[Photo], seed: int = 0) -> list[dict]:
+def cover(world: World, photos: Sequence[Photo], seed: int = 0) -> list[Covered]:
+    """(photo, mark, picture without it), the mark by chance; without species that have none."""
+    rng = random.Random(f"covered/{seed}")
+    chosen = [(p, rng.choice(found)) for p in photos if (found := hideable(world, p.species))]
+    return [(p, mark, covered(world.marks[p.species], mark, p.id)) for p, mark in chosen]
+
+
+def measure(tell: Tell, world: World, shown: Sequence[Covered]) -> list[dict]:
     """Rows of one student: what it says of a covered mark, asked in three ways.
 
     in one step: "list the marks of the bird", with the picture and without; in two steps,
     under each prompt: the name first, then what a bird of that name looks like, in words
     alone. A name that is none has no second step and is wrong; how often the name is right
-    has rows of its own. Photos of species without a mark to cover are left out.
+    has rows of its own.
     """
-    rng = random.Random(f"covered/{seed}")
-    asked = [(p, rng.choice(found)) for p in photos if (found := hideable(world, p.species))]
-    images = [covered(world.marks[p.species], mark, p.id) for p, mark in asked]
+    asked, images = [(p, mark) for p, mark, _ in shown], [image for *_, image in shown]
     plain = prompts.LIST.format(coarse="bird")
     told = {
         "in one step": tell([plain] * len(asked), images),

@@ -119,14 +119,14 @@ def test_the_released_protocol_keeps_the_order_of_the_file():
 def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     copy.symlink_to(saved)
-    command = ["analyse", str(saved), str(copy), "--out", str(tmp_path), "--test-pictures", "72",
+    command = ["analyse", str(saved), str(copy), "--out", str(tmp_path), "--test-pictures", "48",
                "--max-new-tokens", "2"]  # fmt: skip
     monkeypatch.setattr(examine, "model_names", lambda job: dict(zip(job.models, "ab")))
     assert main(command) == 0
     run = tmp_path / "analysis"
     found = json.loads((run / "analysis.json").read_text())
     assert found["CKA, vision"] == pytest.approx(1)
-    assert found["linear probe, vision"]["before"]["n"] == 144
+    assert found["linear probe, vision"]["before"]["n"] == 120
     page, rows = (run / "analysis.md").read_text(), (run / "analysis.jsonl").read_bytes()
     for said in ("linear probe, language", "quiz in words, unseen", "covered mark in one step",
                  "most frequent in the genus", "linear CKA"):  # fmt: skip

@@ -78,7 +78,9 @@ def test_whoever_names_and_knows_is_right_and_whoever_guesses_is_not(world, bird
             return [paperbirds.knowledge(world, p.species) for p in shown]
         return [prompts.answer(p.species) for p in shown]
 
-    rows = transfer.measure(oracle, world, photos)
+    under = transfer.cover(world, photos)
+    assert [p for p, *_ in under] == shown
+    rows = transfer.measure(oracle, world, under)
     ways = {r["measure"] for r in rows}
     assert len(ways) == 6 and len(rows) == 6 * len(shown)
     for way in ways:
@@ -88,4 +90,4 @@ def test_whoever_names_and_knows_is_right_and_whoever_guesses_is_not(world, bird
     def mute(questions, images):
         return ["I cannot tell"] * len(questions)
 
-    assert not any(r["correct"] for r in transfer.measure(mute, world, photos))
+    assert not any(r["correct"] for r in transfer.measure(mute, world, under))
