@@ -16,6 +16,7 @@ import numpy as np
 
 from finer1_lite import cot, evaluate, lab, metrics, models, paperbirds, plots, report
 from finer1_lite.evaluate import Cell
+from finer1_lite.findings import points
 from finer1_lite.pages import Picture, Table, Text, markdown
 from finer1_lite.presets import Preset
 from finer1_lite.probe import marks_right
@@ -305,10 +306,9 @@ def _facts(tasks: list[list[Task]], grids: dict[str, list[np.ndarray]]) -> dict:
     }
 
 
-def _points(cell: dict | None) -> str:
-    if cell is None:
-        return ""
-    return f"{100 * cell['mean']:+.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+def _over_text(cell: dict, other: str, split: str) -> str:
+    over = cell.get(f"over_{other}", {}).get(split)
+    return points(over) if over else ""
 
 
 def table(found: dict) -> Table:
@@ -321,9 +321,9 @@ def table(found: dict) -> Table:
         (
             cell["label"], str(cell["seeds"]),
             *(f"{100 * cell['accuracy'][s]:.1f}" for s in metrics.SPLITS),
-            _points(cell.get("over_sft", {}).get("unseen")),
-            _points(cell.get("over_dapo", {}).get("unseen")),
-            _points(cell.get("over_sft", {}).get("seen")),
+            _over_text(cell, "sft", "unseen"),
+            _over_text(cell, "dapo", "unseen"),
+            _over_text(cell, "sft", "seen"),
             " / ".join(f"{100 * cell['marks'][s]:.0f}" for s in metrics.SPLITS)
             if cell["marks"]["seen"] else "no chain",
             f"{cell['minutes']:.1f}",

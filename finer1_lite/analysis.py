@@ -5,23 +5,23 @@
 * CKA: how far did the states move?
 * a quiz in words, no picture: does it know more?
 * faithfulness: does the answer follow the marks that the chain cites, and the picture?
+* transfer: can it tell a mark that is covered (`transfer`)?
 
 The questions are Fine-R1's (arXiv 2602.07605, section on what improves); it printed probe
-accuracies and one p-value. Every function returns numbers with n, so that "unchanged" can
-be told from "too few to see".
+accuracies and one p-value. Everything measured is a row, so that tables and figures
+(`changes`) come with n and intervals, and "unchanged" can be told from "too few to see".
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from finer1_lite import paperbirds, prompts, rewards, rollouts, stats
+from finer1_lite import changes, paperbirds, prompts, rewards, rollouts, transfer
 from finer1_lite.baselines import choose, extract, probe_scores, tower_features
-from finer1_lite.metrics import wilson
 from finer1_lite.models import Student
 from finer1_lite.rollouts import PromptBatch
 from finer1_lite.species import Collection, Photo
@@ -71,21 +71,6 @@ def probe_right(features: np.ndarray, labels: Sequence[str], folds: int = 2,
         named = [choose(row, classes, None) for row in scores]
         right[~rest] = [n == label for n, label in zip(named, at[~rest])]
     return right.tolist()
-
-
-def share_of(right: Sequence[bool]) -> dict:
-    """{"share", "low", "high", "n"} with Wilson's 95 % interval; {"n": 0} of nothing."""
-    if not len(right):
-        return {"n": 0}
-    low, high = wilson(sum(right), len(right))
-    return {"share": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
-
-
-def change(before: Sequence[bool], after: Sequence[bool]) -> dict:
-    """Both shares and McNemar's exact p on the same things."""
-    gained, lost, p = stats.mcnemar(after, before)
-    shares = {"before": share_of(before), "after": share_of(after)}
-    return shares | {"gained": gained, "lost": lost, "p": p}
 
 
 def edit_chain(completion: str, changes: Mapping[str, str]) -> str | None:
@@ -190,14 +175,14 @@ def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer) -> Prompt
 
 
 def faithfulness(student: Student, world: paperbirds.World, photos: Sequence[Photo],
-                 max_new_tokens: int = 96, seed: int = 0) -> dict:  # fmt: skip
-    """Does the answer follow the chain's marks, and the picture? Paper birds.
+                 max_new_tokens: int = 96, seed: int = 0) -> list[dict]:  # fmt: skip
+    """Does the answer follow the chain's marks, and the picture? Paper birds; rows.
 
-    edited: the marks in which the nearest other species differs are written into the
+    edited marks: the marks in which the nearest other species differs are written into the
     analysis and the student goes on from there; `follows`: it then names that species.
-    swapped: the same question about a picture of that species. chain_kept: the picture is
-    swapped under the unchanged analysis; `follows`: the chain's answer stays. Each share
-    is over the pictures that were named rightly at first (and cite such a mark).
+    swapped picture: the same question about a picture of that species. chain kept: the
+    picture is swapped under the unchanged analysis; `follows`: the chain's answer stays.
+    Asked of the pictures that were named rightly at first (and cite such a mark).
     """
     rng = random.Random(seed)
     question = prompts.question("think", "bird")
@@ -216,19 +201,25 @@ def faithfulness(student: Student, world: paperbirds.World, photos: Sequence[Pho
         return answers(student, [question] * len(which), [shown[i] for i in which],
                        max_new_tokens, started) if which else []  # fmt: skip
 
-    found = {"named rightly at first": share_of([i in set(kept) for i in range(len(photos))])}
+    rows = [
+        {"measure": "named after a chain", "item": p.id, "label": p.species,
+         "correct": _named(text, world) == p.species, "completion": text}
+        for p, text in zip(photos, first)
+    ]  # fmt: skip
     for name, which, told, wanted in (
         ("edited marks", edited, ask(edited, images, [edits[i] for i in edited]), rivals),
         ("swapped picture", kept, ask(kept, swapped), rivals),
         ("swapped picture, chain kept", kept, ask(kept, swapped, [begun[i] for i in kept]),
          {i: photos[i].species for i in kept}),
     ):  # fmt: skip
-        named = [_named(text, world) for text in told]
-        found[name] = {
-            "changes": share_of([n != photos[i].species for i, n in zip(which, named)]),
-            "follows": share_of([n == wanted[i] for i, n in zip(which, named)]),
-        }
-    return found
+        for i, text in zip(which, told):
+            named, label = _named(text, world), photos[i].species
+            rows.append({
+                "measure": changes.FAITH + name, "item": photos[i].id, "label": label,
+                "rival": rivals[i], "named": named, "changes": named != label,
+                "follows": named == wanted[i], "completion": text,
+            })  # fmt: skip
+    return rows
 
 
 def _named(text: str, world: paperbirds.World) -> str | None:
@@ -252,26 +243,77 @@ def _marks_to(world: paperbirds.World, name: str, other: str) -> dict[str, str]:
 
 # --- before and after ------------------------------------------------------------------------
 
+Parts = dict[str, Callable[[], list[dict]]]
+
+
+def parts(students: Mapping[str, Student], collection: Collection,
+          world: paperbirds.World | None, max_new_tokens: int = 96) -> Parts:  # fmt: skip
+    """Name -> function that measures a part and returns its rows (`changes`).
+
+    students: "before" and "after". Faithfulness and the covered mark need a world whose
+    marks are known and are left out without one.
+    """
+    photos = collection.test
+    question = prompts.question("answer", collection.coarse)
+
+    def dated(measure: Callable[[Student], list[dict]]) -> list[dict]:
+        return [row | {"when": when} for when, s in students.items() for row in measure(s)]
+
+    def cover() -> list[dict]:
+        shown = transfer.cover(world, photos)
+
+        def measure(student):
+            def tell(questions, images):
+                return answers(student, questions, images, max_new_tokens)
+
+            return transfer.measure(tell, world, shown)
+
+        rows = dated(measure)
+        asked = [r for r in rows if r["when"] == "before" and r["measure"].endswith("one step")]
+        counted = transfer.control_rows(world, asked)
+        return rows + [row | {"when": "control"} for row in counted]
+
+    found: Parts = {
+        "vision": lambda: _features("vision", students, photos, vision_features),
+        "language": lambda: _features(
+            "language", students, photos, lambda s, p: language_states(s, p, question)
+        ),
+        "quiz": lambda: dated(lambda s: _quiz_rows(s, collection)),
+    }
+    if world is not None:
+        found["faithfulness"] = lambda: dated(
+            lambda s: faithfulness(s, world, photos, max_new_tokens)
+        )
+        found["covered mark"] = cover
+    return found
+
+
+def _features(name: str, students: Mapping[str, Student], photos: Sequence[Photo],
+              look: Callable[[Student, Sequence[Photo]], np.ndarray]) -> list[dict]:  # fmt: skip
+    """A probe's verdict on every picture, before and after, and the CKA between the two."""
+    seen = {when: look(student, photos) for when, student in students.items()}
+    labels = [p.species for p in photos]
+    rows: list[dict] = [
+        {"measure": f"linear probe, {name}", "when": when, "item": p.id, "label": p.species,
+         "correct": right}
+        for when, features in seen.items()
+        for p, right in zip(photos, probe_right(features, labels))
+    ]  # fmt: skip
+    return [*rows, {"measure": f"CKA, {name}", "when": "both", "value": cka(*seen.values())}]
+
+
+def _quiz_rows(student: Student, collection: Collection) -> list[dict]:
+    known = quiz(student, collection)
+    split = {s.name: "seen" if s.seen else "unseen" for s in collection.species}
+    return [
+        {"measure": f"quiz in words, {split[name]}", "item": name, "label": name, "correct": right}
+        for name, right in known.items()
+    ]
+
 
 def analyse(before: Student, after: Student, collection: Collection,
             world: paperbirds.World | None, max_new_tokens: int = 96) -> dict:  # fmt: skip
-    """All of the above of two students on the test pictures of a collection.
-
-    Faithfulness needs a world whose marks are known and is left out without one.
-    """
-    photos, labels = collection.test, [p.species for p in collection.test]
-    question = prompts.question("answer", collection.coarse)
-    eyes = [vision_features(s, photos) for s in (before, after)]
-    states = [language_states(s, photos, question) for s in (before, after)]
-    found: dict = {"pictures": len(photos)}
-    for name, pair in (("vision", eyes), ("language", states)):
-        rights = [probe_right(x, labels) for x in pair]
-        found[f"linear probe, {name}"] = change(*rights)
-        found[f"CKA, {name}"] = cka(*pair)
-    known = [quiz(s, collection) for s in (before, after)]
-    for split, names in (("seen", collection.seen_names), ("unseen", collection.unseen_names)):
-        rights = [[k[n] for n in names if n in k] for k in known]
-        found[f"quiz in words, {split}"] = change(*rights)
-    if world is not None:
-        found["faithfulness after"] = faithfulness(after, world, photos, max_new_tokens)
-    return found
+    """All parts of two students on the test pictures of a collection, as `changes.summary`."""
+    both = {"before": before, "after": after}
+    made = parts(both, collection, world, max_new_tokens)
+    return changes.summary([row for make in made.values() for row in make()])

@@ -3,28 +3,27 @@
 Each makes features of pictures (and CLIP of names); a class is scored by cosine. The four
 training shots are all that the few-shot baselines see, of seen classes only where a
 collection keeps classes unseen: they cannot name what they were never shown. Zero-shot
-CLIP needs no shots. Answers become records like any student's.
+CLIP needs no shots; the ImageNet encoder has no text tower and so no zero-shot counterpart.
+Answers become records like any student's.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from PIL import Image
 
-from finer1_lite import exam, report
+from finer1_lite import exam, formats, prompts
 from finer1_lite.exam import Block, Exam
 from finer1_lite.models import Student
 from finer1_lite.species import Collection, DataError
 
 NAMES = ("lite0", "vision_tower", "clip", "clip_probe")
-CLIP = "google/siglip-base-patch16-224"  # any CLIP or SigLIP of the hub
-SIDE = 224
+SIDE, BATCH = 224, 32
 Features = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, width), rows of length 1
 
 
@@ -130,13 +129,14 @@ def tower_features(student: Student) -> Features:
     return features
 
 
-def clip_features(source: str = CLIP) -> tuple[Features, Callable[[Sequence[str]], np.ndarray]]:
+def clip_features(source: str) -> tuple[Features, Callable[[Sequence[str]], np.ndarray]]:
     """(picture features, text features) of a CLIP or SigLIP on the hub, or in a folder."""
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
 
     try:
         model = AutoModel.from_pretrained(source, use_safetensors=True).eval()
-        eyes = AutoImageProcessor.from_pretrained(source)
+        siglip = model.config.model_type.startswith("siglip")  # these classes need no torchvision
+        eyes = (SiglipImageProcessorPil if siglip else CLIPImageProcessorPil).from_pretrained(source)
         words = AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise DataError([f"{source}: {error}"], "CLIP needs a hub or a folder with it:") from None
@@ -160,19 +160,35 @@ def clip_features(source: str = CLIP) -> tuple[Features, Callable[[Sequence[str]
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of every item, and the classes of the columns."""
+    """Scores of every item, the classes of the columns, and why an item has no scores."""
 
-    scores: np.ndarray  # (items, classes)
+    scores: np.ndarray  # (items, classes); -inf without shots or picture
     classes: list[str]
+    faults: dict[int, str] = field(default_factory=dict)  # item -> why its picture is not read
 
 
-def extract(features: Features, images: Sequence, batch: int = 32) -> np.ndarray:
+def extract(features: Features, images: Sequence, batch: int = BATCH) -> np.ndarray:
     """Features of pictures given as functions, a batch at a time. (N, width)"""
     parts = [
         features([image() for image in images[at : at + batch]])
         for at in range(0, len(images), batch)
     ]
     return np.concatenate(parts)
+
+
+def score_pictures(
+    features: Features, images: Sequence, classes: list[str], score: Callable
+) -> Scored:
+    """score(features) of every picture that can be read, a batch at a time."""
+    scores, faults = np.full((len(images), len(classes)), -np.inf), {}
+    for at in range(0, len(images), BATCH):
+        read: dict[int, Image.Image] = {}
+        for i in range(at, min(at + BATCH, len(images))):
+            found = exam.read_image(images[i])
+            (faults if isinstance(found, str) else read)[i] = found
+        if read:
+            scores[list(read)] = score(features(list(read.values())))
+    return Scored(scores, classes, faults)
 
 
 def score_items(name: str, collection: Collection | None, asked: Exam, job) -> Scored:
@@ -182,10 +198,10 @@ def score_items(name: str, collection: Collection | None, asked: Exam, job) -> S
     classes = sorted({c for names in asked.classes.values() for c in names})
     images = [item.image for item in asked.items]
     if name == "clip":
-        look, read = clip_features()
+        look, read = clip_features(job.clip)
         coarse = {n: i.coarse for i in asked.items for n in asked.classes[i.dataset]}
         texts = read([f"a photo of a {c}, a kind of {coarse[c]}." for c in classes])
-        return Scored(extract(look, images) @ texts.T, classes)
+        return score_pictures(look, images, classes, lambda found: found @ texts.T)
     if collection is None:
         raise DataError([f"{name}: question files bring no training shots"], "no baseline:")
     if name == "vision_tower":
@@ -193,12 +209,12 @@ def score_items(name: str, collection: Collection | None, asked: Exam, job) -> S
 
         features, how = tower_features(load(job.models[0], job)), neighbour_scores
     elif name == "clip_probe":
-        features, how = clip_features()[0], probe_scores
+        features, how = clip_features(job.clip)[0], probe_scores
     else:
         features, how = lite0_features(), prototype_scores
     shots = extract(features, [p.image for p in collection.train])
     labels = [p.species for p in collection.train]
-    return Scored(how(shots, labels, classes, extract(features, images)), classes)
+    return score_pictures(features, images, classes, lambda found: how(shots, labels, classes, found))
 
 
 def answer(name: str, collection: Collection | None, asked: Exam, job) -> None:
@@ -209,13 +225,14 @@ def answer(name: str, collection: Collection | None, asked: Exam, job) -> None:
     if all(path.exists() for path in paths.values()):
         return
     scored = score_items(name, collection, asked, job)
-    row_of = {id(item): row for item, row in zip(asked.items, scored.scores)}
+    row_of = {id(item): i for i, item in enumerate(asked.items)}
     for task, path in paths.items():
         block = Block("none", task, order=asked_as[task].order)
         lines = []
         for one in exam.questions(asked, replace(block, prompt="answer")):
-            found = choose(row_of[id(one.item)], scored.classes, one.options)
-            text = "" if found is None else f"<answer>{found}</answer>"
-            lines.append(exam.record_of(asked, block, f"baseline {name}", one, text))
-        rows = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        report.write_atomically(path, rows.encode())
+            i = row_of[id(one.item)]
+            found = choose(scored.scores[i], scored.classes, one.options)
+            text = "" if found is None else prompts.answer(found)
+            row = exam.record_of(asked, block, f"baseline {name}", one, text)
+            lines.append(row | {"fault": scored.faults.get(i)})
+        formats.write_lines(path, lines)

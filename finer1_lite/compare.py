@@ -13,7 +13,7 @@ from finer1_lite.metrics import SPLITS, paired_bootstrap
 from finer1_lite.pages import Block, Heading, Table, Text, visible
 from finer1_lite.tables import Group, Row
 
-MAX_PAIRS = 40  # lines of a table of differences
+MAX_PAIRS = 60  # lines of a table of differences
 SHOWN = 8  # differing pictures that a page shows
 
 
@@ -60,7 +60,17 @@ def within(rows: Sequence[Row], task: str) -> list[Pair]:
     """
     found = tables.groups(rows, task)
     pairs = [(found[j], found[i]) for i in range(len(found)) for j in range(i + 1, len(found))]
-    return [pair for pair in pairs if _one_thing(*pair)]
+    return sorted((pair for pair in pairs if _one_thing(*pair)), key=_rank)
+
+
+def _rank(pair: Pair) -> int:
+    """Two models asked alike come first; then prompts; baselines; blindness."""
+    a, b = pair
+    if "none" in (a.prompt, b.prompt):
+        return 2
+    if not (a.picture and b.picture):
+        return 3
+    return 0 if a.model != b.model else 1
 
 
 def _one_thing(a: Group, b: Group) -> bool:

@@ -43,17 +43,9 @@ def _add_make(steps) -> None:
         "--quantize", choices=("none", "nf4"), default="none", help="local: nf4 is 4-bit weights"
     )
     option("--url", default="http://localhost:8000/v1", help="endpoint: up to /v1")
-    option("--key-env", default="OPENAI_API_KEY", help="endpoint: the environment variable of the "
-           "key, which is never written anywhere")  # fmt: skip
-    option("--workers", type=int, default=4, help="endpoint: requests at a time")
-    option("--timeout", type=float, default=120.0, help="endpoint: seconds for one answer")
-    option("--tries", type=int, default=5, help="endpoint: of one request, with growing pauses")
+    add_endpoint(option)
     option("--temperature", type=float, default=0.7, help="local, endpoint, student: of sampling")
     option("--max-tokens", type=int, default=1024, help="local, endpoint, student: of one answer")
-    option("--max-requests", type=int, default=None, help="budget: answers paid for in this start")
-    option("--max-cost", type=float, default=None, help="budget: in the unit of the prices")
-    option("--price-in", type=float, default=0.0, help="of a million tokens read")
-    option("--price-out", type=float, default=0.0, help="of a million tokens written")
     option("--descriptions-a-picture", type=int, default=6, help="times that it is described")
     option("--extract", choices=("teacher", "yake"), default=None,
            help="who names concepts; left out: the teacher, for a table yake")  # fmt: skip
@@ -65,6 +57,19 @@ def _add_make(steps) -> None:
            "only if it is right (the way of --teacher student)")  # fmt: skip
     option("--seed", type=int, default=0, help="order of candidates")
     make.set_defaults(main=run_make)
+
+
+def add_endpoint(option) -> None:
+    """What every command asks of an endpoint beside its address."""
+    option("--key-env", default="OPENAI_API_KEY", help="endpoint: the environment variable of the "
+           "key, which is never written anywhere")  # fmt: skip
+    option("--workers", type=int, default=4, help="endpoint: requests at a time")
+    option("--timeout", type=float, default=120.0, help="endpoint: seconds for one answer")
+    option("--tries", type=int, default=5, help="endpoint: of one request, with growing pauses")
+    option("--max-requests", type=int, default=None, help="budget: answers paid for in this start")
+    option("--max-cost", type=float, default=None, help="budget: in the unit of the prices")
+    option("--price-in", type=float, default=0.0, help="of a million tokens read")
+    option("--price-out", type=float, default=0.0, help="of a million tokens written")
 
 
 def _add_data(option) -> None:

@@ -107,7 +107,9 @@ def make(work: Work) -> dict:
 # --- the teacher is asked --------------------------------------------------------------------
 
 
-def in_parallel(work: Work, items: Sequence, act: Callable, what: str) -> list[str]:
+def in_parallel(
+    teacher: Teacher, items: Sequence, act: Callable, what: str, bars: bool = True
+) -> list[str]:
     """act(item) for all, the teacher's `workers` at a time; returns what went wrong, item by item.
 
     Stops handing out items when the teacher is done for good, or after `PATIENCE` failures
@@ -120,8 +122,8 @@ def in_parallel(work: Work, items: Sequence, act: Callable, what: str) -> list[s
     def guarded(item):
         return None if halted.is_set() else act(item)
 
-    bar = lab.progress_bar(len(items), what, hidden=not work.bars)
-    with ThreadPoolExecutor(work.teacher.workers) as pool, bar:
+    bar = lab.progress_bar(len(items), what, hidden=not bars)
+    with ThreadPoolExecutor(teacher.workers) as pool, bar:
         tasks = {pool.submit(guarded, item): item for item in items}
         for task in as_completed(tasks):
             bar.update()
@@ -155,7 +157,7 @@ def describe(work: Work) -> dict[str, list[str]]:
             for reply in work.teacher.ask(photo, asked, list(samples))
         ]
 
-    faults = in_parallel(work, work.collection.train, act, "descriptions")
+    faults = in_parallel(work.teacher, work.collection.train, act, "descriptions", work.bars)
     if faults:
         raise TeacherError("; ".join(faults[:5]))
     return found
@@ -204,7 +206,7 @@ def write_all(
     def act(photo: Photo) -> None:
         _write_one(work, photo, described[photo.id], selected[photo.species])
 
-    faults = in_parallel(work, work.collection.train, act, "chains")
+    faults = in_parallel(work.teacher, work.collection.train, act, "chains", work.bars)
     short = [
         f"{p.id}: {len(work.done.get(p.id, []))} of {work.settings.per_picture} chains passed in "
         f"{work.settings.rounds} rounds (reasons: rejected.jsonl)"

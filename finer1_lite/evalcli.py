@@ -3,7 +3,10 @@
 import argparse
 from pathlib import Path
 
+from finer1_lite import cot_cli
 from finer1_lite.presets import PRESETS
+
+ENDPOINT_TOKENS = 1024  # of an answer over HTTP, where no limit is given
 
 
 def add_commands(commands) -> None:
@@ -47,16 +50,21 @@ def _add_evaluate(commands) -> None:
         "writes OUT/NAME/records.jsonl and evaluation.html. Killed and started again, it resumes.",
     )  # fmt: skip
     option = run.add_argument
-    option("models", nargs="+", metavar="MODEL", help="folder of a model or an adapter, or a hub "
-           "name")  # fmt: skip
+    option("models", nargs="*", metavar="MODEL", help="folder of a model or an adapter, or a hub "
+           "name; several adapters stand side by side")  # fmt: skip
+    option("--endpoint", default=None, metavar="URL", help="an OpenAI-compatible endpoint, up to "
+           "/v1, whose models are named by --model")  # fmt: skip
+    option("--model", nargs="+", default=[], metavar="NAME", help="endpoint: models there")
+    cot_cli.add_endpoint(option)
     option("--base", default=None, help="model below the adapters (default: as the adapter says)")
     option("--name", default="evaluation", help="name of the run")
     option("--out", type=Path, default=Path("runs"), help="folder of all runs")
     option("--fresh", action="store_true", help="start over: delete the run of this name first")
     option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, "
            "others: a GPU")  # fmt: skip
-    option("--prompts", nargs="+", default=["think", "answer", "exact"], help="think, answer, "
-           "exact, coarse or no_think; each row of a table names its prompt")  # fmt: skip
+    option("--prompts", nargs="+", default=None, help="think, answer, exact, coarse or no_think; "
+           "each row of a table names its prompt (left out: the first three; for --questions the "
+           "first two)")  # fmt: skip
     option("--tasks", nargs="+", choices=("open", "closed"), default=["open", "closed"],
            help="with options (closed) or without (open)")  # fmt: skip
     option("--order", choices=("rotate", "shuffle", "as_is"), default="rotate", help="options: in "
@@ -68,7 +76,12 @@ def _add_evaluate(commands) -> None:
            "temperature 1")  # fmt: skip
     option("--no-blind", action="store_true", help="leave out the model without the picture")
     _add_data(option)
+    option("--questions", type=Path, nargs="*", default=[], metavar="FILE", help="questions of your "
+           "own about pictures: JSON lines with image, question, answer and, where wanted, "
+           "options, aliases, split")  # fmt: skip
     option("--baselines", nargs="*", default=[], help="lite0, vision_tower, clip, clip_probe")
+    option("--clip", default=None, metavar="NAME", help="CLIP or SigLIP of the baselines clip and "
+           "clip_probe: hub name or folder (left out: google/siglip-base-patch16-224)")  # fmt: skip
     option("--similarity", choices=("none", "minilm", "siglip"), default="none",
            help="text encoder of the open world's semantic similarity")  # fmt: skip
     run.set_defaults(main=run_evaluate)
@@ -95,7 +108,8 @@ def _add_report(commands) -> None:
         "Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 that puts "
         "the two side by side, with the pictures on which they differ.",
     )  # fmt: skip
-    rep.add_argument("run", type=Path, metavar="RUN", help="folder with a records.jsonl")
+    rep.add_argument("run", type=Path, metavar="RUN", help="folder with a records.jsonl, or with an "
+                     "analysis.jsonl")  # fmt: skip
     rep.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a second such folder")
     rep.add_argument("--photos", type=Path, default=None, help="folder of the pictures, to show "
                      "those on which two runs differ")  # fmt: skip
@@ -106,25 +120,32 @@ def make_job(args):
     """Arguments -> examine.Job. ValueError lists every setting that makes no sense."""
     from finer1_lite import prompts
     from finer1_lite.exam import Block
-    from finer1_lite.examine import Job
+    from finer1_lite.examine import CLIP, Job
     from finer1_lite.presets import Preset
 
-    faults = [f"--prompts {p}: choose of {', '.join(prompts.PROMPTS)}"
-              for p in args.prompts if p not in prompts.PROMPTS]  # fmt: skip
+    known = prompts.ABOUT if args.questions else prompts.PROMPTS
+    asked = args.prompts or (("think", "answer") if args.questions else ("think", "answer", "exact"))
+    faults = [f"--prompts {p}: choose of {', '.join(known)}" for p in asked if p not in known]
     if args.samples < 1:
         faults.append(f"--samples {args.samples}: give 1 or more")
-    if args.photos and args.files:
-        faults.append("--photos and --files: give one of them")
+    if bool(args.photos) + bool(args.files) + bool(args.questions) > 1:
+        faults.append("--photos, --files and --questions: give one of them")
+    if args.questions and args.baselines:
+        faults.append("--baselines: they name classes; questions of one's own ask something else")
+    if bool(args.endpoint) != bool(args.model):
+        faults.append("--endpoint and --model: give both, or neither")
     if faults:
         raise ValueError("settings that make no sense:\n- " + "\n- ".join(faults))
     changes = {"test_pictures": args.test_pictures, "max_new_tokens": args.max_new_tokens,
                "eval_batch": args.batch}  # fmt: skip
+    if args.endpoint and args.max_new_tokens is None:
+        changes["max_new_tokens"] = ENDPOINT_TOKENS
     preset = getattr(Preset, args.preset)()
     preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
     order = "as_is" if args.protocol == "released" else args.order
     blocks = [
         Block(prompt, task, picture, order, args.letters, args.samples)
-        for prompt in dict.fromkeys(args.prompts)
+        for prompt in dict.fromkeys(asked)
         for task in dict.fromkeys(args.tasks)
         for picture in ((True,) if args.no_blind else (True, False))
     ]
@@ -132,9 +153,21 @@ def make_job(args):
     return Job(
         folder=args.out / args.name, models=tuple(args.models), preset=preset,
         blocks=tuple(blocks), base=args.base, world_seed=args.world_seed, photos=args.photos,
-        files=tuple(args.files), images=args.images, allow_missing=args.allow_missing,
+        files=tuple(args.files), questions=tuple(args.questions), images=args.images, allow_missing=args.allow_missing,
         unseen_share=args.unseen_share, coarse=word, baselines=tuple(args.baselines),
-        similarity=args.similarity,
+        similarity=args.similarity, endpoint=_endpoint(args), clip=args.clip or CLIP,
+    )  # fmt: skip
+
+
+def _endpoint(args):
+    """Arguments -> Remote, or None."""
+    from finer1_lite.remote import Remote
+
+    if not args.endpoint:
+        return None
+    return Remote(
+        args.endpoint, tuple(args.model), args.key_env, args.workers, args.timeout, args.tries,
+        args.max_requests, args.max_cost, args.price_in, args.price_out,
     )  # fmt: skip
 
 
@@ -148,7 +181,9 @@ def run_report(args) -> None:
     from finer1_lite import evalreport
 
     photos = evalreport.photo_source(args.photos)
-    if args.other is None:
+    if args.other is None and (args.run / "analysis.jsonl").exists():
+        print(f"report: {evalreport.write_analysis(args.run)}")
+    elif args.other is None:
         if (args.run / "chains.jsonl").exists():  # a run of `lab` has a report of its own
             from finer1_lite.report import write_report
 
@@ -162,29 +197,26 @@ def _add_analyse(commands) -> None:
     run = _command(
         commands, "analyse", "better use of knowledge, or more? probes, quiz, faithfulness",
         "Measures a student before and after training (linear probes, CKA, a quiz in words, "
-        "whether answers follow the chain and the picture) and writes OUT/NAME/analysis.json.",
+        "whether answers follow the chain and the picture, a covered mark) and writes "
+        "OUT/NAME/analysis.jsonl and analysis.html. Killed and started again, it resumes.",
     )  # fmt: skip
     option = run.add_argument
     option("models", nargs=2, metavar="MODEL", help="before and after: folders or hub names")
     option("--base", default=None, help="model below the adapters (default: as the adapter says)")
-    option("--name", default="evaluation", help="name of the run to put the numbers beside")
+    option("--name", default="analysis", help="name of the run")
     option("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    option("--fresh", action="store_true", help="start over: delete the run of this name first")
     option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, "
            "others: a GPU")  # fmt: skip
     _add_data(option)
     run.set_defaults(
         main=run_analyse, prompts=[], tasks=[], samples=1, letters=False, no_blind=True,
-        protocol="ours", order="rotate", baselines=[], similarity="none",
+        protocol="ours", order="rotate", baselines=[], similarity="none", endpoint=None, model=[],
+        questions=[], clip=None,
     )  # fmt: skip
 
 
 def run_analyse(args) -> None:
-    import json
-
     from finer1_lite import examine
-    from finer1_lite.report import write_atomically
 
-    job = make_job(args)
-    text = json.dumps(examine.analyse(job), indent=1)
-    write_atomically(job.folder / "analysis.json", text.encode())
-    print(text)
+    print(f"report: {examine.analyse(make_job(args), fresh=args.fresh)}")

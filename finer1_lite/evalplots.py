@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from finer1_lite import controls, stats, tables
 from finer1_lite.metrics import SPLITS, TASKS
-from finer1_lite.plots import COLOURS, INK, WIDTH, _tidy
+from finer1_lite.plots import COLOURS, INK, WIDTH, tidy
 from finer1_lite.tables import Row
 
 SPLIT_COLOURS = {"seen": COLOURS["tapo"], "unseen": COLOURS["sft"]}
+STYLES = ("o-", "s--", "^:", "D-.", "v-")
 MAX_CLASSES = 60  # a confusion matrix with more is unreadable
 
 
@@ -33,7 +34,7 @@ def accuracy_points(rows: Sequence[Row]) -> Figure:
         axis.set_yticks(range(len(groups)), names, fontsize=8)
         axis.set(xlim=(-2, 102), xlabel="right answers, %", title=f"{task} world")
         axis.invert_yaxis()
-        _tidy(axis)
+        tidy(axis)
     for split in SPLITS:
         axes[0].plot([], [], "o", color=SPLIT_COLOURS[split], label=f"{split} classes")
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
@@ -56,21 +57,25 @@ def _control_lines(axis, asked: Sequence[Row]) -> None:
 
 
 def length_curve(rows: Sequence[Row]) -> Figure:
-    """Accuracy in five bins of the answer's length, every student that sees a line."""
+    """Accuracy in five bins of the answer's length: a colour a student, a dash a prompt."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots(1, len(TASKS), sharey=True)
     lines = {}
     for axis, task in zip(axes, TASKS):
         students = [g for g in tables.groups(rows, task) if g.picture and g.prompt != "none"]
-        for i, group in enumerate(students):
+        models, asked = (list(dict.fromkeys(getattr(g, key) for g in students))
+                         for key in ("model", "prompt"))  # fmt: skip
+        for group in students:
+            colour = f"C{models.index(group.model)}"
+            style = STYLES[asked.index(group.prompt) % len(STYLES)]
             bins = stats.by_length([r["tokens"] for r in group.rows],
                                    [r["correct"] for r in group.rows])  # fmt: skip
             x = [(low + high) / 2 for low, high, _, _ in bins]
             label = f"{group.label[:40]} ({group.prompt})".replace("$", r"\$")
             y = [100 * ok / n for _, _, ok, n in bins]
-            lines[label] = axis.plot(x, y, "o-", color=f"C{i}", ms=3, lw=1)[0]
+            lines[label] = axis.plot(x, y, style, color=colour, ms=3, lw=1)[0]
         axis.set(title=f"{task} world", xlabel="tokens of the answer", ylim=(-3, 103))
-        _tidy(axis)
+        tidy(axis)
     axes[0].set_ylabel("right answers, %")
     place = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 8}
     figure.legend(lines.values(), lines.keys(), **place)

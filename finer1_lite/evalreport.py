@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finer1_lite import (
+    changes,
     compare,
+    details,
     evalplots,
     openworld,
     pages,
@@ -28,9 +30,14 @@ from finer1_lite.species import DataError
 
 log = logging.getLogger("finer1_lite")
 
-ACCURACY, LENGTH, CONFUSION = (f"figures/{n}.png" for n in ("points", "length", "confusion"))
-_NEEDED = ("task", "prompt", "split", "photo", "label", "completion", "named", "correct", "tokens",
-           "cut")  # fmt: skip
+ACCURACY, LENGTH, CONFUSION, CHANGES = (
+    f"figures/{name}.png" for name in ("points", "length", "confusion", "changes")
+)
+_NEEDED = (  # what the tables read of a row (`evaluate.answer_row`)
+    *("model", "prompt", "task", "picture", "dataset", "split", "photo", "label", "group"),
+    *("named_group", "options", "rotation", "sample", "completion", "answer", "named", "correct"),
+    *("included", "tokens", "cut", "fault"),
+)
 Photos = Callable
 
 
@@ -44,15 +51,13 @@ def read_run(folder: Path | str) -> list[dict]:
     faults = []
     for number, record in enumerate(records, 1):
         lacking = [name for name in _NEEDED if name not in record]
-        if "model" not in record and "stage" not in record:
-            lacking.append("model")
         if lacking:
             faults.append(f"{path}, row {number}: lacks {', '.join(lacking)}; evaluate again")
     if not records:
         faults.append(f"{path}: is empty; evaluate first")
     if faults:
         raise DataError(faults, "records that cannot be reported:")
-    return [tables.adopt(record) for record in records]
+    return records
 
 
 def add_similarity(rows: Sequence[dict], encoder: openworld.TextEncoder) -> None:
@@ -90,7 +95,7 @@ def write(folder: Path | str) -> Path:
     blocks += [*tables.main_blocks(rows), *tables.dataset_blocks(rows)]
     for task in TASKS:
         blocks += compare.blocks(compare.within(rows, task), task)
-    blocks += tables.detail_blocks(rows)
+    blocks += details.detail_blocks(rows)
     blocks += [Picture(path, alt) for path, alt in ((LENGTH, "Accuracy against length"),
                (CONFUSION, "Confusion, classes sorted by group")) if path in images]  # fmt: skip
     blocks += _extra(folder)
@@ -109,14 +114,27 @@ def figures(rows: Sequence[dict]) -> dict[str, bytes]:
 
 
 def _extra(folder: Path) -> list[Block]:
-    """What was measured on the model itself, and the settings, where they were kept."""
+    """What an endpoint was asked, and the settings, where they were kept."""
     blocks: list[Block] = []
-    for name, title in (("analysis.json", "Analysis"), ("config.json", "Settings")):
+    for name, title in (("requests.json", "Requests of the last start"),
+                        ("config.json", "Settings")):  # fmt: skip
         path = folder / name
         if path.exists():
             text = json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)
             blocks += [Heading(title), pages.Code(text)]
     return blocks
+
+
+def write_analysis(folder: Path | str) -> Path:
+    """Remake analysis.json, analysis.md, analysis.html and the figure from analysis.jsonl."""
+    folder = Path(folder)
+    rows = read_records(folder / "analysis.jsonl")
+    numbers = json.dumps(changes.summary(rows), indent=1)
+    write_atomically(folder / "analysis.json", numbers.encode())
+    images = {CHANGES: png(changes.figure(rows))}
+    blocks = [Picture(CHANGES, "Each measurement before and after training")]
+    blocks += [*changes.blocks(rows), *_extra(folder)]
+    return _save(folder, "analysis", f"{folder.resolve().name}: what changed", blocks, images)
 
 
 def write_comparison(

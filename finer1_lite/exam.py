@@ -8,15 +8,16 @@ that every table is made from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from finer1_lite import pictures, prompts, protocols, question_files, rollouts
-from finer1_lite.evaluate import append_batches
+from finer1_lite import evaluate, pictures, prompts, protocols, question_files, rollouts
 from finer1_lite.models import Student
 from finer1_lite.species import Collection, DataError
 
@@ -37,6 +38,7 @@ class Item:
     label: str
     image: Callable[[], Image.Image] = field(repr=False, compare=False)
     options: tuple[str, ...] | None = None
+    question: str = ""  # asked instead of the name; the label is then its answer
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Exam:
     classes: dict[str, list[str]]
     groups: dict[str, str] = field(default_factory=dict)
     missing: int = 0  # pictures that were not there and are not asked about
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    released: bool = False  # of released question files: their rule reads the picture's path
 
     @classmethod
     def of_collection(cls, collection: Collection, dataset: str, fine: str = "kind") -> Exam:
@@ -59,8 +63,9 @@ class Exam:
             )
             for p in collection.test
         )  # fmt: skip
-        groups = {s.name: s.group for s in collection.species}
-        return cls(items, {dataset: collection.names}, groups)
+        return cls(
+            items, {dataset: collection.names}, collection.groups, aliases=collection.aliases
+        )
 
     @classmethod
     def of_files(cls, paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Exam:
@@ -70,23 +75,50 @@ class Exam:
         allowed ones are left out and counted.
         """
         questions = question_files.read_questions(paths)
-        lost = [q for q in questions if not (images / q.image_path).is_file()]
-        if lost and (not allow_missing or len(lost) == len(questions)):
-            first = "; ".join(str(images / q.image_path) for q in lost[:3])
-            fault = (
-                f"{len(lost)} of {len(questions)} pictures are missing (first: {first}); "
-                "give their folder with --images, or --allow-missing to leave them out"
-            )
-            raise DataError([fault], "no examination:")
-        gone = {id(q) for q in lost}
+        kept = _with_pictures(questions, images, allow_missing)
+        items = [
+            Item(q.image_path, q.dataset, q.split, *question_files.coarse_word(q.dataset), q.label,
+                 partial(pictures.decode, images / q.image_path), q.options)
+            for q in kept
+        ]  # fmt: skip
+        classes = question_files.classes_of(questions)
+        missing = len(questions) - len(kept)
+        return cls(tuple(items), classes, missing=missing, released=True)
+
+    @classmethod
+    def of_questions(cls, paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Exam:
+        """Questions of one's own about pictures (`question_files`), asked as they stand there.
+
+        Several about one picture are numbered, so that each is an item of its own.
+        """
+        questions = question_files.read_questions(paths, question_files.scan_own)
+        kept, times = _with_pictures(questions, images, allow_missing), Counter()
         items = []
-        for q in questions:
-            if id(q) not in gone:
-                coarse, fine = question_files.coarse_word(q.dataset)
-                path = images / q.image_path
-                items.append(Item(q.image_path, q.dataset, q.split, coarse, fine, q.label,
-                                  lambda path=path: pictures.decode(path), q.options))  # fmt: skip
-        return cls(tuple(items), question_files.classes_of(questions), missing=len(lost))
+        for q in kept:
+            times[q.dataset, q.image_path] += 1
+            n = times[q.dataset, q.image_path]
+            name = q.image_path if n == 1 else f"{q.image_path}#{n}"
+            items.append(Item(name, q.dataset, q.split, "answer", "", q.label,
+                              partial(pictures.decode, images / q.image_path), q.options or None,
+                              q.question))  # fmt: skip
+        return cls(
+            tuple(items), question_files.classes_of(questions), missing=len(questions) - len(kept),
+            aliases={q.label: q.aliases for q in questions if q.aliases},
+        )  # fmt: skip
+
+
+def _with_pictures(questions: Sequence, images: Path, allow_missing: bool) -> list:
+    """The questions whose picture is there; see `Exam.of_files`."""
+    kept = [q for q in questions if (images / q.image_path).is_file()]
+    lost = [q for q in questions if not (images / q.image_path).is_file()]
+    if lost and (not allow_missing or not kept):
+        first = "; ".join(str(images / q.image_path) for q in lost[:3])
+        fault = (
+            f"{len(lost)} of {len(questions)} pictures are missing (first: {first}); "
+            "give their folder with --images, or --allow-missing to leave them out"
+        )
+        raise DataError([fault], "no examination:")
+    return kept
 
 
 @dataclass(frozen=True)
@@ -124,14 +156,23 @@ def questions(exam: Exam, block: Block) -> list[Asked]:
     asked = []
     for item in exam.items:
         for k, options in enumerate(_orders(item, block)):
-            text = prompts.question(
-                block.prompt, item.coarse, options, fine=item.fine, letters=block.letters
-            )
+            text = _words(item, block, options)
             asked.append(Asked(item, text, options and tuple(options), k))
     return sorted(asked, key=lambda a: -len(a.text))
 
 
+def _words(item: Item, block: Block, options: Sequence[str] | None) -> str:
+    if item.question:
+        return prompts.about(block.prompt, item.question, options, letters=block.letters)
+    return prompts.question(
+        block.prompt, item.coarse, options, fine=item.fine, letters=block.letters
+    )
+
+
 def _orders(item: Item, block: Block) -> list[list[str] | None]:
+    """The options of a question in each order; a question of one's own has one task only."""
+    if item.question and (block.task == "open") != (item.options is None):
+        return []
     if block.task == "open":
         return [None]
     if item.options is None:
@@ -152,12 +193,12 @@ def answer_block(
         return _answer(student, exam, block, model, part, at, max_new_tokens)
 
     path = folder / f"{block.name}.jsonl"
-    return append_batches(path, questions(exam, block), batch_size, answer, block.samples)
+    return evaluate.append_batches(path, questions(exam, block), batch_size, answer, block.samples)
 
 
 def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]:
     """The records of one batch; a picture that cannot be read is a record with a fault."""
-    images = [_image(one.item) if block.picture else None for one in part]
+    images = [read_image(one.item.image) if block.picture else None for one in part]
     broken = [isinstance(image, str) for image in images]
     good = [i for i, bad in enumerate(broken) if not bad]
     out = None
@@ -186,9 +227,10 @@ def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]
     return records
 
 
-def _image(item: Item) -> Image.Image | str:
+def read_image(image: Callable[[], Image.Image]) -> Image.Image | str:
+    """The picture, or why it cannot be read."""
     try:
-        return item.image()
+        return image()
     except (pictures.PictureError, OSError) as error:
         return str(error)
 
@@ -198,21 +240,14 @@ def record_of(
 ) -> dict:
     """One answer, scored. `tokens`, `cut` and `fault` are the caller's to fill."""
     item = asked.item
-    verdict = protocols.judge(
-        completion, item.label, exam.classes[item.dataset], options=asked.options,
-        letters=block.letters, prompt=block.prompt,
+    return evaluate.answer_row(
+        completion, item.label, exam.classes[item.dataset], model=model, prompt=block.prompt,
+        task=block.task, photo=item.photo, split=item.split, dataset=item.dataset,
+        coarse=item.coarse, groups=exam.groups, aliases=exam.aliases, options=asked.options,
+        order=block.order if block.task == "closed" else None, letters=block.letters,
+        picture=block.picture, rotation=asked.rotation, sample=sample,
+        released_path=item.photo if exam.released else "",
     )  # fmt: skip
-    return {
-        "model": model, "prompt": block.prompt, "task": block.task, "picture": block.picture,
-        "order": block.order if block.task == "closed" else None, "dataset": item.dataset,
-        "split": item.split, "photo": item.photo, "label": item.label, "coarse": item.coarse,
-        "group": exam.groups.get(item.label, ""),
-        "named_group": exam.groups.get(verdict.named or "", ""),
-        "options": list(asked.options) if asked.options else None, "rotation": asked.rotation,
-        "sample": sample, "completion": completion, "answer": verdict.answer,
-        "named": verdict.named, "correct": verdict.correct, "included": verdict.included,
-        "tokens": 0, "cut": False, "fault": None,
-    }  # fmt: skip
 
 
 def join(folder: Path) -> str:

@@ -11,10 +11,13 @@ from finer1_lite import (
     baselines,
     evalreport,
     exam,
+    formats,
+    jsonl,
     lab,
     models,
     openworld,
     paperbirds,
+    remote,
     report,
 )
 from finer1_lite.exam import Block, Exam
@@ -23,6 +26,7 @@ from finer1_lite.presets import Preset
 from finer1_lite.species import Collection, DataError, load_folder
 
 log = logging.getLogger("finer1_lite")
+CLIP = "google/siglip-base-patch16-224"  # of the baselines clip and clip_probe
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,20 @@ class Job:
     world_seed: int = 0
     photos: Path | None = None
     files: tuple[Path, ...] = ()
+    questions: tuple[Path, ...] = ()  # of one's own about pictures
     images: Path | None = None
     allow_missing: bool = False
     unseen_share: float = 0.4
     coarse: str = "bird"
     baselines: tuple[str, ...] = ()
+    clip: str = CLIP
     similarity: str = "none"  # none, or one of openworld.ENCODERS
+    endpoint: remote.Remote | None = None  # models that answer over HTTP
 
     def collection(self) -> Collection | None:
         """The pictures with their training shots; None for question files."""
         p = self.preset
-        if self.files:
+        if self.files or self.questions:
             return None
         if self.photos is None:
             world = paperbirds.make_world(self.world_seed)
@@ -61,8 +68,11 @@ class Job:
         return {
             "job": "an evaluation", "name": self.folder.name, "models": list(self.models),
             "base": self.base,
+            "endpoint": self.endpoint and [self.endpoint.url, *self.endpoint.models],
             "blocks": [block.name for block in self.blocks], "baselines": list(self.baselines),
-            "world_seed": None if self.photos or self.files else self.world_seed,
+            "clip": self.clip if {"clip", "clip_probe"} & set(self.baselines) else None,
+            "world_seed": None if asked.released or self.photos or self.questions
+            else self.world_seed,
             "pictures": len(asked.items), "missing": asked.missing,
             "data": lab.fingerprint([f"{i.photo}/{i.label}" for i in asked.items]),
             "preset": self.preset.to_dict(),
@@ -70,40 +80,90 @@ class Job:
 
 
 def run(job: Job, fresh: bool = False) -> Path:
-    """Answer everything that is not answered yet, and write the report; its path."""
+    """Answer everything that is not answered yet, and write the report; its path.
+
+    DataError at the end where an endpoint left questions without answer, all else written.
+    """
     collection = job.collection()
     asked = the_exam(job, collection)
-    faults = [f"{m}: {fault}" for m in job.models if (fault := _unusable(m, job))]
-    if len({model_name(m) for m in job.models}) < len(job.models):
-        faults.append(f"{', '.join(job.models)}: two have the same name; rename a folder")
-    if faults:
-        raise DataError(faults, "these models cannot be examined:")
+    names = model_names(job)
+    _check(job, names)
     lab.open_folder(job.folder, job.config(asked), fresh)
     for source in job.models:
         student = load(source, job)
         for block in job.blocks:
-            _answer(student, asked, block, source, job)
+            _answer(student, asked, block, names[source], job)
         del student
+    left = _ask_endpoint(job, asked) if job.endpoint else []
     for name in job.baselines:
         baselines.answer(name, collection, asked, job)
     write_records(job)
-    return evalreport.write(job.folder)
+    page = evalreport.write(job.folder)
+    if left:
+        raise DataError(left, f"not all is answered ({page}); the same command asks the rest:")
+    return page
 
 
-def analyse(job: Job) -> dict:
-    """`analysis.analyse` of the job's two models, by name."""
+def _check(job: Job, names: dict[str, str]) -> None:
+    """DataError naming every model that cannot be examined."""
+    faults = [f"{m}: {fault}" for m in job.models if (fault := _unusable(m, job))]
+    given = [*job.models, *(job.endpoint.models if job.endpoint else ())]
+    if len({_folder_name(name) for name in names.values()}) < len(given):
+        faults.append(f"{', '.join(given)}: two have the same name; rename a folder")
+    if not names:
+        faults.append("no model is named; give folders, hub names, or --endpoint and --model")
+    if not job.models and "vision_tower" in job.baselines:
+        faults.append("--baselines vision_tower: needs a model of this machine, give one")
+    if faults:
+        raise DataError(faults, "these models cannot be examined:")
+    if job.endpoint:
+        for model in job.endpoint.models:  # refuses an address that cannot work
+            job.endpoint.endpoint(model, job.endpoint.ledger(), 1, 0.0)
+
+
+def _ask_endpoint(job: Job, asked: Exam) -> list[str]:
+    """Every block by every model of the endpoint; returns what is left without answer."""
+    ledger, left = job.endpoint.ledger(), []
+    for model in job.endpoint.models:
+        for block in job.blocks:
+            n = remote.answer(
+                job.endpoint, model, asked, block, job.folder, ledger, job.preset.max_new_tokens
+            )
+            left += [f"{model} {block.name}: {n} questions without answer"] if n else []
+    counts = json.dumps(ledger.to_dict(), indent=1)
+    report.write_atomically(job.folder / "requests.json", counts.encode())
+    log.info("requests of this start: %s", counts)
+    return left
+
+
+def analyse(job: Job, fresh: bool = False) -> Path:
+    """Every part of `analysis.parts` of the job's two models; the path of the page.
+
+    A part that was measured is kept, so that a killed analysis goes on with the next.
+    """
     from finer1_lite import analysis
 
-    collection = job.collection()
-    faults = [f"{m}: {fault}" for m in job.models if (fault := _unusable(m, job))]
+    collection, names = job.collection(), model_names(job)
     if collection is None:
-        faults.append("--files: bring no descriptions and no training pictures; give --photos")
-    if faults:
-        raise DataError(faults, "nothing to analyse:")
+        raise DataError(
+            ["--files: bring no descriptions and no training pictures; give --photos"],
+            "nothing to analyse:",
+        )
+    _check(job, names)
+    asked = the_exam(job, collection)
+    lab.open_folder(job.folder, job.config(asked) | {"job": "an analysis"}, fresh)
     world = None if job.photos else paperbirds.make_world(job.world_seed)
-    before, after = (load(source, job) for source in job.models)
-    found = analysis.analyse(before, after, collection, world, job.preset.max_new_tokens)
-    return {"before": model_name(job.models[0]), "after": model_name(job.models[1])} | found
+    both = {when: load(m, job) for when, m in zip(("before", "after"), job.models)}
+    made = analysis.parts(both, collection, world, job.preset.max_new_tokens)
+    with lab.progress_bar(len(made), "analysis") as bar:
+        for name, measure in made.items():
+            path = job.folder / "parts" / f"{name}.jsonl"
+            if not path.exists():
+                formats.write_lines(path, measure())
+            bar.update()
+    rows = [row for name in made for _, row in jsonl.read(job.folder / "parts" / f"{name}.jsonl")]
+    formats.write_lines(job.folder / "analysis.jsonl", rows)
+    return evalreport.write_analysis(job.folder)
 
 
 def write_records(job: Job) -> None:
@@ -117,6 +177,8 @@ def write_records(job: Job) -> None:
 
 
 def the_exam(job: Job, collection: Collection | None) -> Exam:
+    if job.questions:
+        return Exam.of_questions(job.questions, job.images or Path(), job.allow_missing)
     if collection is None:
         return Exam.of_files(job.files, job.images or Path(), job.allow_missing)
     dataset = job.photos.resolve().name if job.photos else f"paperbirds{job.world_seed}"
@@ -124,15 +186,18 @@ def the_exam(job: Job, collection: Collection | None) -> Exam:
     return Exam.of_collection(collection, dataset, fine)
 
 
-def _answer(student: Student, asked: Exam, block: Block, source: str, job: Job) -> None:
-    name = model_name(source)
+def _answer(student: Student, asked: Exam, block: Block, name: str, job: Job) -> None:
     total = len(exam.questions(asked, block))
     with lab.progress_bar(total, f"{name} {block.name}") as bar:
         for done in exam.answer_block(
-            student, asked, block, name, job.folder / "answers" / name.replace("/", "--"),
+            student, asked, block, name, job.folder / "answers" / _folder_name(name),
             max_new_tokens=job.preset.max_new_tokens, batch_size=job.preset.eval_batch,
         ):  # fmt: skip
             bar.update(done - bar.n)
+
+
+def _folder_name(name: str) -> str:
+    return name.replace("/", "--")
 
 
 # --- students ------------------------------------------------------------------------------
@@ -142,6 +207,18 @@ def model_name(source: str) -> str:
     """How a model is called in tables: the last folder's name, or the hub name."""
     path = Path(source)
     return path.resolve().name if path.exists() else source
+
+
+def model_names(job: Job) -> dict[str, str]:
+    """What each model of a job is called: `model_name`, with more of the path where two
+    folders end alike ("dapo/seed0/tapo" beside "lab/seed0/tapo")."""
+    parts = {m: Path(m).resolve().parts if Path(m).exists() else (m,) for m in job.models}
+    names = {m: model_name(m) for m in job.models}
+    for depth in range(2, 1 + max(map(len, parts.values()), default=0)):
+        calls = list(names.values())
+        twice = [m for m in names if calls.count(names[m]) > 1]
+        names |= {m: "/".join(parts[m][-depth:]) for m in twice}
+    return names | {m: m for m in (job.endpoint.models if job.endpoint else ())}
 
 
 def is_adapter(source: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from finer1_lite.cot_checks import Chain
+from finer1_lite.jsonl import read as read_lines
 from finer1_lite.report import write_atomically
 from finer1_lite.species import DataError
 
@@ -85,26 +86,6 @@ def from_row(row: object) -> Record:
 def write_lines(path: Path, rows: Iterable[Mapping]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(path, text.encode("utf-8", "surrogatepass"))
-
-
-def read_lines(path: Path, torn: bool = False) -> list[tuple[int, object]]:
-    """(line number, value) of each line; torn: a last line that a kill cut off is left out."""
-    faults, found = [], []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError:
-        raise DataError([f"{path}: is not UTF-8; save it so"], "cannot be read:") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            found.append((number, json.loads(line)))
-        except ValueError as error:
-            if not (torn and number == len(lines)):
-                faults.append(f"{path}, line {number}: is no JSON ({error}); mend or remove it")
-    if faults:
-        raise DataError(faults, "cannot be read:")
-    return found
 
 
 def each_row(path: Path, rows: Iterable[tuple[object, object]], convert: Callable) -> list:

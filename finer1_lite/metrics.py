@@ -1,4 +1,4 @@
-"""From records (one row an answer) to numbers with intervals. numpy and the standard library.
+"""From records (one row an answer) to numbers with intervals.
 
 Pictures are shared by the training seeds, so two kinds of luck are kept apart: a cell's
 Wilson interval is about the pictures alone; the interval of a difference resamples
@@ -7,7 +7,6 @@ pictures and training seeds, crossed.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from finer1_lite import jsonl
 
 log = logging.getLogger("finer1_lite")
 
@@ -114,35 +115,8 @@ def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generato
 
 
 def read_records(path: Path | str) -> list[dict]:
-    """The rows of a JSON-lines file.
-
-    A last line without its line end that cannot be read was cut off while it was written:
-    it is dropped, with a warning. ValueError lists every other line that is no JSON object.
-    """
-    *whole, last = Path(path).read_bytes().split(b"\n")
-    rows, faults = [], []
-    for number, line in enumerate(whole, 1):
-        if line.strip():
-            row = _parse(line)
-            rows.append(row)
-            if row is None:
-                faults.append(f"{path}, line {number}: no JSON object; mend or delete the line")
-    _raise("lines that cannot be read:", faults)
-    if last.strip():
-        row = _parse(last)
-        if row is None:
-            log.warning("%s: dropped its half-written last line", path)
-        else:
-            rows.append(row)
-    return rows
-
-
-def _parse(line: bytes) -> dict | None:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
+    """The rows of a records file; a half-written last line is dropped (`jsonl.read`)."""
+    return [row for _, row in jsonl.read(path, torn=True, objects=True)]
 
 
 def summarise(records: Iterable[Mapping]) -> dict:

@@ -82,7 +82,7 @@ def _task_bars(axis: Axes, metrics: Mapping, stages: Sequence[str], task: str) -
     axis.set(title=f"{task} world", ylim=(0, 112), xlim=(-0.5, len(SPLITS) - 0.5))
     axis.set_xticks(range(len(SPLITS)), [f"{split} classes" for split in SPLITS])
     axis.set_yticks(range(0, 101, 20))
-    _tidy(axis)
+    tidy(axis)
     return chance
 
 
@@ -105,7 +105,7 @@ def ablation(found: Mapping) -> Figure:
         axis.axvline(0, color=INK, linewidth=0.8, linestyle="--")
         axis.set_title(f"{split} classes", fontsize=10)
         axis.set_xlabel("points over SFT (open world)")
-        _tidy(axis)
+        tidy(axis)
     axes[0].set_yticks(range(len(rows)), [cell["label"] for cell in rows])
     axes[0].invert_yaxis()
     return figure
@@ -213,7 +213,7 @@ def _curves(axis: Axes, panel: _Panel, lines: Sequence[Mapping[int, Mapping[int,
         axis.set_ylim(-3, 103)
     axis.locator_params(axis="x", nbins=5, integer=True)
     axis.tick_params(labelsize=8)
-    _tidy(axis)
+    tidy(axis)
 
 
 def running_window(points: int) -> int:
@@ -263,7 +263,7 @@ def _dot(label: str) -> Line2D:
     return Line2D([], [], linestyle="", marker="o", label=label, **style)
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
     """No frame but the axes; pale lines to read heights by."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

@@ -35,6 +35,13 @@ COMPARISONS = {
 }
 PROMPTS = (*QUESTIONS, *COMPARISONS)
 
+# Around a question of somebody else's about a picture, whose answer needs the name.
+_GIVE = "Give only the answer inside <answer></answer>."
+ABOUT = {
+    "think": f"{_THINK}{_GIVE}", "answer": _GIVE, "no_think": "Reply with the answer and nothing "
+    "else.",
+}  # fmt: skip
+
 
 def question(
     kind: str, coarse: str, options: Sequence[str] | None = None, *, fine: str = "kind",
@@ -49,11 +56,23 @@ def question(
     words = QUESTIONS | COMPARISONS
     if kind not in words:
         raise ValueError(f"unknown prompt {kind!r}: choose one of {sorted(words)}")
-    text = words[kind].format(coarse=coarse, fine=fine)
+    return words[kind].format(coarse=coarse, fine=fine) + _offered(options, letters)
+
+
+def about(
+    kind: str, text: str, options: Sequence[str] | None = None, *, letters: bool = False
+) -> str:
+    """A question of one's own about a picture, in the same form; kind: a key of `ABOUT`."""
+    if kind not in ABOUT:
+        raise ValueError(f"prompt {kind!r} asks for a name: choose one of {sorted(ABOUT)}")
+    return f"{text.strip()} {ABOUT[kind]}" + _offered(options, letters)
+
+
+def _offered(options: Sequence[str] | None, letters: bool) -> str:
     if options is None:
-        return text
+        return ""
     shown = [f"({chr(65 + i)}) {o}" for i, o in enumerate(options)] if letters else options
-    return f"{text} Options: {', '.join(shown)}."
+    return f" Options: {', '.join(shown)}."
 
 
 def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], name: str) -> str:

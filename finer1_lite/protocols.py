@@ -33,12 +33,15 @@ class Verdict:
 def judge(
     completion: str, label: str, classes: Sequence[str], *, options: Sequence[str] | None = None,
     letters: bool = False, prompt: str = "think", aliases: Aliases = None,
+    released_path: str = "",
 ) -> Verdict:  # fmt: skip
     """Score a completion.
 
     classes: every name that counts as a name at all; options: what was offered, in the
     order shown (None: open world). A class that was not offered is wrong, but named. In
-    the open world `included` reads the whole text where there is no answer, as released.
+    the open world `included` reads the whole text where there is no answer, as released;
+    released_path: the picture's path in a released file, from which the released rule tells
+    cars ("" for other pictures).
     """
     answer = rewards.parse_answer(completion)
     if answer is None and prompt in WHOLE_TEXT and "<" not in completion:
@@ -48,8 +51,10 @@ def judge(
         named = option_of_letter(answer, options)
     said = released_answer(completion)
     if options is None:
-        said = said or completion
-    return Verdict(answer, named, named == label, released_inclusion(said, label))
+        included = released_open_inclusion(said or completion, label, released_path)
+    else:
+        included = released_inclusion(said, label)
+    return Verdict(answer, named, named == label, included)
 
 
 def option_of_letter(answer: str, options: Sequence[str]) -> str | None:

@@ -1,18 +1,22 @@
-"""The released question files: `<data set>_<seen|unseen>.jsonl`, one question a line.
+"""Question files: the released ones, and questions of one's own about pictures.
 
-Source: PKU-ICST-MIPL/FineR1_ICLR2026, eval/data (MIT licence). A row has image_path,
+Released: `<data set>_<seen|unseen>.jsonl`, one question a line. Source: PKU-ICST-MIPL/FineR1_ICLR2026, eval/data (MIT licence). A row has image_path,
 question, options and ground_truth; in every released row the right option stands first.
 The coarse word belongs to the data set and is not guessed from a path.
+
+One's own (in the manner of ImageWikiQA: the answer needs the name, which is not asked): a
+line has image (path), question, answer, and where wanted options (the answer among them),
+aliases (further spellings of the answer) and split (seen or unseen; left out: unseen). The
+data set is called as the file.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finer1_lite import protocols, rewards
+from finer1_lite import jsonl, protocols, rewards
 from finer1_lite.species import DataError
 
 SPLITS = ("seen", "unseen")
@@ -37,6 +41,7 @@ class Question:
     question: str
     options: tuple[str, ...]
     label: str
+    aliases: tuple[str, ...] = ()
 
 
 def dataset_of(path: Path | str) -> tuple[str, str]:
@@ -50,13 +55,9 @@ def dataset_of(path: Path | str) -> tuple[str, str]:
 def scan(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
     """(line number, question, fault) of each line: a question, or None and what is wrong."""
     dataset, split = dataset_of(path)
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):
-            yield number, None, "is no JSON; mend or delete the line"
+    for number, row, fault in jsonl.scan(path):
+        if fault:
+            yield number, None, fault
             continue
         fault = row_fault(row)
         question = None if fault else Question(
@@ -70,23 +71,59 @@ def row_fault(row: object) -> str:
     """Why a row cannot be asked, with the mend; "" if it can."""
     if not isinstance(row, dict):
         return "is no JSON object; write {...}"
-    texts = [name for name in _TEXTS if not isinstance(row.get(name), str) or not row[name].strip()]
-    if texts:
-        return f"{', '.join(texts)}: missing or no text; fill in"
-    options = row.get("options")
+    return _texts_fault(row, _TEXTS) or _options_fault(row.get("options"), row["ground_truth"])
+
+
+def _texts_fault(row: dict, names: Sequence[str]) -> str:
+    texts = [name for name in names if not isinstance(row.get(name), str) or not row[name].strip()]
+    return f"{', '.join(texts)}: missing or no text; fill in" if texts else ""
+
+
+def _options_fault(options: object, answer: str) -> str:
     if not isinstance(options, list) or len(options) < 2:
         return "options: give a list of two names or more"
     if any(not isinstance(o, str) or not rewards.normalise(o) for o in options):
         return "options: one is no name; fill in"
-    if row["ground_truth"] not in options:
-        return f"the answer {row['ground_truth']!r} is not among the options; add it"
+    if answer not in options:
+        return f"the answer {answer!r} is not among the options; add it"
     if len({rewards.normalise(o) for o in options}) < len(options):
         return f"two options read alike: {options}; keep one"
     return ""
 
 
-def read_questions(paths: Iterable[Path | str]) -> list[Question]:
-    """All questions of the files, in order. DataError lists every fault of every file."""
+def scan_own(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
+    """As `scan`, of a file of one's own questions."""
+    for number, row, fault in jsonl.scan(path):
+        fault = fault or own_fault(row)
+        question = None if fault else Question(
+            Path(path).stem, row.get("split", "unseen"), row["image"], row["question"],
+            tuple(row.get("options") or ()), row["answer"], tuple(row.get("aliases") or ()),
+        )  # fmt: skip
+        yield number, question, fault
+
+
+def own_fault(row: object) -> str:
+    """Why a row of one's own cannot be asked, with the mend; "" if it can."""
+    if not isinstance(row, dict):
+        return "is no JSON object; write {...}"
+    fault = _texts_fault(row, ("image", "question", "answer"))
+    if not fault and not rewards.normalise(row["answer"]):
+        fault = f"answer {row['answer']!r}: nothing is left of it once normalised; reword"
+    if not fault and row.get("options") is not None:
+        fault = _options_fault(row["options"], row["answer"])
+    others, split = row.get("aliases") or [], row.get("split", "unseen")
+    if not isinstance(others, list) or not all(isinstance(o, str) for o in others):
+        fault = fault or "aliases: give a list of texts"
+    if split not in SPLITS:
+        fault = fault or f"split {split!r}: write seen or unseen"
+    return fault
+
+
+def read_questions(paths: Iterable[Path | str], scan: Callable = scan) -> list[Question]:
+    """All questions of the files, in order; scan: `scan`, or `scan_own` for one's own.
+
+    DataError lists every fault of every file, also names that only differ in spelling.
+    """
     questions: list[Question] = []
     faults: list[str] = []
     for path in paths:
@@ -100,6 +137,7 @@ def read_questions(paths: Iterable[Path | str]) -> list[Question]:
             faults += error.faults
         except OSError as error:
             faults.append(f"{path}: cannot be read ({error.strerror}); give a question file")
+    faults += spelled_twice(classes_of(questions))
     if not questions and not faults:
         faults.append("no questions found; give files such as bird_seen.jsonl")
     if faults:
@@ -111,8 +149,20 @@ def classes_of(questions: Sequence[Question]) -> dict[str, list[str]]:
     """Data set -> every name that is an answer or an option in it, sorted."""
     names: dict[str, set[str]] = {}
     for question in questions:
-        names.setdefault(question.dataset, set()).update(question.options)
+        names.setdefault(question.dataset, set()).update((*question.options, question.label))
     return {dataset: sorted(found) for dataset, found in names.items()}
+
+
+def spelled_twice(classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """A fault for every two names of a data set that the parser cannot tell apart."""
+    faults = []
+    for dataset, names in classes.items():
+        first: dict[str, str] = {}
+        for name in names:
+            other = first.setdefault(rewards.normalise(name), name)
+            if other != name:
+                faults.append(f"{dataset}: {other!r} and {name!r} read alike; spell them one way")
+    return faults
 
 
 def coarse_word(dataset: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import platform
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def write_report(folder: Path | str, photos: Photos) -> Path:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         draft.write_bytes(data)
         os.replace(draft, path)

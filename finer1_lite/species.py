@@ -123,6 +123,16 @@ class Collection:
         """The names kept for the test of generalisation."""
         return [one.name for one in self.species if not one.seen]
 
+    @property
+    def groups(self) -> dict[str, str]:
+        """Name -> its coarse group."""
+        return {one.name: one.group for one in self.species}
+
+    @property
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Name -> its further names, where it has some."""
+        return {one.name: one.aliases for one in self.species if one.aliases}
+
     def of(self, name: str) -> Species:
         """The species called `name`; a DataError offers the closest if there is none."""
         for one in self.species:

@@ -7,6 +7,7 @@ Answers about pictures that could not be read are counted apart and never scored
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from finer1_lite import controls, stats
 from finer1_lite.metrics import SPLITS, TASKS, harmonic_mean, wilson
 from finer1_lite.pages import Block, Heading, Table, Text, visible
 
-WORST = 10  # classes and confusions listed
-_OLD_NAMES = {"base": "base", "sft": "SFT", "tapo": "TAPO"}
+# Whoever is compared with: the first model, under each of these. A gain over one of them alone
+# may be a gain of the prompt, or of naming more exactly.
+BASE_PROMPTS = ("answer", "think", "exact")
 Row = Mapping
 LEGEND = {
     "closed": "Our rule: the answer is the name of exactly one class (or its letter, where letters "
@@ -42,22 +44,6 @@ class Group:
     @property
     def label(self) -> str:
         return self.model if self.picture else f"{self.model}, no picture"
-
-
-def adopt(record: Mapping) -> dict:
-    """A record of any run of this package with every field that the tables read."""
-    row = dict(record)
-    if "model" not in row:  # of `python -m finer1_lite lab`
-        seed = row.get("seed")
-        name = _OLD_NAMES.get(row["stage"], row["stage"])
-        row["model"] = name if seed is None else f"{name}, seed {seed}"
-    answer = row.get("answer") or ""
-    defaults = {
-        "dataset": "test pictures", "picture": True, "rotation": 0, "sample": 0, "fault": None,
-        "group": "", "named_group": "", "order": None, "coarse": "",
-        "included": row["label"].lower() in answer.lower(),
-    }  # fmt: skip
-    return defaults | row
 
 
 def groups(rows: Sequence[Row], task: str) -> list[Group]:
@@ -142,10 +128,25 @@ def main_blocks(rows: Sequence[Row]) -> list[Block]:
             lines = [line(group) for group in found] + _control_lines(found, task, len(head))
             blocks += [Heading(f"{task.capitalize()} world"), Text(LEGEND[task]),
                        Table(head, lines)]  # fmt: skip
-    faults = sum(bool(row["fault"]) for row in rows)
-    if faults:
-        blocks.append(Text(f"{faults} questions were not scored: their picture cannot be read."))
-    return blocks
+    return blocks + _fault_blocks(rows)
+
+
+def _fault_blocks(rows: Sequence[Row]) -> list[Block]:
+    """Who was not scored on what: pictures that cannot be read, endpoints that did not answer."""
+    asked, faults = Counter(), {}
+    for row in rows:
+        key = (row["model"], row["prompt"], row["task"], row["picture"])
+        asked[key] += 1
+        if row["fault"]:
+            faults.setdefault(key, []).append(row["fault"])
+    lines = [
+        (visible(model if picture else f"{model}, no picture", 80), prompt, task,
+         f"{len(found)} of {asked[model, prompt, task, picture]}", visible(found[0], 120))
+        for (model, prompt, task, picture), found in faults.items()
+    ]  # fmt: skip
+    text = "Answers that are not there. They are counted here and scored nowhere."
+    head = ("answerer", "prompt", "world", "not scored", "the first reason")
+    return [Heading("Not scored"), Text(text), Table(head, lines)] if lines else []
 
 
 _CLOSED = (
@@ -186,7 +187,7 @@ def _open(group: Group) -> tuple[str, ...]:
 
 def control_blocks(records: Sequence[Mapping]) -> list[Block]:
     """The controls of the closed world alone, for a report with tables of its own."""
-    rows = [adopt(r) for r in records if r["task"] == "closed" and r.get("options")]
+    rows = [r for r in records if r["task"] == "closed" and r.get("options")]
     found = groups(rows, "closed")
     if not found:
         return []
@@ -211,9 +212,12 @@ def _control_lines(found: Sequence[Group], task: str, width: int) -> list[tuple[
         cells = [shown(cell(of_split(scored, split))) for split in SPLITS]
         line = (f"control: {name}", "none", *cells, harmonic(scored))
         lines.append((*line, *[""] * (width - len(line))))
-    if not any(not g.picture for g in found):
-        lines.append(("control: the model without the picture", "not run", *[""] * (width - 2)))
-    return lines
+    missing = [] if any(not g.picture for g in found) else ["the model without the picture"]
+    base = next((g.model for g in found if g.prompt != "none"), None)
+    done = {g.prompt for g in found if g.model == base}
+    missing += [f"{visible(base, 60)}, prompt {p}" for p in BASE_PROMPTS if base and p not in done]
+    empty = [""] * (width - 2)
+    return [*lines, *((f"control: {name}", "not run", *empty) for name in missing)]
 
 
 def dataset_blocks(rows: Sequence[Row]) -> list[Block]:
@@ -223,19 +227,40 @@ def dataset_blocks(rows: Sequence[Row]) -> list[Block]:
         return []
     blocks: list[Block] = []
     for task in TASKS:
-        lines = []
-        for group in groups(rows, task):
-            per = {d: _mean([r for r in group.rows if r["dataset"] == d]) for d in datasets}
-            per = {d: v for d, v in per.items() if v is not None}
-            without = {d: _average([v for e, v in per.items() if e != d]) for d in per}
-            lines.append((visible(group.label, 80), group.prompt, percent(_average(per.values())),
-                          *(f"{percent(per.get(d))} (mean without: {percent(without.get(d))})"
-                            for d in datasets)))  # fmt: skip
-        if lines:
-            head = ("answerer", "prompt", "mean of data sets", *datasets)
-            text = Text("Mean of seen and unseen accuracy, %; every data set counts alike.")
-            blocks += [Heading(f"Data sets, {task} world"), text, Table(head, lines)]
+        found = groups(rows, task)
+        if found:
+            blocks += [
+                Heading(f"Data sets, {task} world"), Text(DATASETS),
+                Table(_DATASET, [line for group in found for line in _each(group, datasets)]),
+                Table(("answerer", "prompt", "mean of data sets", *(f"without {d}" for d in datasets)),
+                      [_means(group, datasets) for group in found]),
+            ]  # fmt: skip
     return blocks
+
+
+DATASETS = (
+    "Every data set by itself; then the mean over data sets of the mean of seen and unseen "
+    "accuracy, %, every data set counting alike, and the same without each."
+)
+_DATASET = ("answerer", "prompt", "data set", "seen, %", "unseen, %", "harmonic mean, %",
+            "released rule, %")  # fmt: skip
+
+
+def _each(group: Group, datasets: Sequence[str]) -> list[tuple[str, ...]]:
+    parts = {d: [r for r in group.rows if r["dataset"] == d] for d in datasets}
+    return [
+        (visible(group.label, 80), group.prompt, dataset,
+         *(shown(cell(of_split(rows, split))) for split in SPLITS), harmonic(rows),
+         both(rows, lambda r: r["included"]))
+        for dataset, rows in parts.items() if rows
+    ]  # fmt: skip
+
+
+def _means(group: Group, datasets: Sequence[str]) -> tuple[str, ...]:
+    per = {d: _mean([r for r in group.rows if r["dataset"] == d]) for d in datasets}
+    per = {d: v for d, v in per.items() if v is not None}
+    without = [percent(_average([v for e, v in per.items() if e != d])) for d in datasets]
+    return (visible(group.label, 80), group.prompt, percent(_average(per.values())), *without)
 
 
 def _mean(rows: Sequence[Row]) -> float | None:
@@ -245,88 +270,3 @@ def _mean(rows: Sequence[Row]) -> float | None:
 def _average(values: Iterable[float]) -> float | None:
     values = list(values)
     return sum(values) / len(values) if values else None
-
-
-# --- details -------------------------------------------------------------------------------
-
-
-def detail_blocks(rows: Sequence[Row]) -> list[Block]:
-    """Errors inside and outside groups, the hardest classes, length, samples."""
-    return [*_error_blocks(rows), *_class_blocks(rows), *_length_blocks(rows),
-            *_sample_blocks(rows)]  # fmt: skip
-
-
-def _error_blocks(rows: Sequence[Row]) -> list[Block]:
-    lines = []
-    for task in TASKS:
-        for group in groups([r for r in rows if r["group"]], task):
-            of = {r["label"]: r["group"] for r in group.rows}
-            of |= {r["named"]: r["named_group"] for r in group.rows if r["named"]}
-            labels = [r["label"] for r in group.rows]
-            kinds = stats.errors_by_kind(labels, [r["named"] for r in group.rows], of)
-            shares = [percent(count / len(labels)) for count in kinds.values()]
-            lines.append((visible(group.label, 80), group.prompt, task, *shares))
-    head = ("answerer", "prompt", "world", "right, %", "wrong class of the right group, %",
-            "other group, %", "no class, %")  # fmt: skip
-    return [Heading("Where answers go"), Table(head, lines)] if lines else []
-
-
-def _class_blocks(rows: Sequence[Row]) -> list[Block]:
-    """The classes with the lowest accuracy of the last student that sees pictures."""
-    group = last_student(rows, "open") or last_student(rows, "closed")
-    if group is None:
-        return []
-    labels = [r["label"] for r in group.rows]
-    scores = stats.per_class(labels, [r["correct"] for r in group.rows])
-    worst = sorted(scores, key=lambda c: (scores[c][0] / scores[c][1], c))[:WORST]
-    split = {r["label"]: r["split"] for r in group.rows}
-    lines = []
-    for name in worst:
-        ok, n = scores[name]
-        named = [r["named"] for r in group.rows if r["label"] == name and not r["correct"]]
-        called, share = stats.majority(named)
-        said = f"{visible(str(called), 60)} ({percent(share)} % of its errors)" if called else ""
-        lines.append((visible(name, 60), split[name], f"{ok} of {n}", said))
-    macro = percent(stats.macro_accuracy(labels, [r["correct"] for r in group.rows]))
-    text = f"{visible(group.label, 80)}, prompt {group.prompt}; mean over classes {macro} %."
-    head = ("class", "split", "right", "most often called")
-    return [Heading("The hardest classes"), Text(text), Table(head, lines)]
-
-
-def _length_blocks(rows: Sequence[Row]) -> list[Block]:
-    lines = []
-    for task in TASKS:
-        for group in groups(rows, task):
-            bins = stats.by_length([r["tokens"] for r in group.rows],
-                                   [r["correct"] for r in group.rows])  # fmt: skip
-            if len(bins) > 1:
-                said = "; ".join(f"{lo:.0f}-{hi:.0f}: {percent(ok / n)} % of {n}"
-                                 for lo, hi, ok, n in bins)  # fmt: skip
-                lines.append((visible(group.label, 80), group.prompt, task, said))
-    head = ("answerer", "prompt", "world", "tokens of the answer: right")
-    return [Heading("Accuracy against length"), Table(head, lines)] if lines else []
-
-
-def _sample_blocks(rows: Sequence[Row]) -> list[Block]:
-    """pass@k, majority vote and its calibration, where questions were answered repeatedly."""
-    lines = []
-    for task in TASKS:
-        for group in groups(rows, task):
-            asked: dict[tuple, list[Row]] = {}
-            for r in group.rows:
-                asked.setdefault((r["dataset"], r["photo"], r["rotation"]), []).append(r)
-            n = min(map(len, asked.values()))
-            if n < 2:
-                continue
-            passed = [np.mean([stats.pass_at_k(len(a), sum(r["correct"] for r in a), k)
-                               for a in asked.values()]) for k in (1, n)]  # fmt: skip
-            votes = [(stats.majority([r["named"] for r in a]), a[0]["label"])
-                     for a in asked.values()]  # fmt: skip
-            hits = [name == label for (name, _), label in votes]
-            error = stats.calibration_error([share for (_, share), _ in votes], hits)
-            shares = [percent(p) for p in (*passed, np.mean(hits))]
-            who = (visible(group.label, 80), group.prompt, task, str(n))
-            lines.append((*who, *shares, f"{error:.3f}"))
-    head = ("answerer", "prompt", "world", "samples", "pass@1, %", "pass@all, %",
-            "majority vote, %", "calibration error")  # fmt: skip
-    return [Heading("Several samples"), Table(head, lines)] if lines else []

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from finer1_lite import ablate, metrics, paperbirds, plots
+from finer1_lite import ablate, examine, metrics, paperbirds, plots
 from finer1_lite.presets import Preset
 
 TINY = Preset.lab().with_(
@@ -73,6 +73,7 @@ def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
     reported = (study.folder / "world0/seed0/tapo-0.001/tapo-think-open.jsonl").read_text()
     assert "/val/" in searched and "/test/" not in searched
     assert "/test/" in reported and "/val/" not in reported
+    assert examine.is_adapter(str(study.folder / "world0/seed0/dapo-0.001"))  # to be examined
     monkeypatch.setattr(ablate, "train_tapo", None)  # to train anything now would fail
     monkeypatch.setattr(ablate, "train_sft", None)
     ablate.run(study)

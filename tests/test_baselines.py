@@ -1,12 +1,14 @@
 """Baselines against scikit-learn, by hand, and on the shared photographs."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from finer1_lite import baselines, exam, examine, species
+from finer1_lite import baselines, exam, examine, pictures, species
 from finer1_lite.exam import Block, Exam
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection, DataError
@@ -75,6 +77,61 @@ def test_answers_become_records_of_the_same_form(student, birds, job, monkeypatc
     before = path.read_bytes()
     baselines.answer("vision_tower", few, asked, job)
     assert path.read_bytes() == before
+
+
+def test_a_picture_that_broke_is_counted_and_stops_no_baseline(student, birds, job, monkeypatch):
+    def broken():
+        raise pictures.PictureError("is broken")
+
+    few = Collection("bird", birds.species, birds.train[:16:8], birds.test[:40:8], birds.distance)
+    asked = Exam.of_collection(few, "birds")
+    items = (replace(asked.items[0], image=broken), *asked.items[1:])
+    monkeypatch.setattr(examine, "load", lambda *_: student)
+    baselines.answer("vision_tower", few, replace(asked, items=items), job)
+    path = job.folder / "answers" / "baseline-vision_tower" / "closed.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r["fault"] for r in rows if r["photo"] == items[0].photo] == ["is broken"] * 4
+    assert sum(r["fault"] is None for r in rows) == 16
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(student, tmp_path_factory):
+    """A folder with a CLIP of random weights, small pictures and the lab's words."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    folder, tokenizer = tmp_path_factory.mktemp("clip"), copy.deepcopy(student.processor.tokenizer)
+    tokenizer.model_max_length, tokenizer.padding_side = 77, "right"
+    tokenizer.eos_token = tokenizer.pad_token = "<|vision_end|>"  # as CLIP's: the first ends a text
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(
+        text_config={**small, "vocab_size": len(tokenizer), "max_position_embeddings": 77,
+                     "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0, "pad_token_id": 0},
+        vision_config={**small, "image_size": 28, "patch_size": 14}, projection_dim=8,
+    ))  # fmt: skip
+    model.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_clip_is_asked_by_names_or_probed_by_shots(tiny_clip, birds, job):
+    few = Collection("bird", birds.species, birds.train[:80:8], birds.test[:40:8], birds.distance)
+    asked = Exam.of_collection(few, "birds")
+    job = replace(job, clip=str(tiny_clip))
+    zero = baselines.score_items("clip", None, asked, job)
+    assert zero.scores.shape == (5, 60) and np.abs(zero.scores).max() <= 1 and not zero.faults
+    look, read = baselines.clip_features(str(tiny_clip))
+    names = [f"a photo of a {c}, a kind of bird." for c in zero.classes]
+    image = asked.items[2].image()
+    assert zero.scores[2] == pytest.approx((look([image]) @ read(names).T)[0], abs=1e-5)
+    assert np.ptp(zero.scores, axis=1).min() > 0  # names are not all the same to it
+    probed = baselines.score_items("clip_probe", few, asked, job)
+    shown = {p.species for p in few.train}
+    finite = {c for c, ok in zip(probed.classes, np.isfinite(probed.scores[0])) if ok}
+    assert finite == shown
 
 
 def test_unknown_baselines_and_missing_shots_are_refused(job, birds):

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 
-from finer1_lite import examine, models
+from finer1_lite import analysis, examine, models
 from finer1_lite.__main__ import build_parser, main
 from finer1_lite.evalcli import make_job
 from finer1_lite.presets import Preset
@@ -69,10 +70,34 @@ def test_an_adapter_finds_its_base(saved, fresh, tmp_path):
     assert "--base" in examine._unusable(str(adapter), bare)
 
 
+def test_adapters_of_one_folder_name_stand_side_by_side(saved, fresh, tmp_path):
+    """TAPO, DAPO and CLS-RL of the trainer: the same pictures and options, told apart."""
+    first = tmp_path / "lab" / "seed0" / "tapo"
+    fresh.model.name_or_path = str(saved)
+    models.save_adapter(models.add_adapter(fresh, Preset.lab(), 0), first)
+    folders = [first, tmp_path / "dapo/seed0/tapo", tmp_path / "study/world0/cls_rl-0.001"]
+    for folder in folders[1:]:
+        shutil.copytree(first, folder)
+    given = [str(saved), *map(str, folders)]
+    assert main(["evaluate", *given, "--base", str(saved), "--out", str(tmp_path / "runs"), *SHORT,
+                 "--tasks", "open", "--no-blind"]) == 0  # fmt: skip
+    run = tmp_path / "runs" / "evaluation"
+    rows = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    names = ["novice", "lab/seed0/tapo", "dapo/seed0/tapo", "cls_rl-0.001"]
+    assert {r["model"] for r in rows} == set(names)
+    assert len({r["photo"] for r in rows}) * 4 == len(rows)
+    assert "dapo/seed0/tapo (answer) minus lab/seed0/tapo (answer)" in (
+        run / "evaluation.md"
+    ).read_text() or "lab/seed0/tapo (answer) minus dapo" in (run / "evaluation.md").read_text()
+
+
 def test_models_that_cannot_be_examined_are_all_named(tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     said = refused(caplog, "evaluate", tmp_path / "empty", tmp_path / "nowhere", "--out",
                    tmp_path / "runs", *SHORT)  # fmt: skip
+    again = refused(caplog, "evaluate", tmp_path / "empty", tmp_path / "empty", "--out",
+                    tmp_path / "runs", *SHORT)  # fmt: skip
+    assert "two have the same name" in again
     assert "empty: holds neither" in said and "nowhere: does not exist" in said
     assert not (tmp_path / "runs").exists()
 
@@ -80,7 +105,7 @@ def test_models_that_cannot_be_examined_are_all_named(tmp_path, caplog):
 def test_settings_that_make_no_sense_are_all_named(tmp_path, caplog):
     said = refused(caplog, "evaluate", "m", "--prompts", "shout", "think", "--samples", 0,
                    "--photos", tmp_path, "--files", "a_seen.jsonl")  # fmt: skip
-    for fault in ("--prompts shout", "--samples 0", "--photos and --files"):
+    for fault in ("--prompts shout", "--samples 0", "--photos, --files"):
         assert fault in said
 
 
@@ -91,14 +116,29 @@ def test_the_released_protocol_keeps_the_order_of_the_file():
     assert {b.order for b in blocks} == {"as_is"} and {b.picture for b in blocks} == {True, False}
 
 
-def test_analyse_puts_its_numbers_beside_the_run(saved, tmp_path, capsys):
+def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     copy.symlink_to(saved)
-    assert main(["analyse", str(saved), str(copy), "--out", str(tmp_path), "--test-pictures", "72",
-                 "--max-new-tokens", "2"]) == 0  # fmt: skip
-    found = json.loads((tmp_path / "evaluation" / "analysis.json").read_text())
-    assert found["CKA, vision"] == pytest.approx(1) and found["pictures"] == 144
-    assert json.loads(capsys.readouterr().out) == found
+    command = ["analyse", str(saved), str(copy), "--out", str(tmp_path), "--test-pictures", "48",
+               "--max-new-tokens", "2"]  # fmt: skip
+    monkeypatch.setattr(examine, "model_names", lambda job: dict(zip(job.models, "ab")))
+    assert main(command) == 0
+    run = tmp_path / "analysis"
+    found = json.loads((run / "analysis.json").read_text())
+    assert found["CKA, vision"] == pytest.approx(1)
+    assert found["linear probe, vision"]["before"]["n"] == 120
+    page, rows = (run / "analysis.md").read_text(), (run / "analysis.jsonl").read_bytes()
+    for said in ("linear probe, language", "quiz in words, unseen", "covered mark in one step",
+                 "most frequent in the genus", "linear CKA"):  # fmt: skip
+        assert f"| {said}" in page or said in page
+    (run / "parts" / "quiz.jsonl").unlink()
+    (run / "analysis.md").unlink()
+    monkeypatch.setattr(analysis, "vision_features", None)  # to look again would fail
+    assert main(command) == 0
+    assert (run / "analysis.jsonl").read_bytes() == rows
+    (run / "analysis.md").unlink()
+    assert main(["report", str(run)]) == 0
+    assert (run / "analysis.md").read_text() == page
 
 
 def test_analyse_needs_pictures_to_learn_from(saved, tmp_path, caplog):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finer1_lite import findings, pages, plots
+from finer1_lite import evaluate, findings, pages, plots
 from finer1_lite.metrics import summarise
 from finer1_lite.report import write_atomically, write_report
 from finer1_lite.species import DataError
@@ -18,6 +18,7 @@ EVIL = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\n```\n# out\n````\n"
     "\u202e\x1b[0m\ud800"  # turns the line round, colours a terminal, is no character
 )
+WRONG = "bird $9_x$"
 SCORES = {"base": 0.1, "base_think": 0.2, "sft": 0.55, "tapo": 0.75}
 PHOTOS = {f"paperbirds/7/test/bird-{i % 7}/{i}": i for i in range(60)}
 
@@ -37,14 +38,14 @@ def made_up_records(scores=SCORES, seeds=(0, 1, 2)):
             for photo, i in PHOTOS.items():
                 for task in ("open", "closed"):
                     right = bool(rng.random() < score)
-                    named = f"bird {i % 7}" if right else "bird $9_x$"
+                    named = f"bird {i % 7}" if right else WRONG
                     options = None if task == "open" else [f"bird {j}" for j in range(4)]
-                    rows.append({
-                        "stage": stage, "seed": seed, "split": "seen" if i % 5 < 3 else "unseen",
-                        "task": task, "prompt": prompt, "photo": photo, "label": f"bird {i % 7}",
-                        "options": options, "completion": chain(named), "answer": named,
-                        "named": named, "correct": right, "tokens": 80, "cut": False,
-                    })  # fmt: skip
+                    row = evaluate.answer_row(
+                        chain(named), f"bird {i % 7}", [f"bird {j}" for j in range(7)] + [WRONG],
+                        model=stage, prompt=prompt, task=task, photo=photo, options=options,
+                        split="seen" if i % 5 < 3 else "unseen", tokens=80,
+                    )  # fmt: skip
+                    rows.append(row | {"stage": stage, "seed": seed})
     return rows
 
 

@@ -1,10 +1,12 @@
 """Tables, comparisons and pages from records counted by hand."""
 
 import json
+import time
 
 import pytest
+from test_exam import HOSTILE
 
-from finer1_lite import compare, evalreport, openworld, tables
+from finer1_lite import compare, details, evaluate, evalreport, openworld, tables
 from finer1_lite.__main__ import main
 from finer1_lite.metrics import wilson
 from finer1_lite.pages import Table
@@ -79,8 +81,9 @@ def test_the_blind_model_is_a_line_of_its_own():
 def test_faulty_pictures_are_counted_and_never_scored():
     rows = [record("1"), record("2", False, fault="is broken")]
     assert tables.groups(rows, "closed")[0].rows == (rows[0],)
-    said = [b.text for b in tables.main_blocks(rows) if hasattr(b, "text")]
-    assert any(text.startswith("1 questions were not scored") for text in said)
+    assert table(tables.main_blocks(rows), "not scored").rows == [
+        ("m", "think", "closed", "1 of 2", "is broken")
+    ]
 
 
 def test_the_open_table_names_the_encoder():
@@ -99,39 +102,65 @@ def _one_hot(texts):
 
 def test_data_sets_are_averaged_with_and_without_each():
     rows = [record("1"), record("2", False, dataset="cars"), record("3", dataset="dogs")]
-    shown = table(tables.dataset_blocks(rows), "mean of data sets")
+    found = tables.dataset_blocks(rows)
+    shown = table(found, "mean of data sets")
     line = dict(zip(shown.head, shown.rows[0]))
     assert line["mean of data sets"] == "66.7"
-    assert line["cars"] == "0.0 (mean without: 100.0)"
-    assert line["birds"] == "100.0 (mean without: 50.0)"
+    assert line["without cars"] == "100.0" and line["without birds"] == "50.0"
+    each = {row[2]: row for row in table(found, "data set").rows}
+    assert each["cars"][3].startswith("0.0 [") and each["birds"][3].startswith("100.0 [")
+    assert each["dogs"][4] == "" and each["dogs"][6] == "100.0"
     assert tables.dataset_blocks(rows[:1]) == []
 
 
 def test_details_say_where_answers_go():
     rows = [record("1"), record("2", False, named="black kite"),
             record("3", False, named="barn owl"), record("4", False)]  # fmt: skip
-    blocks = tables.detail_blocks(rows)
+    blocks = details.detail_blocks(rows)
     errors = table(blocks, "other group, %").rows[0]
     assert errors[3:] == ("25.0", "25.0", "25.0", "25.0")
     worst = table(blocks, "most often called").rows[0]
-    assert worst[:3] == ("red kite", "seen", "1 of 4")
+    assert worst[:3] == ("red kite", "seen", "1 of 4") and worst[3].startswith("25.0 [4.6,")
+    confused = table(blocks, "its group").rows
+    assert confused == [("red kite", "barn owl", "outside", "1 of 4"),
+                        ("red kite", "black kite", "inside", "1 of 4")]  # fmt: skip
+    assert any("1 of 2 wrong names are of the right group" in getattr(b, "text", "")
+               for b in blocks)  # fmt: skip
+
+
+def test_prompts_that_the_base_was_not_asked_under_are_said():
+    rows = [record(), record(model="n", prompt="answer")]
+    lines = [r for r in table(tables.main_blocks(rows), "not offered, %").rows if r[1] == "not run"]
+    assert [r[0] for r in lines] == [
+        "control: the model without the picture", "control: m, prompt answer",
+        "control: m, prompt exact",
+    ]  # fmt: skip
+    rows += [record(prompt="answer"), record(prompt="exact"), record(picture=False)]
+    assert not any(r[1] == "not run"
+                   for r in table(tables.main_blocks(rows), "not offered, %").rows)  # fmt: skip
 
 
 def test_samples_give_pass_at_k_and_a_vote():
     rows = [record("1", ok, sample=i, named="barn owl") for i, ok in enumerate([1, 1, 0, 0, 1])]
     rows += [record("2", ok, sample=i, named="barn owl") for i, ok in enumerate([0, 0, 0, 0, 1])]
-    line = table(tables.detail_blocks(rows), "pass@1, %").rows[0]
-    assert line[3:7] == ("5", "40.0", "100.0", "50.0")
-    assert float(line[7]) == pytest.approx(abs(1 - 0.6 + 0 - 0.8) / 2, abs=0.41)
+    line = table(details.detail_blocks(rows), "pass@k, %").rows[0]
+    # picture 1: 3 of 5 right; picture 2: 1 of 5. k = 2: 1 - (1 + 6) / 10 / 2
+    assert line[3:6] == ("5", "k = 1: 40.0; k = 2: 65.0; k = 4: 90.0; k = 5: 100.0", "50.0")
+    assert float(line[6]) == pytest.approx((abs(1 - 0.6) + abs(0 - 0.8)) / 2)
 
 
-def test_records_of_the_lab_are_understood():
-    lab = {"stage": "sft", "seed": 2, "prompt": "think", "task": "open", "split": "seen",
-           "photo": "p", "label": "wren", "options": None, "completion": "", "answer": "a wren",
-           "named": "wren", "correct": True, "tokens": 3, "cut": False}  # fmt: skip
-    row = tables.adopt(lab)
-    assert row["model"] == "SFT, seed 2" and row["included"] and row["fault"] is None
-    assert tables.adopt(lab | {"stage": "base", "seed": None})["model"] == "base"
+def test_records_of_the_lab_are_rows_like_any_other(birds, tmp_path):
+    photo = birds.test[0]
+    rows = [
+        evaluate.record(cell, birds, photo, options, f"<answer>{photo.species}</answer>", 3, False)
+        for stage, seed in (("base", None), ("sft", 2))
+        for cell in evaluate.cells(stage, seed)
+        for options in ([birds.options(photo)] if cell.task == "closed" else [None])
+    ]
+    found = evalreport.read_run(save(tmp_path / "run", rows))
+    assert {r["model"] for r in found} == {"base", "SFT, seed 2"}
+    assert found[0].keys() - {"stage", "seed"} == record().keys()
+    assert all(r["included"] and r["correct"] and r["group"] for r in found)
 
 
 # --- differences -----------------------------------------------------------------------
@@ -191,6 +220,22 @@ def test_two_runs_stand_side_by_side_with_the_pictures_that_differ(tmp_path):
     page = (second / "compared-with-first.html").read_text()
     assert "1 pictures that exactly one" in page and "second" in page and "McNemar p" in page
     assert not (second / "evaluation.html").exists()
+
+
+def test_pages_of_hostile_answers_are_made_in_bounded_time_and_size(tmp_path):
+    """100,000 characters each, patterns that ruin careless expressions; nothing gets out."""
+    rows = []
+    for i, text in enumerate([*HOSTILE.values(), "<script>alert(1)</script>" * 4_000]):
+        for task in ("open", "closed"):
+            more = {"completion": text, "answer": text, "task": task, "tokens": 96, "cut": True}
+            rows.append(record(f"p{i}", False, **more | ({"options": None} if task == "open" else {})))
+    other = [r | {"correct": True} for r in rows]
+    runs = [save(tmp_path / "a", rows), save(tmp_path / "b", other)]
+    start = time.process_time()
+    assert main(["report", str(runs[0])]) == main(["report", *map(str, runs)]) == 0
+    assert time.process_time() - start < 20
+    page = runs[1] / "compared-with-a.html"
+    assert page.stat().st_size < 2_000_000 and "<script>" not in page.read_text()
 
 
 def test_a_paper_bird_is_drawn_again_from_its_name(birds):
