@@ -25,7 +25,7 @@ TEXT = (
     "The same things before and after training. Linear probe: a ridge classifier on frozen "
     "features, fitted on half of the pictures, read on the other half, so that it says what is "
     "already readable. Quiz: a name asked for in words, no picture. Covered mark: a mark under a "
-    "leaf, which the others tell; its controls count marks and see nothing. McNemar's exact test "
+    "patch, which the others tell; its controls count marks and see nothing. McNemar's exact test "
     "and the interval of the difference are about the same things on both sides."
 )
 FAITH_TEXT = (

@@ -1,7 +1,7 @@
 """Does naming help with what cannot be seen? One mark is covered, and asked for.
 
 In the manner of ImageWikiQA, whose questions about a picture need the name first: a mark of
-the bird is covered by a leaf, in every picture in the same shape whatever lies below, and
+the bird is covered by a patch, in every picture in the same shape whatever lies below, and
 the student is asked for the marks. The others identify the species, so that whoever
 recognises it and knows the field guide knows the covered mark too.
 
@@ -23,7 +23,7 @@ from finer1_lite import paperbirds, prompts, rewards
 from finer1_lite.paperbirds import PLUMAGE, World
 from finer1_lite.species import Photo
 
-LEAF = (85, 112, 60)  # the middle of the world's own leaves
+PATCH = (140, 90, 150)  # violet: the colour of no mark, so that it reads as no value
 Tell = Callable[[Sequence[str], Sequence[Image.Image] | None], list[str]]  # questions -> answers
 Covered = tuple[Photo, str, Image.Image]
 
@@ -39,9 +39,9 @@ def hideable(world: World, name: str) -> list[str]:
 
 
 def covered(marks: dict[str, str], mark: str, name: str) -> Image.Image:
-    """The drawing called `name` with one mark under a leaf.
+    """The drawing called `name` with one mark under a patch.
 
-    The leaf lies over every pixel in which the mark could show: the six drawings with each
+    The patch lies over every pixel in which the mark could show: the six drawings with each
     value of the mark are equal outside of it, so that the picture does not depend on it.
     """
     every = [
@@ -49,9 +49,9 @@ def covered(marks: dict[str, str], mark: str, name: str) -> Image.Image:
         for value in PLUMAGE[mark]
     ]
     shows = np.any([(one != every[0]).any(-1) for one in every], axis=0)
-    leaf = Image.fromarray((shows * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
+    patch = Image.fromarray((shows * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
     picture = Image.fromarray(every[PLUMAGE[mark].index(marks[mark])])
-    picture.paste(LEAF, mask=leaf)
+    picture.paste(PATCH, mask=patch)
     return picture
 
 

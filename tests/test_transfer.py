@@ -25,7 +25,7 @@ def test_the_picture_does_not_depend_on_the_covered_mark(world):
         assert transfer.covered(changed, mark, f"x/{name}").tobytes() not in shown
         plain = np.asarray(paperbirds.draw(marks, random.Random(f"x/{name}")))
         kept = (np.asarray(transfer.covered(marks, mark, f"x/{name}")) == plain).all(-1)
-        assert 0.7 < kept.mean() < 1  # the leaf is no bigger than it must be
+        assert 0.7 < kept.mean() < 1  # the patch is no bigger than it must be
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
