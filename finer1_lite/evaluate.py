@@ -48,7 +48,7 @@ def ask(student: Student, questions, images=None, *, max_new_tokens: int, batch_
 def record(cell: Cell, collection: Collection, photo: Photo, options, text, tokens, cut) -> dict:
     """Score one answer: the same parser as the reward's."""
     raw = rewards.parse_answer(text)
-    named = rewards.match_class(raw, collection.names)
+    named = rewards.match_class(raw, collection.names, collection.aliases)
     return {
         "stage": cell.stage, "seed": cell.seed, "prompt": cell.prompt, "task": cell.task,
         "split": "seen" if collection.of(photo.species).seen else "unseen", "photo": photo.id,
