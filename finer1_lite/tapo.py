@@ -55,10 +55,12 @@ class TAPOTrainer(GroupTrainer):
     GRPO, DAPO, CLS-RL, PAPO and NoisyRollout are settings of it: `presets.RECIPES`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, student: Student, *args, **kwargs):
         self.batch: Batch | None = None
         self.metrics: dict[str, float] = {}
-        super().__init__(*args, **kwargs)
+        super().__init__(student, *args, **kwargs)
+        if self.preset.gradient_checkpointing:
+            student.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def prepare(self) -> Batch:
         """The kept groups as tensors."""
@@ -149,11 +151,17 @@ class TAPOTrainer(GroupTrainer):
             yield batch.rows(slice(at, at + self.settings.micro_batch))
 
     def _score(self, batch: Batch, on: list[int]) -> rollouts.Scores:
+        """Layers recompute their activations in training mode only: it is on for this call,
+        where gradient flows. With dropout 0 everywhere it changes nothing else."""
         s = self.settings
-        return rollouts.score(
-            self.model, batch.pictures, batch.tokens, batch.mask, on, s.temperature or 1.0,
-            entropy=s.entropy == "full",
-        )  # fmt: skip
+        self.model.train(self.preset.gradient_checkpointing and torch.is_grad_enabled())
+        try:
+            return rollouts.score(
+                self.model, batch.pictures, batch.tokens, batch.mask, on, s.temperature or 1.0,
+                entropy=s.entropy == "full",
+            )  # fmt: skip
+        finally:
+            self.model.eval()  # rollouts and passes without gradient keep their cache
 
     def _loss(self, batch: Batch, count: Tensor, gamma: float) -> losses.TapoLoss:
         s, negative = self.settings, rollouts.Scores(None, None)
