@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet()
     try:
         args.main(args)
-    except (ValueError, OSError) as error:  # bad input or disk: say what and stop
+    except (ValueError, OSError, MemoryError) as error:  # bad input, disk: say what and stop
         logging.getLogger("finer1_lite").error("error: %s", error)
         return 2
     except KeyboardInterrupt:

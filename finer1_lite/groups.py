@@ -3,17 +3,21 @@
 A group is one triplet with its n + m answers. What is learnt from the groups is `tapo`'s.
 """
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from finer1_lite import advantages, prompts, rewards, rollouts, triplets
+from finer1_lite import advantages, prompts, ranks, retry, rewards, rollouts, triplets
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset, TAPOSettings
 from finer1_lite.species import Collection
 from finer1_lite.steps import StepTrainer
 from finer1_lite.triplets import Triplet
+
+AT_ONCE = "groups answered at a time"
+LOWER = "max_new_tokens, pixels or tapo.anchor_rollouts and tapo.positive_rollouts"
 
 
 @dataclass
@@ -48,6 +52,7 @@ class GroupTrainer(StepTrainer):
         self.kept: list[Group] = []
         self.dropped: list[Group] = []
         super().__init__(student.model, args, **kwargs)
+        self.add_callback(retry.Smaller())
         self.mined = self._miner()
 
     def _miner(self):
@@ -77,11 +82,12 @@ class GroupTrainer(StepTrainer):
 
     # --- rollouts and rewards ---------------------------------------------------------
 
-    def answer(self, drawn: list[Triplet], generator: torch.Generator) -> list[Group]:
+    def answer(self, drawn: list[Triplet], generator) -> list[Group]:
         """n answers to each anchor and m to each positive, with their rewards.
 
-        The step's one pass through the vision tower and one loop over tokens: negatives are
-        encoded along, and anchors and positives are answered side by side.
+        generator: one for all, or a list with one for each group. The one pass through the
+        vision tower and one loop over tokens: negatives are encoded along, and anchors and
+        positives are answered side by side.
         """
         s, processor = self.settings, self.student.processor
         counts = [n for n in (s.anchor_rollouts, s.positive_rollouts) if n]
@@ -113,16 +119,17 @@ class GroupTrainer(StepTrainer):
         )  # fmt: skip
 
     def collect(self, step: int) -> None:
-        """Dynamic sampling: draw until `groups` have spread, `draws` rounds at most."""
+        """Dynamic sampling: draw until `groups` have spread, `draws` rounds at most.
+
+        Every process holds all groups afterwards, so that all keep the same.
+        """
         s, self.kept, self.dropped = self.settings, [], []
-        generator = torch.Generator(self.student.device)
-        generator.manual_seed(self.draw_seed * 1_000_003 + step)
         how = {"positive": s.positive, "negative": self.mined}
         for round_ in range(s.draws):
             drawn = triplets.draw_triplets(
                 self.collection, s.groups, self.draw_seed, step, round_, **how
             )
-            groups = self.answer(drawn, generator)
+            groups = self._answered(drawn, f"rollouts/{self.draw_seed}/{step}/{round_}")
             spread = advantages.keep_group(torch.stack([g.accuracy for g in groups]))
             for group, keep in zip(groups, spread.tolist()):
                 keep = (keep or s.keep == "all") and len(self.kept) < s.groups
@@ -130,6 +137,33 @@ class GroupTrainer(StepTrainer):
             if len(self.kept) == s.groups:
                 break
         self._note_confusions()
+
+    def _answered(self, drawn: list[Triplet], seed: str) -> list[Group]:
+        """The groups of a round: this process answers its share of them, whole.
+
+        Each group has random numbers of its own: who answers it, and how many are answered
+        at a time, does not change it.
+        """
+        share, groups = ranks.mine(range(len(drawn))), []
+        while len(groups) < len(share):
+            size = self.smaller.at_once(AT_ONCE, len(share))
+            part = share[len(groups) : len(groups) + size]
+            dice = [torch.Generator().manual_seed(_number(f"{seed}/{g}")) for g in part]
+            found, fault = retry.attempt(lambda: self.answer([drawn[g] for g in part], dice))
+            if fault:
+                self.smaller.halve(AT_ONCE, len(part), fault, LOWER)
+            else:
+                groups += found
+        bare = [replace(g, triplet=None) for g in groups]  # photos need not fit into a message
+        shares = ranks.gather(bare, self.student.device)
+        return [
+            replace(shares[at % len(shares)][at // len(shares)], triplet=triplet)
+            for at, triplet in enumerate(drawn)
+        ]
+
+    @property
+    def smaller(self) -> retry.Smaller:
+        return retry.Smaller.of(self)
 
     def _note_confusions(self) -> None:
         """Which other class each answer named, for `negative="confused"`."""
@@ -166,3 +200,8 @@ class GroupTrainer(StepTrainer):
             even = [side[:, longest % side.shape[1]] for side in sides]  # repeated: no new spread
             metrics["flat_share"] = advantages.spread_within(torch.stack(even, 1))
         return {key: float(value) for key, value in metrics.items()}
+
+
+def _number(text: str) -> int:
+    """A seed for torch."""
+    return random.Random(text).getrandbits(63)

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+from finer1_lite import ranks
 from finer1_lite.labstudent import PictureProcessor
 from finer1_lite.presets import Preset
 
@@ -39,6 +40,7 @@ def choose_device() -> torch.device:
     asked = os.environ.get("FINER1_DEVICE")
     name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     why = "FINER1_DEVICE" if asked else "torch.cuda.is_available()"
+    name = ranks.device_name(name)
     log.info("device %s (%s)", name, why)
     return torch.device(name)
 

@@ -11,17 +11,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import PrinterCallback, TrainingArguments
+from transformers import TrainingArguments
 
-from finer1_lite import advantages, losses, models, rollouts
-from finer1_lite.groups import GroupTrainer
+from finer1_lite import advantages, losses, ranks, retry, rollouts
+from finer1_lite.groups import LOWER, GroupTrainer
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset
-from finer1_lite.sft import write_log
 from finer1_lite.species import Collection
-from finer1_lite.steps import last_checkpoint
+from finer1_lite.steps import train
 
+MICRO = "tapo.micro_batch"
 LOGGED = (
     "total", "policy", "inter_class_kl", "anchor_entropy", "negative_entropy", "clip_share",
 )  # fmt: skip
@@ -80,10 +81,16 @@ class TAPOTrainer(GroupTrainer):
             tokens, mask, advantage.to(tokens.device), right.to(tokens.device), *self._pictures()
         )
         if s.updates > 1:  # later shares meet a policy that has moved: remember the first
-            with torch.no_grad():
-                parts = [self._score(b, b.own).logps for b in self._micro_batches(batch)]
-            batch.old_logps = torch.cat(parts)
+            parts = self._within_memory(lambda: self._old_logps(batch), len(tokens))
+            shares = ranks.gather(parts, tokens.device)
+            batch.old_logps = torch.cat([logps for share in shares for logps in share])
         return batch
+
+    @torch.no_grad()
+    def _old_logps(self, batch: Batch) -> list[Tensor]:
+        """What the policy thinks of this process's answers before it moves: (rows, T) each."""
+        scored = [(self._score(b, b.own).logps, counts) for b, counts in self._micro_batches(batch)]
+        return [logps for logps, counts in scored if counts]
 
     def _pictures(self) -> tuple[rollouts.PromptBatch, list[int], list[int]]:
         """The kept groups' pictures; which one scores which answer, and which pushes it away.
@@ -138,17 +145,61 @@ class TAPOTrainer(GroupTrainer):
             return {}
         if s.inter_class_anneal:
             gamma *= 1 - step / max(1, self.args.max_steps)
-        sums: dict[str, float] = {}
-        for part in self._micro_batches(batch):
-            loss = self._loss(part, batch.mask.sum(), gamma)
-            self.accelerator.backward(loss.total)
+        sums = self._within_memory(lambda: self._backward(batch, gamma), len(batch.tokens))
+        if not self._sharded():
+            ranks.average_gradients(self.model.parameters())
+        return dict(zip(LOGGED, ranks.total([sums[key] for key in LOGGED])))
+
+    def _within_memory(self, call, rows: int):
+        """call(); where memory runs out in any process, all call again with smaller batches."""
+        while True:
+            tried = min(self._at_once(), -(-rows // ranks.world()[1]))
+            done, fault = retry.attempt(call)
+            if fault and self._sharded():  # the others wait inside a pass that never comes
+                raise MemoryError(f"out of memory ({fault}): lower {MICRO} ({tried}) or {LOWER}")
+            if not any(ranks.total([bool(fault)])):
+                return done
+            self.model.zero_grad()  # what the failed passes left
+            self.smaller.halve(MICRO, tried, fault or "in another process", LOWER)
+
+    def _at_once(self) -> int:
+        return self.smaller.at_once(MICRO, self.settings.micro_batch)
+
+    def _sharded(self) -> bool:
+        """Whether an engine averages gradients itself, in every backward pass."""
+        kind = self.accelerator.distributed_type
+        return kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def _backward(self, batch: Batch, gamma: float) -> dict[str, float]:
+        """The gradient of the whole batch's loss in every process; the loss and its parts.
+
+        Each process learns from groups of its own and divides by the tokens of all. Engines
+        average gradients over processes: each loss is weighted to make the average the sum.
+        """
+        count, size = batch.mask.sum(), ranks.world()[1]
+        sums = dict.fromkeys(LOGGED, 0.0)
+        for part, counts in self._micro_batches(batch):
+            loss = self._loss(part, count, gamma)
+            self.accelerator.backward(loss.total * (size * counts))
             for key in LOGGED:
-                sums[key] = sums.get(key, 0.0) + float(getattr(loss, key).detach())
+                sums[key] += counts * float(getattr(loss, key).detach())
         return sums
 
     def _micro_batches(self, batch: Batch):
-        for at in range(0, len(batch.tokens), self.settings.micro_batch):
-            yield batch.rows(slice(at, at + self.settings.micro_batch))
+        """(some answers of this process's groups, whether they count).
+
+        As many in each process: one that has run out goes through an answer for nothing,
+        because engines that shard the model wait for all in every pass.
+        """
+        size = self.settings.anchor_rollouts + self.settings.positive_rollouts
+        rank, processes = ranks.world()
+        ends = [i * (len(batch.tokens) // size) // processes * size for i in range(processes + 1)]
+        most = max(b - a for a, b in zip(ends, ends[1:]))
+        at_once = self._at_once()
+        for at in range(ends[rank], ends[rank] + most, at_once):
+            rows = slice(at, min(at + at_once, ends[rank + 1]))
+            counts = rows.start < rows.stop
+            yield batch.rows(rows if counts else slice(0, 1)), counts
 
     def _score(self, batch: Batch, on: list[int]) -> rollouts.Scores:
         """Layers recompute their activations in training mode only: it is on for this call,
@@ -212,8 +263,4 @@ def train_tapo(
         bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
     )  # fmt: skip
     trainer = TAPOTrainer(student, collection, preset, seed, args, callbacks=list(callbacks))
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    write_log(trainer.state.log_history, folder / "log.jsonl")
-    models.save_adapter(student, folder)
-    return student
+    return train(trainer, student, folder)
