@@ -48,10 +48,15 @@ class StepTrainer(Trainer):
 
 
 def one_card(args: TrainingArguments) -> TrainingArguments:
-    """The same for one card a process: with several in sight, Trainer would copy the model to
-    all of them in every pass (DataParallel), which 4-bit weights and step numbers do not bear.
+    """The same, for one device a process.
+
+    With several cards in sight, Trainer would copy the model to all of them in every pass
+    (DataParallel), which neither 4-bit weights nor step numbers bear. Several processes on a
+    CPU are told "cpu:0", where `torch.load` knows only "cpu".
     """
     args._n_gpu = min(args.n_gpu, 1)
+    if args.device.type == "cpu":
+        vars(args)["_setup_devices"] = torch.device("cpu")
     return args
 
 
