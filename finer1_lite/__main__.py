@@ -165,9 +165,11 @@ def _setting(item: str) -> tuple[str, object]:
 
 
 def run_lab(args) -> None:
-    from finer1_lite import lab
+    from finer1_lite import lab, ranks
 
-    print(f"report: {lab.run(make_job(args), workers=args.workers, fresh=args.fresh)}")
+    path = lab.run(make_job(args), workers=args.workers, fresh=args.fresh)
+    if ranks.is_main():
+        print(f"report: {path}")
 
 
 def run_pretrain(args) -> None:

@@ -45,6 +45,9 @@ class ChainTrainer(SFTTrainer):
     def __init__(self, model, args, **kwargs):
         super().__init__(model, one_card(args), **kwargs)
         self.add_callback(retry.Smaller())
+        # Qwen-VL says it takes no token count, and the mean would be one of micro-batches'
+        # means; TRL's loss takes it: a mean over the tokens of the whole step, of all processes.
+        self.model_accepts_loss_kwargs = True
         self.so_far: list[dict] = []  # micro-batches since the last optimiser step
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
@@ -61,7 +64,7 @@ class ChainTrainer(SFTTrainer):
             )
             if not fault:
                 break
-            if ranks.world()[1] > 1 or num_items_in_batch is None:
+            if ranks.world()[1] > 1:  # the others wait inside a pass that never comes
                 raise MemoryError(f"out of memory ({fault}): lower {MICRO} ({rows}) or pixels")
             smaller.halve(MICRO, size, fault, "pixels")
             model.zero_grad()

@@ -11,6 +11,7 @@ import torch
 import two_ranks
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 TIMES = ("_s", "tokens_per_second", "runtime")
 
