@@ -120,8 +120,10 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     return Student(model.eval(), student.processor)
 
 
-def save_adapter(student: Student, folder: Path) -> None:
+def save_adapter(student: Student, folder: Path, weights: dict | None = None) -> None:
     """Adapter (safetensors) and processor, so that the pixel budget travels along.
+
+    weights: the model's, where it holds but a part of them itself.
 
     Of a base in a local folder only the folder's name is written down: no path of this
     machine travels with the adapter. PEFT's empty model card is left out.
@@ -129,7 +131,7 @@ def save_adapter(student: Student, folder: Path) -> None:
     config = student.model.active_peft_config
     if config.base_model_name_or_path and Path(config.base_model_name_or_path).is_dir():
         config.base_model_name_or_path = Path(config.base_model_name_or_path).name
-    student.model.save_pretrained(folder)
+    student.model.save_pretrained(folder, state_dict=weights)
     student.processor.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ it without a word; what is found out (answers, gradients, a lack of memory) is e
 
 import os
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # what accelerate goes by
 PATIENCE = timedelta(days=1)  # for the others: one may pretrain or answer while all wait
 
 
@@ -74,16 +76,27 @@ def total(numbers: Sequence[float]) -> list[float]:
     return [sum(column) for column in zip(*gather(list(numbers), torch.device("cpu")))]
 
 
-def average_gradients(parameters) -> None:
-    """Replace each gradient by its mean over all processes: what DDP does in its forward."""
-    size = world()[1]
-    if size == 1:
+def add_gradients(parameters) -> None:
+    """Replace each gradient by its sum over all processes; none is a gradient of zeros."""
+    if world()[1] == 1:
         return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
+    trained = [p for p in parameters if p.requires_grad]
+    for p in trained:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    flat = torch.cat([p.grad.flatten() for p in trained])
     dist.all_reduce(flat)
-    for grad, part in zip(grads, (flat / size).split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
+    for p, part in zip(trained, flat.split([p.numel() for p in trained])):
+        p.grad.copy_(part.view_as(p))
+
+
+@contextmanager
+def no_engine():
+    """Without the engine that a launcher asks for: trainers made here hold whole models."""
+    asked = {name: os.environ.pop(name) for name in ENGINES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(asked)
 
 
 def moved(value, device: torch.device):

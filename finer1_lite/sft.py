@@ -118,6 +118,7 @@ def train_sft(
         weight_decay=0.1, max_grad_norm=1.0, completion_only_loss=True, max_length=None,
         gradient_checkpointing=preset.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
         bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
         logging_steps=5, save_steps=max(10, settings.steps // 4), save_total_limit=1, seed=seed,
         data_seed=seed, report_to=[], disable_tqdm=True, use_cpu=student.device.type == "cpu",

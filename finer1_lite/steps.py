@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate.utils import DistributedType
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from finer1_lite import models, ranks
@@ -67,8 +68,11 @@ def train(trainer: Trainer, student: Student, folder: Path) -> Student:
     """
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    whole = None
+    if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all give their parts
     if ranks.is_main():
-        models.save_adapter(student, folder)
+        models.save_adapter(student, folder, whole)
         write_log(trainer.state.log_history, folder / "log.jsonl")
     ranks.wait()
     return student

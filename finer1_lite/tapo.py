@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import TrainingArguments
 
@@ -89,8 +88,7 @@ class TAPOTrainer(GroupTrainer):
     @torch.no_grad()
     def _old_logps(self, batch: Batch) -> list[Tensor]:
         """What the policy thinks of this process's answers before it moves: (rows, T) each."""
-        scored = [(self._score(b, b.own).logps, counts) for b, counts in self._micro_batches(batch)]
-        return [logps for logps, counts in scored if counts]
+        return [self._score(b, b.own).logps for b in self._micro_batches(batch)]
 
     def _pictures(self) -> tuple[rollouts.PromptBatch, list[int], list[int]]:
         """The kept groups' pictures; which one scores which answer, and which pushes it away.
@@ -146,60 +144,40 @@ class TAPOTrainer(GroupTrainer):
         if s.inter_class_anneal:
             gamma *= 1 - step / max(1, self.args.max_steps)
         sums = self._within_memory(lambda: self._backward(batch, gamma), len(batch.tokens))
-        if not self._sharded():
-            ranks.average_gradients(self.model.parameters())
+        ranks.add_gradients(self.model.parameters())
         return dict(zip(LOGGED, ranks.total([sums[key] for key in LOGGED])))
+
+    def _backward(self, batch: Batch, gamma: float) -> dict[str, float]:
+        """This process's part of the gradient, of the loss and of its parts: each divides by
+        the tokens of all, so that the sum over processes is that of the whole batch."""
+        count, sums = batch.mask.sum(), dict.fromkeys(LOGGED, 0.0)
+        for part in self._micro_batches(batch):
+            loss = self._loss(part, count, gamma)
+            self.accelerator.backward(loss.total)
+            for key in LOGGED:
+                sums[key] += float(getattr(loss, key).detach())
+        return sums
+
+    def _micro_batches(self, batch: Batch):
+        """The answers of this process's groups; no group is on two processes."""
+        size = self.settings.anchor_rollouts + self.settings.positive_rollouts
+        rank, processes = ranks.world()
+        start, end = (i * (len(batch.tokens) // size) // processes * size for i in (rank, rank + 1))
+        for at in range(start, end, self._at_once()):
+            yield batch.rows(slice(at, min(at + self._at_once(), end)))
+
+    def _at_once(self) -> int:
+        return self.smaller.at_once(MICRO, self.settings.micro_batch)
 
     def _within_memory(self, call, rows: int):
         """call(); where memory runs out in any process, all call again with smaller batches."""
         while True:
             tried = min(self._at_once(), -(-rows // ranks.world()[1]))
             done, fault = retry.attempt(call)
-            if fault and self._sharded():  # the others wait inside a pass that never comes
-                raise MemoryError(f"out of memory ({fault}): lower {MICRO} ({tried}) or {LOWER}")
             if not any(ranks.total([bool(fault)])):
                 return done
             self.model.zero_grad()  # what the failed passes left
             self.smaller.halve(MICRO, tried, fault or "in another process", LOWER)
-
-    def _at_once(self) -> int:
-        return self.smaller.at_once(MICRO, self.settings.micro_batch)
-
-    def _sharded(self) -> bool:
-        """Whether an engine averages gradients itself, in every backward pass."""
-        kind = self.accelerator.distributed_type
-        return kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-
-    def _backward(self, batch: Batch, gamma: float) -> dict[str, float]:
-        """The gradient of the whole batch's loss in every process; the loss and its parts.
-
-        Each process learns from groups of its own and divides by the tokens of all. Engines
-        average gradients over processes: each loss is weighted to make the average the sum.
-        """
-        count, size = batch.mask.sum(), ranks.world()[1]
-        sums = dict.fromkeys(LOGGED, 0.0)
-        for part, counts in self._micro_batches(batch):
-            loss = self._loss(part, count, gamma)
-            self.accelerator.backward(loss.total * (size * counts))
-            for key in LOGGED:
-                sums[key] += counts * float(getattr(loss, key).detach())
-        return sums
-
-    def _micro_batches(self, batch: Batch):
-        """(some answers of this process's groups, whether they count).
-
-        As many in each process: one that has run out goes through an answer for nothing,
-        because engines that shard the model wait for all in every pass.
-        """
-        size = self.settings.anchor_rollouts + self.settings.positive_rollouts
-        rank, processes = ranks.world()
-        ends = [i * (len(batch.tokens) // size) // processes * size for i in range(processes + 1)]
-        most = max(b - a for a, b in zip(ends, ends[1:]))
-        at_once = self._at_once()
-        for at in range(ends[rank], ends[rank] + most, at_once):
-            rows = slice(at, min(at + at_once, ends[rank + 1]))
-            counts = rows.start < rows.stop
-            yield batch.rows(rows if counts else slice(0, 1)), counts
 
     def _score(self, batch: Batch, on: list[int]) -> rollouts.Scores:
         """Layers recompute their activations in training mode only: it is on for this call,
@@ -247,20 +225,23 @@ def train_tapo(
     """Train the student's adapter by TAPO and save it to `folder`.
 
     Resumes from the last checkpoint in `folder`/checkpoints; `folder`/log.jsonl holds
-    every step's metrics.
+    every step's metrics. Of several processes each holds the whole model and answers and
+    learns from groups of its own; gradients are added up here, whatever engine the launcher
+    has set up for stage 1.
     """
     settings, work = preset.tapo, folder / "checkpoints"
     save_every = max(5, settings.steps // 4)
     save_every += -save_every % settings.updates  # never in the middle of a batch of rollouts
-    args = TrainingArguments(
-        str(work), max_steps=settings.steps, learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant_with_warmup", warmup_steps=3, weight_decay=0.01,
-        max_grad_norm=1.0, logging_steps=1, logging_first_step=True,
-        save_steps=save_every, save_total_limit=1, seed=seed, report_to=[],
-        restore_callback_states_from_checkpoint=True,
-        disable_tqdm=True, remove_unused_columns=False, per_device_train_batch_size=1,
-        use_cpu=student.device.type == "cpu", dataloader_pin_memory=False,
-        bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
-    )  # fmt: skip
-    trainer = TAPOTrainer(student, collection, preset, seed, args, callbacks=list(callbacks))
-    return train(trainer, student, folder)
+    with ranks.no_engine():
+        args = TrainingArguments(
+            str(work), max_steps=settings.steps, learning_rate=settings.learning_rate,
+            lr_scheduler_type="constant_with_warmup", warmup_steps=3, weight_decay=0.01,
+            max_grad_norm=1.0, logging_steps=1, logging_first_step=True,
+            save_steps=save_every, save_total_limit=1, seed=seed, report_to=[],
+            restore_callback_states_from_checkpoint=True,
+            disable_tqdm=True, remove_unused_columns=False, per_device_train_batch_size=1,
+            use_cpu=student.device.type == "cpu", dataloader_pin_memory=False,
+            bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
+        )  # fmt: skip
+        trainer = TAPOTrainer(student, collection, preset, seed, args, callbacks=list(callbacks))
+        return train(trainer, student, folder)

@@ -23,8 +23,9 @@ PLAIN = TINY.with_(tapo__steps=3, tapo__learning_rate=1e-2, tapo__groups=3, tapo
 CASES = {  # three groups for two processes: never as many for each
     "plain": PLAIN,
     "shared batches": PLAIN.with_(
-        tapo__steps=4, tapo__updates=2, tapo__draws=2, tapo__negative="confused", tapo__scored_on="own",
-        tapo__negative_grad=True, tapo__micro_batch=3, gradient_checkpointing=True,
+        tapo__steps=4, tapo__updates=2, tapo__draws=2, tapo__negative="confused",
+        tapo__scored_on="own", tapo__negative_grad=True, tapo__micro_batch=3,
+        gradient_checkpointing=True,
     ),
     "one group": PLAIN.with_(tapo__groups=1, tapo__steps=3, tapo__draws=4),
     "killed": PLAIN.with_(tapo__steps=6, tapo__groups=2, max_new_tokens=4),
