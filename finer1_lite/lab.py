@@ -73,29 +73,23 @@ class Run:
 def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     """Do the whole job and return the path of the report."""
     collection, teacher = job.collection()
-    if ranks.is_main():
-        open_folder(job.folder, job.config(collection), fresh)
-    ranks.wait()
+    ranks.by_main(lambda: open_folder(job.folder, job.config(collection), fresh))
     if ranks.tell((job.folder / "report.html").exists()):
         log.info("this run is finished; --fresh starts it over")
         return job.folder / "report.html"
     start, resumed = time.time(), (job.folder / "chains.jsonl").exists()
-    base = None
-    if ranks.is_main():
-        base = prepare_base(job, collection)
-        write_chains(job, collection, teacher)
-    base = ranks.tell(base)
+    base = ranks.by_main(lambda: prepare_base(job, collection))
+    ranks.by_main(lambda: write_chains(job, collection, teacher))
     student = models.load_student(base, job.preset)
     for cell in ranks.mine(cells("base", None, ("answer", "think"))):
         answer_cell(student, job, collection, cell, job.folder / "base")
     del student
     run_seeds(job, base, workers)
     ranks.wait()
+    minutes = {"minutes of the start that finished": round((time.time() - start) / 60, 1)}
     if ranks.is_main():
-        minutes = {"minutes of the start that finished": round((time.time() - start) / 60, 1)}
         _write(job.folder / "timing.json", json.dumps(minutes | {"resumed": resumed}))
-        finish(job, collection)
-    ranks.wait()
+    ranks.by_main(lambda: finish(job, collection))
     return job.folder / "report.html"
 
 

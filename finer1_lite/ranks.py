@@ -5,7 +5,7 @@ it without a word; what is found out (answers, gradients, a lack of memory) is e
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
@@ -69,6 +69,21 @@ def tell(value):
     if world()[1] > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def by_main(call: Callable):
+    """call() in the main process, its value everywhere; after its error the others end too."""
+    box = (None, None)
+    if is_main():
+        try:
+            box = (call(), None)
+        except Exception as error:
+            tell((None, 2))
+            raise error
+    value, failed = tell(box)
+    if failed:
+        raise SystemExit(failed)
+    return value
 
 
 def total(numbers: Sequence[float]) -> list[float]:

@@ -77,3 +77,29 @@ def test_the_killed_run_went_on_from_a_checkpoint_of_both(folders):
     work = folders[1] / "killed" / "checkpoints"
     (last,) = work.glob("checkpoint-*")
     assert sorted(p.name for p in last.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
+
+
+def lab(out: Path, *changes: str) -> subprocess.CompletedProcess:
+    """The whole job under `accelerate launch`, at its smallest."""
+    command = ["-m", "accelerate.commands.launch", "--config_file", "assets/accelerate/ddp.yaml",
+               "-m", "finer1_lite", "lab", "--out", str(out), "--sft-steps", "2",
+               "--tapo-steps", "2", "--test-pictures", "12",
+               "--set", "tapo.groups=3", "max_new_tokens=16"]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1", "FINER1_DEVICE": "cpu"}
+    return subprocess.run(
+        [sys.executable, *command, *changes], cwd=ROOT, env=env, text=True, capture_output=True,
+        timeout=600,
+    )  # fmt: skip
+
+
+def test_the_lab_runs_under_accelerate_launch(tmp_path):
+    done = lab(tmp_path, "eval_batch=12", "--seeds", "0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("report: ") == 1
+    rows = (tmp_path / "lab" / "records.jsonl").read_text().splitlines()
+    assert len(rows) == len(set(rows)) and len(rows) % 8 == 0  # 4 cells of the base, 2 a stage
+    assert (tmp_path / "lab" / "report.html").exists()
+    again = lab(tmp_path, "eval_batch=12", "--seeds", "1")
+    assert again.returncode != 0
+    assert again.stderr.count("holds a run of another configuration") == 1
+    assert again.stderr.index("- seeds: [0] there, [1] now") < again.stderr.index("Traceback")
