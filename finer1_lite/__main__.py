@@ -167,9 +167,11 @@ def _setting(item: str) -> tuple[str, object]:
 
 
 def run_lab(args) -> None:
-    from finer1_lite import lab
+    from finer1_lite import lab, ranks
 
-    print(f"report: {lab.run(make_job(args), workers=args.workers, fresh=args.fresh)}")
+    path = lab.run(make_job(args), workers=args.workers, fresh=args.fresh)
+    if ranks.is_main():
+        print(f"report: {path}")
 
 
 def run_pretrain(args) -> None:
@@ -201,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
 
         quiet()
         args.main(args)
-    except (ValueError, OSError) as error:  # bad input or disk: say what and stop
+    except (ValueError, OSError, MemoryError) as error:  # bad input, disk: say what and stop
         logging.getLogger("finer1_lite").error("error: %s", error)
         return 2
     except KeyboardInterrupt:

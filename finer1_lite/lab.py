@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from finer1_lite import cot, evaluate, labstudent, metrics, models, paperbirds, report
+from finer1_lite import cot, evaluate, labstudent, metrics, models, paperbirds, ranks, report
 from finer1_lite.evaluate import Cell, cells
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset
@@ -73,21 +73,23 @@ class Run:
 def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     """Do the whole job and return the path of the report."""
     collection, teacher = job.collection()
-    open_folder(job.folder, job.config(collection), fresh)
-    if (job.folder / "report.html").exists():
+    ranks.by_main(lambda: open_folder(job.folder, job.config(collection), fresh))
+    if ranks.tell((job.folder / "report.html").exists()):
         log.info("this run is finished; --fresh starts it over")
         return job.folder / "report.html"
     start, resumed = time.time(), (job.folder / "chains.jsonl").exists()
-    base = prepare_base(job, collection)
-    write_chains(job, collection, teacher)
+    base = ranks.by_main(lambda: prepare_base(job, collection))
+    ranks.by_main(lambda: write_chains(job, collection, teacher))
     student = models.load_student(base, job.preset)
-    for cell in cells("base", None, ("answer", "think")):
+    for cell in ranks.mine(cells("base", None, ("answer", "think"))):
         answer_cell(student, job, collection, cell, job.folder / "base")
     del student
     run_seeds(job, base, workers)
+    ranks.wait()
     minutes = {"minutes of the start that finished": round((time.time() - start) / 60, 1)}
-    _write(job.folder / "timing.json", json.dumps(minutes | {"resumed": resumed}))
-    finish(job, collection)
+    if ranks.is_main():
+        _write(job.folder / "timing.json", json.dumps(minutes | {"resumed": resumed}))
+    ranks.by_main(lambda: finish(job, collection))
     return job.folder / "report.html"
 
 
@@ -237,10 +239,12 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
                 else:
                     student = models.load_adapter(student, folder / "sft", trainable=True)
                     train_tapo(student, collection, job.preset, seed, out, report_to)
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            (out / "done").touch()
+            if ranks.is_main():
+                shutil.rmtree(out / "checkpoints", ignore_errors=True)
+                (out / "done").touch()
+        ranks.wait()
         student = models.load_adapter(models.load_student(base, job.preset), out)
-        for cell in cells(stage, seed):
+        for cell in ranks.mine(cells(stage, seed)):
             answer_cell(student, job, collection, cell, folder)
 
 
@@ -261,7 +265,13 @@ def _cores() -> int:
 
 
 def choose_workers(jobs: int, asked: int, what: str) -> int:
-    """How many of `jobs` run side by side: as asked, else one on a GPU, else one a core."""
+    """How many of `jobs` run side by side: as asked, else one on a GPU, else one a core.
+
+    One, too, where several processes share each of them.
+    """
+    if ranks.world()[1] > 1:
+        log.info("1 %s at a time (%d processes share it)", what, ranks.world()[1])
+        return 1
     on_gpu = models.choose_device().type == "cuda"
     workers = asked or (1 if on_gpu else min(jobs, _cores()))
     why = "one GPU" if on_gpu else f"{_cores()} cores, {jobs} {what}s"
@@ -320,6 +330,7 @@ class ProgressBar(TrainerCallback):
 
 def progress_bar(total: int, what: str, hidden: bool = False):
     """The one look of all progress bars."""
+    hidden = hidden or not ranks.is_main()
     return tqdm(total=total, desc=what, mininterval=2.0, dynamic_ncols=True, disable=hidden)
 
 
@@ -331,7 +342,7 @@ def quiet() -> None:
     import transformers
 
     logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if ranks.is_main() else logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -18,7 +18,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from finer1_lite import backends, selftest
+from finer1_lite import backends, ranks, selftest
 from finer1_lite.labstudent import PictureProcessor, asset_folder
 from finer1_lite.presets import Preset
 
@@ -54,6 +54,7 @@ def choose_device() -> torch.device:
     asked = os.environ.get("FINER1_DEVICE")
     name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     why = "FINER1_DEVICE" if asked else "torch.cuda.is_available()"
+    name = ranks.device_name(name)
     log.info("device %s (%s)", name, why)
     return torch.device(name)
 
@@ -238,8 +239,10 @@ def base_of(folder: str | Path, asked: str | None = None) -> str:
     return str(shipped) if named and shipped.is_dir() else named
 
 
-def save_adapter(student: Student, folder: Path) -> None:
+def save_adapter(student: Student, folder: Path, weights: dict | None = None) -> None:
     """Adapter (safetensors) and processor, so that the pixel budget travels along.
+
+    weights: the model's, where it holds but a part of them itself.
 
     Of a base in a local folder only the folder's name is written down: no path of this
     machine travels with the adapter. PEFT's empty model card is left out.
@@ -247,7 +250,7 @@ def save_adapter(student: Student, folder: Path) -> None:
     config = student.model.active_peft_config
     if config.base_model_name_or_path and Path(config.base_model_name_or_path).is_dir():
         config.base_model_name_or_path = Path(config.base_model_name_or_path).name
-    student.model.save_pretrained(folder)
+    student.model.save_pretrained(folder, state_dict=weights)
     student.processor.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
 

@@ -172,12 +172,13 @@ def generate(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Rollouts:
     """Answer each prompt `copies` times, or prompt p copies[p] times; p's answers stand together.
 
     temperature 0 is greedy decoding. Vision tokens and padding are never sampled. The same
-    generator state gives the same answers on one machine.
+    generator state gives the same answers on one machine. Of several generators each decides
+    an equal share of the answers, whatever others are written beside them.
     """
     core = core_of(model)
     tok = processor.tokenizer
@@ -186,10 +187,11 @@ def generate(
     rows = torch.arange(len(mask), device=mask.device)  # which answer each live row writes
     going = torch.ones_like(rows, dtype=torch.bool)
     tokens = torch.full((len(mask), max_new_tokens), tok.pad_token_id, device=mask.device)
+    chances = _uniform(generator, *tokens.shape, mask.device) if temperature else tokens
     for t in range(max_new_tokens):
         logits = core.lm_head(hidden[:, -1]).float()
         logits[:, banned] = -torch.inf
-        token = _pick(logits, temperature, top_p, generator)
+        token = _pick(logits, temperature, top_p, chances[rows, t])
         token = token.masked_fill(~going, tok.pad_token_id)  # these rows ended before
         tokens[rows, t] = token
         going = going & (token != tok.eos_token_id)
@@ -226,8 +228,18 @@ def _last_places(batch: PromptBatch) -> Tensor:
     return batch.places.amax((0, 2))[None, :, None].expand(3, -1, -1)
 
 
-def _pick(logits: Tensor, temperature: float, top_p: float, generator) -> Tensor:
-    """Greedy, or a draw from the tempered nucleus. (B, V) -> (B,)"""
+def _uniform(generator, rows: int, length: int, device: torch.device) -> Tensor:
+    """A number from [0, 1) for each token of each answer. (rows, length)"""
+    if isinstance(generator, Sequence):
+        share = rows // len(generator)
+        return torch.cat([_uniform(g, share, length, device) for g in generator])
+    home = device if generator is None else generator.device
+    return torch.rand((rows, length), generator=generator, device=home).to(device)
+
+
+def _pick(logits: Tensor, temperature: float, top_p: float, chances: Tensor) -> Tensor:
+    """Greedy, or from the tempered nucleus the token at which each row's number falls, (B,),
+    in the cumulated probabilities: (B, V) -> (B,)."""
     if temperature == 0:
         return logits.argmax(-1)
     probs = (logits / temperature).softmax(-1)
@@ -235,7 +247,13 @@ def _pick(logits: Tensor, temperature: float, top_p: float, generator) -> Tensor
         ranked, order = probs.sort(-1, descending=True)
         ranked[ranked.cumsum(-1) - ranked >= top_p] = 0  # keeps the token that crosses top_p
         probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
-    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+    below = probs.cumsum(-1)
+    end = below[:, -1:]
+    place = torch.minimum(chances[:, None] * end, end.nextafter(torch.zeros_like(end)))
+    token = torch.searchsorted(below, place, right=True)
+    # A GPU sums in blocks, and rounding may open a gap at a token without probability.
+    token = torch.where(probs.gather(-1, token) > 0, token, probs.argmax(-1, keepdim=True))
+    return token[:, 0]
 
 
 def _finish(tokens: Tensor, tok) -> Rollouts:

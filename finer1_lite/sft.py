@@ -1,18 +1,20 @@
 """Stage 1: supervised fine-tuning on chains, with TRL's SFTTrainer and LoRA."""
 
-import json
 from pathlib import Path
 
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from transformers import PrinterCallback
+from torch import Tensor
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from finer1_lite import backends, models, prompts
+from finer1_lite import backends, models, prompts, ranks, retry
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
-from finer1_lite.steps import last_checkpoint
+from finer1_lite.steps import one_card, train
+
+MICRO = "sft.micro_batch"
 
 
 def chain_rows(collection: Collection, chains: dict[str, str], kind: str = "think") -> Dataset:
@@ -37,6 +39,68 @@ def chain_rows(collection: Collection, chains: dict[str, str], kind: str = "thin
     return Dataset.from_list(rows, features=features)
 
 
+class ChainTrainer(SFTTrainer):
+    """TRL's SFTTrainer, that goes on with fewer rows at a time where memory runs out."""
+
+    def __init__(self, model, args, **kwargs):
+        super().__init__(model, one_card(args), **kwargs)
+        self.add_callback(retry.Smaller())
+        # Qwen-VL says it takes no token count, and the mean would be one of micro-batches'
+        # means; TRL's loss takes it: a mean over the tokens of the whole step, of all processes.
+        self.model_accepts_loss_kwargs = True
+        self.so_far: list[dict] = []  # micro-batches since the last optimiser step
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """TRL's own. Where memory ran out, the gradient of all micro-batches since the last
+        step is made anew, in parts: each part's loss is divided by the tokens of the step.
+        """
+        smaller, rows = retry.Smaller.of(self), len(inputs["labels"])
+        self.so_far.append(inputs)
+        todo = self.so_far[-1:]
+        while True:
+            size = smaller.at_once(MICRO, rows)
+            losses, fault = retry.attempt(
+                lambda: [self._in_parts(model, b, size, num_items_in_batch) for b in todo]
+            )
+            if not fault:
+                break
+            if ranks.world()[1] > 1:  # the others wait inside a pass that never comes
+                raise MemoryError(f"out of memory ({fault}): lower {MICRO} ({rows}) or pixels")
+            smaller.halve(MICRO, size, fault, "pixels")
+            model.zero_grad()
+            todo = self.so_far
+        if self.accelerator.sync_gradients:
+            self.so_far = []
+        return losses[-1]
+
+    def _in_parts(self, model, inputs: dict, size: int, count) -> Tensor:
+        step = super().training_step
+        return sum(step(model, part, num_items_in_batch=count) for part in parts(inputs, size))
+
+
+def parts(inputs: dict, size: int) -> list[dict]:
+    """A collated batch in batches of at most `size` rows, each with its one picture."""
+    rows = len(inputs["labels"])
+    if rows <= size:
+        return [inputs]
+    split = split_pixel_values_by_grid(inputs | {"num_images": [1] * rows})
+    del split["num_images"]
+    cut = [{k: v[at : at + size] for k, v in split.items()} for at in range(0, rows, size)]
+    return [unsplit_pixel_values_by_grid(part) for part in cut]
+
+
+def micro_batches(batch: int, micro_batch: int, processes: int) -> tuple[int, int]:
+    """(rows a pass and process, passes a step): their product with `processes` is `batch`.
+
+    ValueError where the processes cannot share the batch evenly.
+    """
+    share, rest = divmod(batch, processes)
+    if rest:
+        raise ValueError(f"sft.batch = {batch}: a multiple of the {processes} processes, please")
+    most = max(n for n in range(1, min(micro_batch, share) + 1) if share % n == 0)
+    return most, share // most
+
+
 def train_sft(
     student: Student, rows: Dataset, preset: Preset, seed: int, folder: Path, callbacks=()
 ) -> Student:
@@ -46,30 +110,24 @@ def train_sft(
     `folder`/checkpoints; `folder`/log.jsonl holds the learning curve.
     """
     settings, work = preset.sft, folder / "checkpoints"
+    at_once, passes = micro_batches(settings.batch, settings.micro_batch, ranks.world()[1])
     args = SFTConfig(
-        str(work), max_steps=settings.steps, per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=max(1, settings.batch // settings.micro_batch),
+        str(work), max_steps=settings.steps, per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=passes,
         learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=6,
         weight_decay=0.1, max_grad_norm=1.0, completion_only_loss=True, max_length=None,
-        gradient_checkpointing=student.device.type == "cuda",
+        gradient_checkpointing=preset.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
         bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
         logging_steps=5, save_steps=max(10, settings.steps // 4), save_total_limit=1, seed=seed,
         data_seed=seed, report_to=[], disable_tqdm=True, use_cpu=student.device.type == "cpu",
-        dataloader_pin_memory=student.device.type == "cuda", **backends.sft_options(preset),
+        dataloader_pin_memory=student.device.type == "cuda",
+        restore_callback_states_from_checkpoint=True, **backends.sft_options(preset),
     )  # fmt: skip
-    trainer = SFTTrainer(
+    trainer = ChainTrainer(
         student.model, args, train_dataset=rows, processing_class=student.processor,
         callbacks=list(callbacks), data_collator=backends.collator(student, preset),
     )  # fmt: skip
     models.widen_adapter(student.model)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    write_log(trainer.state.log_history, folder / "log.jsonl")
-    models.save_adapter(student, folder)
-    return student
-
-
-def write_log(history: list[dict], path: Path) -> None:
-    """The trainer's history, a JSON line a logged step."""
-    lines = [json.dumps(row) + "\n" for row in history if "loss" in row]
-    path.write_text("".join(lines), encoding="utf-8")
+    return train(trainer, student, folder)

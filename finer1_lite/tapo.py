@@ -1,8 +1,9 @@
 """Stage 2: TAPO, Triplet Augmented Policy Optimisation (Fine-R1, section 3.2).
 
 One step: draw triplets -> answer anchors and positives -> reward -> keep groups with
-spread -> advantages -> log-probabilities on anchor and hard negative -> loss. Of
-`transformers.Trainer` it uses the optimiser, the schedule, checkpoints and logging.
+spread (all that in `groups`) -> advantages -> log-probabilities on anchor and hard negative
+-> loss. Of `transformers.Trainer` it uses the optimiser, the schedule, checkpoints and
+logging.
 """
 
 import time
@@ -11,39 +12,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, TrainingArguments
+from transformers import TrainingArguments
 
-from finer1_lite import advantages, losses, models, prompts, rewards, rollouts, triplets
+from finer1_lite import advantages, losses, models, ranks, retry, rollouts
+from finer1_lite.groups import LOWER, GroupTrainer
 from finer1_lite.models import Student
-from finer1_lite.presets import Preset, TAPOSettings
-from finer1_lite.sft import write_log
+from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
-from finer1_lite.steps import StepTrainer, last_checkpoint
-from finer1_lite.triplets import Triplet
+from finer1_lite.steps import train
 
+MICRO = "tapo.micro_batch"
 LOGGED = (
     "total", "policy", "inter_class_kl", "anchor_entropy", "negative_entropy", "clip_share",
 )  # fmt: skip
-
-
-@dataclass
-class Group:
-    """One triplet, its n + m answers (anchor's first) and what they earned."""
-
-    triplet: Triplet
-    pictures: rollouts.PromptBatch  # anchor, positive, negative: those that are used, encoded
-    tokens: Tensor  # (n+m, T)
-    mask: Tensor  # (n+m, T)
-    texts: list[str]
-    cut: Tensor  # (n+m,)
-    accuracy: Tensor  # (n+m,)
-    format: Tensor  # (n+m,)
-    overlong: Tensor  # (n+m,) 0 or a penalty
-
-    def reward(self, settings: TAPOSettings) -> Tensor:
-        """Weighted sum of accuracy and format, and the penalty for length. (n+m,)"""
-        weighted = settings.accuracy_weight * self.accuracy + settings.format_weight * self.format
-        return weighted + self.overlong
 
 
 @dataclass
@@ -69,110 +50,18 @@ class Batch:
         )
 
 
-class TAPOTrainer(StepTrainer):
-    """TAPO on any Qwen-VL with adapters. `kept` and `dropped` show the last step's groups.
+class TAPOTrainer(GroupTrainer):
+    """TAPO on any Qwen-VL with adapters.
 
     GRPO, DAPO, CLS-RL, PAPO and NoisyRollout are settings of it: `presets.RECIPES`.
     """
 
-    def __init__(
-        self, student: Student, collection: Collection, preset: Preset, seed: int, args, **kwargs
-    ):
-        self.student, self.collection, self.preset = student, collection, preset
-        self.settings, self.draw_seed = preset.tapo, seed
-        self.asked = prompts.question(self.settings.prompt, collection.coarse)
-        self.kept: list[Group] = []
-        self.dropped: list[Group] = []
+    def __init__(self, student: Student, *args, **kwargs):
         self.batch: Batch | None = None
         self.metrics: dict[str, float] = {}
-        super().__init__(student.model, args, **kwargs)
-        self.mined = self._miner()
-
-    def _miner(self):
-        """What `draw_triplets` takes as the hard negative."""
-        kind = self.settings.negative
-        if kind == "embedding":
-            return triplets.ByEmbedding(self.collection, self._embed_picture)
-        if kind == "confused":
-            self.add_callback(triplets.ByConfusion())
-            return self.confusions
-        known = {"nearest": triplets.nearest, "random": triplets.at_random, "masked": "masked"}
-        return known[kind]
-
-    def confusions(self, *asked):
-        """Ask the callback of the moment: a resumed trainer swaps it for the saved one."""
-        return self._confusions()(*asked)
-
-    def _confusions(self) -> triplets.ByConfusion | None:
-        found = [c for c in self.callback_handler.callbacks if isinstance(c, triplets.ByConfusion)]
-        return found[0] if found else None
-
-    def _embed_picture(self, image) -> Tensor:
-        batch = rollouts.encode_prompts(
-            self.model, self.student.processor, [self.asked], [image]
-        )
-        return batch.features[0].float().mean(0)
-
-    # --- rollouts and rewards ---------------------------------------------------------
-
-    def answer(self, drawn: list[Triplet], generator: torch.Generator) -> list[Group]:
-        """n answers to each anchor and m to each positive, with their rewards.
-
-        The step's one pass through the vision tower and one loop over tokens: negatives are
-        encoded along, and anchors and positives are answered side by side.
-        """
-        s, processor = self.settings, self.student.processor
-        counts = [n for n in (s.anchor_rollouts, s.positive_rollouts) if n]
-        parts = ["anchor", "positive"][: len(counts)] + ["negative"] * self._reads_negative()
-        images = [getattr(t, part).image() for t in drawn for part in parts]
-        batch = rollouts.encode_prompts(self.model, processor, [self.asked] * len(images), images)
-        of = [range(g * len(parts), (g + 1) * len(parts)) for g in range(len(drawn))]
-        answered = [row for rows in of for row in rows[: len(counts)]]
-        out = rollouts.generate(
-            self.model, processor, batch.rows(answered), copies=counts * len(drawn),
-            temperature=s.temperature, top_p=s.top_p, generator=generator,
-            max_new_tokens=self.preset.max_new_tokens,
-        )  # fmt: skip
-        size = sum(counts)
-        return [
-            self._group(t, batch.rows(of[g]), out, slice(g * size, (g + 1) * size))
-            for g, t in enumerate(drawn)
-        ]
-
-    def _group(self, triplet: Triplet, pictures, out: rollouts.Rollouts, rows: slice) -> Group:
-        texts, mask = out.texts[rows], out.mask[rows]
-        label, names = triplet.anchor.species, self.collection.names
-        limit, buffer = self.preset.max_new_tokens, self.settings.overlong_tokens
-        over = [rewards.overlong_penalty(n, limit, buffer) for n in mask.sum(-1).tolist()]
-        return Group(
-            triplet, pictures, out.tokens[rows], mask, texts, out.cut[rows],
-            accuracy=torch.tensor(rewards.accuracy(texts, [label] * len(texts), names)),
-            format=torch.tensor(rewards.format(texts)), overlong=torch.tensor(over),
-        )  # fmt: skip
-
-    def collect(self, step: int) -> None:
-        """Dynamic sampling: draw until `groups` have spread, `draws` rounds at most."""
-        s, self.kept, self.dropped = self.settings, [], []
-        generator = torch.Generator(self.student.device)
-        generator.manual_seed(self.draw_seed * 1_000_003 + step)
-        how = {"positive": s.positive, "negative": self.mined}
-        for round_ in range(s.draws):
-            drawn = triplets.draw_triplets(
-                self.collection, s.groups, self.draw_seed, step, round_, **how
-            )
-            groups = self.answer(drawn, generator)
-            spread = advantages.keep_group(torch.stack([g.accuracy for g in groups]))
-            for group, keep in zip(groups, spread.tolist()):
-                keep = (keep or s.keep == "all") and len(self.kept) < s.groups
-                (self.kept if keep else self.dropped).append(group)
-            if len(self.kept) == s.groups:
-                break
-        confusions = self._confusions()
-        if confusions is not None:
-            for group in self.kept + self.dropped:
-                for text in group.texts:
-                    named = rewards.match_class(rewards.parse_answer(text), self.collection.names)
-                    confusions.note(group.triplet.anchor.species, named)
+        super().__init__(student, *args, **kwargs)
+        if self.preset.gradient_checkpointing:
+            student.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def prepare(self) -> Batch:
         """The kept groups as tensors."""
@@ -193,10 +82,15 @@ class TAPOTrainer(StepTrainer):
             self._pushed().repeat(len(self.kept)).to(tokens.device),
         )
         if s.updates > 1:  # later shares meet a policy that has moved: remember the first
-            with torch.no_grad():
-                parts = [self._score(b, b.own).logps for b in self._micro_batches(batch)]
-            batch.old_logps = torch.cat(parts)
+            parts = self._within_memory(lambda: self._old_logps(batch), len(tokens))
+            shares = ranks.gather(parts, tokens.device)
+            batch.old_logps = torch.cat([logps for share in shares for logps in share])
         return batch
+
+    @torch.no_grad()
+    def _old_logps(self, batch: Batch) -> list[Tensor]:
+        """What the policy thinks of this process's answers before it moves: (rows, T) each."""
+        return [self._score(b, b.own).logps for b in self._micro_batches(batch)]
 
     def _pictures(self) -> tuple[rollouts.PromptBatch, Tensor, Tensor]:
         """The kept groups' pictures; which one scores which answer, and which pushes it away.
@@ -210,7 +104,8 @@ class TAPOTrainer(StepTrainer):
             at += len(group.pictures.ids)
             negative += [at - 1] * (s.anchor_rollouts + s.positive_rollouts)
         pictures = rollouts.join([g.pictures for g in self.kept])
-        return pictures, torch.tensor(own), torch.tensor(negative)
+        at_pictures = (torch.tensor(rows, device=self.student.device) for rows in (own, negative))
+        return pictures, *at_pictures
 
     def _pushed(self) -> Tensor:
         """Which of a group's rollouts are scored on the negative, and what each stands for.
@@ -224,9 +119,6 @@ class TAPOTrainer(StepTrainer):
         weights = torch.zeros(size)
         weights[torch.arange(count) * size // count] = size / count
         return weights
-
-    def _reads_negative(self) -> bool:
-        return bool(self.settings.inter_class_weight or self.settings.negative_entropy_weight)
 
     # --- one optimiser step -----------------------------------------------------------
 
@@ -268,24 +160,54 @@ class TAPOTrainer(StepTrainer):
             return {}
         if s.inter_class_anneal:
             gamma *= 1 - step / max(1, self.args.max_steps)
-        sums: dict[str, float] = {}
+        sums = self._within_memory(lambda: self._backward(batch, gamma), len(batch.tokens))
+        ranks.add_gradients(self.model.parameters())
+        return dict(zip(LOGGED, ranks.total([sums[key] for key in LOGGED])))
+
+    def _backward(self, batch: Batch, gamma: float) -> dict[str, float]:
+        """This process's part of the gradient, of the loss and of its parts: each divides by
+        the tokens of all, so that the sum over processes is that of the whole batch."""
+        count, sums = batch.mask.sum(), dict.fromkeys(LOGGED, 0.0)
         for part in self._micro_batches(batch):
-            loss = self._loss(part, batch.mask.sum(), gamma)
+            loss = self._loss(part, count, gamma)
             self.accelerator.backward(loss.total)
             for key in LOGGED:
-                sums[key] = sums.get(key, 0.0) + float(getattr(loss, key).detach())
+                sums[key] += float(getattr(loss, key).detach())
         return sums
 
     def _micro_batches(self, batch: Batch):
-        for at in range(0, len(batch.tokens), self.settings.micro_batch):
-            yield batch.rows(slice(at, at + self.settings.micro_batch))
+        """The answers of this process's groups; no group is on two processes."""
+        size = self.settings.anchor_rollouts + self.settings.positive_rollouts
+        rank, processes = ranks.world()
+        start, end = (i * (len(batch.tokens) // size) // processes * size for i in (rank, rank + 1))
+        for at in range(start, end, self._at_once()):
+            yield batch.rows(slice(at, min(at + self._at_once(), end)))
+
+    def _at_once(self) -> int:
+        return self.smaller.at_once(MICRO, self.settings.micro_batch)
+
+    def _within_memory(self, call, rows: int):
+        """call(); where memory runs out in any process, all call again with smaller batches."""
+        while True:
+            tried = min(self._at_once(), -(-rows // ranks.world()[1]))
+            done, fault = retry.attempt(call)
+            if not any(ranks.total([bool(fault)])):
+                return done
+            self.model.zero_grad()  # what the failed passes left
+            self.smaller.halve(MICRO, tried, fault or "in another process", LOWER)
 
     def _score(self, batch: Batch, on: Tensor) -> rollouts.Scores:
+        """Layers recompute their activations in training mode only: it is on for this call,
+        where gradient flows. With dropout 0 everywhere it changes nothing else."""
         s = self.settings
-        return rollouts.score(
-            self.model, batch.pictures, batch.tokens, batch.mask, on, s.temperature or 1.0,
-            entropy=s.entropy == "full",
-        )  # fmt: skip
+        self.model.train(self.preset.gradient_checkpointing and torch.is_grad_enabled())
+        try:
+            return rollouts.score(
+                self.model, batch.pictures, batch.tokens, batch.mask, on, s.temperature or 1.0,
+                entropy=s.entropy == "full",
+            )  # fmt: skip
+        finally:
+            self.model.eval()  # rollouts and passes without gradient keep their cache
 
     def _score_on_negative(self, batch: Batch) -> rollouts.Scores:
         """Scores of the chosen answers in their places; zeros in the others. (B, T) each"""
@@ -317,27 +239,6 @@ class TAPOTrainer(StepTrainer):
             entropies=scores.entropies, negative_entropies=negative.entropies, token_count=count,
         )  # fmt: skip
 
-    # --- what to look at --------------------------------------------------------------
-
-    def _metrics(self) -> dict[str, float]:
-        groups = self.kept + self.dropped
-        right = torch.stack([g.accuracy for g in groups])
-        whole = torch.stack([g.format for g in groups])
-        reward = torch.stack([g.reward(self.settings) for g in groups])
-        lengths = torch.cat([g.mask.sum(-1) for g in groups]).float()
-        metrics = {
-            "reward": reward.mean(), "accuracy": right.mean(), "format": whole.mean(),
-            "groups_kept": len(self.kept), "groups_drawn": len(groups),
-            "cut": torch.cat([g.cut for g in groups]).float().mean(), "length": lengths.mean(),
-        }  # fmt: skip
-        s = self.settings
-        if s.positive_rollouts:  # kept groups without spread inside any picture
-            sides = right.split((s.anchor_rollouts, s.positive_rollouts), dim=1)
-            longest = torch.arange(max(s.anchor_rollouts, s.positive_rollouts))
-            even = [side[:, longest % side.shape[1]] for side in sides]  # repeated: no new spread
-            metrics["flat_share"] = advantages.spread_within(torch.stack(even, 1))
-        return {key: float(value) for key, value in metrics.items()}
-
     def log(self, logs: dict, start_time: float | None = None) -> None:
         if "loss" in logs:
             logs = logs | {k: round(v, 5) for k, v in self.metrics.items()}
@@ -354,25 +255,24 @@ def train_tapo(
     """Train the student's adapter by TAPO and save it to `folder`.
 
     Resumes from the last checkpoint in `folder`/checkpoints; `folder`/log.jsonl holds
-    every step's metrics.
+    every step's metrics. Of several processes each holds the whole model and answers and
+    learns from groups of its own; gradients are added up here, whatever engine the launcher
+    has set up for stage 1.
     """
     models.before_stage_two(student, preset)
     settings, work = preset.tapo, folder / "checkpoints"
     save_every = max(5, settings.steps // 4)
     save_every += -save_every % settings.updates  # never in the middle of a batch of rollouts
-    args = TrainingArguments(
-        str(work), max_steps=settings.steps, learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant_with_warmup", warmup_steps=3, weight_decay=0.01,
-        max_grad_norm=1.0, logging_steps=1, logging_first_step=True,
-        save_steps=save_every, save_total_limit=1, seed=seed, report_to=[],
-        restore_callback_states_from_checkpoint=True,
-        disable_tqdm=True, remove_unused_columns=False, per_device_train_batch_size=1,
-        use_cpu=student.device.type == "cpu", dataloader_pin_memory=False,
-        bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
-    )  # fmt: skip
-    trainer = TAPOTrainer(student, collection, preset, seed, args, callbacks=list(callbacks))
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    write_log(trainer.state.log_history, folder / "log.jsonl")
-    models.save_adapter(student, folder)
-    return student
+    with ranks.no_engine():
+        args = TrainingArguments(
+            str(work), max_steps=settings.steps, learning_rate=settings.learning_rate,
+            lr_scheduler_type="constant_with_warmup", warmup_steps=3, weight_decay=0.01,
+            max_grad_norm=1.0, logging_steps=1, logging_first_step=True,
+            save_steps=save_every, save_total_limit=1, seed=seed, report_to=[],
+            restore_callback_states_from_checkpoint=True,
+            disable_tqdm=True, remove_unused_columns=False, per_device_train_batch_size=1,
+            use_cpu=student.device.type == "cpu", dataloader_pin_memory=False,
+            bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
+        )  # fmt: skip
+        trainer = TAPOTrainer(student, collection, preset, seed, args, callbacks=list(callbacks))
+        return train(trainer, student, folder)

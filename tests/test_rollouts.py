@@ -375,3 +375,32 @@ def test_pictures_of_any_mode_and_shape_are_encoded(student):
         picture = [Image.new(mode, size, 128).convert("RGB")]
         batch = rollouts.encode_prompts(student.model, student.processor, ["x"], picture)
         assert torch.isfinite(batch.features[0]).all()
+
+
+# --- random numbers of one's own -----------------------------------------------------
+
+
+def test_with_a_generator_each_answers_do_not_depend_on_what_is_answered_beside_them(
+    student, birds
+):
+    def dice(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    batch = encode(student, birds)
+    settings = dict(copies=2, max_new_tokens=8, temperature=1.0)
+
+    def said(rows, *seeds):
+        return rollouts.generate(
+            student.model, student.processor, batch.rows(rows), generator=dice(*seeds), **settings
+        ).texts
+
+    together = said(range(4), 0, 1, 2, 3)
+    assert together == [t for g in range(4) for t in said([g], g)]
+    assert said([0, 1], 3, 1)[2:] == together[2:4] and said([0, 1], 3, 1)[:2] != together[:2]
+
+
+@pytest.mark.parametrize("chance, token", [(0.0, 1), (0.49, 1), (0.51, 3), (0.9999999, 3)])
+def test_a_number_falls_on_a_token_and_never_on_one_without_chances(chance, token):
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    assert rollouts._pick(logits, 1.0, 1.0, torch.tensor([chance])).tolist() == [token]
+    assert rollouts._pick(logits, 1.0, 0.4, torch.tensor([chance])).tolist() in ([1], [3])

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from finer1_lite import cot, models, prompts, rollouts, sft
@@ -131,3 +133,43 @@ def test_the_folder_holds_log_and_processor_and_no_pickle(trained, student):
     again = models.load_processor(folder, pixels=84 * 84)
     assert again.tokenizer.get_vocab() == student.processor.tokenizer.get_vocab()
     assert not [f for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pkl")]
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
+    student, few, chains, tmp_path
+):
+    """Optimiser, schedule and the place in the data come back; a torn checkpoint does not."""
+    preset, rows = TINY.with_(sft__steps=12), sft.chain_rows(few, chains)
+
+    def train(name, *callbacks):
+        mine = Student(copy.deepcopy(student.model), student.processor)
+        mine = models.add_adapter(mine, preset, seed=0)
+        sft.train_sft(mine, rows, preset, 0, tmp_path / name, callbacks)
+        return {n: p for n, p in mine.model.named_parameters() if p.requires_grad}
+
+    expected = train("whole")
+    with pytest.raises(Killed):
+        train("killed", KillAt(11))  # one step after the checkpoint of step 10
+    work = tmp_path / "killed" / "checkpoints"
+    shutil.copytree(work / "checkpoint-10", work / "checkpoint-11")
+    (work / "checkpoint-11" / "trainer_state.json").write_text("{")
+    for name, weight in train("killed").items():
+        assert torch.equal(weight, expected[name]), name
+    logs = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("whole", "killed")
+    ]
+    assert logs[0] == logs[1] and len(logs[0]) == 2

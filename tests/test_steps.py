@@ -42,5 +42,11 @@ def test_one_whose_last_file_is_half_written_is_torn(tmp_path):
     assert not torn.exists()
 
 
+def test_several_processes_each_write_random_states_of_their_own(tmp_path):
+    whole = checkpoint(tmp_path, 5)
+    (whole / "rng_state.pth").rename(whole / "rng_state_0.pth")
+    assert last_checkpoint(tmp_path) == str(whole)
+
+
 def test_steps_are_numbers_in_order():
     assert list(map(Steps(3).__getitem__, range(len(Steps(3))))) == [0, 1, 2]

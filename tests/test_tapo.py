@@ -4,6 +4,7 @@ A random student never names a bird, so the tests hand out the accuracies themse
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tiny_tapo import (
 )  # fmt: skip
 from transformers import TrainerCallback
 
-from finer1_lite import advantages, models, rewards, rollouts
+from finer1_lite import advantages, evaluate, models, rewards, rollouts
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets
 
@@ -201,6 +202,33 @@ def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypa
     group = trainer.answer(triplets, torch.Generator())[0]
     assert group.accuracy.tolist() == [1, 1, 0, 0] and group.format.tolist() == [1, 0, 0, 1]
     assert group.reward(trainer.settings).tolist() == pytest.approx([0.8, 0.7, 0, 0.1])
+
+
+def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monkeypatch):
+    """In the reward, among the confusions and in the evaluation alike."""
+    known = replace(birds.species[0], aliases=("Tiny Trill",))
+    birds = replace(birds, species=(known, *birds.species[1:]))
+    photo = next(p for p in (*birds.train, *birds.test) if p.species == known.name)
+    text = "<think>\nx\n</think>\n<answer>tiny trill</answer>"
+    row = evaluate.record(evaluate.Cell("base", None, "think", "open"), birds, photo, None, text,
+                          9, False)  # fmt: skip
+    assert row["named"] == known.name and row["correct"]
+    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__negative="confused"))
+    triplets = draw_triplets(birds, 2, seed=0, step=0)
+    triplets[0] = replace(triplets[0], anchor=photo)
+    real = rollouts.generate
+
+    def speak(*args, **settings):
+        out = real(*args, **settings)
+        out.texts = [text] * 8
+        return out
+
+    monkeypatch.setattr(rollouts, "generate", speak)
+    groups = trainer.answer(triplets, torch.Generator())
+    assert [g.accuracy.tolist() for g in groups] == [[1.0] * 4, [0.0] * 4]
+    trainer.dropped = groups
+    trainer._note_confusions()
+    assert trainer._confusions().counts == {triplets[1].anchor.species: {known.name: 4}}
 
 
 @pytest.mark.parametrize("changes, each", [

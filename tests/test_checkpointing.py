@@ -1,0 +1,134 @@
+"""Gradient checkpointing: the same loss and gradient, every adapter reached, less kept."""
+
+import copy
+
+import pytest
+import torch
+from tiny_tapo import TINY, adapters, gathered, make_trainer, shorten, stir, update
+
+from finer1_lite import cot, models, rollouts, sft
+from finer1_lite.models import Student
+from finer1_lite.presets import Preset
+from finer1_lite.species import Collection
+
+PRESET = TINY.with_(tapo__negative_grad=True, tapo__scored_on="own", tapo__micro_batch=4)
+
+
+@pytest.fixture(params=["none", "nf4"])
+def adapted(request, student, tmp_path):
+    """A student with adapters of their own numbers: plain, or on 4-bit weights."""
+    mine = Student(copy.deepcopy(student.model), student.processor)
+    if request.param == "nf4":
+        pytest.importorskip("bitsandbytes")
+        student.model.save_pretrained(tmp_path / "base")
+        student.processor.save_pretrained(tmp_path / "base")
+        mine = models.load_student(tmp_path / "base", TINY.with_(quantize="nf4"))
+    mine = models.add_adapter(mine, TINY.with_(quantize=request.param), seed=0)
+    stir(mine.model)
+    return mine
+
+
+def held(student, birds, folder, **settings):
+    """A trainer with two groups of answers of different lengths."""
+    trainer = make_trainer(student, birds, folder, PRESET.with_(**settings))
+    trainer.collect(0)
+    shorten(trainer.kept)
+    return trainer
+
+
+def saved_bytes(call) -> int:
+    """What autograd keeps for the backward pass, a tensor saved twice counted once."""
+    sizes = {}
+
+    def pack(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(sizes.values())
+
+
+def test_an_update_is_the_same_and_keeps_less(adapted, birds, spread, tmp_path):
+    trainer = held(adapted, birds, tmp_path)
+    assert not rollouts.core_of(adapted.model).is_gradient_checkpointing
+    parts, gradient = update(trainer)
+    kept = saved_bytes(lambda: trainer._loss(trainer.batch, trainer.batch.mask.sum(), 0.01))
+
+    recomputing = held(adapted, birds, tmp_path, gradient_checkpointing=True)
+    assert [g.texts for g in recomputing.kept] == [g.texts for g in trainer.kept]
+    again, other = update(recomputing)
+    assert again == pytest.approx(parts, abs=1e-6)
+    torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-6)
+    assert gradient.abs().max() > 1e-3
+    for name, p in adapted.model.named_parameters():
+        assert p.requires_grad == ("lora_" in name)
+        assert not p.requires_grad or p.grad.abs().max() > 0, name
+    less = saved_bytes(lambda: recomputing._loss(trainer.batch, trainer.batch.mask.sum(), 0.01))
+    assert less < 0.5 * kept
+    assert not adapted.model.training
+
+
+def test_answers_are_written_with_a_cache(fresh, birds, tmp_path, monkeypatch):
+    """One token a pass: in training mode, checkpointed layers would drop the cache."""
+    trainer = make_trainer(fresh, birds, tmp_path, PRESET.with_(gradient_checkpointing=True))
+    widths = []
+    core = rollouts.core_of(trainer.model)
+    core.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["inputs_embeds"].shape[1]),
+        with_kwargs=True,
+    )
+    trainer.collect(0)
+    assert core.is_gradient_checkpointing and widths[1] == 1
+
+
+def test_training_mode_changes_nothing_but_recomputing(fresh, birds, spread, tmp_path):
+    """No layer draws: dropout is 0 in the adapters, the attention and everywhere else."""
+    trainer = held(fresh, birds, tmp_path)
+    core, batch = rollouts.core_of(trainer.model), trainer.prepare()
+    assert not [m for m in trainer.model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+    assert core.config.text_config.attention_dropout == 0
+    scores = []
+    for training in (False, True):
+        trainer.model.train(training)
+        with torch.no_grad():
+            scores.append(
+                rollouts.score(trainer.model, batch.pictures, batch.tokens, batch.mask, batch.own)
+            )
+    assert torch.equal(scores[0].logps, scores[1].logps)
+
+
+def test_presets_for_a_gpu_recompute_and_the_lab_does_not():
+    names = ("lab", "lab_photos", "t4", "l4", "a100")
+    assert [getattr(Preset, n)().gradient_checkpointing for n in names] == [False] * 2 + [True] * 3
+
+
+def test_stage_1_is_the_same_and_reaches_every_adapter(adapted, birds, world, tmp_path):
+    few = Collection("bird", birds.species, birds.train[:4], birds.test[:2], birds.distance)
+    chains = cot.make_chains(few, cot.oracle(world), seed=0)
+    start = [p.detach().clone() for p in adapters(adapted.model)]
+    found, recomputed = [], []
+    real = sft.SFTTrainer.training_step
+
+    def spy(self, *args, **kwargs):
+        loss = real(self, *args, **kwargs)
+        recomputed.append(rollouts.core_of(self.model).is_gradient_checkpointing)
+        found.append((float(loss), gathered(self.model).clone()))
+        for name, p in self.model.named_parameters():
+            assert not p.requires_grad or p.grad.abs().max() > 0, name
+        return loss
+
+    for on in (False, True):
+        with torch.no_grad():
+            for p, value in zip(adapters(adapted.model), start):
+                p.copy_(value)
+        preset = TINY.with_(
+            gradient_checkpointing=on, sft__steps=1, sft__batch=4, sft__micro_batch=4
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sft.SFTTrainer, "training_step", spy)
+            rows = sft.chain_rows(few, chains)
+            sft.train_sft(adapted, rows, preset, 0, tmp_path / str(on))
+    assert recomputed == [False, True]
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-6)
