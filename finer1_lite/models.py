@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+from finer1_lite import fullsize
 from finer1_lite.labstudent import PictureProcessor
 from finer1_lite.presets import Preset
 
@@ -59,6 +60,8 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 def load_processor(source: str | Path, pixels: int):
     """The stock processor where torchvision is installed, else pictures and text alone."""
     config = Path(source) / "processor_config.json"
+    if fullsize.is_random(source):
+        return fullsize.make_processor(pixels)
     own = config.is_file() and "PictureProcessor" in config.read_text(encoding="utf-8")
     if own or importlib.util.find_spec("torchvision") is None:
         processor = PictureProcessor.from_pretrained(source)
@@ -71,25 +74,34 @@ def load_processor(source: str | Path, pixels: int):
     return processor
 
 
+def four_bits(preset: Preset, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What the preset asks of bitsandbytes; None without quantisation."""
+    if preset.quantize not in ("none", "nf4"):
+        raise ValueError(f"quantize is {preset.quantize!r}: choose none or nf4")
+    if preset.quantize == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=["lm_head", ".*visual"],
+    )  # fmt: skip
+
+
 def load_student(source: str | Path, preset: Preset) -> Student:
     """Model and processor, ready for inference; `add_adapter` or `load_adapter` next.
 
-    source: a folder or a hub name. Weights are read from safetensors only.
+    source: a folder or a hub name; `random:Qwen2.5-VL-3B` is that size with random weights.
+    Weights are read from safetensors only.
     """
     device = choose_device()
     dtype = choose_dtype(device)
-    quantization = None
-    if preset.quantize == "nf4":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=["lm_head", ".*visual"],
+    quantization = four_bits(preset, dtype)
+    if fullsize.is_random(source):
+        model = fullsize.load(source, dtype, quantization, device)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, quantization_config=quantization, use_safetensors=True,
+            device_map={"": device} if quantization else None,
         )  # fmt: skip
-    elif preset.quantize != "none":
-        raise ValueError(f"quantize is {preset.quantize!r}: choose none or nf4")
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=dtype, quantization_config=quantization, use_safetensors=True,
-        device_map={"": device} if quantization else None,
-    )  # fmt: skip
     if quantization is None:
         model = model.to(device)
     for module in model.modules():  # on some CPUs bitsandbytes packs layers in evaluation
