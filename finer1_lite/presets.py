@@ -105,6 +105,7 @@ class Preset:
     shots: int = 4  # training pictures a seen class
     warm_up_steps: int = 0  # text steps in which a lab student meets new words
     quantize: str = "none"  # none | nf4 (bitsandbytes, double quantisation)
+    gradient_checkpointing: bool = False  # recompute layers in backward: memory for time
     lora_rank: int = 16
     max_new_tokens: int = 96
     test_pictures: int = 432  # fresh pictures a split (drawn birds; folders give what they have)
@@ -131,7 +132,7 @@ class Preset:
         """Qwen2.5-VL-3B in 4 bits on 15 GB."""
         return cls(
             name="t4", student="Qwen/Qwen2.5-VL-3B-Instruct", pixels=256 * 28 * 28,
-            quantize="nf4", max_new_tokens=512, eval_batch=8,
+            quantize="nf4", gradient_checkpointing=True, max_new_tokens=512, eval_batch=8,
             sft=SFTSettings(steps=120, batch=16, learning_rate=1e-4, micro_batch=1),
             tapo=TAPOSettings(steps=100, groups=4, learning_rate=1e-5, micro_batch=1),
         )  # fmt: skip
