@@ -17,8 +17,7 @@ from finer1_lite.models import Student
 
 FLOAT = 4  # bytes
 BLOCK, BLOCK_OF_BLOCKS = 64, 256  # bitsandbytes: weights a scale, scales a second scale
-TABLES = 16 * FLOAT + FLOAT  # a 4-bit layer's own: the 16 values of NF4, the mean of its scales
-SECOND_TABLE = 256 * FLOAT  # values of a scale's 8 bits; all layers share one
+TABLES = (16 + 256 + 1) * FLOAT  # a layer's: values of NF4, of a scale's 8 bits, scales' mean
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,6 @@ def _weights(named) -> dict[str, int]:
             found["embeddings and head"] += _bytes(parameter)
         else:
             found["language layers, the rest"] += _bytes(parameter)
-    if "quantisation constants" in found:
-        found["quantisation constants"] += SECOND_TABLE
     return dict(found)
 
 

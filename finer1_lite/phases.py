@@ -113,12 +113,13 @@ def kept(load: Load, checkpointing: bool) -> int:
     """What a micro-batch keeps for the backward pass, with and without recomputed layers."""
     s, answer = load.sizes, load.preset.max_new_tokens
     rows, prompts = _micro_batch(load)
-    last = 4 * rows * answer * s.width * s.number  # after the layers: norm, chosen places
-    if checkpointing:
-        return last + (s.layers + 1) * rows * load.whole * s.width * s.number
+    chosen = rows * answer * s.width * s.number  # hidden states that go to the head
+    if checkpointing:  # a layer's input; the last norm computes in float32
+        return chosen + rows * load.whole * s.width * (s.layers * s.number + FLOAT)
+    chosen += (prompts * load.prompt + rows * answer) * s.width * FLOAT
     first = memory.saved(s, prompts, load.prompt, load.prompt, masked=prompts > 1)
     rest = memory.saved(s, rows, answer - 1, load.whole - 1) if answer > 1 else 0
-    return last + s.layers * (first + rest)
+    return chosen + s.layers * (first + rest)
 
 
 def _training(load: Load) -> Parts:
