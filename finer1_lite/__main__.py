@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pretrain(commands)
     _add_ablate(commands)
     _add_bench(commands)
+    _add_plan(commands)
     cot_cli.add_parser(commands)
     evalcli.add_commands(commands)
     return parser
@@ -130,6 +131,25 @@ def _add_bench(commands) -> None:
     bench.set_defaults(main=run_bench)
 
 
+def _add_plan(commands) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="what a run takes of a card's memory, before anything is loaded",
+        description="Counts the student on the meta device and prints what each part takes in "
+        "each phase, the largest settings that fit, and what to lower first.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    option = plan.add_argument
+    option("--model", default=None, help="hub name, folder, or random:NAME (default: the preset's)")
+    option("--gpu", type=float, default=15.0, metavar="GIB", help="memory of the card")
+    option("--preset", choices=PRESETS, default="t4", help="settings to start from")
+    option("--set", nargs="+", default=[], metavar="KEY=VALUE",
+           help="other settings, such as tapo.groups=2 max_new_tokens=256")  # fmt: skip
+    option("--text-tokens", type=int, default=96, help="tokens of a prompt beside its picture")
+    option("--json", type=Path, default=None, metavar="FILE", help="also write the plan to FILE")
+    plan.set_defaults(main=run_plan)
+
+
 def make_job(args):
     """Arguments -> Run. Raises ValueError on a setting that does not exist."""
     from finer1_lite.lab import Run
@@ -189,6 +209,22 @@ def run_bench(args) -> None:
         raise ValueError(", ".join(faults))
     preset = getattr(Preset, args.preset)().with_(tapo__groups=args.groups)
     bench.run(preset, steps=args.steps, grow=args.grow, json_path=args.json)
+
+
+def run_plan(args) -> None:
+    from finer1_lite import plan
+    from finer1_lite.presets import Preset
+
+    if not (0 < args.gpu < 10_000 and args.text_tokens > 0):
+        raise ValueError(f"--gpu {args.gpu}, --text-tokens {args.text_tokens}: above 0")
+    changes = dict(_setting(item) for item in args.set)
+    if args.model is not None:
+        changes["student"] = args.model
+    preset = getattr(Preset, args.preset)().with_(**changes)
+    found = plan.memory_plan(preset, gpu_gib=args.gpu, text_tokens=args.text_tokens)
+    if args.json is not None:
+        plan.write(found, args.json)
+    print(found)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -103,6 +103,9 @@ def on_meta(config, dtype: torch.dtype, quantization=None) -> torch.nn.Module:
         quantizer.preprocess_model(model, dtype=dtype, device_map={"": "meta"})
         quantizer.postprocess_model(model)
         model.hf_quantizer = quantizer
+        for module in model.modules():  # as loading a checkpoint leaves them
+            if isinstance(module, bnb.nn.Linear4bit) and module.bias is not None:
+                module.bias.data = module.bias.data.to(dtype)
     return model
 
 

@@ -26,7 +26,8 @@ MILDEST_FIRST = (  # the first four change no result
     "eval_batch", "sft.micro_batch", "tapo.micro_batch", "gradient_checkpointing",
     "tapo.groups", "pixels", "max_new_tokens",
 )  # fmt: skip
-LARGEST = 2**30  # no setting is tried beyond
+LIMITS = {"pixels": 16_384 * 28 * 28, "max_new_tokens": 32_768}  # of Qwen2.5-VL
+LARGEST = 4096  # of a setting that has no limit of its own
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,15 @@ class Plan:
         return Plan(load, self.gpu, self.source)
 
     def largest(self, setting: str) -> int:
-        """The largest value at which the plan fits, other settings as they are; 0: none."""
-        key = setting.replace(".", "__")
+        """The largest value at which the plan fits, other settings as they are; 0: none.
+
+        No more than makes sense: a model's limits, answers of a step, chains of a batch.
+        """
+        preset, key = self.load.preset, setting.replace(".", "__")
         step = 1 if setting != "pixels" else (self.load.sizes.patch * self.load.sizes.merge) ** 2
-        low, high = 0, 1
-        while high < LARGEST // step and self.changed(**{key: high * step}).fits:
-            low, high = high, 2 * high
-        while high - low > 1:
+        own = {"sft.micro_batch": preset.sft.batch, "tapo.micro_batch": _answers(preset)}
+        low, high = 0, (LIMITS | own).get(setting, LARGEST) // step + 1
+        while high - low > 1:  # `low` fits, `high` does not or is beyond the limit
             middle = (low + high) // 2
             if self.changed(**{key: middle * step}).fits:
                 low = middle
@@ -80,16 +83,20 @@ class Plan:
                 high = middle
         return low * step
 
-    def lowered(self) -> list[tuple[str, object, object, "Plan"]]:
-        """(setting, from, to, plan after it), the mildest first, until the plan fits."""
-        steps, plan = [], self
+    def lowered(self) -> tuple[dict[str, tuple], "Plan"]:
+        """({setting: (from, to)}, the plan after them).
+
+        Always the mildest that lowers the peak of the moment, halved, until the plan fits or
+        nothing is left.
+        """
+        found, plan = {}, self
         while not plan.fits:
-            found = next(filter(None, (_lower(plan, name) for name in MILDEST_FIRST)), None)
-            if found is None:
+            step = next(filter(None, (_lower(plan, name) for name in MILDEST_FIRST)), None)
+            if step is None:
                 break
-            steps.append(found)
-            plan = found[-1]
-        return steps
+            name, old, new, plan = step
+            found[name] = (found.get(name, (old,))[0], new)
+        return {name: found[name] for name in MILDEST_FIRST if name in found}, plan
 
     def to_dict(self) -> dict:
         """For a file: bytes everywhere."""
@@ -99,7 +106,7 @@ class Plan:
             "parameters": s.parameters, "phases": self.phases, "peaks": self.peaks,
             "peak": self.peak, "needed": self.needed, "fits": self.fits,
             "largest": {name: self.largest(name) for name in _counts()},
-            "lower": [[name, old, new, plan.needed] for name, old, new, plan in self.lowered()],
+            "lower": {name: new for name, (_, new) in self.lowered()[0].items()},
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -116,11 +123,12 @@ class Plan:
 
     def _table(self) -> str:
         names = list(dict.fromkeys(name for parts in self.phases.values() for name in parts))
-        rows = [["GiB", *self.phases]]
+        unit, size, form = ("GiB", GIB, ".2f") if self.peak >= GIB else ("MiB", 2**20, ".1f")
+        rows = [[unit, *self.phases]]
         for name in names:
-            cells = [parts.get(name, 0) / GIB for parts in self.phases.values()]
-            rows.append([name, *(f"{cell:.2f}" if cell else "" for cell in cells)])
-        rows.append(["sum", *(f"{peak / GIB:.2f}" for peak in self.peaks.values())])
+            cells = [parts.get(name, 0) / size for parts in self.phases.values()]
+            rows.append([name, *(f"{cell:{form}}" if cell else "" for cell in cells)])
+        rows.append(["sum", *(f"{peak / size:{form}}" for peak in self.peaks.values())])
         wide = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join(
             "  ".join([row[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(row[1:], wide[1:]))])
@@ -150,15 +158,19 @@ class Plan:
     def _advice(self) -> str:
         if self.fits:
             return "nothing needs to be lowered"
+        changes, after = self.lowered()
         lines = [
-            f"  {name}={json.dumps(new)} (from {json.dumps(old)}): {plan.needed / GIB:.2f} GiB"
-            for name, old, new, plan in self.lowered()
+            f"  {name}={json.dumps(new)} (now {json.dumps(old)})"
+            for name, (old, new) in changes.items()
         ]
-        if not lines:
-            return "nothing left to lower: a smaller model or a larger card"
-        last = self.lowered()[-1][-1]
-        end = "" if last.fits else "\nand still too much: a smaller model or a larger card"
-        return "to lower, in this order:\n" + "\n".join(lines) + end
+        if after.fits:
+            return "\n".join(["to lower, the mildest first:", *lines,
+                              f"with all of it {after.needed / GIB:.2f} GiB"])  # fmt: skip
+        return "nothing to lower makes it fit: a smaller model or a larger card"
+
+
+def _answers(preset: Preset) -> int:
+    return preset.tapo.groups * (preset.tapo.anchor_rollouts + preset.tapo.positive_rollouts)
 
 
 def _counts() -> list[str]:
