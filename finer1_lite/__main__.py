@@ -123,7 +123,9 @@ def _add_bench(commands) -> None:
     )
     option = bench.add_argument
     option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, others: a GPU")
-    option("--groups", type=int, default=2, help="anchors a step")
+    option("--full", action="store_true", help="Qwen2.5-VL-3B with random weights in 4 bits on "
+           "one GPU: memory against the plan, rollouts against the bandwidth")  # fmt: skip
+    option("--groups", type=int, default=None, help="anchors a step (default: 2; 1 with --full)")
     option("--steps", type=int, default=3, help="counted steps a row, after a warm-up step")
     option("--grow", action=argparse.BooleanOptionalAction, default=True,
            help="also vary rollouts, answer length and picture size")  # fmt: skip
@@ -200,14 +202,21 @@ def run_pretrain(args) -> None:
 
 
 def run_bench(args) -> None:
-    from finer1_lite import bench
+    from finer1_lite import bench, fullbench, models
     from finer1_lite.presets import Preset
 
-    counts = {"--steps": args.steps, "--groups": args.groups}
+    groups = args.groups if args.groups is not None else 1 if args.full else 2
+    counts = {"--steps": args.steps, "--groups": groups}
     faults = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
     if faults:
         raise ValueError(", ".join(faults))
-    preset = getattr(Preset, args.preset)().with_(tapo__groups=args.groups)
+    if args.full:
+        if models.choose_device().type != "cuda":
+            raise ValueError("--full needs a CUDA GPU and there is none here; "
+                             "`bench` without it measures the lab on a CPU")  # fmt: skip
+        fullbench.run(fullbench.full_preset(groups), steps=args.steps, json_path=args.json)
+        return
+    preset = getattr(Preset, args.preset)().with_(tapo__groups=groups)
     bench.run(preset, steps=args.steps, grow=args.grow, json_path=args.json)
 
 
