@@ -74,11 +74,11 @@ def load_processor(source: str | Path, pixels: int):
     return processor
 
 
-def four_bits(preset: Preset, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What the preset asks of bitsandbytes; None without quantisation."""
-    if preset.quantize not in ("none", "nf4"):
-        raise ValueError(f"quantize is {preset.quantize!r}: choose none or nf4")
-    if preset.quantize == "none":
+def four_bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What `quantize` asks of bitsandbytes; None for "none"."""
+    if quantize not in ("none", "nf4"):
+        raise ValueError(f"quantize is {quantize!r}: choose none or nf4")
+    if quantize == "none":
         return None
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -94,7 +94,7 @@ def load_student(source: str | Path, preset: Preset) -> Student:
     """
     device = choose_device()
     dtype = choose_dtype(device)
-    quantization = four_bits(preset, dtype)
+    quantization = four_bits(preset.quantize, dtype)
     if fullsize.is_random(source):
         model = fullsize.load(source, dtype, quantization, device)
     else:

@@ -216,7 +216,7 @@ def memory_plan(
 
 def meta_student(config, preset: Preset, dtype: torch.dtype) -> Student:
     """The student that `models` would make, with its adapter and without any memory."""
-    model = fullsize.on_meta(config, dtype, models.four_bits(preset, dtype))
+    model = fullsize.on_meta(config, dtype, models.four_bits(preset.quantize, dtype))
     with torch.device("meta"):
         return models.add_adapter(Student(model, None), preset, seed=0)
 
