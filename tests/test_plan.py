@@ -1,5 +1,6 @@
 """The memory plan: known totals, what fits, what is lowered, and its command."""
 
+import functools
 import json
 import re
 
@@ -7,9 +8,10 @@ import pytest
 
 from finer1_lite import fullsize, plan
 from finer1_lite.__main__ import main
-from finer1_lite.plan import GIB, memory_plan
+from finer1_lite.plan import GIB
 from finer1_lite.presets import Preset
 
+memory_plan = functools.cache(plan.memory_plan)
 T4, L4, A100 = Preset.t4(), Preset.l4(), Preset.a100()
 SEVEN = T4.with_(student="Qwen/Qwen2.5-VL-7B-Instruct")
 
@@ -72,7 +74,7 @@ def test_the_target_of_12_gib():
     assert tapo.anchor_rollouts + tapo.positive_rollouts == 8 and T4.max_new_tokens == 512
     assert found.load.visual == 256 and found.peak <= 12 * GIB
     without = found.changed(gradient_checkpointing=False)
-    assert without.peak > 12 * GIB  # why the preset has it
+    assert without.peak > found.peak + 3 * GIB  # why the preset has it
 
 
 # --- phases, fits, advice ------------------------------------------------------------
@@ -88,20 +90,20 @@ def test_the_peak_is_the_largest_phase_and_not_the_sum():
 @pytest.mark.parametrize(
     ("setting", "phases"),
     [
-        ("tapo__groups", {"generate"}), ("tapo__micro_batch", {"score", "update"}),
-        ("sft__micro_batch", {"sft"}), ("eval_batch", {"evaluate"}),
-        ("max_new_tokens", {"generate", "score", "update", "sft", "evaluate"}),
-        ("pixels", {"generate", "score", "update", "sft", "evaluate"}),
-        ("lora_rank", set()),
+        ("tapo.groups", "generate score update"),  # their pictures' features stay
+        ("tapo.micro_batch", "score update"), ("sft.micro_batch", "sft"),
+        ("eval_batch", "evaluate"), ("pixels", "generate score update sft evaluate"),
+        ("max_new_tokens", "generate score update sft"),
     ],
 )  # fmt: skip
 def test_a_larger_setting_costs_where_it_should(setting, phases):
     small = memory_plan(T4)
-    value = 2 * getattr(getattr(T4, setting.split("__")[0], T4), setting.split("__")[-1],
-                        getattr(T4, setting, None))  # fmt: skip
-    large = small.changed(**{setting: value})
-    grown = {p for p in small.peaks if large.peaks[p] > 1.01 * small.peaks[p]}
-    assert grown == phases
+    double = 2 * plan._value(small.load.preset, setting)
+    large = small.changed(**{setting.replace(".", "__"): double})
+    grown = {p for p in small.peaks if large.peaks[p] > small.peaks[p]}
+    if setting == "max_new_tokens":  # evaluation: only where its worst moment is a decoding one
+        grown.discard("evaluate")
+    assert grown == set(phases.split())
 
 
 @pytest.mark.parametrize("name", plan._counts())
@@ -117,8 +119,8 @@ def test_the_largest_that_fits_is_the_largest(name):
 def test_what_changes_no_result_is_lowered_first():
     found = memory_plan(T4.with_(gradient_checkpointing=False, eval_batch=512), gpu_gib=10)
     changes, after = found.lowered()
-    assert list(changes) == ["eval_batch", "gradient_checkpointing"]  # groups stay
-    assert changes["gradient_checkpointing"] == (False, True)
+    assert list(changes) == ["eval_batch", "tapo.micro_batch", "gradient_checkpointing"]
+    assert changes["gradient_checkpointing"] == (False, True)  # groups and lengths stay
     assert after.fits and not found.fits
     assert after.load.preset.eval_batch == changes["eval_batch"][1] < 512
     shown = str(found)
