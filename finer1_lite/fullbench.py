@@ -150,8 +150,13 @@ def describe(row: dict, preset: Preset) -> str:
 
 
 def memory_table(rows: list[dict]) -> str:
-    """Peak of each phase, measured and planned, in MiB."""
-    lines = [["peak MiB (measured, planned, measured / planned)", *PHASES, "whole step"]]
+    """Peak of each phase, measured and planned, in MiB.
+
+    On a GPU torch's allocator is measured, on a CPU the whole process with its libraries.
+    """
+    whole = ", whole process" if rows[0]["device"] == "CPU" else ""
+    title = f"peak MiB (measured{whole}; planned; measured / planned)"
+    lines = [[title, *PHASES, "whole step"]]
     for row in rows:
         cells = [row["trainer"]]
         for measured, planned in [

@@ -25,8 +25,9 @@ on_gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
+STEPS = dict(sft__steps=4, sft__batch=2, tapo__steps=3)
 CPU = dict(pixels=16 * 28 * 28, max_new_tokens=6, lora_rank=4, tapo__anchor_rollouts=2,
-           tapo__positive_rollouts=2)  # fmt: skip
+           tapo__positive_rollouts=2, sft__steps=2, sft__batch=1, tapo__steps=2)  # fmt: skip
 
 
 def forget_device() -> None:
@@ -39,7 +40,7 @@ def forget_device() -> None:
 def size(request):
     """The preset of a full-size run, and of the same on a CPU."""
     before = os.environ.pop("FINER1_DEVICE", None)  # the tests' own says cpu
-    preset = fullbench.full_preset().with_(student=f"random:Qwen2.5-VL-{request.param}")
+    preset = fullbench.full_preset().with_(student=f"random:Qwen2.5-VL-{request.param}", **STEPS)
     if request.param == "tiny":
         os.environ["FINER1_DEVICE"] = "cpu"
         preset = preset.with_(**CPU)
@@ -137,10 +138,9 @@ def test_a_few_steps_of_each_stage(student, size, tmp_path, spread):
     birds = benchrow.pictures(size, SIDE)
     few = replace(birds, train=birds.train[:2])
     chains = {photo.id: "<think> a bird </think> <answer> robin </answer>" for photo in few.train}
-    preset = size.with_(sft__steps=4, sft__batch=2, tapo__steps=3)
     start, base = weights(student.model), digest(student.model)
-    train_sft(student, chain_rows(few, chains), preset, 0, tmp_path / "sft")
-    train_tapo(student, birds, preset, 0, tmp_path / "tapo")
+    train_sft(student, chain_rows(few, chains), size, 0, tmp_path / "sft")
+    train_tapo(student, birds, size, 0, tmp_path / "tapo")
     for name, weight in weights(student.model).items():
         assert weight.isfinite().all() and not torch.equal(weight, start[name]), name
     assert digest(student.model) == base

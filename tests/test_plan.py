@@ -173,3 +173,11 @@ def test_bad_input_is_one_error_and_no_file(arguments, said, tmp_path, caplog):
     path = tmp_path / "plan.json"
     assert main(["plan", "--json", str(path), *arguments]) == 2
     assert re.search(said, caplog.text) and not path.exists()
+
+
+def test_trls_sft_loss_makes_as_many_logits_at_a_time_as_the_plan_says():
+    from trl.trainer import sft_trainer
+
+    from finer1_lite import phases
+
+    assert sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE == phases.TRL_CHUNK
