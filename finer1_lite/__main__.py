@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pretrain(commands)
     _add_ablate(commands)
     _add_bench(commands)
+    _add_plan(commands)
     cot_cli.add_parser(commands)
     evalcli.add_commands(commands)
     fetchcli.add_command(commands)
@@ -124,12 +125,33 @@ def _add_bench(commands) -> None:
     )
     option = bench.add_argument
     option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, others: a GPU")
-    option("--groups", type=int, default=2, help="anchors a step")
+    option("--full", action="store_true", help="Qwen2.5-VL-3B with random weights in 4 bits on "
+           "one GPU: memory against the plan, rollouts against the bandwidth")  # fmt: skip
+    option("--groups", type=int, default=None, help="anchors a step (default: 2; 1 with --full)")
     option("--steps", type=int, default=3, help="counted steps a row, after a warm-up step")
     option("--grow", action=argparse.BooleanOptionalAction, default=True,
            help="also vary rollouts, answer length and picture size")  # fmt: skip
     option("--json", type=Path, default=None, metavar="FILE", help="write the rows to this file")
     bench.set_defaults(main=run_bench)
+
+
+def _add_plan(commands) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="what a run takes of a card's memory, before anything is loaded",
+        description="Counts the student on the meta device and prints what each part takes in "
+        "each phase, the largest settings that fit, and what to lower first.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    option = plan.add_argument
+    option("--model", default=None, help="hub name, folder, or random:NAME (default: the preset's)")
+    option("--gpu", type=float, default=15.0, metavar="GIB", help="memory of the card")
+    option("--preset", choices=PRESETS, default="t4", help="settings to start from")
+    option("--set", nargs="+", default=[], metavar="KEY=VALUE",
+           help="other settings, such as tapo.groups=2 max_new_tokens=256")  # fmt: skip
+    option("--text-tokens", type=int, default=96, help="tokens of a prompt beside its picture")
+    option("--json", type=Path, default=None, metavar="FILE", help="also write the plan to FILE")
+    plan.set_defaults(main=run_plan)
 
 
 def make_job(args):
@@ -184,15 +206,38 @@ def run_pretrain(args) -> None:
 
 
 def run_bench(args) -> None:
-    from finer1_lite import bench
+    from finer1_lite import bench, fullbench, models
     from finer1_lite.presets import Preset
 
-    counts = {"--steps": args.steps, "--groups": args.groups}
+    groups = args.groups if args.groups is not None else 1 if args.full else 2
+    counts = {"--steps": args.steps, "--groups": groups}
     faults = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
     if faults:
         raise ValueError(", ".join(faults))
-    preset = getattr(Preset, args.preset)().with_(tapo__groups=args.groups)
+    if args.full:
+        if models.choose_device().type != "cuda":
+            raise ValueError("--full needs a CUDA GPU and there is none here; "
+                             "`bench` without it measures the lab on a CPU")  # fmt: skip
+        fullbench.run(fullbench.full_preset(groups), steps=args.steps, json_path=args.json)
+        return
+    preset = getattr(Preset, args.preset)().with_(tapo__groups=groups)
     bench.run(preset, steps=args.steps, grow=args.grow, json_path=args.json)
+
+
+def run_plan(args) -> None:
+    from finer1_lite import plan
+    from finer1_lite.presets import Preset
+
+    if not (0 < args.gpu < 10_000 and args.text_tokens > 0):
+        raise ValueError(f"--gpu {args.gpu}, --text-tokens {args.text_tokens}: above 0")
+    changes = dict(_setting(item) for item in args.set)
+    if args.model is not None:
+        changes["student"] = args.model
+    preset = getattr(Preset, args.preset)().with_(**changes)
+    found = plan.memory_plan(preset, gpu_gib=args.gpu, text_tokens=args.text_tokens)
+    if args.json is not None:
+        plan.write(found, args.json)
+    print(found)
 
 
 def main(argv: list[str] | None = None) -> int:

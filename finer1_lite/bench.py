@@ -7,13 +7,13 @@ Same weights, anchors, rewards, number of answers, micro-batch and threads. What
   on how long somebody's answers happened to be. (It forgoes what our sampler saves by
   dropping answers that have ended.)
 - No dynamic sampling: every group is kept, so a step is one round of answers.
-- Gradient checkpointing is off for all; TRL's default is on, which saves memory and costs it
-  another forward pass.
+- Gradient checkpointing is as the preset has it, for all: off for the lab. (TRL's default is
+  on, which saves memory and costs it another forward pass.)
 - A process a row, so that each has its own peak of memory. Their steps are taken in turn, one
   process at a time, so that a busy machine slows all rows alike. Ratios are medians over
   rounds of the ratio within a round; the first step of each row is a warm-up. `cpu_s` is what
-  the process computed (all its threads): it stands when others keep the cores busy. On a GPU
-  all rows of a case hold their weights there at once.
+  the process computed (all its threads): it stands when others keep the cores busy. At full
+  size (`fullbench`) a card does not hold all rows at once: they come one after another.
 """
 
 import json
@@ -96,26 +96,35 @@ def with_case(preset: Preset, steps: int, case: dict[str, int]) -> Preset:
 
 def side_by_side(preset: Preset, side: int, bar) -> list[dict]:
     """A row a trainer; their steps are taken in turn, the first of each not counted."""
-    jobs = [Job(name, preset, side, torch.get_num_threads()) for name in TRAINERS]
-    readings: list[list[dict]] = [[] for _ in jobs]
+    jobs = jobs_of(preset, side, TRAINERS)
+    counted = readings(jobs, bar)
+    return [row(job, seen, counted[0], counted[1]) for job, seen in zip(jobs, counted)]
+
+
+def jobs_of(preset: Preset, side: int, names) -> list[Job]:
+    return [Job(name, preset, side, torch.get_num_threads()) for name in names]
+
+
+def readings(jobs: list[Job], bar) -> list[list[dict]]:
+    """What each job's process read at each step, the first left out."""
+    found: list[list[dict]] = [[] for _ in jobs]
     with workers(jobs) as pipes:
-        for _ in range(preset.tapo.steps):
-            for job, pipe, seen in zip(jobs, pipes, readings):
+        for _ in range(jobs[0].preset.tapo.steps):
+            for job, pipe, seen in zip(jobs, pipes, found):
                 bar.set_postfix_str(job.trainer, refresh=False)
                 seen.append(_step(pipe, job))
                 bar.update()
-    counted = [seen[1:] for seen in readings]
-    return [row(job, seen, counted) for job, seen in zip(jobs, counted)]
+    return [seen[1:] for seen in found]
 
 
 @contextmanager
 def workers(jobs: list[Job]):
     """A process and a pipe a job; they end with this block, or with this process."""
-    context, started = _context(), []
+    methods, started = context(), []
     try:
         for job in jobs:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=benchrow.work, args=(theirs, job), daemon=True)
+            ours, theirs = methods.Pipe()
+            process = methods.Process(target=benchrow.work, args=(theirs, job), daemon=True)
             process.start()
             theirs.close()
             started.append((process, ours))
@@ -127,13 +136,13 @@ def workers(jobs: list[Job]):
             process.kill()
 
 
-def _context():
+def context():
     """Fresh processes; where the system can fork, they share one import of the libraries."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([benchrow.__name__])
-    return context
+    methods = multiprocessing.get_context("forkserver")
+    methods.set_forkserver_preload([benchrow.__name__])
+    return methods
 
 
 def _step(pipe, job: Job) -> dict:
@@ -145,18 +154,21 @@ def _step(pipe, job: Job) -> dict:
         raise ChildProcessError(message) from None
 
 
-def row(job: Job, seen: list[dict], counted: list[list[dict]]) -> dict:
-    """Medians over a row's steps; ratios are medians of the ratios within a round."""
-    middle = {key: statistics.median(reading[key] for reading in seen) for key in seen[0]}
-    names, tapo = list(TRAINERS), job.preset.tapo
+def row(job: Job, seen: list[dict], trl: list[dict], dapo: list[dict]) -> dict:
+    """Medians over a row's steps; ratios are medians of the ratios within a round.
 
-    def times(other: str) -> float:
-        pairs = zip(seen, counted[names.index(other)])
-        return statistics.median(mine["step_s"] / its["step_s"] for mine, its in pairs)
+    trl, dapo: readings of the rows that ratios refer to; without any the ratio is None.
+    """
+    middle = {key: statistics.median(reading[key] for reading in seen) for key in seen[0]}
+    tapo = job.preset.tapo
+
+    def times(others: list[dict]) -> float | None:
+        ratios = [mine["step_s"] / its["step_s"] for mine, its in zip(seen, others)]
+        return statistics.median(ratios) if ratios else None
 
     return {
-        "trainer": job.trainer, **middle, "of_trl": times("trl dapo"), "of_dapo": times("dapo"),
-        "tokens_per_s": job.answers * job.preset.max_new_tokens / middle["step_s"],
+        "trainer": job.trainer, **middle, "of_trl": times(trl), "of_dapo": times(dapo),
+        "tokens_per_s": job.tokens / middle["step_s"],
         "steps_mb": middle["peak_mb"] - middle["start_mb"], "groups": tapo.groups,
         "rollouts": tapo.anchor_rollouts + tapo.positive_rollouts, "answers": job.answers,
         "answer_tokens": job.preset.max_new_tokens, "picture_side": job.side,
@@ -168,7 +180,7 @@ def scoring_memory() -> str:
     """Peak of scoring at a full-size vocabulary, ours and the plain log-softmax."""
     found = []
     for naive in (False, True):
-        with ProcessPoolExecutor(1, _context()) as alone:  # a fresh process has a fresh peak
+        with ProcessPoolExecutor(1, context()) as alone:  # a fresh process has a fresh peak
             found.append(alone.submit(benchrow.scoring_mb, naive).result())
     ours, naive = found
     return (
@@ -192,11 +204,15 @@ def table(rows: list[dict], case: dict[str, int]) -> str:
     chosen = [row for row in rows if all(row[key] == case[key] for key in CASE)]
     lines = [["trainer", *(head for head, _ in COLUMNS.values())]]
     lines += [
-        [row["trainer"], *(f"{row[key]:.{digits}f}" for key, (_, digits) in COLUMNS.items())]
+        [row["trainer"], *(_cell(row[key], digits) for key, (_, digits) in COLUMNS.items())]
         for row in chosen
     ]
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in case.items())
-    return f"{title}\n{_aligned(lines)}"
+    return f"{title}\n{aligned(lines)}"
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def growth(rows: list[dict], axis: str, base: dict[str, int]) -> str:
@@ -211,10 +227,10 @@ def growth(rows: list[dict], axis: str, base: dict[str, int]) -> str:
         lines.append(
             [name, *(f"{c['step_s']:.2f}  {c['of_trl']:.2f}  {c['peak_mb']:.0f}" for c in cells)]
         )
-    return _aligned(lines)
+    return aligned(lines)
 
 
-def _aligned(lines: list[list[str]]) -> str:
+def aligned(lines: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])

@@ -49,6 +49,11 @@ class Job:
         tapo = self.preset.tapo
         return tapo.groups * (tapo.anchor_rollouts + tapo.positive_rollouts)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a step's answers have."""
+        return self.answers * self.preset.max_new_tokens
+
 
 def work(pipe, job: Job) -> None:
     """The whole life of a row's process: build the trainer, take a step when told to."""
@@ -114,7 +119,9 @@ def trl_trainer(job: Job, student, birds: Collection, folder: Path, meter: "Mete
         num_generations=s.anchor_rollouts + s.positive_rollouts, num_iterations=1,
         max_completion_length=job.preset.max_new_tokens, temperature=s.temperature, top_p=s.top_p,
         per_device_train_batch_size=size, gradient_accumulation_steps=job.answers // size,
-        gradient_checkpointing=False, shuffle_dataset=False, generation_kwargs={"use_cache": True},
+        gradient_checkpointing=job.preset.gradient_checkpointing, shuffle_dataset=False,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        generation_kwargs={"use_cache": True},
         reward_weights=[s.accuracy_weight, s.format_weight], **_arguments(job, student),
     )  # fmt: skip
 
@@ -128,6 +135,7 @@ def trl_trainer(job: Job, student, birds: Collection, folder: Path, meter: "Mete
         student.model, [accuracy, form], args, _anchor_rows(job.preset, birds),
         processing_class=student.processor, callbacks=[meter],
     )  # fmt: skip
+    models.widen_adapter(student.model)  # the same precision for all
     meter.attach(
         student, _generate_and_score_completions="generate",
         _get_per_token_logps_and_entropies="score", to=trainer,
@@ -177,6 +185,7 @@ class Meter(TrainerCallback):
     def __init__(self, pipe):
         self.pipe, self.phase, self.since = pipe, "update", 0.0
         self.spent, self.seen, self.calls = Counter(), Counter(), Counter()
+        self.peaks: dict[str, float] = {}  # of each phase, MiB, over all steps
 
     def attach(self, student: Student, *, to, **phases: str) -> None:
         """Wrap methods of a trainer; watch the vision tower; no answer ends early."""
@@ -206,6 +215,8 @@ class Meter(TrainerCallback):
     def _switch(self, phase: str) -> None:
         if self.student.device.type == "cuda":
             torch.cuda.synchronize()
+        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0.0), peak_mb(self.student.device))
+        forget_peak()
         now = time.perf_counter()
         self.spent[self.phase] += now - self.since
         self.phase, self.since = phase, now
@@ -218,6 +229,7 @@ class Meter(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         cuda = self.student.device.type == "cuda"
         self.start_mb = torch.cuda.memory_allocated() / 2**20 if cuda else memory_mb("VmRSS")
+        self.peaks.clear()
         forget_peak()
         self._wait()
 
@@ -235,12 +247,11 @@ class Meter(TrainerCallback):
         self.since, self.cpu = time.perf_counter(), time.process_time()
 
     def _reading(self) -> dict:
-        cuda = self.student.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else memory_mb("VmHWM")
         return {
             **{f"{phase}_s": self.spent[phase] for phase in ("generate", "score", "update")},
             "step_s": sum(self.spent.values()), "cpu_s": time.process_time() - self.cpu,
-            "peak_mb": peak, "start_mb": self.start_mb,
+            "peak_mb": max(self.peaks.values()), "start_mb": self.start_mb,
+            **{f"{phase}_mb": peak for phase, peak in self.peaks.items()},
             "vision_calls": sum(self.calls.values()), "pictures": sum(self.seen.values()),
             "pictures_generate": self.seen["generate"], "pictures_score": self.seen["score"],
         }  # fmt: skip
@@ -261,6 +272,13 @@ def memory_mb(what: str) -> float:
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
+
+
+def peak_mb(device: torch.device) -> float:
+    """Largest memory since `forget_peak`, MiB: torch's own on a GPU, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return memory_mb("VmHWM")
 
 
 def forget_peak() -> None:

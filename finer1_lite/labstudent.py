@@ -84,7 +84,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     core.train_from_iterator(texts * 3, trainer)
     core.add_tokens(list(TAGS))  # not special: decoding an answer keeps them
-    return _wrap(core)
+    return wrap(core)
 
 
 def learn_words(
@@ -109,10 +109,10 @@ def learn_words(
             merges.append(pieces[:2])
             pieces = [joined, *pieces[2:]]
     core = Tokenizer.from_str(json.dumps(state))
-    return _wrap(core)
+    return wrap(core)
 
 
-def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
+def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",

@@ -18,7 +18,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from finer1_lite import backends, ranks, selftest
+from finer1_lite import backends, fullsize, ranks, selftest
 from finer1_lite.labstudent import PictureProcessor, asset_folder
 from finer1_lite.presets import Preset
 
@@ -78,6 +78,8 @@ def load_processor(source: str | Path, pixels: int | None = None):
     pixels: the budget a picture is reduced to; None keeps the one that was saved.
     """
     config = Path(source) / "processor_config.json"
+    if fullsize.is_random(source):
+        return fullsize.make_processor(pixels)
     own = config.is_file() and "PictureProcessor" in config.read_text(encoding="utf-8")
     if own or importlib.util.find_spec("torchvision") is None:
         processor = PictureProcessor.from_pretrained(source)
@@ -93,6 +95,8 @@ def load_processor(source: str | Path, pixels: int | None = None):
 
 def check_family(source: str | Path) -> str:
     """The model's type. ValueError unless `source` is one of `SUPPORTED`."""
+    if fullsize.is_random(source):
+        return "qwen2_5_vl"
     try:
         found = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
     except (OSError, ValueError, KeyError) as error:
@@ -104,12 +108,25 @@ def check_family(source: str | Path) -> str:
     return found
 
 
+def four_bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What `quantize` asks of bitsandbytes; None for "none"."""
+    if quantize not in ("none", "nf4"):
+        raise ValueError(f"quantize is {quantize!r}: choose none or nf4")
+    if quantize == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=["lm_head", ".*visual"],
+    )  # fmt: skip
+
+
 def load_student(source: str | Path, preset: Preset) -> Student:
     """Model and processor, ready for inference; `add_adapter` or `load_adapter` next.
 
-    source: a folder or a hub name. Weights are read from safetensors only. Where float16
-    was chosen and a short answer about a picture overflows it, the model computes in
-    float32 instead, and says so. Raises ValueError for other kinds of models.
+    source: a folder or a hub name; `random:Qwen2.5-VL-3B` is that size with random weights.
+    Weights are read from safetensors only. Where float16 was chosen and a short answer about
+    a picture overflows it, the model computes in float32 instead, and says so. Raises
+    ValueError for other kinds of models.
     """
     check_family(source)
     device = choose_device()
@@ -135,18 +152,14 @@ def _load(source, preset: Preset, device: torch.device, dtype: torch.dtype) -> S
 
 def read_weights(source, device: torch.device, dtype: torch.dtype | str, quantize: str = "none"):
     """The plain model, its language layers in 4 bits where asked. dtype: also "auto"."""
-    quantization = None
-    if quantize == "nf4":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=["lm_head", ".*visual"],
+    quantization = four_bits(quantize, dtype)
+    if fullsize.is_random(source):
+        model = fullsize.load(source, dtype, quantization, device)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, quantization_config=quantization, use_safetensors=True,
+            device_map={"": device} if quantization else None,
         )  # fmt: skip
-    elif quantize != "none":
-        raise ValueError(f"quantize is {quantize!r}: choose none or nf4")
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=dtype, quantization_config=quantization, use_safetensors=True,
-        device_map={"": device} if quantization else None,
-    )  # fmt: skip
     if quantization is None:
         model = model.to(device)
     for module in model.modules():  # on some CPUs bitsandbytes packs layers in evaluation

@@ -138,7 +138,7 @@ class Preset:
             name="t4", student="Qwen/Qwen2.5-VL-3B-Instruct", pixels=256 * 28 * 28,
             quantize="nf4", gradient_checkpointing=True, max_new_tokens=512, eval_batch=8,
             sft=SFTSettings(steps=120, batch=16, learning_rate=1e-4, micro_batch=1),
-            tapo=TAPOSettings(steps=100, groups=4, learning_rate=1e-5, micro_batch=1),
+            tapo=TAPOSettings(steps=100, groups=4, learning_rate=1e-5, micro_batch=4),
         )  # fmt: skip
 
     @classmethod
@@ -147,7 +147,7 @@ class Preset:
         t4 = cls.t4()
         return replace(
             t4, name="l4", eval_batch=16, sft=replace(t4.sft, micro_batch=2),
-            tapo=replace(t4.tapo, groups=8, micro_batch=2),
+            tapo=replace(t4.tapo, groups=8, micro_batch=8),
         )  # fmt: skip
 
     @classmethod
@@ -157,7 +157,7 @@ class Preset:
         return replace(
             l4, name="a100", max_new_tokens=1024, eval_batch=32, sft=replace(l4.sft, micro_batch=4),
             tapo=replace(
-                l4.tapo, groups=16, anchor_rollouts=5, positive_rollouts=5, micro_batch=4
+                l4.tapo, groups=16, anchor_rollouts=5, positive_rollouts=5, micro_batch=10
             ),
         )  # fmt: skip
 
