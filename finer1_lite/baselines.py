@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -131,12 +132,18 @@ def tower_features(student: Student) -> Features:
 
 def clip_features(source: str) -> tuple[Features, Callable[[Sequence[str]], np.ndarray]]:
     """(picture features, text features) of a CLIP or SigLIP on the hub, or in a folder."""
-    from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
+    from transformers import (
+        AutoModel,
+        AutoTokenizer,
+        CLIPImageProcessorPil,
+        SiglipImageProcessorPil,
+    )
 
     try:
         model = AutoModel.from_pretrained(source, use_safetensors=True).eval()
         siglip = model.config.model_type.startswith("siglip")  # these classes need no torchvision
-        eyes = (SiglipImageProcessorPil if siglip else CLIPImageProcessorPil).from_pretrained(source)
+        kind = SiglipImageProcessorPil if siglip else CLIPImageProcessorPil
+        eyes = kind.from_pretrained(source)
         words = AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise DataError([f"{source}: {error}"], "CLIP needs a hub or a folder with it:") from None
@@ -214,7 +221,8 @@ def score_items(name: str, collection: Collection | None, asked: Exam, job) -> S
         features, how = lite0_features(), prototype_scores
     shots = extract(features, [p.image for p in collection.train])
     labels = [p.species for p in collection.train]
-    return score_pictures(features, images, classes, lambda found: how(shots, labels, classes, found))
+    score = partial(how, shots, labels, classes)
+    return score_pictures(features, images, classes, score)
 
 
 def answer(name: str, collection: Collection | None, asked: Exam, job) -> None:

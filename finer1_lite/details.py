@@ -56,7 +56,8 @@ def _class_blocks(rows: Sequence[Row]) -> list[Block]:
         lines.append((visible(name, 60), split[name], f"{ok} of {n}",
                       f"{percent(ok / n)} [{low}, {high}]", said))  # fmt: skip
     who = f"{visible(group.label, 80)}, prompt {group.prompt}"
-    text = f"{who}; lowest first; mean over classes {percent(stats.macro_accuracy(labels, right))} %."
+    mean = percent(stats.macro_accuracy(labels, right))
+    text = f"{who}; lowest first; mean over classes {mean} %."
     if len(listed) < len(scores):
         text += f" The first {len(listed)} of {len(scores)}."
     head = ("class", "split", "right", "% [95 %]", "most often called")

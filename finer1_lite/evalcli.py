@@ -76,8 +76,8 @@ def _add_evaluate(commands) -> None:
            "temperature 1")  # fmt: skip
     option("--no-blind", action="store_true", help="leave out the model without the picture")
     _add_data(option)
-    option("--questions", type=Path, nargs="*", default=[], metavar="FILE", help="questions of your "
-           "own about pictures: JSON lines with image, question, answer and, where wanted, "
+    option("--questions", type=Path, nargs="*", default=[], metavar="FILE", help="questions of "
+           "your own about pictures: JSON lines with image, question, answer and, where wanted, "
            "options, aliases, split")  # fmt: skip
     option("--baselines", nargs="*", default=[], help="lite0, vision_tower, clip, clip_probe")
     option("--clip", default=None, metavar="NAME", help="CLIP or SigLIP of the baselines clip and "
@@ -108,7 +108,7 @@ def _add_report(commands) -> None:
         "Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 that puts "
         "the two side by side, with the pictures on which they differ.",
     )  # fmt: skip
-    rep.add_argument("run", type=Path, metavar="RUN", help="folder with a records.jsonl, or with an "
+    rep.add_argument("run", type=Path, metavar="RUN", help="folder with a records.jsonl or an "
                      "analysis.jsonl")  # fmt: skip
     rep.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a second such folder")
     rep.add_argument("--photos", type=Path, default=None, help="folder of the pictures, to show "
@@ -124,7 +124,7 @@ def make_job(args):
     from finer1_lite.presets import Preset
 
     known = prompts.ABOUT if args.questions else prompts.PROMPTS
-    asked = args.prompts or (("think", "answer") if args.questions else ("think", "answer", "exact"))
+    asked = args.prompts or ("think", "answer", *(() if args.questions else ("exact",)))
     faults = [f"--prompts {p}: choose of {', '.join(known)}" for p in asked if p not in known]
     if args.samples < 1:
         faults.append(f"--samples {args.samples}: give 1 or more")
@@ -153,7 +153,8 @@ def make_job(args):
     return Job(
         folder=args.out / args.name, models=tuple(args.models), preset=preset,
         blocks=tuple(blocks), base=args.base, world_seed=args.world_seed, photos=args.photos,
-        files=tuple(args.files), questions=tuple(args.questions), images=args.images, allow_missing=args.allow_missing,
+        files=tuple(args.files),
+        questions=tuple(args.questions), images=args.images, allow_missing=args.allow_missing,
         unseen_share=args.unseen_share, coarse=word, baselines=tuple(args.baselines),
         similarity=args.similarity, endpoint=_endpoint(args), clip=args.clip or CLIP,
     )  # fmt: skip

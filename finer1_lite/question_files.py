@@ -1,8 +1,9 @@
 """Question files: the released ones, and questions of one's own about pictures.
 
-Released: `<data set>_<seen|unseen>.jsonl`, one question a line. Source: PKU-ICST-MIPL/FineR1_ICLR2026, eval/data (MIT licence). A row has image_path,
-question, options and ground_truth; in every released row the right option stands first.
-The coarse word belongs to the data set and is not guessed from a path.
+Released: `<data set>_<seen|unseen>.jsonl`, one question a line, of
+PKU-ICST-MIPL/FineR1_ICLR2026, eval/data (MIT licence). A row has image_path, question,
+options and ground_truth; in every released row the right option stands first. The coarse
+word belongs to the data set and is not guessed from a path.
 
 One's own (in the manner of ImageWikiQA: the answer needs the name, which is not asked): a
 line has image (path), question, answer, and where wanted options (the answer among them),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finer1_lite import controls, stats
+from finer1_lite import controls
 from finer1_lite.metrics import SPLITS, TASKS, harmonic_mean, wilson
 from finer1_lite.pages import Block, Heading, Table, Text, visible
 
@@ -232,7 +232,7 @@ def dataset_blocks(rows: Sequence[Row]) -> list[Block]:
             blocks += [
                 Heading(f"Data sets, {task} world"), Text(DATASETS),
                 Table(_DATASET, [line for group in found for line in _each(group, datasets)]),
-                Table(("answerer", "prompt", "mean of data sets", *(f"without {d}" for d in datasets)),
+                Table((*_MEANS, *(f"without {d}" for d in datasets)),
                       [_means(group, datasets) for group in found]),
             ]  # fmt: skip
     return blocks
@@ -242,6 +242,7 @@ DATASETS = (
     "Every data set by itself; then the mean over data sets of the mean of seen and unseen "
     "accuracy, %, every data set counting alike, and the same without each."
 )
+_MEANS = ("answerer", "prompt", "mean of data sets")
 _DATASET = ("answerer", "prompt", "data set", "seen, %", "unseen, %", "harmonic mean, %",
             "released rule, %")  # fmt: skip
 

@@ -80,7 +80,8 @@ def test_two_files_become_two_data_sets_of_one_report(student, tmp_path, birds):
     student.processor.save_pretrained(folder)
     files = [write(tmp_path, [FOOD, PLACE], name, bird=birds) for name in ("a.jsonl", "b.jsonl")]
     assert main(["evaluate", str(folder), "--questions", *map(str, files), "--images",
-                 str(tmp_path), "--out", str(tmp_path / "runs"), "--max-new-tokens", "2"]) == 0  # fmt: skip
+                 str(tmp_path), "--out", str(tmp_path / "runs"),
+                 "--max-new-tokens", "2"]) == 0  # fmt: skip
     page = (tmp_path / "runs/evaluation/evaluation.md").read_text()
     for said in ("## Data sets, open world", "## Data sets, closed world", "without a | without b",
                  "| novice | think | b |", "always the first option"):  # fmt: skip

@@ -1,4 +1,4 @@
-"""An examination over HTTP: hostile server, nothing paid twice, nothing scored that is not there."""
+"""An examination over HTTP: hostile server, nothing paid twice, no missing answer scored."""
 
 import json
 import logging

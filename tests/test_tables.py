@@ -6,7 +6,7 @@ import time
 import pytest
 from test_exam import HOSTILE
 
-from finer1_lite import compare, details, evaluate, evalreport, openworld, tables
+from finer1_lite import compare, details, evalreport, evaluate, openworld, tables
 from finer1_lite.__main__ import main
 from finer1_lite.metrics import wilson
 from finer1_lite.pages import Table
@@ -227,8 +227,9 @@ def test_pages_of_hostile_answers_are_made_in_bounded_time_and_size(tmp_path):
     rows = []
     for i, text in enumerate([*HOSTILE.values(), "<script>alert(1)</script>" * 4_000]):
         for task in ("open", "closed"):
-            more = {"completion": text, "answer": text, "task": task, "tokens": 96, "cut": True}
-            rows.append(record(f"p{i}", False, **more | ({"options": None} if task == "open" else {})))
+            more = {"completion": text, "answer": text, "task": task, "tokens": 96, "cut": True,
+                    "options": None if task == "open" else NAMES}  # fmt: skip
+            rows.append(record(f"p{i}", False, **more))
     other = [r | {"correct": True} for r in rows]
     runs = [save(tmp_path / "a", rows), save(tmp_path / "b", other)]
     start = time.process_time()
