@@ -114,11 +114,6 @@ class Collection:
         return [one.name for one in self.species]
 
     @property
-    def aliases(self) -> dict[str, tuple[str, ...]]:
-        """Further names that count as a species' own; those without any are left out."""
-        return {one.name: one.aliases for one in self.species if one.aliases}
-
-    @property
     def seen_names(self) -> list[str]:
         """The names that training may touch."""
         return [one.name for one in self.species if one.seen]

@@ -122,7 +122,8 @@ def test_notebook_is_tidy(path):
 
 
 def code(text="x = 1", number=1, outputs=()):
-    return {"cell_type": "code", "source": text, "execution_count": number, "outputs": list(outputs)}
+    done = {"execution_count": number, "outputs": list(outputs)}
+    return {"cell_type": "code", "source": text, **done}
 
 
 def stream(text, name="stdout"):

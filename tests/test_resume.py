@@ -53,7 +53,8 @@ def kill_when(out: Path, sign: str) -> list[psutil.Process]:
     try:
         end = time.time() + LIMIT
         while not list((out / "lab").glob(sign)):
-            assert process.poll() is None, f"{sign}: ended before\n" + (out / "screen.txt").read_text()[-2000:]
+            said = (out / "screen.txt").read_text()[-2000:]
+            assert process.poll() is None, f"{sign}: ended before\n{said}"
             assert time.time() < end, f"no {sign} in {LIMIT} s"
             time.sleep(0.02)
         workers = psutil.Process(process.pid).children(recursive=True)
