@@ -152,8 +152,9 @@ def forward(s: Sizes, rows: int, queries: int, keys: int) -> int:
 
 
 def backward(s: Sizes, rows: int, queries: int) -> int:
-    """Gradients that a layer's backward pass holds at a time, beside what was kept."""
-    return rows * queries * (_mlp_row(s) + 3 * s.width * s.number) + s.largest * s.compute
+    """Gradients at the start of a layer's backward pass, when all that it kept is still there:
+    of the MLP's product, through the base and through the adapter (float32)."""
+    return rows * queries * s.inner * (s.number + FLOAT)
 
 
 def _mlp_row(s: Sizes) -> int:

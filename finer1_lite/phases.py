@@ -11,8 +11,8 @@ from finer1_lite.memory import FLOAT, Sizes
 from finer1_lite.presets import Preset
 
 TEXT_TOKENS = 96  # of a prompt beside its picture: question, names of turns; an allowance
-TRL_CHUNK = 256  # tokens whose logits TRL's SFT loss makes at a time
-LOGIT_COPIES = 5  # of a chunk in its backward pass: logits, softmax, gradients
+TRL_CHUNK, TRL_COPIES = 256, 5  # tokens whose logits TRL's SFT loss makes at a time
+LOGIT_COPIES = {"sampled": 3, "full": 6}  # in float32, in a backward pass, by tapo.entropy
 Parts = dict[str, int]
 
 
@@ -149,7 +149,8 @@ def update(load: Load) -> Parts:
     """Backward: a chunk of logits, or a layer that is recomputed; then the optimiser."""
     s, whole, answer = load.sizes, load.whole, load.preset.max_new_tokens
     rows, _ = _micro_batch(load)
-    chunk = {"logits": LOGIT_COPIES * memory.logits_at_once(s, rows * answer)}
+    copies = LOGIT_COPIES[load.preset.tapo.entropy]
+    chunk = {"logits": copies * memory.logits_at_once(s, rows * answer)}
     layer = {"activations": memory.backward(s, rows, answer)}
     if load.preset.gradient_checkpointing:
         again = memory.saved(s, rows, whole, whole, masked=rows > 1)
@@ -165,7 +166,7 @@ def sft(load: Load) -> Parts:
     held, again = s.layers * layer, 0
     if load.preset.gradient_checkpointing:
         held, again = (s.layers + 1) * rows * whole * s.width * s.number, layer
-    chunk = LOGIT_COPIES * min(TRL_CHUNK, rows * whole) * s.vocabulary * FLOAT
+    chunk = TRL_COPIES * min(TRL_CHUNK, rows * whole) * s.vocabulary * FLOAT
     copied = s.vocabulary * s.width * s.compute if s.number != s.compute else 0  # of the head
     return _worst(
         parts,

@@ -348,7 +348,7 @@ def _recomputed(core, batch: PromptBatch, tokens: Tensor, mask: Tensor, which: T
     return hidden[:, -length - 1 : -1]
 
 
-LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes five
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
 
 
 def token_scores(

@@ -167,9 +167,11 @@ def test_kept_activations_of_the_lab_student(fresh):
 # --- peaks ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_update_peaks_where_the_plan_says(made, checkpointing, monkeypatch):
-    student, rows, length = made("middle"), 4, 96
+def test_the_update_peaks_where_the_plan_says(made, checkpointing, dtype, monkeypatch):
+    """Without checkpointing logits make the peak here, with it a layer that is recomputed."""
+    student, rows, length = made("middle", "nf4", dtype), 4, 96
     batch, (tokens, mask) = prompts_of(student), answers(rows, length)
     monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", CHUNK)
 
