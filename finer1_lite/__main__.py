@@ -106,7 +106,8 @@ def run_ablate(args) -> None:
     unknown = [row for row in args.rows or () if row not in ablate.ROWS]
     if unknown:
         raise ValueError(f"--rows {' '.join(unknown)}: choose among {', '.join(ablate.ROWS)}")
-    preset = Preset.lab().with_(**dict(_setting(item) for item in args.set))
+    exact = {"tapo__negative_rollouts": 0}  # the objective itself; its cheaper estimate is a row
+    preset = Preset.lab().with_(**exact | dict(_setting(item) for item in args.set))
     study = ablate.Study(
         args.out / args.name, preset, tuple(args.rows or ablate.ROWS), tuple(args.seeds),
         tuple(args.worlds),

@@ -148,7 +148,19 @@ class TAPOTrainer(GroupTrainer):
         if fresh:
             tokens = sum(int(g.mask.sum()) for g in answers)
             self.metrics["tokens_per_second"] = tokens / (rolled - start)
+        self._no_gradient(not parts, scaled=self.accelerator.scaler is not None)
         return torch.tensor(total, device=self.student.device)
+
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.register_step_pre_hook(lambda *_: self._no_gradient(self.metrics["skipped"]))
+        return optimizer
+
+    def _no_gradient(self, skipped: float, scaled: bool = False) -> None:
+        """After a skipped step the optimiser finds no gradient; a loss scaler finds zeros
+        before it, since it refuses a step without any."""
+        for p in self.model.parameters() if skipped else ():
+            p.grad = torch.zeros_like(p) if scaled and p.requires_grad else None
 
     def _update(self, step: int) -> dict[str, float]:
         """Backward passes over micro-batches; each divides by the whole share's tokens."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_tapo import (
-    OFF, TINY, every_other, gradients, make_trainer, shorten, stir, update, weights,
+    OFF, TINY, adapters, every_other, gradients, make_trainer, shorten, stir, update, weights,
 )  # fmt: skip
 from transformers import TrainerCallback
 
@@ -337,3 +337,22 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
         assert torch.equal(resumed[name], expected[name]), name
     for name in ("whole", "killed"):
         assert len((tmp_path / name / "log.jsonl").read_text().splitlines()) == 7
+
+
+def test_a_loss_scaler_bears_a_skipped_step_and_momentum_moves_nothing(
+    fresh, birds, spread, tmp_path, monkeypatch
+):
+    """float16 scales losses, and its scaler raises on a step in which no gradient is."""
+    trainer = make_trainer(fresh, birds, tmp_path)
+    scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer, places = trainer.create_optimizer(), []
+    for step in range(3):
+        if step == 1:  # no answer is right: no group has spread
+            monkeypatch.setattr(rewards, "accuracy", lambda texts, *_: [0.0] * len(texts))
+        trainer.model.zero_grad()
+        trainer.training_step(trainer.model, {"step": step})
+        scaler.step(optimizer)
+        scaler.update()
+        places.append(torch.cat([p.detach().flatten() for p in adapters(trainer.model)]))
+        monkeypatch.setattr(rewards, "accuracy", every_other)
+    assert torch.equal(places[0], places[1]) and not torch.equal(places[1], places[2])
