@@ -61,6 +61,7 @@ def test_rows_differ_from_tapo_in_what_their_label_says():
     assert changed("cls_rl") - changed("dapo") == {"prompt", "accuracy_weight", "format_weight"}
 
 
+@pytest.mark.slow
 def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
     monkeypatch.setattr(ablate, "_do", lambda tasks, workers: [ablate.do(task) for task in tasks])
     path = ablate.run(study)

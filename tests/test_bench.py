@@ -37,6 +37,7 @@ def in_case(preset: Preset, steps=1) -> tuple[Preset, dict]:
 # --- from end to end -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_small_bench_yields_a_row_a_trainer(small, tmp_path, capsys):
     path = tmp_path / "rows.json"
     rows = bench.run(small, steps=1, grow=False, json_path=path)

@@ -116,6 +116,7 @@ def test_the_released_protocol_keeps_the_order_of_the_file():
     assert {b.order for b in blocks} == {"as_is"} and {b.picture for b in blocks} == {True, False}
 
 
+@pytest.mark.slow
 def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     copy.symlink_to(saved)

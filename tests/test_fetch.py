@@ -214,6 +214,7 @@ def test_killed_at_any_row_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle(tmp_path):
     """A real kill: the folder is not there, and the same command makes it."""
     source = birds(tmp_path / "hub", 400, 200)
