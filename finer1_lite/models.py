@@ -232,14 +232,14 @@ def freeze_vision(student: Student) -> None:
 
 
 def widen_adapter(model) -> None:
-    """Trainable weights in float32.
+    """Trainable weights in float32 at least.
 
     TRL's SFTTrainer turns adapters on 4-bit weights to bfloat16, whatever the card: small
     updates are then rounded away, and a loss scaler, as float16 wants it, refuses them.
     """
     for weight in model.parameters():
         if weight.requires_grad:
-            weight.data = weight.data.float()
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def base_of(folder: str | Path, asked: str | None = None) -> str:
