@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         if mood in ("429", "500", "401"):
             said = {"error": {"message": f"refused {key}", "type": mood}}
             return self._send(int(mood), json.dumps(said).encode())
-        time.sleep({"slow": 1.0, "good": 0.02}.get(mood, 0))
+        time.sleep({"slow": 4.0, "good": 0.02}.get(mood, 0))
         text = {"empty": "", "huge": "word " * 20_000, "echo": f"your key is {key}"}.get(mood)
         whole = completion(moods.reply(json.loads(body)) if text is None else text)
         if mood == "cut":

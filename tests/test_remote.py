@@ -85,7 +85,7 @@ def test_a_finished_block_asks_nothing_and_a_lost_file_nothing_twice(three, tmp_
 @pytest.mark.parametrize("mood", ["500", "slow", "drop", "cut", "bad", "odd", "429"])
 def test_a_question_without_answer_is_counted_unscored_and_asked_again(mood, three, tmp_path):
     rows, left, _ = ask(Moods(["good", mood, mood], reply=seeing(three)), three, tmp_path,
-                        workers=1, timeout=0.5 if mood == "slow" else 10)  # fmt: skip
+                        workers=1, timeout=3 if mood == "slow" else 10)  # fmt: skip
     lost = remote.unanswered(rows)
     assert left == len(lost) == 1 and lost[0]["fault"].startswith("no answer:")
     assert sum(r["correct"] for r in rows) == 2
