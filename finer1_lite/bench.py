@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from finer1_lite import benchrow
 from finer1_lite.benchrow import SCORED, TRAINERS, VOCABULARY, Job
+from finer1_lite.pages import aligned
 from finer1_lite.presets import Preset
 from finer1_lite.report import write_atomically
 
@@ -228,11 +229,3 @@ def growth(rows: list[dict], axis: str, base: dict[str, int]) -> str:
             [name, *(f"{c['step_s']:.2f}  {c['of_trl']:.2f}  {c['peak_mb']:.0f}" for c in cells)]
         )
     return aligned(lines)
-
-
-def aligned(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])
-        for line in lines
-    )

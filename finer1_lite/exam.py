@@ -250,6 +250,11 @@ def record_of(
     )  # fmt: skip
 
 
+def answers_folder(folder: Path, model: str) -> Path:
+    """Where a run keeps the answers of a model, whatever slashes its name has."""
+    return folder / "answers" / model.replace("/", "--")
+
+
 def join(folder: Path) -> str:
     """The text of records.jsonl: every block's answers, blocks by name."""
     files = sorted((folder / "answers").rglob("*.jsonl"))

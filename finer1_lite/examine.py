@@ -108,7 +108,7 @@ def _check(job: Job, names: dict[str, str]) -> None:
     """DataError naming every model that cannot be examined."""
     faults = [f"{m}: {fault}" for m in job.models if (fault := _unusable(m, job))]
     given = [*job.models, *(job.endpoint.models if job.endpoint else ())]
-    if len({_folder_name(name) for name in names.values()}) < len(given):
+    if len({exam.answers_folder(job.folder, name) for name in names.values()}) < len(given):
         faults.append(f"{', '.join(given)}: two have the same name; rename a folder")
     if not names:
         faults.append("no model is named; give folders, hub names, or --endpoint and --model")
@@ -190,14 +190,10 @@ def _answer(student: Student, asked: Exam, block: Block, name: str, job: Job) ->
     total = len(exam.questions(asked, block))
     with lab.progress_bar(total, f"{name} {block.name}") as bar:
         for done in exam.answer_block(
-            student, asked, block, name, job.folder / "answers" / _folder_name(name),
+            student, asked, block, name, exam.answers_folder(job.folder, name),
             max_new_tokens=job.preset.max_new_tokens, batch_size=job.preset.eval_batch,
         ):  # fmt: skip
             bar.update(done - bar.n)
-
-
-def _folder_name(name: str) -> str:
-    return name.replace("/", "--")
 
 
 # --- students ------------------------------------------------------------------------------

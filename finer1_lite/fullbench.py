@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from finer1_lite import bench, benchrow, models, prompts
+from finer1_lite.pages import aligned
 from finer1_lite.phases import Load, phases
 from finer1_lite.plan import DTYPES, memory_plan
 from finer1_lite.presets import Preset
@@ -45,13 +46,14 @@ def run(preset: Preset, *, steps: int = 3, json_path: Path | None = None) -> lis
     case = bench.cases(preset, grow=False)[0]
     preset = bench.with_case(preset, steps, case)
     jobs, found = bench.jobs_of(preset, case["picture_side"], ROWS), {}
+    loads = {job.trainer: _load(job, machine) for job in jobs}
     with tqdm(total=len(jobs) * (steps + 1), desc="bench --full") as bar:
         for job in jobs:
             try:
                 found[job.trainer] = bench.readings([job], bar)[0]
             except ChildProcessError as error:
                 tqdm.write(str(error))
-            rows = _rows(jobs, found, machine)
+            rows = _rows(jobs, found, machine, loads)
             if json_path is not None:
                 write_atomically(json_path, json.dumps(rows, indent=1).encode())
     if not rows:
@@ -93,13 +95,13 @@ def _now(device: torch.device) -> float:
 # --- rows ----------------------------------------------------------------------------
 
 
-def _rows(jobs, found: dict[str, list[dict]], machine: dict) -> list[dict]:
+def _rows(jobs, found: dict[str, list[dict]], machine: dict, loads) -> list[dict]:
     rows = []
     for job in jobs:
         if job.trainer in found:
-            seen = found[job.trainer]
+            seen, load = found[job.trainer], loads[job.trainer]
             row = bench.row(job, seen, found.get("trl dapo", ()), found.get("dapo", ()))
-            rows.append(row | machine | _rollout_limit(job, row, machine) | _planned(job, machine))
+            rows.append(row | machine | _rollout_limit(job, row, machine, load) | _planned(job, load))
     return rows
 
 
@@ -115,18 +117,17 @@ def _load(job: benchrow.Job, machine: dict) -> Load:
     return memory_plan(preset, dtype=DTYPES[machine["dtype"]], text_tokens=text).load
 
 
-def _planned(job: benchrow.Job, machine: dict) -> dict:
+def _planned(job: benchrow.Job, load: Load) -> dict:
     """MiB that the plan predicts for each phase; of TRL's trainer it predicts nothing."""
     if benchrow.TRAINERS[job.trainer] is None:
         return {}
-    parts = phases(_load(job, machine))
+    parts = phases(load)
     planned = {f"{name}_planned_mb": sum(parts[name].values()) / MIB for name in PHASES}
     return planned | {"planned_mb": max(planned.values())}
 
 
-def _rollout_limit(job: benchrow.Job, row: dict, machine: dict) -> dict:
+def _rollout_limit(job: benchrow.Job, row: dict, machine: dict, load: Load) -> dict:
     """Tokens a second while answering, and what the bandwidth would allow."""
-    load = _load(job, machine)
     s, answer = load.sizes, job.preset.max_new_tokens
     weights = sum(size for part, size in s.weights.items() if part.startswith(
         ("language", "quantisation"))) + s.adapter  # fmt: skip
@@ -167,7 +168,7 @@ def memory_table(rows: list[dict]) -> str:
                 cell += f"  {row[planned]:.0f}  {row[measured] / row[planned]:.2f}"
             cells.append(cell)
         lines.append(cells)
-    return bench.aligned(lines)
+    return aligned(lines)
 
 
 def bandwidth_table(rows: list[dict]) -> str:
@@ -179,5 +180,5 @@ def bandwidth_table(rows: list[dict]) -> str:
     ]  # fmt: skip
     return (
         f"a copy on this device moves {rows[0]['bandwidth'] / GB:.0f} GB/s; a token of all answers "
-        f"reads {rows[0]['read_bytes'] / GB:.2f} GB\n{bench.aligned(lines)}"
+        f"reads {rows[0]['read_bytes'] / GB:.2f} GB\n{aligned(lines)}"
     )

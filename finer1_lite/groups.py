@@ -91,7 +91,7 @@ class GroupTrainer(StepTrainer):
         """
         s, processor = self.settings, self.student.processor
         counts = [n for n in (s.anchor_rollouts, s.positive_rollouts) if n]
-        parts = ["anchor", "positive"][: len(counts)] + ["negative"] * self._reads_negative()
+        parts = ["anchor", "positive"][: len(counts)] + ["negative"] * s.reads_negative
         images = [getattr(t, part).image() for t in drawn for part in parts]
         batch = rollouts.encode_prompts(self.model, processor, [self.asked] * len(images), images)
         of = [range(g * len(parts), (g + 1) * len(parts)) for g in range(len(drawn))]
@@ -176,9 +176,6 @@ class GroupTrainer(StepTrainer):
                     rewards.parse_answer(text), self.collection.names, self.collection.aliases
                 )
                 confusions.note(group.triplet.anchor.species, named)
-
-    def _reads_negative(self) -> bool:
-        return bool(self.settings.inter_class_weight or self.settings.negative_entropy_weight)
 
     # --- what to look at --------------------------------------------------------------
 

@@ -21,7 +21,17 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from finer1_lite import cot, evaluate, labstudent, metrics, models, paperbirds, ranks, report
+from finer1_lite import (
+    cot,
+    evaluate,
+    jsonl,
+    labstudent,
+    metrics,
+    models,
+    paperbirds,
+    ranks,
+    report,
+)
 from finer1_lite.evaluate import Cell, cells
 from finer1_lite.models import Student
 from finer1_lite.presets import Preset
@@ -203,9 +213,8 @@ def write_chains(job: Run, collection: Collection, teacher: cot.Teacher) -> None
 
 
 def read_chains(job: Run) -> dict[str, str]:
-    lines = (job.folder / "chains.jsonl").read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines if line]
-    return {row["photo"]: row["chain"] for row in rows}
+    rows = jsonl.read(job.folder / "chains.jsonl", objects=True)
+    return {row["photo"]: row["chain"] for _, row in rows}
 
 
 def answer_cell(

@@ -35,7 +35,7 @@ class Sizes:
     head: int  # numbers a head
     vocabulary: int
     rank: int
-    number: int  # of a hidden state's number: float32 after `prepare_model_for_kbit_training`
+    number: int  # bytes of a hidden state's number
     compute: int  # of a number inside a 4-bit layer
     largest: int  # numbers of the largest 4-bit layer; 0 without
     vision_width: int

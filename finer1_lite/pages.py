@@ -105,6 +105,15 @@ def fence(text: str) -> str:
     return f"{mark}text\n{shown}\n{mark}"
 
 
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: the first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])
+        for line in lines
+    )
+
+
 def markdown(title: str, blocks: Sequence[Block]) -> str:
     """The page in Markdown; pictures as relative links."""
     return "\n\n".join([f"# {title}", *map(_markdown, blocks)]) + "\n"

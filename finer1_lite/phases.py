@@ -63,7 +63,7 @@ def generate(load: Load) -> Parts:
     """Vision tower of all pictures, then each prompt once, then a token of all answers."""
     t = load.preset.tapo
     answered = t.groups * (1 + bool(t.positive_rollouts))
-    negatives = t.groups * _reads_negative(load)
+    negatives = t.groups * t.reads_negative
     answers = t.groups * (t.anchor_rollouts + t.positive_rollouts)
     return _answering(load, load.resident(), answered + negatives, answered, answers, t.top_p)
 
@@ -94,11 +94,6 @@ def _features(load: Load, pictures: int) -> int:
     return pictures * load.visual * load.sizes.width * load.sizes.vision_number
 
 
-def _reads_negative(load: Load) -> bool:
-    t = load.preset.tapo
-    return bool(t.inter_class_weight or t.negative_entropy_weight)
-
-
 def _micro_batch(load: Load) -> tuple[int, int]:
     """(answers, distinct prompts) of a micro-batch."""
     t = load.preset.tapo
@@ -123,10 +118,9 @@ def kept(load: Load, checkpointing: bool) -> int:
 
 
 def _training(load: Load) -> Parts:
-    pictures = load.preset.tapo.groups * (
-        1 + bool(load.preset.tapo.positive_rollouts) + _reads_negative(load)
-    )
-    passes = 1 + (load.preset.tapo.negative_grad and _reads_negative(load))
+    t = load.preset.tapo
+    pictures = t.groups * (1 + bool(t.positive_rollouts) + t.reads_negative)
+    passes = 1 + (t.negative_grad and t.reads_negative)
     return load.resident() | {
         "gradients": load.sizes.adapter, "visual features": _features(load, pictures),
         "activations kept": passes * kept(load, load.preset.gradient_checkpointing),
@@ -140,7 +134,7 @@ def score(load: Load) -> Parts:
     chunk = {"logits": 2 * memory.logits_at_once(s, rows * answer)}
     cache = {"KV cache": (rows * load.whole + prompts * load.prompt) * s.kv_token}
     layer = {"activations": memory.forward(s, rows, answer, load.whole)}
-    if not _reads_negative(load) and load.preset.gradient_checkpointing:
+    if not load.preset.tapo.reads_negative and load.preset.gradient_checkpointing:
         return _worst(_training(load), chunk, layer)
     return _worst(_training(load), chunk, cache | layer)
 

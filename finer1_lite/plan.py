@@ -15,6 +15,7 @@ import torch
 
 from finer1_lite import fullsize, labstudent, memory, models
 from finer1_lite.models import Student
+from finer1_lite.pages import aligned
 from finer1_lite.phases import TEXT_TOKENS, Load, kept, phases
 from finer1_lite.presets import Preset
 
@@ -129,11 +130,7 @@ class Plan:
             cells = [parts.get(name, 0) / size for parts in self.phases.values()]
             rows.append([name, *(f"{cell:{form}}" if cell else "" for cell in cells)])
         rows.append(["sum", *(f"{peak / size:{form}}" for peak in self.peaks.values())])
-        wide = [max(map(len, column)) for column in zip(*rows)]
-        return "\n".join(
-            "  ".join([row[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(row[1:], wide[1:]))])
-            for row in rows
-        )
+        return aligned(rows)
 
     def _kept(self) -> str:
         with_, without = (kept(self.load, on) / GIB for on in (True, False))

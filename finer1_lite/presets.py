@@ -96,6 +96,11 @@ class TAPOSettings:
     mask_cut: bool = False  # answers cut off at the limit carry no loss
     micro_batch: int = 16  # answers in one forward and backward pass
 
+    @property
+    def reads_negative(self) -> bool:
+        """Whether a hard negative has any part in the loss."""
+        return bool(self.inter_class_weight or self.negative_entropy_weight)
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -61,7 +61,7 @@ def answer(
     One sample is asked at temperature 0, several at 1 with a seed each. A block without
     unanswered questions is not asked again; one with some is, from the memory on disk.
     """
-    path = folder / "answers" / model.replace("/", "--") / f"{block.name}.jsonl"
+    path = exam.answers_folder(folder, model) / f"{block.name}.jsonl"
     if path.exists() and not unanswered([row for _, row in jsonl.read(path)]):
         return 0
     heat = 1.0 if block.samples > 1 else 0.0

@@ -236,7 +236,7 @@ class TAPOTrainer(GroupTrainer):
     def _loss(self, batch: Batch, count: Tensor, gamma: float) -> losses.TapoLoss:
         s, negative = self.settings, rollouts.Scores(None, None)
         scores = self._score(batch, batch.own)
-        if self._reads_negative() and batch.pushed.any():
+        if s.reads_negative and batch.pushed.any():
             with torch.set_grad_enabled(s.negative_grad):
                 negative = self._score_on_negative(batch)
         # One update a batch of rollouts: the old policy is this one, nothing to recompute.

@@ -24,11 +24,6 @@ SLOW_SIZES = [
 ]  # fmt: skip
 
 
-def same(model, **_):
-    """In place of what widens all weights to float32: hidden states keep their dtype."""
-    return model
-
-
 @pytest.fixture(scope="module", autouse=True)
 def sizes():
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +42,6 @@ def made():
         if key not in found:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(models, "choose_dtype", lambda device: dtype)
-                patch.setattr(models, "prepare_model_for_kbit_training", same, raising=False)
                 found[key] = adapted(preset_of(name, quantize=quantize))
         return found[key]
 
@@ -81,8 +75,7 @@ def test_four_bit_bytes_are_those_of_bitsandbytes(made, name):
 
 @pytest.mark.parametrize("quantize", ["nf4", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_meta_student_counts_as_the_real_one(made, quantize, dtype, monkeypatch):
-    monkeypatch.setattr(models, "prepare_model_for_kbit_training", same, raising=False)
+def test_the_meta_student_counts_as_the_real_one(made, quantize, dtype):
     real = memory.count(made("Qwen2.5-VL-tiny", quantize, dtype))
     preset = preset_of("Qwen2.5-VL-tiny", quantize=quantize)
     config = fullsize.find_config(preset.student)

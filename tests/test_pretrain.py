@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from killed import KillAt, Killed
 
 from finer1_lite import paperbirds, pretrain, prompts
 
@@ -15,19 +15,6 @@ def small_rows(world):
         return [[pretrain.describe_row(world, rng)], [pretrain.guide_row(world, rng)]]
 
     return rows
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
 
 
 def test_a_killed_pretraining_ends_with_the_weights_of_an_undisturbed_one(
@@ -48,7 +35,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_an_undisturbed_one(
 
     def killed(self, *args):
         init(self, *args)
-        self.add_callback(KillAt(2))
+        self.add_callback(KillAt(2, saved=True))
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrain.TextTrainer, "__init__", killed)

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from killed import KillAt, Killed
 from tiny_tapo import TINY, gradients, make_trainer, stir, weights
 from transformers import TrainerCallback
 
@@ -116,19 +117,6 @@ def test_other_errors_are_not_taken_for_it(student, birds, spread, monkeypatch, 
     monkeypatch.setattr(rollouts, "score", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         trained(student, birds, tmp_path)
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise Killed
 
 
 def test_a_resumed_run_remembers_what_fits(student, birds, spread, scarce, tmp_path, caplog):

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
+from killed import KillAt, Killed
 from peft import PeftModel
-from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from finer1_lite import cot, models, prompts, rollouts, sft
@@ -133,19 +133,6 @@ def test_the_folder_holds_log_and_processor_and_no_pickle(trained, student):
     again = models.load_processor(folder, pixels=84 * 84)
     assert again.tokenizer.get_vocab() == student.processor.tokenizer.get_vocab()
     assert not [f for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pkl")]
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise Killed
 
 
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from killed import KillAt, Killed
 from tiny_tapo import (
     OFF, TINY, adapters, every_other, gradients, make_trainer, shorten, stir, update, weights,
 )  # fmt: skip
@@ -300,19 +301,6 @@ def test_the_advantage_is_pooled_over_anchor_and_positive(fresh, birds, tmp_path
 
 
 # --- killed and started again --------------------------------------------------------
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise Killed
 
 
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from killed import Killed
 from tiny_tapo import TINY, gradients, make_trainer, weights
 from transformers import TrainerCallback
 
@@ -17,10 +18,6 @@ PRESET = TINY.with_(
     max_new_tokens=4, tapo__steps=8, tapo__learning_rate=1e-2, tapo__updates=2,
     tapo__negative="confused", tapo__scored_on="own", tapo__draws=1,
 )  # fmt: skip
-
-
-class Killed(Exception):
-    pass
 
 
 class Watch(TrainerCallback):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed import Killed
 from tiny_tapo import TINY
 from transformers import TrainerCallback
 
@@ -32,10 +33,6 @@ CASES = {  # three groups for two processes: never as many for each
     "memory": PLAIN.with_(tapo__steps=1, tapo__draws=2),
 }  # fmt: skip
 SFT = TINY.with_(sft__steps=5, sft__batch=4, sft__micro_batch=4, sft__learning_rate=0.5)
-
-
-class Killed(Exception):
-    pass
 
 
 class Moment(TrainerCallback):
