@@ -10,8 +10,15 @@ from finer1_lite import backends, cot_cli, evalcli, fetchcli, publish
 from finer1_lite.presets import PRESETS
 
 
+class Command(argparse.ArgumentParser):
+    """A parser whose help tells the defaults; so do those of the commands below it."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Command(
         prog="finer1_lite",
         description="Teach a vision-language model to tell look-alike classes apart: "
         "chains of thought (SFT), then TAPO.",
@@ -35,7 +42,6 @@ def _add_lab(commands) -> None:
         help="the whole job: chains, SFT, TAPO, evaluation, report",
         description="Runs both stages and the evaluation and writes OUT/NAME/report.html. "
         "Killed and started again, it resumes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     option = lab.add_argument
     option("--name", default=None, help="name of the run (default: lab, or the photo folder's)")
@@ -69,7 +75,6 @@ def _add_pretrain(commands) -> None:
         help="make the lab student of a world",
         description="Pretrains the tiny Qwen2.5-VL on describing birds and on the field guide "
         "of all species, probes it, and writes weights and record.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     pre.add_argument("--world-seed", type=int, default=0, help="which world of paper birds")
     pre.add_argument("--steps", type=int, default=None, help="optimiser steps")
@@ -85,7 +90,6 @@ def _add_ablate(commands) -> None:
         description="Trains SFT, CLS-RL, DAPO, TAPO and TAPO without each of its parts from the "
         "same start and budget, and writes OUT/NAME/ablation.md. Killed and started again, it "
         "resumes; rows asked for later are added.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     option = study.add_argument
     option("--name", default="ablation", help="name of the study")
@@ -107,7 +111,7 @@ def run_ablate(args) -> None:
     if unknown:
         raise ValueError(f"--rows {' '.join(unknown)}: choose among {', '.join(ablate.ROWS)}")
     exact = {"tapo__negative_rollouts": 0}  # the objective itself; its cheaper estimate is a row
-    preset = Preset.lab().with_(**exact | dict(_setting(item) for item in args.set))
+    preset = Preset.lab().with_(**exact | _settings(args.set))
     study = ablate.Study(
         args.out / args.name, preset, tuple(args.rows or ablate.ROWS), tuple(args.seeds),
         tuple(args.worlds),
@@ -122,7 +126,6 @@ def _add_bench(commands) -> None:
         description="Times a training step of TRL's GRPOTrainer, our DAPO and our TAPO on the "
         "same weights, prompts and number of answers: seconds by phase, tokens a second, peak "
         "memory, pictures encoded; then how each grows.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     option = bench.add_argument
     option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, others: a GPU")
@@ -142,7 +145,6 @@ def _add_plan(commands) -> None:
         help="what a run takes of a card's memory, before anything is loaded",
         description="Counts the student on the meta device and prints what each part takes in "
         "each phase, the largest settings that fit, and what to lower first.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     option = plan.add_argument
     option("--model", default=None, help="hub name, folder, or random:NAME (default: the preset's)")
@@ -167,7 +169,7 @@ def make_job(args):
         "tapo__steps": args.tapo_steps, "test_pictures": args.test_pictures,
     }  # fmt: skip
     preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
-    preset = preset.with_(**dict(_setting(item) for item in args.set))
+    preset = preset.with_(**_settings(args.set))
     if len(set(args.seeds)) < len(args.seeds) or args.workers < 0:
         raise ValueError(f"--seeds {args.seeds} must differ, --workers {args.workers} be 0 or more")
     name = args.name or ("lab" if args.photos is None else args.photos.resolve().name)
@@ -176,6 +178,11 @@ def make_job(args):
         photos=args.photos, descriptions=args.descriptions,
         coarse=args.coarse or ("bird" if args.photos is None else "product"),
     )  # fmt: skip
+
+
+def _settings(items: list[str]) -> dict[str, object]:
+    """What `Preset.with_` wants, from KEY=VALUE."""
+    return dict(map(_setting, items))
 
 
 def _setting(item: str) -> tuple[str, object]:
@@ -231,7 +238,7 @@ def run_plan(args) -> None:
 
     if not (0 < args.gpu < 10_000 and args.text_tokens > 0):
         raise ValueError(f"--gpu {args.gpu}, --text-tokens {args.text_tokens}: above 0")
-    changes = dict(_setting(item) for item in args.set)
+    changes = _settings(args.set)
     if args.model is not None:
         changes["student"] = args.model
     preset = getattr(Preset, args.preset)().with_(**changes)

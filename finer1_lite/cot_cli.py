@@ -1,12 +1,10 @@
 """`python -m finer1_lite cot ...`: make, check, review and convert chains of thought."""
 
-import argparse
 import json
 from pathlib import Path
 
 TEACHERS = ("oracle", "table", "local", "endpoint", "student")
 FORMATS = ("ours", "trl", "sharegpt", "triplets", "parquet")
-_HELP = argparse.ArgumentDefaultsHelpFormatter
 
 
 def add_parser(commands) -> None:
@@ -25,7 +23,7 @@ def add_parser(commands) -> None:
 
 def _add_make(steps) -> None:
     make = steps.add_parser(
-        "make", formatter_class=_HELP,
+        "make",
         help="photos -> descriptions -> concepts -> chains -> checks",
         description="Writes OUT/chains.jsonl, rejected.jsonl, report.json, review.csv and "
         "reviewed.jsonl. Killed, refused or out of budget, the same command goes on and pays for "
@@ -83,7 +81,7 @@ def _add_data(option) -> None:
 
 def _add_check(steps) -> None:
     check = steps.add_parser(
-        "check", help="what is wrong with a file of chains", formatter_class=_HELP,
+        "check", help="what is wrong with a file of chains",
         description="Reads our JSON lines, TRL's rows or the released sharegpt JSON.",
     )  # fmt: skip
     check.add_argument("file", type=Path, help="file of chains")
@@ -93,7 +91,7 @@ def _add_check(steps) -> None:
 
 def _add_review(steps) -> None:
     review = steps.add_parser(
-        "review", help="apply decisions made in review.csv or in the panel", formatter_class=_HELP,
+        "review", help="apply decisions made in review.csv or in the panel",
         description="The panel runs in JupyterLab: `from finer1_lite import widgets; "
         "widgets.open_panel(FOLDER, collection)`. Without widgets fill the column decision (keep, "
         "drop, edit) of FOLDER/review.csv, for edit also new_chain, and run this.",
@@ -108,7 +106,7 @@ def _add_review(steps) -> None:
 def _add_convert(steps) -> None:
     convert = steps.add_parser(
         "convert", help="between our JSON lines, TRL's rows and the released formats",
-        formatter_class=_HELP, description="The format of FILE is told by its content.",
+        description="The format of FILE is told by its content.",
     )  # fmt: skip
     convert.add_argument("file", type=Path, help="chains, or triplets (.jsonl, .parquet)")
     convert.add_argument("out", type=Path, help="file to write")
@@ -122,7 +120,7 @@ def _add_convert(steps) -> None:
 def _add_triplets(steps) -> None:
     triplets = steps.add_parser(
         "triplets", help="anchor, positive, hard negative of every training picture",
-        formatter_class=_HELP, description="Writes our JSON lines; convert --to parquet follows.",
+        description="Writes our JSON lines; convert --to parquet follows.",
     )  # fmt: skip
     _add_data(triplets.add_argument)
     triplets.add_argument("--seed", type=int, default=0, help="of the draw")

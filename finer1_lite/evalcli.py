@@ -1,6 +1,5 @@
 """The commands of the evaluation: audit, evaluate, report. Nothing heavy is imported here."""
 
-import argparse
 from pathlib import Path
 
 from finer1_lite import cot_cli
@@ -17,18 +16,12 @@ def add_commands(commands) -> None:
     _add_analyse(commands)
 
 
-def _command(commands, name: str, text: str, description: str):
-    return commands.add_parser(
-        name, help=text, description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-
-
 def _add_audit(commands) -> None:
-    audit = _command(
-        commands, "audit", "what is wrong with question files or picture folders",
-        "Finds position leaks, labels inside wrong options, contradictions, classes both seen "
-        "and unseen, near-duplicates between train and test; says what a blind answerer scores.",
+    audit = commands.add_parser(
+        "audit", help="what is wrong with question files or picture folders",
+        description="Finds position leaks, labels inside wrong options, contradictions, classes "
+        "both seen and unseen, near-duplicates between train and test; says what a blind answerer "
+        "scores.",
     )  # fmt: skip
     audit.add_argument(
         "paths", nargs="+", type=Path, metavar="FILE",
@@ -44,10 +37,11 @@ def run_audit(args) -> None:
 
 
 def _add_evaluate(commands) -> None:
-    run = _command(
-        commands, "evaluate", "examine any model, adapter or hub model",
-        "Asks every model every question under every prompt, with and without the picture, and "
-        "writes OUT/NAME/records.jsonl and evaluation.html. Killed and started again, it resumes.",
+    run = commands.add_parser(
+        "evaluate", help="examine any model, adapter or hub model",
+        description="Asks every model every question under every prompt, with and without the "
+        "picture, and writes OUT/NAME/records.jsonl and evaluation.html. Killed and started again, "
+        "it resumes.",
     )  # fmt: skip
     option = run.add_argument
     option("models", nargs="*", metavar="MODEL", help="folder of a model or an adapter, or a hub "
@@ -103,10 +97,10 @@ def _add_data(option) -> None:
 
 
 def _add_report(commands) -> None:
-    rep = _command(
-        commands, "report", "remake every table and figure of a run from its records",
-        "Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 that puts "
-        "the two side by side, with the pictures on which they differ.",
+    rep = commands.add_parser(
+        "report", help="remake every table and figure of a run from its records",
+        description="Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 "
+        "that puts the two side by side, with the pictures on which they differ.",
     )  # fmt: skip
     rep.add_argument("run", type=Path, metavar="RUN", help="folder with a records.jsonl or an "
                      "analysis.jsonl")  # fmt: skip
@@ -195,10 +189,10 @@ def run_report(args) -> None:
 
 
 def _add_analyse(commands) -> None:
-    run = _command(
-        commands, "analyse", "better use of knowledge, or more? probes, quiz, faithfulness",
-        "Measures a student before and after training (linear probes, CKA, a quiz in words, "
-        "whether answers follow the chain and the picture, a covered mark) and writes "
+    run = commands.add_parser(
+        "analyse", help="better use of knowledge, or more? probes, quiz, faithfulness",
+        description="Measures a student before and after training (linear probes, CKA, a quiz in "
+        "words, whether answers follow the chain and the picture, a covered mark) and writes "
         "OUT/NAME/analysis.jsonl and analysis.html. Killed and started again, it resumes.",
     )  # fmt: skip
     option = run.add_argument

@@ -1,6 +1,5 @@
 """`python -m finer1_lite fetch`: a hub's data set, or a local one, as a folder of photographs."""
 
-import argparse
 from pathlib import Path
 
 from finer1_lite.hubsets import HUBSETS
@@ -15,7 +14,6 @@ def add_command(commands) -> None:
         "OUT/<class>/*.jpg, classes.csv (names; which classes are seen, where that was released) "
         "and index.csv (split). Killed, the same command goes on from its last row. "
         f"Released classes come with these keys: {keys}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     option = parser.add_argument
     option("source", help=f"{', '.join(HUBSETS)}, or any hub name or local folder of `datasets` "

@@ -101,7 +101,8 @@ def _rows(jobs, found: dict[str, list[dict]], machine: dict, loads) -> list[dict
         if job.trainer in found:
             seen, load = found[job.trainer], loads[job.trainer]
             row = bench.row(job, seen, found.get("trl dapo", ()), found.get("dapo", ()))
-            rows.append(row | machine | _rollout_limit(job, row, machine, load) | _planned(job, load))
+            limit = _rollout_limit(job, row, machine, load)
+            rows.append(row | machine | limit | _planned(job, load))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -24,9 +23,8 @@ STAYS = ("log.jsonl", "done")  # what a training leaves beside its adapter: not 
 
 def add_commands(commands) -> None:
     """Add both commands to the command line. Nothing heavy is imported here."""
-    style = argparse.ArgumentDefaultsHelpFormatter
     merge_ = commands.add_parser(
-        "merge", help="adapter + base -> a plain model folder", formatter_class=style,
+        "merge", help="adapter + base -> a plain model folder",
         description="Adds an adapter into the weights of its base and writes a folder that "
         "transformers loads with no code of this project.",
     )  # fmt: skip
@@ -38,7 +36,7 @@ def add_commands(commands) -> None:
                         "auto: as the base is saved")  # fmt: skip
     merge_.set_defaults(main=run_merge)
     push_ = commands.add_parser(
-        "push", help="upload a model or an adapter to the hub", formatter_class=style,
+        "push", help="upload a model or an adapter to the hub",
         description="Lists the model files of a folder, asks, and uploads them. The token is "
         "that of HF_TOKEN or of `hf auth login`.",
     )  # fmt: skip
