@@ -167,18 +167,15 @@ def tapo_loss(
     """The loss of one batch, or of a micro-batch where `token_count` is given.
 
     Args:
-        logps, old_logps, negative_logps: (B, T) log-probabilities of the sampled tokens: on
-            the anchor, when they were sampled (never gets a gradient), on the hard negative
-            (None: its terms are 0).
+        logps, old_logps, negative_logps: (B, T) of the sampled tokens: on the anchor, when
+            sampled (never gets a gradient), on the hard negative (None: its terms are 0).
         advantages: (B,) one a rollout; mask: (B, T) not 0 where a response token counts.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
         clip_dual: cap of the loss in units of |A| where A < 0; inf switches it off.
-        inter_class_weight: gamma, makes its term larger; anchor_entropy_weight,
-            negative_entropy_weight: eta1 and eta2, make theirs smaller.
+        inter_class_weight: gamma, of a term to grow; the entropies': eta1, eta2, to shrink.
         negative_grad: True sends gradient through `negative_logps`, as the paper writes it.
         inter_class_rows: (B,) not 0 where a rollout counts in the inter-class term.
-        negative_rows: (B,) weight of a rollout in both terms of the negative, 0 where
-            `negative_logps` was not computed; None: all count once.
+        negative_rows: (B,) weight in both terms of the negative, 0: not computed there.
         entropies, negative_entropies: (B, T) of the whole vocabulary, in place of samples.
         token_count: response tokens of the whole batch, see `token_mean`.
 
