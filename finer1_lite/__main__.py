@@ -6,8 +6,12 @@ import logging
 import sys
 from pathlib import Path
 
-from finer1_lite import backends, cot_cli, evalcli, fetchcli, publish
+from finer1_lite.chains import commands as cot_cli
+from finer1_lite.data import commands as fetchcli
+from finer1_lite.evals import commands as evalcli
 from finer1_lite.presets import PRESETS
+from finer1_lite.students import unsloth
+from finer1_lite.tools import publish
 
 
 class Command(argparse.ArgumentParser):
@@ -51,21 +55,38 @@ def _add_lab(commands) -> None:
     option(
         "--student", default=None, help="folder or hub name of the model, instead of the preset's"
     )
-    option("--photos", type=Path, default=None, help="folder of photographs, DIR/<class>/*.jpg, "
-           "instead of paper birds")  # fmt: skip
-    option("--descriptions", type=Path, default=None,
-           help="descriptions for --photos (default: DIR/descriptions.csv)")  # fmt: skip
+    option(
+        "--photos",
+        type=Path,
+        default=None,
+        help="folder of photographs, DIR/<class>/*.jpg, instead of paper birds",
+    )
+    option(
+        "--descriptions",
+        type=Path,
+        default=None,
+        help="descriptions for --photos (default: DIR/descriptions.csv)",
+    )
     option("--coarse", default=None, help='what the pictures show, in a word ("bird")')
-    option("--world-seed", type=int, default=0, help="which world of paper birds; a world without "
-           "a shipped student pretrains one first")  # fmt: skip
+    option(
+        "--world-seed",
+        type=int,
+        default=0,
+        help="which world of paper birds; a world without a shipped student pretrains one first",
+    )
     option("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
     option("--workers", type=int, default=0, help="seeds trained at a time; 0 chooses")
     option("--quantize", choices=("none", "nf4"), default=None, help="nf4: 4-bit weights (QLoRA)")
     option("--sft-steps", type=int, default=None, help="optimiser steps of stage 1")
     option("--tapo-steps", type=int, default=None, help="optimiser steps of stage 2")
     option("--test-pictures", type=int, default=None, help="fresh paper birds a split")
-    option("--set", nargs="*", default=[], metavar="KEY=VALUE",
-           help="any other setting, e.g. tapo.groups=4 tapo.negative_grad=true")  # fmt: skip
+    option(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting, e.g. tapo.groups=4 tapo.negative_grad=true",
+    )
     lab.set_defaults(main=run_lab)
 
 
@@ -98,13 +119,18 @@ def _add_ablate(commands) -> None:
     option("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="training seeds")
     option("--worlds", nargs="+", type=int, default=[0, 1], help="worlds of paper birds")
     option("--workers", type=int, default=0, help="trainings side by side; 0: one a core")
-    option("--set", nargs="+", default=[], metavar="KEY=VALUE",
-           help="other settings of the lab preset, such as tapo.steps=20")  # fmt: skip
+    option(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other settings of the lab preset, such as tapo.steps=20",
+    )
     study.set_defaults(main=run_ablate)
 
 
 def run_ablate(args) -> None:
-    from finer1_lite import ablate
+    from finer1_lite.evals import ablate
     from finer1_lite.presets import Preset
 
     unknown = [row for row in args.rows or () if row not in ablate.ROWS]
@@ -113,9 +139,12 @@ def run_ablate(args) -> None:
     exact = {"tapo__negative_rollouts": 0}  # the objective itself; its cheaper estimate is a row
     preset = Preset.lab().with_(**exact | _settings(args.set))
     study = ablate.Study(
-        args.out / args.name, preset, tuple(args.rows or ablate.ROWS), tuple(args.seeds),
+        args.out / args.name,
+        preset,
+        tuple(args.rows or ablate.ROWS),
+        tuple(args.seeds),
         tuple(args.worlds),
-    )  # fmt: skip
+    )
     print(f"table: {ablate.run(study, workers=args.workers)}")
 
 
@@ -129,12 +158,20 @@ def _add_bench(commands) -> None:
     )
     option = bench.add_argument
     option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, others: a GPU")
-    option("--full", action="store_true", help="Qwen2.5-VL-3B with random weights in 4 bits on "
-           "one GPU: memory against the plan, rollouts against the bandwidth")  # fmt: skip
+    option(
+        "--full",
+        action="store_true",
+        help="Qwen2.5-VL-3B with random weights in 4 bits on "
+        "one GPU: memory against the plan, rollouts against the bandwidth",
+    )
     option("--groups", type=int, default=None, help="anchors a step (default: 2; 1 with --full)")
     option("--steps", type=int, default=3, help="counted steps a row, after a warm-up step")
-    option("--grow", action=argparse.BooleanOptionalAction, default=True,
-           help="also vary rollouts, answer length and picture size")  # fmt: skip
+    option(
+        "--grow",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also vary rollouts, answer length and picture size",
+    )
     option("--json", type=Path, default=None, metavar="FILE", help="write the rows to this file")
     bench.set_defaults(main=run_bench)
 
@@ -150,8 +187,13 @@ def _add_plan(commands) -> None:
     option("--model", default=None, help="hub name, folder, or random:NAME (default: the preset's)")
     option("--gpu", type=float, default=15.0, metavar="GIB", help="memory of the card")
     option("--preset", choices=PRESETS, default="t4", help="settings to start from")
-    option("--set", nargs="+", default=[], metavar="KEY=VALUE",
-           help="other settings, such as tapo.groups=2 max_new_tokens=256")  # fmt: skip
+    option(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other settings, such as tapo.groups=2 max_new_tokens=256",
+    )
     option("--text-tokens", type=int, default=96, help="tokens of a prompt beside its picture")
     option("--json", type=Path, default=None, metavar="FILE", help="also write the plan to FILE")
     plan.set_defaults(main=run_plan)
@@ -165,19 +207,26 @@ def make_job(args):
     small = args.preset == "lab" and args.photos is not None
     preset = Preset.lab_photos() if small else getattr(Preset, args.preset)()
     changes = {
-        "student": args.student, "quantize": args.quantize, "sft__steps": args.sft_steps,
-        "tapo__steps": args.tapo_steps, "test_pictures": args.test_pictures,
-    }  # fmt: skip
+        "student": args.student,
+        "quantize": args.quantize,
+        "sft__steps": args.sft_steps,
+        "tapo__steps": args.tapo_steps,
+        "test_pictures": args.test_pictures,
+    }
     preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
     preset = preset.with_(**_settings(args.set))
     if len(set(args.seeds)) < len(args.seeds) or args.workers < 0:
         raise ValueError(f"--seeds {args.seeds} must differ, --workers {args.workers} be 0 or more")
     name = args.name or ("lab" if args.photos is None else args.photos.resolve().name)
     return Run(
-        folder=args.out / name, preset=preset, seeds=tuple(args.seeds), world_seed=args.world_seed,
-        photos=args.photos, descriptions=args.descriptions,
+        folder=args.out / name,
+        preset=preset,
+        seeds=tuple(args.seeds),
+        world_seed=args.world_seed,
+        photos=args.photos,
+        descriptions=args.descriptions,
         coarse=args.coarse or ("bird" if args.photos is None else "product"),
-    )  # fmt: skip
+    )
 
 
 def _settings(items: list[str]) -> dict[str, object]:
@@ -197,16 +246,17 @@ def _setting(item: str) -> tuple[str, object]:
 
 
 def run_lab(args) -> None:
-    from finer1_lite import lab, ranks
+    from finer1_lite import lab
+    from finer1_lite.runtime import distributed
 
     path = lab.run(make_job(args), workers=args.workers, fresh=args.fresh)
-    if ranks.is_main():
+    if distributed.is_main():
         print(f"report: {path}")
 
 
 def run_pretrain(args) -> None:
-    from finer1_lite.labstudent import asset_folder
-    from finer1_lite.pretrain import pretrain
+    from finer1_lite.students.lab_student import asset_folder
+    from finer1_lite.students.pretrain import pretrain
 
     steps = {} if args.steps is None else {"steps": args.steps}
     out = asset_folder(args.world_seed, args.out)
@@ -214,8 +264,9 @@ def run_pretrain(args) -> None:
 
 
 def run_bench(args) -> None:
-    from finer1_lite import bench, fullbench, models
+    from finer1_lite import models
     from finer1_lite.presets import Preset
+    from finer1_lite.tools import bench, fullbench
 
     groups = args.groups if args.groups is not None else 1 if args.full else 2
     counts = {"--steps": args.steps, "--groups": groups}
@@ -224,8 +275,10 @@ def run_bench(args) -> None:
         raise ValueError(", ".join(faults))
     if args.full:
         if models.choose_device().type != "cuda":
-            raise ValueError("--full needs a CUDA GPU and there is none here; "
-                             "`bench` without it measures the lab on a CPU")  # fmt: skip
+            raise ValueError(
+                "--full needs a CUDA GPU and there is none here; "
+                "`bench` without it measures the lab on a CPU"
+            )
         fullbench.run(fullbench.full_preset(groups), steps=args.steps, json_path=args.json)
         return
     preset = getattr(Preset, args.preset)().with_(tapo__groups=groups)
@@ -233,8 +286,8 @@ def run_bench(args) -> None:
 
 
 def run_plan(args) -> None:
-    from finer1_lite import plan
     from finer1_lite.presets import Preset
+    from finer1_lite.tools import plan
 
     if not (0 < args.gpu < 10_000 and args.text_tokens > 0):
         raise ValueError(f"--gpu {args.gpu}, --text-tokens {args.text_tokens}: above 0")
@@ -251,8 +304,8 @@ def run_plan(args) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        backends.import_first(getattr(args, "set", []))  # before anything heavy
-        from finer1_lite.lab import quiet
+        unsloth.import_first(getattr(args, "set", []))  # before anything heavy
+        from finer1_lite.runtime.console import quiet
 
         quiet()
         args.main(args)

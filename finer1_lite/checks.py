@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from finer1_lite import advantages
-from finer1_lite.rollouts import PromptBatch, Rollouts
+from finer1_lite.generation import PromptBatch, Rollouts
 
 RESCALED = 1e-5  # a change smaller than this, beside a mere rescaling, is rounding
 
@@ -44,9 +44,7 @@ def assert_adapter_moved(before: Mapping[str, Tensor], after: Mapping[str, Tenso
     as far as it is no multiple of the matrix itself.
     """
     _require(bool(before), "no parameter is trainable: the adapter was loaded for inference only.")
-    _require(
-        before.keys() == after.keys(), "the two snapshots are of different parameters."
-    )
+    _require(before.keys() == after.keys(), "the two snapshots are of different parameters.")
     broken = [name for name, value in after.items() if not torch.isfinite(value).all()]
     _require(not broken, f"{len(broken)} matrices hold nan or inf: the training blew up.")
     moved = [name for name in before if _turned(before[name].double(), after[name].double())]

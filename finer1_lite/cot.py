@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import dropwhile
 
 from finer1_lite import paperbirds, prompts, rewards
-from finer1_lite.species import Collection, DataError, Photo
+from finer1_lite.runtime.files import DataError
+from finer1_lite.species import Collection, Photo
 
 Teacher = Callable[[Photo, random.Random], str]  # a picture's chain
 SEEN_WORDS = 12  # words of a description that an analysis quotes

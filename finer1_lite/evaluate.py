@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finer1_lite import prompts, protocols, rewards, rollouts
-from finer1_lite.models import Student
+from finer1_lite import generation, prompts, rewards
+from finer1_lite.evals import scoring
+from finer1_lite.generation import Student
 from finer1_lite.species import Collection, Photo
 
 OPTION_SEED = 0  # the same options for every stage and training seed
@@ -40,57 +41,111 @@ def ask(student: Student, questions, images=None, *, max_new_tokens: int, batch_
     for at in range(0, len(questions), batch_size):
         part = slice(at, at + batch_size)
         shown = images[part] if images is not None else None
-        batch = rollouts.encode_prompts(student.model, student.processor, questions[part], shown)
-        yield rollouts.generate(
+        batch = generation.encode_prompts(student.model, student.processor, questions[part], shown)
+        yield generation.generate(
             student.model, student.processor, batch, max_new_tokens=max_new_tokens
         )
 
 
 def answer_row(
-    completion: str, label: str, classes: Sequence[str], *, model: str, prompt: str, task: str,
-    photo: str, split: str, dataset: str = "test pictures", coarse: str = "",
-    groups: Mapping[str, str] | None = None, aliases: rewards.Aliases = None,
-    options: Sequence[str] | None = None, order: str | None = None, letters: bool = False,
-    picture: bool = True, rotation: int = 0, sample: int = 0, tokens: int = 0, cut: bool = False,
-    fault: str | None = None, released_path: str = "",
-) -> dict:  # fmt: skip
+    completion: str,
+    label: str,
+    classes: Sequence[str],
+    *,
+    model: str,
+    prompt: str,
+    task: str,
+    photo: str,
+    split: str,
+    dataset: str = "test pictures",
+    coarse: str = "",
+    groups: Mapping[str, str] | None = None,
+    aliases: rewards.Aliases = None,
+    options: Sequence[str] | None = None,
+    order: str | None = None,
+    letters: bool = False,
+    picture: bool = True,
+    rotation: int = 0,
+    sample: int = 0,
+    tokens: int = 0,
+    cut: bool = False,
+    fault: str | None = None,
+    released_path: str = "",
+) -> dict:
     """One answer, scored: the row of every records.jsonl, by the same parser as the reward's.
 
     classes: every name that counts as a name; groups: name -> its genus or other group;
     released_path: see `protocols.judge`; fault: why there is no answer to score.
     """
-    verdict = protocols.judge(
-        completion, label, classes, options=options, letters=letters, prompt=prompt,
-        aliases=aliases, released_path=released_path,
-    )  # fmt: skip
+    verdict = scoring.judge(
+        completion,
+        label,
+        classes,
+        options=options,
+        letters=letters,
+        prompt=prompt,
+        aliases=aliases,
+        released_path=released_path,
+    )
     group = groups or {}
     return {
-        "model": model, "prompt": prompt, "task": task, "picture": picture, "order": order,
-        "dataset": dataset, "split": split, "photo": photo, "label": label, "coarse": coarse,
-        "group": group.get(label, ""), "named_group": group.get(verdict.named or "", ""),
-        "options": list(options) if options else None, "rotation": rotation, "sample": sample,
-        "completion": completion, "answer": verdict.answer, "named": verdict.named,
-        "correct": verdict.correct, "included": verdict.included, "tokens": tokens, "cut": cut,
+        "model": model,
+        "prompt": prompt,
+        "task": task,
+        "picture": picture,
+        "order": order,
+        "dataset": dataset,
+        "split": split,
+        "photo": photo,
+        "label": label,
+        "coarse": coarse,
+        "group": group.get(label, ""),
+        "named_group": group.get(verdict.named or "", ""),
+        "options": list(options) if options else None,
+        "rotation": rotation,
+        "sample": sample,
+        "completion": completion,
+        "answer": verdict.answer,
+        "named": verdict.named,
+        "correct": verdict.correct,
+        "included": verdict.included,
+        "tokens": tokens,
+        "cut": cut,
         "fault": fault,
-    }  # fmt: skip
+    }
 
 
 def record(cell: Cell, collection: Collection, photo: Photo, options, text, tokens, cut) -> dict:
     """An answer of the lab run: its row, and the stage and training seed that it came from."""
     stage = _STAGES.get(cell.stage, cell.stage)
     return {"stage": cell.stage, "seed": cell.seed} | answer_row(
-        text, photo.species, collection.names, prompt=cell.prompt, task=cell.task, photo=photo.id,
-        model=stage if cell.seed is None else f"{stage}, seed {cell.seed}", options=options,
-        split="seen" if collection.of(photo.species).seen else "unseen", tokens=tokens, cut=cut,
-        coarse=collection.coarse, groups=collection.groups, aliases=collection.aliases,
+        text,
+        photo.species,
+        collection.names,
+        prompt=cell.prompt,
+        task=cell.task,
+        photo=photo.id,
+        model=stage if cell.seed is None else f"{stage}, seed {cell.seed}",
+        options=options,
+        split="seen" if collection.of(photo.species).seen else "unseen",
+        tokens=tokens,
+        cut=cut,
+        coarse=collection.coarse,
+        groups=collection.groups,
+        aliases=collection.aliases,
         order="shuffle" if options else None,
-    )  # fmt: skip
+    )
 
 
 def evaluate(
-    student: Student, collection: Collection, cell: Cell, folder: Path, *,
-    max_new_tokens: int, batch_size: int,
-) -> Iterator[int]:  # fmt: skip
+    student: Student,
+    collection: Collection,
+    cell: Cell,
+    folder: Path,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+) -> Iterator[int]:
     """Answer all test pictures of a cell into `folder`/<cell>.jsonl; yields the count done."""
 
     def answer(part: Sequence[Photo], at: int) -> list[dict]:

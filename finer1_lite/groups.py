@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from finer1_lite import advantages, prompts, ranks, retry, rewards, rollouts, triplets
-from finer1_lite.models import Student
+from finer1_lite import advantages, generation, prompts, rewards, triplets
+from finer1_lite.generation import Student
 from finer1_lite.presets import Preset, TAPOSettings
+from finer1_lite.runtime import distributed, oom
 from finer1_lite.species import Collection
-from finer1_lite.steps import StepTrainer
+from finer1_lite.trainer import StepTrainer
 from finer1_lite.triplets import Triplet
 
 AT_ONCE = "groups answered at a time"
@@ -25,7 +26,7 @@ class Group:
     """One triplet, its n + m answers (anchor's first) and what they earned."""
 
     triplet: Triplet
-    pictures: rollouts.PromptBatch  # anchor, positive, negative: those that are used, encoded
+    pictures: generation.PromptBatch  # anchor, positive, negative: those that are used, encoded
     tokens: Tensor  # (n+m, T)
     mask: Tensor  # (n+m, T)
     texts: list[str]
@@ -52,7 +53,7 @@ class GroupTrainer(StepTrainer):
         self.kept: list[Group] = []
         self.dropped: list[Group] = []
         super().__init__(student.model, args, **kwargs)
-        self.add_callback(retry.Smaller())
+        self.add_callback(oom.Smaller())
         self.mined = self._miner()
 
     def _miner(self):
@@ -75,9 +76,7 @@ class GroupTrainer(StepTrainer):
         return found[0] if found else None
 
     def _embed_picture(self, image) -> Tensor:
-        batch = rollouts.encode_prompts(
-            self.model, self.student.processor, [self.asked], [image]
-        )
+        batch = generation.encode_prompts(self.model, self.student.processor, [self.asked], [image])
         return batch.features[0].float().mean(0)
 
     # --- rollouts and rewards ---------------------------------------------------------
@@ -93,30 +92,41 @@ class GroupTrainer(StepTrainer):
         counts = [n for n in (s.anchor_rollouts, s.positive_rollouts) if n]
         parts = ["anchor", "positive"][: len(counts)] + ["negative"] * s.reads_negative
         images = [getattr(t, part).image() for t in drawn for part in parts]
-        batch = rollouts.encode_prompts(self.model, processor, [self.asked] * len(images), images)
+        batch = generation.encode_prompts(self.model, processor, [self.asked] * len(images), images)
         of = [range(g * len(parts), (g + 1) * len(parts)) for g in range(len(drawn))]
         answered = [row for rows in of for row in rows[: len(counts)]]
-        out = rollouts.generate(
-            self.model, processor, batch.rows(answered), copies=counts * len(drawn),
-            temperature=s.temperature, top_p=s.top_p, generator=generator,
+        out = generation.generate(
+            self.model,
+            processor,
+            batch.rows(answered),
+            copies=counts * len(drawn),
+            temperature=s.temperature,
+            top_p=s.top_p,
+            generator=generator,
             max_new_tokens=self.preset.max_new_tokens,
-        )  # fmt: skip
+        )
         size = sum(counts)
         return [
             self._group(t, batch.rows(of[g]), out, slice(g * size, (g + 1) * size))
             for g, t in enumerate(drawn)
         ]
 
-    def _group(self, triplet: Triplet, pictures, out: rollouts.Rollouts, rows: slice) -> Group:
+    def _group(self, triplet: Triplet, pictures, out: generation.Rollouts, rows: slice) -> Group:
         texts, mask = out.texts[rows], out.mask[rows]
         labels, known = [triplet.anchor.species] * len(texts), self.collection
         limit, buffer = self.preset.max_new_tokens, self.settings.overlong_tokens
         over = [rewards.overlong_penalty(n, limit, buffer) for n in mask.sum(-1).tolist()]
         return Group(
-            triplet, pictures, out.tokens[rows], mask, texts, out.cut[rows],
+            triplet,
+            pictures,
+            out.tokens[rows],
+            mask,
+            texts,
+            out.cut[rows],
             accuracy=torch.tensor(rewards.accuracy(texts, labels, known.names, known.aliases)),
-            format=torch.tensor(rewards.format(texts)), overlong=torch.tensor(over),
-        )  # fmt: skip
+            format=torch.tensor(rewards.format(texts)),
+            overlong=torch.tensor(over),
+        )
 
     def collect(self, step: int) -> None:
         """Dynamic sampling: draw until `groups` have spread, `draws` rounds at most.
@@ -144,26 +154,26 @@ class GroupTrainer(StepTrainer):
         Each group has random numbers of its own: who answers it, and how many are answered
         at a time, does not change it.
         """
-        share, groups = ranks.mine(range(len(drawn))), []
+        share, groups = distributed.mine(range(len(drawn))), []
         while len(groups) < len(share):
             size = self.smaller.at_once(AT_ONCE, len(share))
             part = share[len(groups) : len(groups) + size]
             dice = [torch.Generator().manual_seed(_number(f"{seed}/{g}")) for g in part]
-            found, fault = retry.attempt(lambda: self.answer([drawn[g] for g in part], dice))
+            found, fault = oom.attempt(lambda: self.answer([drawn[g] for g in part], dice))
             if fault:
                 self.smaller.halve(AT_ONCE, len(part), fault, LOWER)
             else:
                 groups += found
         bare = [replace(g, triplet=None) for g in groups]  # photos need not fit into a message
-        shares = ranks.gather(bare, self.student.device)
+        shares = distributed.gather(bare, self.student.device)
         return [
             replace(shares[at % len(shares)][at // len(shares)], triplet=triplet)
             for at, triplet in enumerate(drawn)
         ]
 
     @property
-    def smaller(self) -> retry.Smaller:
-        return retry.Smaller.of(self)
+    def smaller(self) -> oom.Smaller:
+        return oom.Smaller.of(self)
 
     def _note_confusions(self) -> None:
         """Which other class each answer named, for `negative="confused"`."""
@@ -186,10 +196,14 @@ class GroupTrainer(StepTrainer):
         reward = torch.stack([g.reward(self.settings) for g in groups])
         lengths = torch.cat([g.mask.sum(-1) for g in groups]).float()
         metrics = {
-            "reward": reward.mean(), "accuracy": right.mean(), "format": whole.mean(),
-            "groups_kept": len(self.kept), "groups_drawn": len(groups),
-            "cut": torch.cat([g.cut for g in groups]).float().mean(), "length": lengths.mean(),
-        }  # fmt: skip
+            "reward": reward.mean(),
+            "accuracy": right.mean(),
+            "format": whole.mean(),
+            "groups_kept": len(self.kept),
+            "groups_drawn": len(groups),
+            "cut": torch.cat([g.cut for g in groups]).float().mean(),
+            "length": lengths.mean(),
+        }
         s = self.settings
         if s.positive_rollouts:  # kept groups without spread inside any picture
             sides = right.split((s.anchor_rollouts, s.positive_rollouts), dim=1)

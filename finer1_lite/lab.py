@@ -5,39 +5,29 @@ adapters), then records.jsonl, metrics.json and the report. Every step looks for
 already there, so the same command started again goes on where it was killed.
 """
 
-import hashlib
 import json
 import logging
-import multiprocessing
-import os
 import shutil
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from finer1_lite import (
-    cot,
-    evaluate,
-    jsonl,
-    labstudent,
-    metrics,
-    models,
-    paperbirds,
-    ranks,
-    report,
-)
+from finer1_lite import cot, evaluate, metrics, models, paperbirds
+from finer1_lite.evals import report
 from finer1_lite.evaluate import Cell, cells
-from finer1_lite.models import Student
+from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
-from finer1_lite.pretrain import pretrain, warm_up
+from finer1_lite.runtime import distributed
+from finer1_lite.runtime import files as jsonl
+from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.files import fingerprint, open_folder, write_atomically
+from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
-from finer1_lite.species import Collection, DataError, load_folder
+from finer1_lite.species import Collection, load_folder
+from finer1_lite.students import lab_student
+from finer1_lite.students.pretrain import pretrain, warm_up
 from finer1_lite.tapo import train_tapo
 
 log = logging.getLogger("finer1_lite")
@@ -71,107 +61,46 @@ class Run:
     def config(self, collection: Collection) -> dict:
         """What must be equal for a folder's content to be used again."""
         return {
-            "name": self.folder.name, "coarse": collection.coarse, "seeds": list(self.seeds),
+            "name": self.folder.name,
+            "coarse": collection.coarse,
+            "seeds": list(self.seeds),
             "world_seed": self.world_seed if self.photos is None else None,
-            "species": len(collection.species), "train_pictures": len(collection.train),
+            "species": len(collection.species),
+            "train_pictures": len(collection.train),
             "test_pictures": len(collection.test),
             "data": fingerprint([p.id for p in (*collection.train, *collection.test)]),
             "preset": self.preset.to_dict(),
-        }  # fmt: skip
+        }
 
 
 def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     """Do the whole job and return the path of the report."""
     collection, teacher = job.collection()
-    ranks.by_main(lambda: open_folder(job.folder, job.config(collection), fresh))
-    if ranks.tell((job.folder / "report.html").exists()):
+    distributed.by_main(lambda: open_folder(job.folder, job.config(collection), fresh))
+    if distributed.tell((job.folder / "report.html").exists()):
         log.info("this run is finished; --fresh starts it over")
         return job.folder / "report.html"
     start, resumed = time.time(), (job.folder / "chains.jsonl").exists()
-    base = ranks.by_main(lambda: prepare_base(job, collection))
-    ranks.by_main(lambda: write_chains(job, collection, teacher))
+    base = distributed.by_main(lambda: prepare_base(job, collection))
+    distributed.by_main(lambda: write_chains(job, collection, teacher))
     student = models.load_student(base, job.preset)
-    for cell in ranks.mine(cells("base", None, ("answer", "think"))):
+    for cell in distributed.mine(cells("base", None, ("answer", "think"))):
         answer_cell(student, job, collection, cell, job.folder / "base")
     del student
     run_seeds(job, base, workers)
-    ranks.wait()
+    distributed.wait()
     minutes = {"minutes of the start that finished": round((time.time() - start) / 60, 1)}
-    if ranks.is_main():
+    if distributed.is_main():
         _write(job.folder / "timing.json", json.dumps(minutes | {"resumed": resumed}))
-    ranks.by_main(lambda: finish(job, collection))
+    distributed.by_main(lambda: finish(job, collection))
     return job.folder / "report.html"
 
 
 # --- the folder ------------------------------------------------------------------------
 
 
-def open_folder(folder: Path, config: dict, fresh: bool) -> None:
-    """Create the folder, or accept one of the same configuration.
-
-    Raises DataError when it cannot be written or holds another run, naming every setting
-    that differs. `fresh` starts over, in a folder that holds a run and nothing else.
-    """
-    path = folder / "config.json"
-    held = _run_config(path)
-    if fresh and held:
-        if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
-            what = f"{folder} holds {held.get('job') or 'a lab run'}: choose another --name"
-            raise DataError([what], "--fresh deletes runs of its own command only:")
-        shutil.rmtree(folder)
-        held = None
-    fault = _unusable(folder, held)
-    if fault:
-        raise DataError([f"{fault}: choose another --out or --name"], "no run folder")
-    if held is None:
-        _write(path, json.dumps(config, indent=1))
-        return
-    differing = _differences(held, config)
-    if differing:
-        mend = "choose another --name, or --fresh to start over"
-        raise DataError(differing, f"{folder} holds a run of another configuration: {mend}")
-
-
-def _unusable(folder: Path, held: dict | None) -> str | None:
-    """Why no run can be kept in this folder; creates it where it can."""
-    if folder.is_dir() and any(folder.iterdir()) and held is None:
-        return f"{folder} is not empty and holds no run"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        return f"{folder} cannot be written ({error.strerror})"
-    return None
-
-
-def _run_config(path: Path) -> dict | None:
-    """The configuration of the run that a folder holds; a model's config.json is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "preset" in found else None
-
-
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    rows = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            rows += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            rows.append(f"{prefix}{key}: {a} there, {b} now")
-    return rows
-
-
 def _write(path: Path, text: str) -> None:
-    report.write_atomically(path, text.encode())
-
-
-def fingerprint(ids: list[str]) -> str:
-    """A short key of a list of texts: equal for the same data in the same order."""
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+    write_atomically(path, text.encode())
 
 
 # --- the steps -------------------------------------------------------------------------
@@ -181,7 +110,7 @@ def prepare_base(job: Run, collection: Collection) -> Path | str:
     """The student before stage 1: shipped, pretrained for a new world, or warmed up."""
     source = job.preset.student
     if source == "assets":
-        source = labstudent.asset_folder(job.world_seed)
+        source = lab_student.asset_folder(job.world_seed)
         if not (source / "record.json").exists():
             source = job.folder.parent / f"lab-student-world{job.world_seed}"
         if not (source / "record.json").exists():
@@ -224,9 +153,13 @@ def answer_cell(
     limit = job.preset.max_new_tokens
     with progress_bar(len(collection.test), f"{folder.name} {cell.name}") as bar:
         for done in evaluate.evaluate(
-            student, collection, cell, folder / "answers",
-            max_new_tokens=limit, batch_size=job.preset.eval_batch,
-        ):  # fmt: skip
+            student,
+            collection,
+            cell,
+            folder / "answers",
+            max_new_tokens=limit,
+            batch_size=job.preset.eval_batch,
+        ):
             bar.update(done - bar.n)
 
 
@@ -248,18 +181,18 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
                 else:
                     student = models.load_adapter(student, folder / "sft", trainable=True)
                     train_tapo(student, collection, job.preset, seed, out, report_to)
-            if ranks.is_main():
+            if distributed.is_main():
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)
                 (out / "done").touch()
-        ranks.wait()
+        distributed.wait()
         student = models.load_adapter(models.load_student(base, job.preset), out)
-        for cell in ranks.mine(cells(stage, seed)):
+        for cell in distributed.mine(cells(stage, seed)):
             answer_cell(student, job, collection, cell, folder)
 
 
 def run_seeds(job: Run, base: Path | str, workers: int) -> None:
     """The training seeds, side by side where there are cores and no GPU to share."""
-    workers = choose_workers(len(job.seeds), workers, "seed")
+    workers = choose_workers(len(job.seeds), workers, "seed", models.choose_device().type == "cuda")
     if workers == 1:
         for seed in job.seeds:
             run_seed(job, base, seed)
@@ -267,44 +200,6 @@ def run_seeds(job: Run, base: Path | str, workers: int) -> None:
     with worker_pool(workers) as pool:
         for done in [pool.submit(run_seed, job, base, seed) for seed in job.seeds]:
             done.result()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def choose_workers(jobs: int, asked: int, what: str) -> int:
-    """How many of `jobs` run side by side: as asked, else one on a GPU, else one a core.
-
-    One, too, where several processes share each of them.
-    """
-    if ranks.world()[1] > 1:
-        log.info("1 %s at a time (%d processes share it)", what, ranks.world()[1])
-        return 1
-    on_gpu = models.choose_device().type == "cuda"
-    workers = asked or (1 if on_gpu else min(jobs, _cores()))
-    why = "one GPU" if on_gpu else f"{_cores()} cores, {jobs} {what}s"
-    log.info("%d %s(s) at a time (%s)", workers, what, why)
-    return workers
-
-
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes that share the cores and end with this one."""
-    context, threads = multiprocessing.get_context("spawn"), max(1, _cores() // workers)
-    return ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads))
-
-
-def _start_worker(parent: int, threads: int) -> None:
-    """A worker ends with its parent: a killed run must not go on writing."""
-    torch.set_num_threads(threads)
-    quiet()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def finish(job: Run, collection: Collection) -> None:
@@ -335,25 +230,3 @@ class ProgressBar(TrainerCallback):
             k: f"{logs[k]:.2f}" for k in ("loss", "reward", "groups_kept") if k in (logs or {})
         }
         self.bar.set_postfix(shown, refresh=False)
-
-
-def progress_bar(total: int, what: str, hidden: bool = False):
-    """The one look of all progress bars."""
-    hidden = hidden or not ranks.is_main()
-    return tqdm(total=total, desc=what, mininterval=2.0, dynamic_ncols=True, disable=hidden)
-
-
-def quiet() -> None:
-    """Our own decisions on the screen, the libraries' chatter not."""
-    import warnings
-
-    import datasets
-    import transformers
-
-    logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO if ranks.is_main() else logging.WARNING)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)

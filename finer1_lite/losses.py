@@ -36,9 +36,7 @@ class TapoLoss:
     ratio_max: Tensor
 
 
-def token_mean(
-    values: Tensor, mask: Tensor, token_count: Tensor | float | None = None
-) -> Tensor:
+def token_mean(values: Tensor, mask: Tensor, token_count: Tensor | float | None = None) -> Tensor:
     """Mean of the values (B, T) where mask (B, T) is not 0; 0 where nothing is kept.
 
     `token_count` replaces the number of kept tokens: give every micro-batch the count
@@ -123,9 +121,7 @@ def _clean(values: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).masked_fill(~keep, 0.0)
 
 
-def _check(
-    tensors: dict[str, Tensor | None], advantages: Tensor, clips: tuple[float, ...]
-) -> None:
+def _check(tensors: dict[str, Tensor | None], advantages: Tensor, clips: tuple[float, ...]) -> None:
     """ValueError listing every wrong shape and every impossible clip."""
     shape = tensors["logps"].shape
     low, high, dual = clips
@@ -184,9 +180,17 @@ def tapo_loss(
     """
     clips = (clip_low, clip_high, clip_dual)
     _check(
-        dict(logps=logps, old_logps=old_logps, negative_logps=negative_logps, mask=mask,
-             entropies=entropies, negative_entropies=negative_entropies), advantages, clips,
-    )  # fmt: skip
+        dict(
+            logps=logps,
+            old_logps=old_logps,
+            negative_logps=negative_logps,
+            mask=mask,
+            entropies=entropies,
+            negative_entropies=negative_entropies,
+        ),
+        advantages,
+        clips,
+    )
     dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
     keep, scale = mask.bool(), advantages.detach().to(dtype).unsqueeze(1)  # (B, T), (B, 1)
     logps, old_logps = _clean(logps, keep, dtype), _clean(old_logps.detach(), keep, dtype)
@@ -194,9 +198,15 @@ def tapo_loss(
     policy = token_mean(_policy_terms(ratio, scale, clips), keep, token_count)
     entropy = _entropy(logps, entropies, keep, token_count)
     divergence, negative_entropy = _negative_terms(
-        logps, negative_logps, negative_entropies, inter_class_rows, negative_rows, keep,
-        negative_grad, token_count,
-    )  # fmt: skip
+        logps,
+        negative_logps,
+        negative_entropies,
+        inter_class_rows,
+        negative_rows,
+        keep,
+        negative_grad,
+        token_count,
+    )
     total = policy - inter_class_weight * divergence + anchor_entropy_weight * entropy
     total = total + negative_entropy_weight * negative_entropy
     clip_share = token_mean(_stopped(ratio.detach(), scale, clips), keep, token_count)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finer1_lite import jsonl
+from finer1_lite.runtime import files
 
 log = logging.getLogger("finer1_lite")
 
@@ -97,8 +97,11 @@ def paired_bootstrap(
 def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Mean of a - b in each draw. (draws,)"""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    faults = [f"{n} has shape {x.shape}: give (seeds, pictures)" for n, x in (("a", a), ("b", b))
-              if x.ndim != 2 or not x.size]
+    faults = [
+        f"{n} has shape {x.shape}: give (seeds, pictures)"
+        for n, x in (("a", a), ("b", b))
+        if x.ndim != 2 or not x.size
+    ]
     if not faults and a.shape[1] != b.shape[1]:
         faults = [f"{a.shape[1]} pictures in a, {b.shape[1]} in b: give the same pictures"]
     if draws < 1:
@@ -116,7 +119,7 @@ def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generato
 
 def read_records(path: Path | str) -> list[dict]:
     """The rows of a records file; a half-written last line is dropped (`jsonl.read`)."""
-    return [row for _, row in jsonl.read(path, torn=True, objects=True)]
+    return [row for _, row in files.read(path, torn=True, objects=True)]
 
 
 def summarise(records: Iterable[Mapping]) -> dict:

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import logging
 import os
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +17,11 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from finer1_lite import backends, fullsize, ranks, selftest
-from finer1_lite.labstudent import PictureProcessor, asset_folder
+from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
+from finer1_lite.runtime import distributed
+from finer1_lite.students import random_weights, selftest, unsloth
+from finer1_lite.students.lab_student import PictureProcessor, asset_folder
 
 log = logging.getLogger("finer1_lite")
 
@@ -36,25 +37,13 @@ VISION_TARGETS = (
 )
 
 
-@dataclass
-class Student:
-    """A model and its processor."""
-
-    model: torch.nn.Module
-    processor: object
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-
 @cache
 def choose_device() -> torch.device:
     """CUDA where there is one; `FINER1_DEVICE` overrides. Prints why."""
     asked = os.environ.get("FINER1_DEVICE")
     name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     why = "FINER1_DEVICE" if asked else "torch.cuda.is_available()"
-    name = ranks.device_name(name)
+    name = distributed.device_name(name)
     log.info("device %s (%s)", name, why)
     return torch.device(name)
 
@@ -78,8 +67,8 @@ def load_processor(source: str | Path, pixels: int | None = None):
     pixels: the budget a picture is reduced to; None keeps the one that was saved.
     """
     config = Path(source) / "processor_config.json"
-    if fullsize.is_random(source):
-        return fullsize.make_processor(pixels)
+    if random_weights.is_random(source):
+        return random_weights.make_processor(pixels)
     own = config.is_file() and "PictureProcessor" in config.read_text(encoding="utf-8")
     if own or importlib.util.find_spec("torchvision") is None:
         processor = PictureProcessor.from_pretrained(source)
@@ -95,7 +84,7 @@ def load_processor(source: str | Path, pixels: int | None = None):
 
 def check_family(source: str | Path) -> str:
     """The model's type. ValueError unless `source` is one of `SUPPORTED`."""
-    if fullsize.is_random(source):
+    if random_weights.is_random(source):
         return "qwen2_5_vl"
     try:
         found = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
@@ -115,9 +104,12 @@ def four_bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if quantize == "none":
         return None
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=["lm_head", ".*visual"],
-    )  # fmt: skip
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head", ".*visual"],
+    )
 
 
 def load_student(source: str | Path, preset: Preset) -> Student:
@@ -143,7 +135,7 @@ def load_student(source: str | Path, preset: Preset) -> Student:
 
 def _load(source, preset: Preset, device: torch.device, dtype: torch.dtype) -> Student:
     if preset.backend == "unsloth":
-        model = backends.load(source, preset, device, dtype)
+        model = unsloth.load(source, preset, device, dtype)
     else:
         model = read_weights(source, device, dtype, preset.quantize)
     model.config.use_cache = False  # generation passes its own cache
@@ -153,13 +145,16 @@ def _load(source, preset: Preset, device: torch.device, dtype: torch.dtype) -> S
 def read_weights(source, device: torch.device, dtype: torch.dtype | str, quantize: str = "none"):
     """The plain model, its language layers in 4 bits where asked. dtype: also "auto"."""
     quantization = four_bits(quantize, dtype)
-    if fullsize.is_random(source):
-        model = fullsize.load(source, dtype, quantization, device)
+    if random_weights.is_random(source):
+        model = random_weights.load(source, dtype, quantization, device)
     else:
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, quantization_config=quantization, use_safetensors=True,
+            source,
+            dtype=dtype,
+            quantization_config=quantization,
+            use_safetensors=True,
             device_map={"": device} if quantization else None,
-        )  # fmt: skip
+        )
     if quantization is None:
         model = model.to(device)
     for module in model.modules():  # on some CPUs bitsandbytes packs layers in evaluation
@@ -179,13 +174,15 @@ def add_adapter(student: Student, preset: Preset, seed: int) -> Student:
     Qwen2.5-VL-3B; norms and log-softmax compute in float32 anyway, and PEFT freezes the base.
     """
     if preset.backend == "unsloth":
-        return Student(backends.add_adapter(student.model, preset, seed), student.processor)
+        return Student(unsloth.add_adapter(student.model, preset, seed), student.processor)
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=preset.lora_rank, lora_alpha=2 * preset.lora_rank, lora_dropout=0.0,
+        r=preset.lora_rank,
+        lora_alpha=2 * preset.lora_rank,
+        lora_dropout=0.0,
         target_modules=f"{LORA_TARGETS}|{VISION_TARGETS}" if preset.lora_vision else LORA_TARGETS,
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
     return Student(get_peft_model(student.model, config), student.processor)
 
 
@@ -195,8 +192,9 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     processor = student.processor
     if (Path(folder) / "processor_config.json").is_file():
         processor = load_processor(folder)
-        saved, given = (p.image_processor.size["longest_edge"]
-                        for p in (processor, student.processor))  # fmt: skip
+        saved, given = (
+            p.image_processor.size["longest_edge"] for p in (processor, student.processor)
+        )
         if saved != given:
             log.info("pixels %d: the budget saved with %s (not %d)", saved, folder, given)
     return Student(model.eval(), processor)

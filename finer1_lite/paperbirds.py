@@ -218,9 +218,7 @@ def _draw_id(marks: dict[str, str], name: str) -> Image.Image:
     return draw(marks, random.Random(name))
 
 
-def collection(
-    world: World, *, shots: int = 4, test: int = 432, split: str = "test"
-) -> Collection:
+def collection(world: World, *, shots: int = 4, test: int = 432, split: str = "test") -> Collection:
     """`shots` training pictures a seen species, about `test` fresh ones of each half.
 
     The test count is rounded up to a whole number of pictures a species. split: settings

@@ -26,28 +26,35 @@ RANGES = {  # of the numbers that need not just be finite
     "tapo.clip_high": (0.0, LARGEST, "from 0 on"),
     "tapo.clip_dual": (1.0 + sys.float_info.epsilon, math.inf, "above 1; inf switches it off"),
 }
-NO_NEGATIVE = dict(
-    inter_class_weight=0.0, anchor_entropy_weight=0.0, negative_entropy_weight=0.0
-)
+NO_NEGATIVE = dict(inter_class_weight=0.0, anchor_entropy_weight=0.0, negative_entropy_weight=0.0)
 RECIPES = {  # named methods: settings of one trainer, nothing else
     "tapo": {},
     # DAPO (arXiv 2503.14476): all rollouts on the anchor, no negative.
     "dapo": dict(anchor_rollouts=8, positive_rollouts=0, **NO_NEGATIVE),
     # GRPO (arXiv 2402.03300): symmetric clip, no dual clip, every group kept.
     "grpo": dict(
-        anchor_rollouts=8, positive_rollouts=0, clip_high=0.2, clip_dual=float("inf"),
-        keep="all", draws=1, **NO_NEGATIVE,
+        anchor_rollouts=8,
+        positive_rollouts=0,
+        clip_high=0.2,
+        clip_dual=float("inf"),
+        keep="all",
+        draws=1,
+        **NO_NEGATIVE,
     ),
     # CLS-RL (arXiv 2503.16188): DAPO on bare answers, no thinking.
     "cls_rl": dict(
-        anchor_rollouts=8, positive_rollouts=0, prompt="answer", accuracy_weight=1.0,
-        format_weight=0.0, **NO_NEGATIVE,
+        anchor_rollouts=8,
+        positive_rollouts=0,
+        prompt="answer",
+        accuracy_weight=1.0,
+        format_weight=0.0,
+        **NO_NEGATIVE,
     ),
     # PAPO (arXiv 2507.06448): the anchor with patches masked out is the negative.
     "papo": dict(anchor_rollouts=8, positive_rollouts=0, negative="masked"),
     # NoisyRollout (arXiv 2504.13055): half of the rollouts on a distorted anchor.
     "noisy_rollout": dict(positive="distorted", **NO_NEGATIVE),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -131,40 +138,55 @@ class Preset:
     def lab_photos(cls) -> "Preset":
         """Real photographs with the lab student: new words, longer chains."""
         return cls(
-            name="lab-photos", warm_up_steps=200, max_new_tokens=160, eval_batch=76,
+            name="lab-photos",
+            warm_up_steps=200,
+            max_new_tokens=160,
+            eval_batch=76,
             sft=SFTSettings(steps=80),
             tapo=TAPOSettings(steps=12, groups=4, learning_rate=2e-4, micro_batch=16),
-        )  # fmt: skip
+        )
 
     @classmethod
     def t4(cls) -> "Preset":
         """Qwen2.5-VL-3B in 4 bits on 15 GB."""
         return cls(
-            name="t4", student="Qwen/Qwen2.5-VL-3B-Instruct", pixels=256 * 28 * 28,
-            quantize="nf4", gradient_checkpointing=True, max_new_tokens=512, eval_batch=8,
+            name="t4",
+            student="Qwen/Qwen2.5-VL-3B-Instruct",
+            pixels=256 * 28 * 28,
+            quantize="nf4",
+            gradient_checkpointing=True,
+            max_new_tokens=512,
+            eval_batch=8,
             sft=SFTSettings(steps=120, batch=16, learning_rate=1e-4, micro_batch=1),
             tapo=TAPOSettings(steps=100, groups=4, learning_rate=1e-5, micro_batch=4),
-        )  # fmt: skip
+        )
 
     @classmethod
     def l4(cls) -> "Preset":
         """The same on 24 GB."""
         t4 = cls.t4()
         return replace(
-            t4, name="l4", eval_batch=16, sft=replace(t4.sft, micro_batch=2),
+            t4,
+            name="l4",
+            eval_batch=16,
+            sft=replace(t4.sft, micro_batch=2),
             tapo=replace(t4.tapo, groups=8, micro_batch=8),
-        )  # fmt: skip
+        )
 
     @classmethod
     def a100(cls) -> "Preset":
         """The same on 40 to 80 GB: the released n = 5 and longer answers."""
         l4 = cls.l4()
         return replace(
-            l4, name="a100", max_new_tokens=1024, eval_batch=32, sft=replace(l4.sft, micro_batch=4),
+            l4,
+            name="a100",
+            max_new_tokens=1024,
+            eval_batch=32,
+            sft=replace(l4.sft, micro_batch=4),
             tapo=replace(
                 l4.tapo, groups=16, anchor_rollouts=5, positive_rollouts=5, micro_batch=10
             ),
-        )  # fmt: skip
+        )
 
     def recipe(self, name: str) -> "Preset":
         """The same preset with the settings of a named method; see `RECIPES`.
@@ -199,9 +221,11 @@ class Preset:
 
     def check(self) -> "Preset":
         """The preset itself; ValueError listing every value that makes no sense."""
-        values = {f"{part}{f.name}": (f, getattr(owner, f.name))
-                  for part, owner in (("", self), ("sft.", self.sft), ("tapo.", self.tapo))
-                  for f in fields(owner)}  # fmt: skip
+        values = {
+            f"{part}{f.name}": (f, getattr(owner, f.name))
+            for part, owner in (("", self), ("sft.", self.sft), ("tapo.", self.tapo))
+            for f in fields(owner)
+        }
         wanted = {name: _wanted(name, f, value) for name, (f, value) in values.items()}
         wanted = {name: text for name, text in wanted.items() if text}
         for name, text in self._contradictions(wanted):

@@ -38,15 +38,20 @@ PROMPTS = (*QUESTIONS, *COMPARISONS)
 # Around a question of somebody else's about a picture, whose answer needs the name.
 _GIVE = "Give only the answer inside <answer></answer>."
 ABOUT = {
-    "think": f"{_THINK}{_GIVE}", "answer": _GIVE, "no_think": "Reply with the answer and nothing "
-    "else.",
-}  # fmt: skip
+    "think": f"{_THINK}{_GIVE}",
+    "answer": _GIVE,
+    "no_think": "Reply with the answer and nothing else.",
+}
 
 
 def question(
-    kind: str, coarse: str, options: Sequence[str] | None = None, *, fine: str = "kind",
+    kind: str,
+    coarse: str,
+    options: Sequence[str] | None = None,
+    *,
+    fine: str = "kind",
     letters: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """The question about a picture.
 
     kind: one of `PROMPTS`; coarse: the word for what the picture shows ("bird"); fine: what
@@ -174,9 +179,7 @@ def ask_extract(texts: Sequence[str]) -> Asked:
     return Asked("extract", EXTRACT.format(texts="\n\n".join(texts)))
 
 
-def ask_write(
-    coarse: str, name: str, candidates: Sequence[str], concepts: Sequence[str]
-) -> Asked:
+def ask_write(coarse: str, name: str, candidates: Sequence[str], concepts: Sequence[str]) -> Asked:
     """A chain towards a known label, from the concepts that were kept."""
     given = {"candidates": ", ".join(candidates), "concepts": "; ".join(concepts) or "any"}
     text = WRITE.format(coarse=coarse, name=name, **given)

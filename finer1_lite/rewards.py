@@ -116,9 +116,7 @@ def _name_table(
     return {key: classes[owners[0][0]] for key, owners in found.items()}
 
 
-def match_class(
-    text: str | None, classes: Sequence[str], aliases: Aliases = None
-) -> str | None:
+def match_class(text: str | None, classes: Sequence[str], aliases: Aliases = None) -> str | None:
     """The class that `text` names, spelled as in `classes`; None if it names none.
 
     The whole text must be the name: a sentence round it, a negation or a second name

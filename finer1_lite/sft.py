@@ -8,11 +8,13 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from finer1_lite import backends, models, prompts, ranks, retry
-from finer1_lite.models import Student
+from finer1_lite import models, prompts
+from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
+from finer1_lite.runtime import distributed, oom
 from finer1_lite.species import Collection
-from finer1_lite.steps import one_card, train
+from finer1_lite.students import unsloth
+from finer1_lite.trainer import one_card, train
 
 MICRO = "sft.micro_batch"
 
@@ -44,7 +46,7 @@ class ChainTrainer(SFTTrainer):
 
     def __init__(self, model, args, **kwargs):
         super().__init__(model, one_card(args), **kwargs)
-        self.add_callback(retry.Smaller())
+        self.add_callback(oom.Smaller())
         # Qwen-VL says it takes no token count, and the mean would be one of micro-batches'
         # means; TRL's loss takes it: a mean over the tokens of the whole step, of all processes.
         self.model_accepts_loss_kwargs = True
@@ -54,17 +56,17 @@ class ChainTrainer(SFTTrainer):
         """TRL's own. Where memory ran out, the gradient of all micro-batches since the last
         step is made anew, in parts: each part's loss is divided by the tokens of the step.
         """
-        smaller, rows = retry.Smaller.of(self), len(inputs["labels"])
+        smaller, rows = oom.Smaller.of(self), len(inputs["labels"])
         self.so_far.append(inputs)
         todo = self.so_far[-1:]
         while True:
             size = smaller.at_once(MICRO, rows)
-            losses, fault = retry.attempt(
+            losses, fault = oom.attempt(
                 lambda: [self._in_parts(model, b, size, num_items_in_batch) for b in todo]
             )
             if not fault:
                 break
-            if ranks.world()[1] > 1:  # the others wait inside a pass that never comes
+            if distributed.world()[1] > 1:  # the others wait inside a pass that never comes
                 raise MemoryError(f"out of memory ({fault}): lower {MICRO} ({rows}) or pixels")
             smaller.halve(MICRO, size, fault, "pixels")
             model.zero_grad()
@@ -110,24 +112,43 @@ def train_sft(
     `folder`/checkpoints; `folder`/log.jsonl holds the learning curve.
     """
     settings, work = preset.sft, folder / "checkpoints"
-    at_once, passes = micro_batches(settings.batch, settings.micro_batch, ranks.world()[1])
+    at_once, passes = micro_batches(settings.batch, settings.micro_batch, distributed.world()[1])
     args = SFTConfig(
-        str(work), max_steps=settings.steps, per_device_train_batch_size=at_once,
+        str(work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=at_once,
         gradient_accumulation_steps=passes,
-        learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=6,
-        weight_decay=0.1, max_grad_norm=1.0, completion_only_loss=True, max_length=None,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=6,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        completion_only_loss=True,
+        max_length=None,
         gradient_checkpointing=preset.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,
-        bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
-        logging_steps=5, save_steps=max(10, settings.steps // 4), save_total_limit=1, seed=seed,
-        data_seed=seed, report_to=[], disable_tqdm=True, use_cpu=student.device.type == "cpu",
+        bf16=student.model.dtype == torch.bfloat16,
+        fp16=student.model.dtype == torch.float16,
+        logging_steps=5,
+        save_steps=max(10, settings.steps // 4),
+        save_total_limit=1,
+        seed=seed,
+        data_seed=seed,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=student.device.type == "cpu",
         dataloader_pin_memory=student.device.type == "cuda",
-        restore_callback_states_from_checkpoint=True, **backends.sft_options(preset),
-    )  # fmt: skip
+        restore_callback_states_from_checkpoint=True,
+        **unsloth.sft_options(preset),
+    )
     trainer = ChainTrainer(
-        student.model, args, train_dataset=rows, processing_class=student.processor,
-        callbacks=list(callbacks), data_collator=backends.collator(student, preset),
-    )  # fmt: skip
+        student.model,
+        args,
+        train_dataset=rows,
+        processing_class=student.processor,
+        callbacks=list(callbacks),
+        data_collator=unsloth.collator(student, preset),
+    )
     models.widen_adapter(student.model)
     return train(trainer, student, folder)

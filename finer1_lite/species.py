@@ -14,30 +14,20 @@ import logging
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from finer1_lite import folders, pictures
+from finer1_lite.data import folders, images
+from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
 
 OPTION_POOL = 9  # look-alikes that the closed world draws wrong options from
 NAME_WEIGHT = 3  # a word of the name counts as much as three of the description
-
-
-class DataError(ValueError):
-    """Data that cannot be used; `faults` holds every reason, each with its mend."""
-
-    def __init__(self, faults: Sequence[str], headline: str = "the data cannot be used"):
-        super().__init__(list(faults), headline)
-        self.faults, self.headline = list(faults), headline
-
-    def __str__(self) -> str:
-        return "\n".join([self.headline, *(f"- {fault}" for fault in self.faults)])
 
 
 @dataclass(frozen=True)
@@ -65,8 +55,8 @@ class Photo:
         Raises PictureError if the file broke or vanished since it was checked.
         """
         if callable(self.source):
-            return pictures.to_rgb(self.source())
-        return pictures.decode(self.source)
+            return images.to_rgb(self.source())
+        return images.decode(self.source)
 
 
 @dataclass(frozen=True)
@@ -88,9 +78,7 @@ class Collection:
 
     def __post_init__(self) -> None:
         photos, names = (*self.train, *self.test), set(self.names)
-        faults = [
-            f"two species are called {n!r}; rename one" for n in _repeated(self.names)
-        ]
+        faults = [f"two species are called {n!r}; rename one" for n in _repeated(self.names)]
         faults += [
             f"two photos have the id {i!r}; each belongs in train or in test, once"
             for i in _repeated(photo.id for photo in photos)
@@ -206,8 +194,7 @@ def load_folder(
     else:
         unseen = {one.name for one in classes if not one.seen}
     species = tuple(
-        Species(one.name, one.group, one.name not in unseen, one.description)
-        for one in classes
+        Species(one.name, one.group, one.name not in unseen, one.description) for one in classes
     )
     train, test = [], []
     for one in classes:
@@ -254,9 +241,7 @@ def _draw_unseen(groups: dict[str, str], share: float, seed: int) -> set[str]:
     return {name for group, names in members.items() for name in names[: given[group]]}
 
 
-def _draw_shots(
-    one: folders.ClassFolder, shots: int, seed: int
-) -> tuple[list[Photo], list[Photo]]:
+def _draw_shots(one: folders.ClassFolder, shots: int, seed: int) -> tuple[list[Photo], list[Photo]]:
     """(train, test) of one class: `shots` drawn by seed, and what may be tested on."""
     pool = [file.id for file in one.files if file.split != "test"]
     drawn = set(random.Random(f"{seed}/shots/{one.name}").sample(pool, shots))

@@ -14,17 +14,23 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from finer1_lite import advantages, losses, models, ranks, retry, rollouts
+from finer1_lite import advantages, generation, losses, models
+from finer1_lite.generation import Student
 from finer1_lite.groups import LOWER, GroupTrainer
-from finer1_lite.models import Student
 from finer1_lite.presets import Preset
+from finer1_lite.runtime import distributed, oom
 from finer1_lite.species import Collection
-from finer1_lite.steps import train
+from finer1_lite.trainer import train
 
 MICRO = "tapo.micro_batch"
 LOGGED = (
-    "total", "policy", "inter_class_kl", "anchor_entropy", "negative_entropy", "clip_share",
-)  # fmt: skip
+    "total",
+    "policy",
+    "inter_class_kl",
+    "anchor_entropy",
+    "negative_entropy",
+    "clip_share",
+)
 
 
 @dataclass
@@ -35,7 +41,7 @@ class Batch:
     mask: Tensor  # (B, T)
     advantages: Tensor  # (B,)
     right: Tensor  # (B,)
-    pictures: rollouts.PromptBatch  # every picture of the groups
+    pictures: generation.PromptBatch  # every picture of the groups
     own: Tensor  # (B,) which picture scores the answer
     negative: Tensor  # (B,) which one pushes it away
     pushed: Tensor  # (B,) weight in the terms of the negative, 0: not scored there
@@ -78,12 +84,16 @@ class TAPOTrainer(GroupTrainer):
         tokens = _pad([row for g in self.kept for row in g.tokens], pad)
         right = torch.cat([g.accuracy for g in self.kept])
         batch = Batch(
-            tokens, mask, advantage.to(tokens.device), right.to(tokens.device), *self._pictures(),
+            tokens,
+            mask,
+            advantage.to(tokens.device),
+            right.to(tokens.device),
+            *self._pictures(),
             self._pushed().repeat(len(self.kept)).to(tokens.device),
         )
         if s.updates > 1:  # later shares meet a policy that has moved: remember the first
             parts = self._within_memory(lambda: self._old_logps(batch), len(tokens))
-            shares = ranks.gather(parts, tokens.device)
+            shares = distributed.gather(parts, tokens.device)
             batch.old_logps = torch.cat([logps for share in shares for logps in share])
         return batch
 
@@ -92,7 +102,7 @@ class TAPOTrainer(GroupTrainer):
         """What the policy thinks of this process's answers before it moves: (rows, T) each."""
         return [self._score(b, b.own).logps for b in self._micro_batches(batch)]
 
-    def _pictures(self) -> tuple[rollouts.PromptBatch, Tensor, Tensor]:
+    def _pictures(self) -> tuple[generation.PromptBatch, Tensor, Tensor]:
         """The kept groups' pictures; which one scores which answer, and which pushes it away.
 
         The vision tower is frozen, so what it made of them for the rollouts still holds.
@@ -103,7 +113,7 @@ class TAPOTrainer(GroupTrainer):
             own += [at] * s.anchor_rollouts + [at + separate] * s.positive_rollouts
             at += len(group.pictures.ids)
             negative += [at - 1] * (s.anchor_rollouts + s.positive_rollouts)
-        pictures = rollouts.join([g.pictures for g in self.kept])
+        pictures = generation.join([g.pictures for g in self.kept])
         at_pictures = (torch.tensor(rows, device=self.student.device) for rows in (own, negative))
         return pictures, *at_pictures
 
@@ -142,9 +152,11 @@ class TAPOTrainer(GroupTrainer):
         done = time.time()
         answers = self.kept + self.dropped
         self.metrics |= {
-            "skipped": float(not parts), "generate_s": rolled - start, "update_s": done - rolled,
+            "skipped": float(not parts),
+            "generate_s": rolled - start,
+            "update_s": done - rolled,
             "step_s": done - start,
-        }  # fmt: skip
+        }
         if fresh:
             tokens = sum(int(g.mask.sum()) for g in answers)
             self.metrics["tokens_per_second"] = tokens / (rolled - start)
@@ -173,8 +185,8 @@ class TAPOTrainer(GroupTrainer):
         if s.inter_class_anneal:
             gamma *= 1 - step / max(1, self.args.max_steps)
         sums = self._within_memory(lambda: self._backward(batch, gamma), len(batch.tokens))
-        ranks.add_gradients(self.model.parameters())
-        return dict(zip(LOGGED, ranks.total([sums[key] for key in LOGGED])))
+        distributed.add_gradients(self.model.parameters())
+        return dict(zip(LOGGED, distributed.total([sums[key] for key in LOGGED])))
 
     def _backward(self, batch: Batch, gamma: float) -> dict[str, float]:
         """This process's part of the gradient, of the loss and of its parts: each divides by
@@ -190,7 +202,7 @@ class TAPOTrainer(GroupTrainer):
     def _micro_batches(self, batch: Batch):
         """The answers of this process's groups; no group is on two processes."""
         size = self.settings.anchor_rollouts + self.settings.positive_rollouts
-        rank, processes = ranks.world()
+        rank, processes = distributed.world()
         start, end = (i * (len(batch.tokens) // size) // processes * size for i in (rank, rank + 1))
         for at in range(start, end, self._at_once()):
             yield batch.rows(slice(at, min(at + self._at_once(), end)))
@@ -201,27 +213,32 @@ class TAPOTrainer(GroupTrainer):
     def _within_memory(self, call, rows: int):
         """call(); where memory runs out in any process, all call again with smaller batches."""
         while True:
-            tried = min(self._at_once(), -(-rows // ranks.world()[1]))
-            done, fault = retry.attempt(call)
-            if not any(ranks.total([bool(fault)])):
+            tried = min(self._at_once(), -(-rows // distributed.world()[1]))
+            done, fault = oom.attempt(call)
+            if not any(distributed.total([bool(fault)])):
                 return done
             self.model.zero_grad()  # what the failed passes left
             self.smaller.halve(MICRO, tried, fault or "in another process", LOWER)
 
-    def _score(self, batch: Batch, on: Tensor) -> rollouts.Scores:
+    def _score(self, batch: Batch, on: Tensor) -> generation.Scores:
         """Layers recompute their activations in training mode only: it is on for this call,
         where gradient flows. With dropout 0 everywhere it changes nothing else."""
         s = self.settings
         self.model.train(self.preset.gradient_checkpointing and torch.is_grad_enabled())
         try:
-            return rollouts.score(
-                self.model, batch.pictures, batch.tokens, batch.mask, on, s.temperature or 1.0,
+            return generation.score(
+                self.model,
+                batch.pictures,
+                batch.tokens,
+                batch.mask,
+                on,
+                s.temperature or 1.0,
                 entropy=s.entropy == "full",
-            )  # fmt: skip
+            )
         finally:
             self.model.eval()  # rollouts and passes without gradient keep their cache
 
-    def _score_on_negative(self, batch: Batch) -> rollouts.Scores:
+    def _score_on_negative(self, batch: Batch) -> generation.Scores:
         """Scores of the chosen answers in their places; zeros in the others. (B, T) each"""
         chosen = batch.pushed.nonzero()[:, 0]
         some = self._score(part := batch.rows(chosen), part.negative)
@@ -231,10 +248,10 @@ class TAPOTrainer(GroupTrainer):
                 return None
             return values.new_zeros(batch.tokens.shape).index_copy(0, chosen, values)
 
-        return rollouts.Scores(spread(some.logps), spread(some.entropies))
+        return generation.Scores(spread(some.logps), spread(some.entropies))
 
     def _loss(self, batch: Batch, count: Tensor, gamma: float) -> losses.TapoLoss:
-        s, negative = self.settings, rollouts.Scores(None, None)
+        s, negative = self.settings, generation.Scores(None, None)
         scores = self._score(batch, batch.own)
         if s.reads_negative and batch.pushed.any():
             with torch.set_grad_enabled(s.negative_grad):
@@ -242,14 +259,24 @@ class TAPOTrainer(GroupTrainer):
         # One update a batch of rollouts: the old policy is this one, nothing to recompute.
         old = scores.logps.detach() if batch.old_logps is None else batch.old_logps
         return losses.tapo_loss(
-            scores.logps, old, negative.logps, batch.advantages, batch.mask,
-            clip_low=s.clip_low, clip_high=s.clip_high, clip_dual=s.clip_dual,
-            inter_class_weight=gamma, anchor_entropy_weight=s.anchor_entropy_weight,
-            negative_entropy_weight=s.negative_entropy_weight, negative_grad=s.negative_grad,
+            scores.logps,
+            old,
+            negative.logps,
+            batch.advantages,
+            batch.mask,
+            clip_low=s.clip_low,
+            clip_high=s.clip_high,
+            clip_dual=s.clip_dual,
+            inter_class_weight=gamma,
+            anchor_entropy_weight=s.anchor_entropy_weight,
+            negative_entropy_weight=s.negative_entropy_weight,
+            negative_grad=s.negative_grad,
             inter_class_rows=batch.right if s.inter_class_on == "right" else None,
             negative_rows=batch.pushed,
-            entropies=scores.entropies, negative_entropies=negative.entropies, token_count=count,
-        )  # fmt: skip
+            entropies=scores.entropies,
+            negative_entropies=negative.entropies,
+            token_count=count,
+        )
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -275,16 +302,29 @@ def train_tapo(
     settings, work = preset.tapo, folder / "checkpoints"
     save_every = max(5, settings.steps // 4)
     save_every += -save_every % settings.updates  # never in the middle of a batch of rollouts
-    with ranks.no_engine():
+    with distributed.no_engine():
         args = TrainingArguments(
-            str(work), max_steps=settings.steps, learning_rate=settings.learning_rate,
-            lr_scheduler_type="constant_with_warmup", warmup_steps=3, weight_decay=0.01,
-            max_grad_norm=1.0, logging_steps=1, logging_first_step=True,
-            save_steps=save_every, save_total_limit=1, seed=seed, report_to=[],
+            str(work),
+            max_steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=3,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            logging_steps=1,
+            logging_first_step=True,
+            save_steps=save_every,
+            save_total_limit=1,
+            seed=seed,
+            report_to=[],
             restore_callback_states_from_checkpoint=True,
-            disable_tqdm=True, remove_unused_columns=False, per_device_train_batch_size=1,
-            use_cpu=student.device.type == "cpu", dataloader_pin_memory=False,
-            bf16=student.model.dtype == torch.bfloat16, fp16=student.model.dtype == torch.float16,
-        )  # fmt: skip
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            per_device_train_batch_size=1,
+            use_cpu=student.device.type == "cpu",
+            dataloader_pin_memory=False,
+            bf16=student.model.dtype == torch.bfloat16,
+            fp16=student.model.dtype == torch.float16,
+        )
         trainer = TAPOTrainer(student, collection, preset, seed, args, callbacks=list(callbacks))
         return train(trainer, student, folder)

@@ -6,8 +6,9 @@ import os
 import pytest
 import torch
 
-from finer1_lite import labstudent, paperbirds
-from finer1_lite.models import Student
+from finer1_lite import paperbirds
+from finer1_lite.generation import Student
+from finer1_lite.students import lab_student
 
 os.environ["FINER1_DEVICE"] = "cpu"  # exact and repeatable, on a machine with a GPU too
 torch.set_num_threads(1)
@@ -27,9 +28,9 @@ def birds(world):
 @pytest.fixture(scope="session")
 def student():
     """The lab's model with random weights, the same in every run. Do not change it."""
-    processor = labstudent.make_processor()
+    processor = lab_student.make_processor()
     torch.manual_seed(0)
-    return Student(labstudent.make_model(processor.tokenizer).eval(), processor)
+    return Student(lab_student.make_model(processor.tokenizer).eval(), processor)
 
 
 @pytest.fixture

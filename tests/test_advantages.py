@@ -1,17 +1,20 @@
 """Advantages: closed forms, rounding, and which groups have something to teach."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from paths import SHARED
 
 from finer1_lite.advantages import (
-    group_advantages, keep_group, picture_advantages, spread_within,
-)  # fmt: skip
+    group_advantages,
+    keep_group,
+    picture_advantages,
+    spread_within,
+)
 
 torch.set_num_threads(1)
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "tapo_golden.json"
+GOLDEN = SHARED / "golden" / "tapo_golden.json"
 
 
 def test_golden_cases():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_tapo import TINY, adapters, gathered, make_trainer, shorten, stir, update
 
-from finer1_lite import cot, models, rollouts, sft
-from finer1_lite.models import Student
+from finer1_lite import cot, generation, models, sft
+from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
 
@@ -51,7 +51,7 @@ def saved_bytes(call) -> int:
 
 def test_an_update_is_the_same_and_keeps_less(adapted, birds, spread, tmp_path):
     trainer = held(adapted, birds, tmp_path)
-    assert not rollouts.core_of(adapted.model).is_gradient_checkpointing
+    assert not generation.core_of(adapted.model).is_gradient_checkpointing
     parts, gradient = update(trainer)
     kept = saved_bytes(lambda: trainer._loss(trainer.batch, trainer.batch.mask.sum(), 0.01))
 
@@ -73,7 +73,7 @@ def test_answers_are_written_with_a_cache(fresh, birds, tmp_path, monkeypatch):
     """One token a pass: in training mode, checkpointed layers would drop the cache."""
     trainer = make_trainer(fresh, birds, tmp_path, PRESET.with_(gradient_checkpointing=True))
     widths = []
-    core = rollouts.core_of(trainer.model)
+    core = generation.core_of(trainer.model)
     core.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(kwargs["inputs_embeds"].shape[1]),
         with_kwargs=True,
@@ -85,7 +85,7 @@ def test_answers_are_written_with_a_cache(fresh, birds, tmp_path, monkeypatch):
 def test_training_mode_changes_nothing_but_recomputing(fresh, birds, spread, tmp_path):
     """No layer draws: dropout is 0 in the adapters, the attention and everywhere else."""
     trainer = held(fresh, birds, tmp_path)
-    core, batch = rollouts.core_of(trainer.model), trainer.prepare()
+    core, batch = generation.core_of(trainer.model), trainer.prepare()
     assert not [m for m in trainer.model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
     assert core.config.text_config.attention_dropout == 0
     scores = []
@@ -93,7 +93,7 @@ def test_training_mode_changes_nothing_but_recomputing(fresh, birds, spread, tmp
         trainer.model.train(training)
         with torch.no_grad():
             scores.append(
-                rollouts.score(trainer.model, batch.pictures, batch.tokens, batch.mask, batch.own)
+                generation.score(trainer.model, batch.pictures, batch.tokens, batch.mask, batch.own)
             )
     assert torch.equal(scores[0].logps, scores[1].logps)
 
@@ -112,7 +112,7 @@ def test_stage_1_is_the_same_and_reaches_every_adapter(adapted, birds, world, tm
 
     def spy(self, *args, **kwargs):
         loss = real(self, *args, **kwargs)
-        recomputed.append(rollouts.core_of(self.model).is_gradient_checkpointing)
+        recomputed.append(generation.core_of(self.model).is_gradient_checkpointing)
         found.append((float(loss), gathered(self.model).clone()))
         for name, p in self.model.named_parameters():
             assert not p.requires_grad or p.grad.abs().max() > 0, name

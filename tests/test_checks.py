@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finer1_lite import checks
-from finer1_lite.rollouts import PromptBatch, Rollouts
+from finer1_lite.generation import PromptBatch, Rollouts
 
 
 def batch(features):

@@ -9,18 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from photo_folders import four_classes
 
 from finer1_lite import lab
 from finer1_lite.__main__ import build_parser, main, make_job
-
-ROOT = Path(__file__).parents[1]
+from finer1_lite.runtime.files import open_folder
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    (found,) = (
-        a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)
-    )
+    (found,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     return found.choices
 
 
@@ -91,10 +89,31 @@ def job_of(*arguments: object):
 
 def test_options_reach_the_job(tmp_path):
     job = job_of(
-        "--out", tmp_path, "--name", "mine", "--student", "a/b", "--seeds", 4, 5, "--sft-steps", 7,
-        "--tapo-steps", 8, "--test-pictures", 9, "--quantize", "nf4", "--world-seed", 3, "--set",
-        "tapo.groups=6", "tapo.negative_grad=true", "tapo.scored_on=own", "sft.learning_rate=2e-4",
-    )  # fmt: skip
+        "--out",
+        tmp_path,
+        "--name",
+        "mine",
+        "--student",
+        "a/b",
+        "--seeds",
+        4,
+        5,
+        "--sft-steps",
+        7,
+        "--tapo-steps",
+        8,
+        "--test-pictures",
+        9,
+        "--quantize",
+        "nf4",
+        "--world-seed",
+        3,
+        "--set",
+        "tapo.groups=6",
+        "tapo.negative_grad=true",
+        "tapo.scored_on=own",
+        "sft.learning_rate=2e-4",
+    )
     p = job.preset
     assert job.folder == tmp_path / "mine" and job.seeds == (4, 5) and job.world_seed == 3
     assert (p.student, p.quantize, p.test_pictures) == ("a/b", "nf4", 9)
@@ -171,17 +190,29 @@ def test_a_folder_that_holds_no_run_is_never_touched(refused, tmp_path, fresh, f
 
 def test_a_run_of_another_configuration_is_refused_with_every_difference(refused, tmp_path):
     first = job_of("--out", tmp_path, "--test-pictures", 36)
-    lab.open_folder(first.folder, first.config(first.collection()[0]), fresh=False)
+    open_folder(first.folder, first.config(first.collection()[0]), fresh=False)
     (first.folder / "records.jsonl").write_text("answers\n")
     before = contents(first.folder)
     said = refused(
-        "lab", "--out", tmp_path, "--test-pictures", 72, "--seeds", 1, "--sft-steps", 5,
-        "--set", "tapo.groups=3",
-    )  # fmt: skip
+        "lab",
+        "--out",
+        tmp_path,
+        "--test-pictures",
+        72,
+        "--seeds",
+        1,
+        "--sft-steps",
+        5,
+        "--set",
+        "tapo.groups=3",
+    )
     old = first.preset
-    for row in ("preset.test_pictures: 36 there, 72 now", "seeds: [0, 1, 2] there, [1] now",
-                f"preset.sft.steps: {old.sft.steps} there, 5 now",
-                f"preset.tapo.groups: {old.tapo.groups} there, 3 now"):  # fmt: skip
+    for row in (
+        "preset.test_pictures: 36 there, 72 now",
+        "seeds: [0, 1, 2] there, [1] now",
+        f"preset.sft.steps: {old.sft.steps} there, 5 now",
+        f"preset.tapo.groups: {old.tapo.groups} there, 3 now",
+    ):
         assert row in said
     assert "world_seed" not in said and "learning_rate" not in said
     assert "--name" in said and "--fresh" in said
@@ -192,12 +223,12 @@ def test_the_same_configuration_is_accepted_and_fresh_starts_over(tmp_path):
     job = job_of("--out", tmp_path, "--test-pictures", 36)
     config = job.config(job.collection()[0])
     for _ in range(2):
-        lab.open_folder(job.folder, config, fresh=False)
+        open_folder(job.folder, config, fresh=False)
         assert json.loads((job.folder / "config.json").read_text()) == config
     (job.folder / "answers").mkdir()
-    lab.open_folder(job.folder, config, fresh=False)
+    open_folder(job.folder, config, fresh=False)
     assert (job.folder / "answers").exists()
-    lab.open_folder(job.folder, config, fresh=True)
+    open_folder(job.folder, config, fresh=True)
     assert [f.name for f in job.folder.iterdir()] == ["config.json"]
 
 

@@ -1,16 +1,14 @@
 """What a step costs: pictures encoded, scoring passes, memory of the log-softmax."""
 
-import itertools
 from collections import Counter
 
 import pytest
 import torch
+from sized import peak_of
 from tiny_tapo import TINY, adapters, gradients, make_trainer, stir, weights
-from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from finer1_lite import losses, rollouts
-
+from finer1_lite import generation, losses
 
 # --- vision tower --------------------------------------------------------------------
 
@@ -75,13 +73,13 @@ def test_a_second_update_encodes_nothing_anew(fresh, birds, spread, encoded, tmp
 @pytest.fixture
 def passes(monkeypatch):
     """Each scoring pass: the number of rows and whether gradient flowed."""
-    calls, real = [], rollouts.score
+    calls, real = [], generation.score
 
     def spy(model, batch, tokens, *rest, **more):
         calls.append((len(tokens), torch.is_grad_enabled()))
         return real(model, batch, tokens, *rest, **more)
 
-    monkeypatch.setattr(rollouts, "score", spy)
+    monkeypatch.setattr(generation, "score", spy)
     return calls
 
 
@@ -112,8 +110,9 @@ def test_with_one_update_nothing_is_scored_to_know_the_old_policy(
 def test_later_updates_measure_how_far_the_policy_has_moved(
     fresh, birds, spread, passes, lost, tmp_path
 ):
-    preset = TINY.with_(tapo__updates=2, tapo__inter_class_weight=0.0,
-                        tapo__negative_entropy_weight=0.0)  # fmt: skip
+    preset = TINY.with_(
+        tapo__updates=2, tapo__inter_class_weight=0.0, tapo__negative_entropy_weight=0.0
+    )
     trainer = make_trainer(fresh, birds, tmp_path, preset, max_steps=2, learning_rate=3e-2)
     stir(trainer.model)
     held = []
@@ -160,15 +159,6 @@ def test_fewer_kept_groups_than_updates_leave_a_step_without_a_share(
 VOCABULARY = 151_936  # Qwen2.5-VL's
 
 
-def peak_of(call) -> int:
-    """The most bytes that torch's allocator holds at a time, temporaries inside kernels too."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        call()
-    events = prof.profiler.kineto_results.events()
-    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(itertools.accumulate(size for _, size in memory))
-
-
 def test_scoring_a_vocabulary_of_152k_takes_a_quarter_of_the_naive_memory():
     """Forward and backward of 1,024 tokens at once; and no more for more tokens."""
     head = torch.nn.Linear(64, VOCABULARY, bias=False).requires_grad_(False)
@@ -179,10 +169,10 @@ def test_scoring_a_vocabulary_of_152k_takes_a_quarter_of_the_naive_memory():
         return head(states).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
     def ours(states, ids):
-        return rollouts.token_scores(head, states, ids)[0]
+        return generation.token_scores(head, states, ids)[0]
 
     def with_entropy(states, ids):
-        return torch.stack(rollouts.token_scores(head, states, ids, entropy=True)).sum(0)
+        return torch.stack(generation.token_scores(head, states, ids, entropy=True)).sum(0)
 
     def peak(score, count):
         states = hidden[:count].clone().requires_grad_()
@@ -216,8 +206,8 @@ def test_a_few_tokens_at_a_time_score_as_all_at_once(monkeypatch, temperature, d
     wide = head(states).to(torch.promote_types(dtype, torch.float32))
     whole = (wide / temperature).log_softmax(-1)
     expected = [whole.gather(-1, tokens[:, None])[:, 0], -(whole.exp() * whole).sum(-1)]
-    monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", 3 * 50)
-    found = rollouts.token_scores(head, states, tokens, temperature, entropy=True)
+    monkeypatch.setattr(generation, "LOGITS_AT_ONCE", 3 * 50)
+    found = generation.token_scores(head, states, tokens, temperature, entropy=True)
     parameters = [states, head.weight, head.bias]
     weights = torch.arange(1.0, 11.0)
     for ours, theirs in zip(found, expected):
@@ -240,8 +230,8 @@ def test_the_head_never_sees_more_tokens_than_allowed_nor_any_padding(
     for g in trainer.kept:
         g.mask[:, 5:] = 0
     trainer.batch = trainer.prepare()
-    rows, head = [], rollouts.core_of(trainer.model).lm_head
-    monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", 7 * head.weight.shape[0])
+    rows, head = [], generation.core_of(trainer.model).lm_head
+    monkeypatch.setattr(generation, "LOGITS_AT_ONCE", 7 * head.weight.shape[0])
     hook = head.register_forward_hook(lambda module, args, out: rows.append(len(out)))
     with torch.no_grad():
         trainer._score(trainer.batch, trainer.batch.own)

@@ -62,9 +62,16 @@ def test_listing_every_option_scores_nothing(birds):
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "<answer>{}", "<answer>{0}</answer><answer>{0}</answer>",
-             "<answer>not a {}</answer>", "<think><answer>{}</answer></think>", ""]
-)  # fmt: skip
+    "text",
+    [
+        "{}",
+        "<answer>{}",
+        "<answer>{0}</answer><answer>{0}</answer>",
+        "<answer>not a {}</answer>",
+        "<think><answer>{}</answer></think>",
+        "",
+    ],
+)
 def test_a_name_outside_one_whole_answer_scores_nothing(birds, text):
     assert not scored(birds, text.format(birds.test[0].species))["correct"]
 
@@ -138,8 +145,9 @@ def test_a_whole_file_is_left_alone(student, seven, tmp_path, batches):
     assert batches == [3, 3, 1]
 
 
-@pytest.mark.parametrize("lines, asked_again", [(0, [3, 3, 1]), (2, [3, 3, 1]), (3, [3, 1]),
-                                                (5, [3, 1]), (6, [1])])  # fmt: skip
+@pytest.mark.parametrize(
+    "lines, asked_again", [(0, [3, 3, 1]), (2, [3, 3, 1]), (3, [3, 1]), (5, [3, 1]), (6, [1])]
+)
 def test_a_file_cut_in_a_line_is_continued_with_the_same_rows(
     student, seven, tmp_path, batches, lines, asked_again
 ):

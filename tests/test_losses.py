@@ -2,15 +2,15 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from paths import SHARED
 
 from finer1_lite.losses import k3, sampled_entropy, tapo_loss, token_mean
 
 torch.set_num_threads(1)
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "tapo_golden.json"
+GOLDEN = SHARED / "golden" / "tapo_golden.json"
 PARTS = {
     "total": "total",
     "policy": "policy_loss",
@@ -24,7 +24,10 @@ OFF = {"inter_class_weight": 0.0, "anchor_entropy_weight": 0.0, "negative_entrop
 def batch(dtype=torch.float64, rows=6, length=5, seed=0):
     """logps, old_logps, negative_logps, advantages, mask; ratios on both sides of a clip."""
     noise = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=noise, dtype=torch.float64)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=noise, dtype=torch.float64)
+
     old = -draw(rows, length).abs() - 0.1
     logps, negative = old + 0.4 * draw(rows, length), old + draw(rows, length)
     mask = (torch.arange(length) < torch.arange(rows).unsqueeze(1) % length + 1).to(dtype)
@@ -315,9 +318,13 @@ def test_given_entropies_replace_the_sampled_ones():
 
 # given tensor -> whether the total's gradient reaches it, without and with `negative_grad`
 REACHED = {
-    "logps": (True, True), "old_logps": (False, False), "negative_logps": (False, True),
-    "advantages": (False, False), "entropies": (True, True), "negative_entropies": (False, True),
-}  # fmt: skip
+    "logps": (True, True),
+    "old_logps": (False, False),
+    "negative_logps": (False, True),
+    "advantages": (False, False),
+    "entropies": (True, True),
+    "negative_entropies": (False, True),
+}
 
 
 @pytest.mark.parametrize("negative_grad", [False, True])
@@ -340,9 +347,17 @@ def test_with_all_options_gradients_equal_finite_differences():
 
     def total(anchor, other, own_entropy, other_entropy):
         return tapo_loss(
-            anchor, old, other, advantages, mask, negative_grad=True, inter_class_rows=rows,
-            entropies=own_entropy, negative_entropies=other_entropy, token_count=40.0,
-        ).total  # fmt: skip
+            anchor,
+            old,
+            other,
+            advantages,
+            mask,
+            negative_grad=True,
+            inter_class_rows=rows,
+            entropies=own_entropy,
+            negative_entropies=other_entropy,
+            token_count=40.0,
+        ).total
 
     inputs = [t.requires_grad_() for t in (logps, negative, *more.values())]
     assert torch.autograd.gradcheck(total, inputs, eps=1e-6, atol=1e-8)

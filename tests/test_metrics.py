@@ -107,12 +107,21 @@ def test_bootstrap_names_all_faults():
 
 def record(stage, photo, correct, *, seed=None, split="seen", task="open", **more):
     row = {
-        "stage": stage, "seed": seed, "split": split, "task": task, "photo": photo,
-        "prompt": "answer" if stage == "base" else "think", "label": "wren",
+        "stage": stage,
+        "seed": seed,
+        "split": split,
+        "task": task,
+        "photo": photo,
+        "prompt": "answer" if stage == "base" else "think",
+        "label": "wren",
         "options": ["wren", "robin", "finch", "tit"] if task == "closed" else None,
-        "completion": "<answer>wren</answer>", "answer": "wren", "named": "wren",
-        "correct": correct, "tokens": 10, "cut": False,
-    }  # fmt: skip
+        "completion": "<answer>wren</answer>",
+        "answer": "wren",
+        "named": "wren",
+        "correct": correct,
+        "tokens": 10,
+        "cut": False,
+    }
     return row | more
 
 
@@ -130,9 +139,15 @@ def test_summary_of_records_counted_by_hand():
     assert set(found) == {"base", "base_think", "sft", "differences"}
     cell = found["base"]["seen"]["open"]
     assert cell == {
-        "accuracy": 0.5, "n": 2, "low": wilson(1, 2)[0], "high": wilson(1, 2)[1],
-        "invalid": 0.5, "cut": 0.5, "tokens": 20, "seeds": [0.5],
-    }  # fmt: skip
+        "accuracy": 0.5,
+        "n": 2,
+        "low": wilson(1, 2)[0],
+        "high": wilson(1, 2)[1],
+        "invalid": 0.5,
+        "cut": 0.5,
+        "tokens": 20,
+        "seeds": [0.5],
+    }
     assert found["base"]["seen"]["closed"]["chance"] == 0.25
     assert found["base"]["harmonic"] == {"open": pytest.approx(2 / 3)}
     assert found["base_think"]["seen"]["open"]["n"] == 1 and "unseen" not in found["sft"]
@@ -150,8 +165,12 @@ def test_summary_pairs_the_seeds_that_both_stages_have():
     rows = [record("sft", "p1", seed == 0, seed=seed) for seed in (0, 1, 2)]
     rows += [record("tapo", "p1", True, seed=seed) for seed in (1, 2, 3)]
     assert summarise(rows)["differences"]["tapo-sft"]["seen"]["open"] == {
-        "mean": 1, "low": 1, "high": 1, "n": 1, "seeds": 2,
-    }  # fmt: skip
+        "mean": 1,
+        "low": 1,
+        "high": 1,
+        "n": 1,
+        "seeds": 2,
+    }
 
 
 def test_summary_counts_the_pictures_that_every_seed_answered(caplog):
@@ -164,8 +183,12 @@ def test_summary_counts_the_pictures_that_every_seed_answered(caplog):
 
 def test_summary_is_the_same_in_any_order_of_records():
     rng = np.random.default_rng(1)
-    rows = [record(stage, f"p{i}", bool(rng.integers(2)), seed=seed)
-            for stage in ("sft", "tapo") for seed in (0, 1) for i in range(20)]
+    rows = [
+        record(stage, f"p{i}", bool(rng.integers(2)), seed=seed)
+        for stage in ("sft", "tapo")
+        for seed in (0, 1)
+        for i in range(20)
+    ]
     assert summarise(rows) == summarise(rows[::-1])
 
 

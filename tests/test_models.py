@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES, tiny
-from test_rollouts import asked, plain_inputs
+from prompted import asked, plain_inputs
 from tiny_tapo import TINY, make_trainer, stir, weights
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaConfig
 from trl import SFTConfig
 
-from finer1_lite import examine, models, prompts, rollouts
-from finer1_lite.models import Student
+from finer1_lite import generation, models, prompts
+from finer1_lite.evals import examine
+from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.sft import chain_rows, train_sft
 
@@ -43,8 +44,8 @@ def test_each_family_loads_from_a_folder(name, quantize, tmp_path, birds):
     adapted = models.add_adapter(loaded, TINY, seed=0)
     found = {n.split(".lora_")[0] for n, p in adapted.model.named_parameters() if p.requires_grad}
     assert len(found) == 7 * layers and all("language_model" in n for n in found)
-    batch = rollouts.encode_prompts(adapted.model, adapted.processor, *asked(birds, 2))
-    assert rollouts.generate(adapted.model, adapted.processor, batch, max_new_tokens=3).texts
+    batch = generation.encode_prompts(adapted.model, adapted.processor, *asked(birds, 2))
+    assert generation.generate(adapted.model, adapted.processor, batch, max_new_tokens=3).texts
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_each_family_loads_from_a_folder(name, quantize, tmp_path, birds):
         ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}, "no model can be read"),
         ({}, "no model can be read"),
     ],
-)  # fmt: skip
+)
 def test_other_models_are_refused_before_any_weight_is_read(config, says, tmp_path):
     config = config if isinstance(config, dict) else config.to_dict()
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -118,14 +119,17 @@ def chains(birds):
 def seen(student, birds):
     """The adapted features of a picture, and log-probs by us and by the model itself."""
     questions, pictures = asked(birds, 2)
-    batch = rollouts.encode_prompts(student.model, student.processor, questions, pictures)
-    out = rollouts.generate(student.model, student.processor, batch, max_new_tokens=4)
+    batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
+    out = generation.generate(student.model, student.processor, batch, max_new_tokens=4)
     inputs = plain_inputs(student, questions, pictures)
-    more = {"input_ids": out.tokens, "attention_mask": out.mask,
-            "mm_token_type_ids": torch.zeros_like(out.tokens)}  # fmt: skip
+    more = {
+        "input_ids": out.tokens,
+        "attention_mask": out.mask,
+        "mm_token_type_ids": torch.zeros_like(out.tokens),
+    }
     inputs |= {k: torch.cat([inputs[k], v], 1) for k, v in more.items()}
     with torch.no_grad():
-        ours = rollouts.log_probs(student.model, batch, out.tokens, out.mask, [0, 1])
+        ours = generation.log_probs(student.model, batch, out.tokens, out.mask, [0, 1])
         theirs = student.model(**inputs).logits[:, -out.tokens.shape[1] - 1 : -1].log_softmax(-1)
     theirs = theirs.gather(-1, out.tokens[..., None])[..., 0] * out.mask
     return torch.cat(batch.features), ours, theirs
@@ -194,7 +198,9 @@ def test_an_adapter_is_examined_at_the_pixels_it_was_trained_at(birds, tmp_path,
         student = examine.load(str(tmp_path / "trained"), job)
     picture = [birds.test[0].image().resize((200, 200))]
     counts = [
-        len(rollouts.encode_prompts(s.model, s.processor, [prompts.DESCRIBE], picture).features[0])
+        len(
+            generation.encode_prompts(s.model, s.processor, [prompts.DESCRIBE], picture).features[0]
+        )
         for s in (adapted, student, examine.load(str(base), job))
     ]
     assert counts == [4, 4, 9]  # of 28 x 28 pixels; the preset's 84 x 84 holds for the base

@@ -11,14 +11,24 @@ from PIL import Image
 
 from finer1_lite.species import Collection, Photo, Species
 from finer1_lite.triplets import (
-    NOISE, ByConfusion, ByEmbedding, at_random, distorted, draw_triplets, make_triplet, masked,
+    NOISE,
+    ByConfusion,
+    ByEmbedding,
+    at_random,
+    distorted,
+    draw_triplets,
+    make_triplet,
+    masked,
     nearest,
-)  # fmt: skip
+)
 
 COLOURS = {
-    "red": (220, 20, 20), "orange": (240, 120, 20), "lime": (150, 220, 40),
-    "blue": (20, 20, 220), "violet": (120, 20, 220),
-}  # fmt: skip
+    "red": (220, 20, 20),
+    "orange": (240, 120, 20),
+    "lime": (150, 220, 40),
+    "blue": (20, 20, 220),
+    "violet": (120, 20, 220),
+}
 
 
 def flat(name: str, i: int) -> Image.Image:

@@ -6,11 +6,10 @@ import re
 import shutil
 import statistics
 import time
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ABSOLUTE = ("/work", "/home", "/tmp", "/root", "/Users", "/content", "C:\\")
 MAX_BYTES, MAX_LINES, MAX_COLUMNS, MEDIAN_LINES = 300_000, 25, 88, 8

@@ -8,13 +8,21 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_tapo import (
-    OFF, TINY, adapters, change, every_other, gathered, gradients, make_trainer, shorten, stir,
+    OFF,
+    TINY,
+    adapters,
+    change,
+    every_other,
+    gathered,
+    gradients,
+    make_trainer,
+    shorten,
+    stir,
     update,
-)  # fmt: skip
+)
 
-from finer1_lite import losses, models, rewards, rollouts
-from finer1_lite.models import Student
-from finer1_lite.rollouts import Rollouts
+from finer1_lite import generation, losses, models, rewards
+from finer1_lite.generation import Rollouts, Student
 from finer1_lite.species import Photo
 from finer1_lite.triplets import draw_triplets
 
@@ -63,7 +71,7 @@ def reached(trainer, monkeypatch, term: str) -> set[str]:
 
     Asserts on the way that it is all of their answers' tokens or none, and no padding.
     """
-    calls, real = [], rollouts.score
+    calls, real = [], generation.score
 
     def spy(model, batch, tokens, mask, which, *rest, **more):
         out = real(model, batch, tokens, mask, which, *rest, **more)
@@ -72,7 +80,7 @@ def reached(trainer, monkeypatch, term: str) -> set[str]:
         calls.append(([batch.features[p] for p in which], mask.bool(), out.logps))
         return out
 
-    monkeypatch.setattr(rollouts, "score", spy)
+    monkeypatch.setattr(generation, "score", spy)
     change(trainer, **weights_of(term))
     trainer.model.eval()
     trainer.batch = trainer.prepare()
@@ -94,7 +102,7 @@ def names_of(trainer) -> dict[bytes, str]:
     for group in trainer.kept:
         for name in ("anchor", "positive", "negative"):
             image = getattr(group.triplet, name).image()
-            batch = rollouts.encode_prompts(
+            batch = generation.encode_prompts(
                 trainer.model, trainer.student.processor, [trainer.asked], [image]
             )
             found[batch.features[0].numpy().tobytes()] = name
@@ -185,8 +193,8 @@ def test_annealing_lowers_gamma_step_by_step(trainer, monkeypatch):
 
 def true_entropies(trainer, on) -> torch.Tensor:
     """Of the whole vocabulary at each token, from a plain forward pass. (B, T)"""
-    core, b = rollouts.core_of(trainer.model), trainer.batch
-    hidden = rollouts._recomputed(core, b.pictures, b.tokens, b.mask, torch.tensor(on))
+    core, b = generation.core_of(trainer.model), trainer.batch
+    hidden = generation._recomputed(core, b.pictures, b.tokens, b.mask, torch.tensor(on))
     logps = core.lm_head(hidden).log_softmax(-1)
     return -(logps.exp() * logps).sum(-1)
 
@@ -253,10 +261,14 @@ def test_masked_answers_weigh_in_the_baseline_and_not_in_the_loss(trainer):
     kept = ~torch.cat([cut, cut])
     assert torch.equal(trainer.batch.mask, whole.mask * kept[:, None])
     rows = replace(  # the same, with the cut answers taken out by hand
-        whole, tokens=whole.tokens[kept], mask=whole.mask[kept], right=whole.right[kept],
-        advantages=whole.advantages[kept], own=list(itertools.compress(whole.own, kept)),
+        whole,
+        tokens=whole.tokens[kept],
+        mask=whole.mask[kept],
+        right=whole.right[kept],
+        advantages=whole.advantages[kept],
+        own=list(itertools.compress(whole.own, kept)),
         negative=list(itertools.compress(whole.negative, kept)),
-    )  # fmt: skip
+    )
     trainer.model.zero_grad()
     loss = trainer._loss(rows, rows.mask.sum(), 0.0)
     loss.total.backward()
@@ -330,14 +342,14 @@ def test_three_pictures_of_any_size_have_as_many_tokens_as_features(
 
 def test_a_student_that_wants_to_say_vision_tokens_cannot(fresh, birds, tmp_path):
     """Nor padding: with one of them in an answer, no picture could be scored with it."""
-    banned = rollouts.banned_tokens(fresh.processor)
+    banned = generation.banned_tokens(fresh.processor)
 
     def pushed(module, args, logits):
         logits[..., banned] += 1e4
         return logits
 
     trainer = make_trainer(fresh, birds, tmp_path)
-    hook = rollouts.core_of(trainer.model).lm_head.register_forward_hook(pushed)
+    hook = generation.core_of(trainer.model).lm_head.register_forward_hook(pushed)
     groups = trainer.answer(draw_triplets(birds, 2, 0, 0), torch.Generator().manual_seed(0))
     hook.remove()
     for group in groups:
@@ -380,9 +392,10 @@ def test_over_all_choices_the_gradient_is_that_of_all_rollouts(
 ):
     """Each answer scored in turn, with the weight of four: their mean is the exact gradient."""
     preset = TINY.with_(
-        tapo__inter_class_weight=1.0, tapo__negative_entropy_weight=1.0,
+        tapo__inter_class_weight=1.0,
+        tapo__negative_entropy_weight=1.0,
         tapo__negative_grad=negative_grad,
-    )  # fmt: skip
+    )
     trainer = make_trainer(fresh, birds, tmp_path, preset)
     stir(trainer.model)
     trainer.model.eval()

@@ -8,8 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finer1_lite import paperbirds, pretrain
+from finer1_lite import paperbirds
 from finer1_lite.paperbirds import MARKS, PLUMAGE, SHAPE, draw, make_world, photo
+from finer1_lite.students import pretrain
 
 
 def pixels(picture) -> str:
@@ -110,8 +111,11 @@ def test_nothing_evaluated_is_ever_trained_on(world):
     assert len(shown) == len(found.train) and len(tested) == len(found.test)
     probed = {pixels(photo(world, n, "probe", i).image()) for n in world.names for i in range(4)}
     rng = random.Random("a pretraining")
-    rows = [kind(world, rng) for kind in (pretrain.describe_row, pretrain.caption_row)
-            for _ in range(300)]  # fmt: skip
+    rows = [
+        kind(world, rng)
+        for kind in (pretrain.describe_row, pretrain.caption_row)
+        for _ in range(300)
+    ]
     pretrained = {pixels(picture) for _, picture, _ in rows}
     assert len(pretrained) == 600 and len(probed) == 240
     for a, b in itertools.combinations((tested, shown, probed, pretrained), 2):

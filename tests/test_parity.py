@@ -8,17 +8,30 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_tapo import (
-    TINY, adapters, change, every_other, gathered, make_trainer, shorten, stir, update,
-)  # fmt: skip
+    TINY,
+    adapters,
+    change,
+    every_other,
+    gathered,
+    make_trainer,
+    shorten,
+    stir,
+    update,
+)
 from trl import GRPOConfig, GRPOTrainer
 
-from finer1_lite import models, prompts, rewards, rollouts
-from finer1_lite.models import Student
+from finer1_lite import generation, models, prompts, rewards
+from finer1_lite.generation import Student
 
 ALL_ON = dict(
-    anchor_rollouts=2, positive_rollouts=2, scored_on="own", negative_grad=True,
-    inter_class_weight=0.5, anchor_entropy_weight=0.3, negative_entropy_weight=0.2,
-)  # fmt: skip
+    anchor_rollouts=2,
+    positive_rollouts=2,
+    scored_on="own",
+    negative_grad=True,
+    inter_class_weight=0.5,
+    anchor_entropy_weight=0.3,
+    negative_entropy_weight=0.2,
+)
 
 
 def trainer_with_groups(student, birds, folder, preset):
@@ -46,16 +59,29 @@ def dapo(student, birds, tmp_path_factory):
 def trl_trainer(trainer, folder, parts: int) -> GRPOTrainer:
     """TRL on the same model: `parts` micro-batches a step. `delta` is its dual clip."""
     args = GRPOConfig(
-        str(folder), loss_type="dapo", epsilon=0.2, epsilon_high=0.28, delta=3.0, beta=0.0,
-        num_generations=4, per_device_train_batch_size=8 // parts, max_steps=1,
-        gradient_accumulation_steps=parts, gradient_checkpointing=False, bf16=False,
-        use_cpu=True, report_to=[],
-    )  # fmt: skip
+        str(folder),
+        loss_type="dapo",
+        epsilon=0.2,
+        epsilon_high=0.28,
+        delta=3.0,
+        beta=0.0,
+        num_generations=4,
+        per_device_train_batch_size=8 // parts,
+        max_steps=1,
+        gradient_accumulation_steps=parts,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+    )
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": trainer.asked}]}])
     theirs = GRPOTrainer(
-        trainer.model, lambda completions, **_: [0.0] * len(completions), args=args,
-        train_dataset=rows, processing_class=trainer.student.processor,
-    )  # fmt: skip
+        trainer.model,
+        lambda completions, **_: [0.0] * len(completions),
+        args=args,
+        train_dataset=rows,
+        processing_class=trainer.student.processor,
+    )
     theirs.current_gradient_accumulation_steps = parts  # what its training loop would set
     return theirs
 
@@ -67,18 +93,27 @@ def trl_rows(trainer, rows: slice, old: torch.Tensor) -> dict:
     chat = prompts.messages(trainer.asked)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     seen = processor(
-        text=[text] * len(pictures), images=pictures, padding=True, padding_side="left",
-        return_tensors="pt", return_mm_token_type_ids=True,
-    )  # fmt: skip
+        text=[text] * len(pictures),
+        images=pictures,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        return_mm_token_type_ids=True,
+    )
     types = [seen["mm_token_type_ids"], torch.zeros_like(batch.tokens[rows])]
     return {
-        "prompt_ids": seen["input_ids"], "prompt_mask": seen["attention_mask"],
-        "completion_ids": batch.tokens[rows], "completion_mask": batch.mask[rows],
-        "pixel_values": seen["pixel_values"], "image_grid_thw": seen["image_grid_thw"],
-        "mm_token_type_ids": torch.cat(types, 1), "num_images": [1] * len(pictures),
-        "advantages": batch.advantages[rows], "old_per_token_logps": old[rows],
+        "prompt_ids": seen["input_ids"],
+        "prompt_mask": seen["attention_mask"],
+        "completion_ids": batch.tokens[rows],
+        "completion_mask": batch.mask[rows],
+        "pixel_values": seen["pixel_values"],
+        "image_grid_thw": seen["image_grid_thw"],
+        "mm_token_type_ids": torch.cat(types, 1),
+        "num_images": [1] * len(pictures),
+        "advantages": batch.advantages[rows],
+        "old_per_token_logps": old[rows],
         "num_items_in_batch": batch.mask.sum(),  # of the whole step, in each micro-batch
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -115,7 +150,7 @@ def test_without_the_extras_loss_and_gradient_are_those_of_trl(dapo, tmp_path, p
 def scored(trainer, batch, tokens, mask, which) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (B, T), and the gradient of a weighted sum of them."""
     trainer.model.zero_grad()
-    logps = rollouts.log_probs(trainer.model, batch, tokens, mask, which)
+    logps = generation.log_probs(trainer.model, batch, tokens, mask, which)
     (logps * torch.arange(1, 1 + tokens.shape[1]) * mask).sum().backward()
     return logps.detach(), gathered(trainer.model)
 
@@ -127,7 +162,7 @@ def answers(dapo, student, birds):
     questions = [prompts.question("think", "bird", some) for some in options]
     sizes = ((84, 84), (112, 56), (40, 200), (28, 28))
     pictures = [p.image().resize(size) for p, size in zip(birds.test, sizes)]
-    batch = rollouts.encode_prompts(dapo.model, student.processor, questions, pictures)
+    batch = generation.encode_prompts(dapo.model, student.processor, questions, pictures)
     tokens = torch.randint(20, 300, (8, 7), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(7) < torch.tensor([7, 1, 5, 7, 2, 3, 6, 4])[:, None]).long()
     return questions, pictures, batch, tokens, mask
@@ -143,7 +178,7 @@ def test_a_padded_batch_scores_and_learns_as_its_rows_one_by_one(dapo, student, 
     together, gradient = scored(dapo, batch, tokens, mask, WHICH)
     total = torch.zeros_like(gradient)
     for row, p in enumerate(WHICH):
-        one = rollouts.encode_prompts(
+        one = generation.encode_prompts(
             dapo.model, student.processor, questions[p : p + 1], pictures[p : p + 1]
         )
         length = int(mask[row].sum())
@@ -163,9 +198,9 @@ def test_a_shared_prompt_scores_and_learns_as_a_row_of_its_own(dapo, answers, mo
     dapo.model.eval()
     shared, gradient = scored(dapo, batch, tokens, mask, which)
     with torch.no_grad():
-        without = rollouts.log_probs(dapo.model, batch, tokens, mask, which)
+        without = generation.log_probs(dapo.model, batch, tokens, mask, which)
     assert torch.equal(without, shared)
-    monkeypatch.setattr(rollouts, "_shared", rollouts._recomputed)
+    monkeypatch.setattr(generation, "_shared", generation._recomputed)
     again, whole = scored(dapo, batch, tokens, mask, which)
     torch.testing.assert_close(shared, again, rtol=0, atol=1e-5)
     torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-4)
@@ -174,8 +209,8 @@ def test_a_shared_prompt_scores_and_learns_as_a_row_of_its_own(dapo, answers, mo
 def test_answers_of_one_token_are_scored_by_the_prompt_alone(dapo, answers):
     *_, batch, tokens, mask = answers
     with torch.no_grad():
-        whole = rollouts.log_probs(dapo.model, batch, tokens, mask, WHICH)
-        first = rollouts.log_probs(dapo.model, batch, tokens[:, :1], mask[:, :1], WHICH)
+        whole = generation.log_probs(dapo.model, batch, tokens, mask, WHICH)
+        first = generation.log_probs(dapo.model, batch, tokens[:, :1], mask[:, :1], WHICH)
     torch.testing.assert_close(first, whole[:, :1], rtol=0, atol=1e-5)
 
 
@@ -183,7 +218,7 @@ def test_gradient_checkpointing_recomputes_the_layers_and_changes_nothing(dapo, 
     *_, batch, tokens, mask = answers
     dapo.model.eval()
     shared, gradient = scored(dapo, batch, tokens, mask, WHICH)
-    core, runs = rollouts.core_of(dapo.model), []
+    core, runs = generation.core_of(dapo.model), []
     hook = core.model.language_model.layers[0].mlp.register_forward_pre_hook(
         lambda *_: runs.append(1)
     )

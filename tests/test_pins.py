@@ -7,7 +7,6 @@ of a training.
 import inspect
 import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import anywidget
 import datasets
@@ -17,6 +16,7 @@ import pytest
 import torch
 import yake
 from huggingface_hub import HfApi
+from paths import ROOT
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from rapidfuzz import fuzz
 from transformers import (
@@ -37,14 +37,14 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-ROOT = Path(__file__).parents[1]
 PINS = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
 COMMON = """max_steps per_device_train_batch_size learning_rate lr_scheduler_type warmup_steps
     weight_decay max_grad_norm logging_steps save_steps save_total_limit seed report_to
     disable_tqdm use_cpu dataloader_pin_memory bf16 fp16 output_dir"""
 CALLS = {  # what we call -> the arguments that we name
     TrainingArguments: COMMON + " logging_first_step remove_unused_columns adam_beta2",
-    SFTConfig: COMMON + """ gradient_accumulation_steps completion_only_loss max_length
+    SFTConfig: COMMON
+    + """ gradient_accumulation_steps completion_only_loss max_length
         gradient_checkpointing data_seed""",
     SFTTrainer: "model args train_dataset processing_class callbacks",
     Trainer: "model args train_dataset data_collator callbacks",

@@ -26,9 +26,14 @@ def test_unknown_settings_are_all_named():
 
 def test_impossible_values_are_all_named():
     wrong = {
-        "eval_batch": 0, "quantize": "int3", "sft__steps": True, "tapo__groups": "many",
-        "tapo__scored_on": "both", "tapo__learning_rate": "fast", "tapo__negative_grad": 1,
-    }  # fmt: skip
+        "eval_batch": 0,
+        "quantize": "int3",
+        "sft__steps": True,
+        "tapo__groups": "many",
+        "tapo__scored_on": "both",
+        "tapo__learning_rate": "fast",
+        "tapo__negative_grad": 1,
+    }
     with pytest.raises(ValueError) as error:
         Preset.lab().with_(**wrong)
     for key in wrong:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_tapo import TINY, every_other, make_trainer, weights
+from tiny_tapo import TINY, every_other, make_trainer, weights
 
-from finer1_lite import models, rewards, rollouts
+from finer1_lite import generation, models, rewards
 
 bnb = pytest.importorskip("bitsandbytes")
 NF4 = TINY.with_(quantize="nf4")
@@ -39,19 +39,17 @@ def test_its_log_probs_are_near_those_of_the_plain_student(quantized, student, b
     question, picture = ["Describe the bird."], [birds.test[0].image()]
     scores = []
     for one in (student, quantized):
-        batch = rollouts.encode_prompts(one.model, one.processor, question, picture)
+        batch = generation.encode_prompts(one.model, one.processor, question, picture)
         tokens = torch.arange(300, 308)[None]
         with torch.no_grad():
             scores.append(
-                rollouts.log_probs(one.model, batch, tokens, torch.ones_like(tokens), [0])
+                generation.log_probs(one.model, batch, tokens, torch.ones_like(tokens), [0])
             )
     gap = (scores[0] - scores[1]).abs().max()
     assert 0 < gap < 0.5  # rounded to 4 bits: near, but not the same
 
 
-def test_a_tapo_step_moves_the_adapters_and_nothing_else(
-    quantized, birds, tmp_path, monkeypatch
-):
+def test_a_tapo_step_moves_the_adapters_and_nothing_else(quantized, birds, tmp_path, monkeypatch):
     monkeypatch.setattr(rewards, "accuracy", every_other)
     adapted = models.add_adapter(quantized, NF4, seed=0)
     assert {p.dtype for p in adapted.model.parameters() if p.requires_grad} == {torch.float32}
@@ -75,10 +73,10 @@ def test_a_saved_adapter_is_put_on_four_bits_again(quantized, folder, birds, tmp
     again = models.load_adapter(models.load_student(folder, NF4), tmp_path)
     said = []
     for one in (adapted, again):
-        batch = rollouts.encode_prompts(
+        batch = generation.encode_prompts(
             one.model, one.processor, ["Describe the bird."], [birds.test[0].image()]
         )
-        said.append(rollouts.generate(one.model, one.processor, batch, max_new_tokens=8).texts)
+        said.append(generation.generate(one.model, one.processor, batch, max_new_tokens=8).texts)
     assert said[0] == said[1]
 
 
@@ -91,12 +89,12 @@ def test_gradients_flow_through_four_bit_layers_after_rollouts(quantized, birds)
     """On CPUs with AVX512-BF16, bitsandbytes packs weights that run without gradient, and
     packed weights give none afterwards: an adapter would learn without its lower layers."""
     adapted = models.add_adapter(quantized, NF4, seed=0)
-    batch = rollouts.encode_prompts(
+    batch = generation.encode_prompts(
         adapted.model, adapted.processor, ["Describe the bird."], [birds.test[0].image()]
     )
     adapted.model.eval()
-    out = rollouts.generate(adapted.model, adapted.processor, batch, max_new_tokens=4)
-    rollouts.log_probs(adapted.model, batch, out.tokens, out.mask, [0]).sum().backward()
+    out = generation.generate(adapted.model, adapted.processor, batch, max_new_tokens=4)
+    generation.log_probs(adapted.model, batch, out.tokens, out.mask, [0]).sum().backward()
     got = {n: p.grad for n, p in adapted.model.named_parameters() if "lora_B" in n}
     plain = []
     for name, module in adapted.model.named_modules():
@@ -109,7 +107,7 @@ def test_gradients_flow_through_four_bit_layers_after_rollouts(quantized, birds)
         parent, _, leaf = name.rpartition(".")
         setattr(adapted.model.get_submodule(parent), leaf, linear)
     adapted.model.zero_grad()
-    rollouts.log_probs(adapted.model, batch, out.tokens, out.mask, [0]).sum().backward()
+    generation.log_probs(adapted.model, batch, out.tokens, out.mask, [0]).sum().backward()
     for name, weight in adapted.model.named_parameters():
         if name in got:
             torch.testing.assert_close(got[name], weight.grad, rtol=1e-3, atol=1e-4)

@@ -133,7 +133,7 @@ WRONG = [
     (dict(tapo__top_p=1.1), "tapo.top_p"),
     (dict(tapo__learning_rate=math.nan), "tapo.learning_rate"),
     (dict(tapo__overlong_tokens=97), "tapo.overlong_tokens"),  # of 96: short answers would pay
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "name"), WRONG)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from paths import ROOT
 
-from finer1_lite.labstudent import asset_folder
+from finer1_lite.students.lab_student import asset_folder
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 STUDENT = Path(os.environ.get("FINER1_TEST_STUDENT") or asset_folder(0))
 STAGES = {  # killed as soon as this appears: a checkpoint is then half-written
     "base evaluation": "base/answers/base-answer-closed.jsonl",
@@ -26,10 +26,29 @@ LIMIT = 900  # seconds until a stage must have been reached
 
 def start(out: Path) -> subprocess.Popen:
     command = [
-        sys.executable, "-m", "finer1_lite", "lab", "--out", str(out), "--student", str(STUDENT),
-        "--sft-steps", "12", "--tapo-steps", "6", "--test-pictures", "36", "--seeds", "0", "1",
-        "--workers", "2", "--set", "eval_batch=36", "tapo.groups=4",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "finer1_lite",
+        "lab",
+        "--out",
+        str(out),
+        "--student",
+        str(STUDENT),
+        "--sft-steps",
+        "12",
+        "--tapo-steps",
+        "6",
+        "--test-pictures",
+        "36",
+        "--seeds",
+        "0",
+        "1",
+        "--workers",
+        "2",
+        "--set",
+        "eval_batch=36",
+        "tapo.groups=4",
+    ]
     out.mkdir(exist_ok=True)
     env = os.environ | {"OMP_NUM_THREADS": "1", "FINER1_DEVICE": "cpu"}
     with (out / "screen.txt").open("ab") as screen:

@@ -4,9 +4,9 @@ import json
 import sys
 import time
 import unicodedata
-from pathlib import Path
 
 import pytest
+from paths import SHARED
 
 from finer1_lite import rewards
 from finer1_lite.rewards import (
@@ -20,7 +20,7 @@ from finer1_lite.rewards import (
     tapo_reward,
 )
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "reward_cases.json"
+GOLDEN = SHARED / "golden" / "reward_cases.json"
 CLASSES = ["Rose", "Lenten Rose", "Royal Gala", "Boeing 727-200", "Black-footed Albatross"]
 ALIASES = {"Royal Gala": ["Gala apple"], "Somewhere Else": ["not asked here"]}
 

@@ -10,8 +10,8 @@ from killed import KillAt, Killed
 from peft import PeftModel
 from trl import SFTTrainer
 
-from finer1_lite import cot, models, prompts, rollouts, sft
-from finer1_lite.models import Student
+from finer1_lite import cot, generation, models, prompts, sft
+from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
 
@@ -88,7 +88,7 @@ def test_the_question_is_the_one_that_evaluation_asks(trained, student, few):
     """Token by token: a chat template rendered in another way would be another prompt."""
     _, _, _, batches = trained
     image = [few.train[0].image()]
-    asked = rollouts.encode_prompts(
+    asked = generation.encode_prompts(
         student.model, student.processor, [prompts.question("think", "bird")], image
     ).ids[0]
     ids, labels = batches[0]["input_ids"][0], batches[0]["labels"][0]

@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from photo_folders import FOUR, four_classes, noise, write_index
 from PIL import Image
 
-from finer1_lite import controls, paperbirds
-from finer1_lite.species import Collection, DataError, Photo, Species, load_folder
+from finer1_lite import paperbirds
+from finer1_lite.evals import controls
+from finer1_lite.runtime.files import DataError
+from finer1_lite.species import Collection, Photo, Species, load_folder
 
-ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "photos"
 needs_photos = pytest.mark.skipif(not PHOTOS.exists(), reason=f"{PHOTOS} is not here")
 
@@ -56,9 +58,7 @@ def test_hash_randomisation_changes_nothing(root):
     def run(hash_seed: str) -> str:
         env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", script, str(root)]
-        return subprocess.run(
-            command, env=env, capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
     assert run("1") == run("2") != ""
 

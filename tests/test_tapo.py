@@ -10,11 +10,20 @@ import pytest
 import torch
 from killed import KillAt, Killed
 from tiny_tapo import (
-    OFF, TINY, adapters, every_other, gradients, make_trainer, shorten, stir, update, weights,
-)  # fmt: skip
+    OFF,
+    TINY,
+    adapters,
+    every_other,
+    gradients,
+    make_trainer,
+    shorten,
+    stir,
+    update,
+    weights,
+)
 from transformers import TrainerCallback
 
-from finer1_lite import advantages, evaluate, models, rewards, rollouts
+from finer1_lite import advantages, evaluate, generation, models, rewards
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets
 
@@ -28,14 +37,14 @@ def all_wrong(completions, *_):
 @pytest.fixture
 def scored(monkeypatch):
     """Every call of `score`: the pictures' features of each row, and what came out."""
-    calls, real = [], rollouts.score
+    calls, real = [], generation.score
 
     def spy(model, batch, tokens, mask, which, temperature=1.0, entropy=False):
         out = real(model, batch, tokens, mask, which, temperature, entropy)
         calls.append(([batch.features[p] for p in which], out.logps))
         return out
 
-    monkeypatch.setattr(rollouts, "score", spy)
+    monkeypatch.setattr(generation, "score", spy)
     return calls
 
 
@@ -54,10 +63,28 @@ def test_training_moves_the_adapters_and_nothing_else(fresh, birds, spread, tmp_
     assert (tmp_path / "adapter_model.safetensors").exists()
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [1, 2, 3]
-    expected = {"reward", "accuracy", "format", "groups_kept", "groups_drawn", "flat_share", "cut",
-                "length", "loss", "policy", "inter_class_kl", "anchor_entropy", "negative_entropy",
-                "clip_share", "grad_norm", "generate_s", "update_s", "step_s", "skipped",
-                "tokens_per_second"}  # fmt: skip
+    expected = {
+        "reward",
+        "accuracy",
+        "format",
+        "groups_kept",
+        "groups_drawn",
+        "flat_share",
+        "cut",
+        "length",
+        "loss",
+        "policy",
+        "inter_class_kl",
+        "anchor_entropy",
+        "negative_entropy",
+        "clip_share",
+        "grad_norm",
+        "generate_s",
+        "update_s",
+        "step_s",
+        "skipped",
+        "tokens_per_second",
+    }
     for row in log:
         assert expected <= row.keys()
         assert row["skipped"] == 0 and row["groups_kept"] == 2 and row["grad_norm"] > 0
@@ -73,7 +100,7 @@ def test_the_step_favours_rewarded_answers(fresh, birds, spread, tmp_path):
 
     def likelihood():
         with torch.no_grad():
-            scores = rollouts.log_probs(trainer.model, batch, tokens, mask, own)
+            scores = generation.log_probs(trainer.model, batch, tokens, mask, own)
         return (scores * mask).sum(-1)
 
     before = likelihood()
@@ -176,12 +203,15 @@ def test_a_group_holds_the_anchors_answers_first(fresh, birds, tmp_path):
     triplets = draw_triplets(birds, 2, seed=0, step=0)
     groups = trainer.answer(triplets, torch.Generator().manual_seed(1))
     pictures = [getattr(t, part).image() for t in triplets for part in PARTS]
-    texts = rollouts.generate(
-        trainer.model, fresh.processor,
-        rollouts.encode_prompts(trainer.model, fresh.processor, [trainer.asked] * 4, pictures),
-        copies=[3, 1, 3, 1], temperature=1.0, max_new_tokens=8,
+    texts = generation.generate(
+        trainer.model,
+        fresh.processor,
+        generation.encode_prompts(trainer.model, fresh.processor, [trainer.asked] * 4, pictures),
+        copies=[3, 1, 3, 1],
+        temperature=1.0,
+        max_new_tokens=8,
         generator=torch.Generator().manual_seed(1),
-    ).texts  # fmt: skip
+    ).texts
     assert [g.texts for g in groups] == [texts[:4], texts[4:]]
     assert [g.triplet for g in groups] == triplets and len(set(texts)) == 8
 
@@ -192,14 +222,14 @@ def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypa
     label = triplets[0].anchor.species
     good = f"<think>\nx\n</think>\n<answer>{label}</answer>"
     said = [good, f"<answer>{label}</answer>", "nothing", good.replace(label, birds.names[-1])]
-    real = rollouts.generate
+    real = generation.generate
 
     def speak(*args, **settings):
         out = real(*args, **settings)
         out.texts = said * 2
         return out
 
-    monkeypatch.setattr(rollouts, "generate", speak)
+    monkeypatch.setattr(generation, "generate", speak)
     group = trainer.answer(triplets, torch.Generator())[0]
     assert group.accuracy.tolist() == [1, 1, 0, 0] and group.format.tolist() == [1, 0, 0, 1]
     assert group.reward(trainer.settings).tolist() == pytest.approx([0.8, 0.7, 0, 0.1])
@@ -211,20 +241,21 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
     birds = replace(birds, species=(known, *birds.species[1:]))
     photo = next(p for p in (*birds.train, *birds.test) if p.species == known.name)
     text = "<think>\nx\n</think>\n<answer>tiny trill</answer>"
-    row = evaluate.record(evaluate.Cell("base", None, "think", "open"), birds, photo, None, text,
-                          9, False)  # fmt: skip
+    row = evaluate.record(
+        evaluate.Cell("base", None, "think", "open"), birds, photo, None, text, 9, False
+    )
     assert row["named"] == known.name and row["correct"]
     trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__negative="confused"))
     triplets = draw_triplets(birds, 2, seed=0, step=0)
     triplets[0] = replace(triplets[0], anchor=photo)
-    real = rollouts.generate
+    real = generation.generate
 
     def speak(*args, **settings):
         out = real(*args, **settings)
         out.texts = [text] * 8
         return out
 
-    monkeypatch.setattr(rollouts, "generate", speak)
+    monkeypatch.setattr(generation, "generate", speak)
     groups = trainer.answer(triplets, torch.Generator())
     assert [g.accuracy.tolist() for g in groups] == [[1.0] * 4, [0.0] * 4]
     trainer.dropped = groups
@@ -232,14 +263,19 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
     assert trainer._confusions().counts == {triplets[1].anchor.species: {known.name: 4}}
 
 
-@pytest.mark.parametrize("changes, each", [
-    ({}, 3), ({"tapo__scored_on": "own"}, 3), (OFF, 2),
-    (OFF | {"tapo__anchor_rollouts": 4, "tapo__positive_rollouts": 0}, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, each",
+    [
+        ({}, 3),
+        ({"tapo__scored_on": "own"}, 3),
+        (OFF, 2),
+        (OFF | {"tapo__anchor_rollouts": 4, "tapo__positive_rollouts": 0}, 1),
+    ],
+)
 def test_a_step_encodes_each_picture_once(fresh, birds, spread, tmp_path, changes, each):
     """To generate and to score alike; and none that no term of the loss reads."""
     trainer, seen = make_trainer(fresh, birds, tmp_path, TINY.with_(**changes)), []
-    rollouts.core_of(trainer.model).model.visual.register_forward_pre_hook(
+    generation.core_of(trainer.model).model.visual.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
     )
     gradients(trainer)
@@ -257,7 +293,7 @@ def test_a_positives_answers_are_scored_on_the_chosen_picture(
     for g, group in enumerate(trainer.kept):
         t = group.triplet
         images = [t.anchor.image(), t.positive.image(), t.negative.image()]
-        seen = rollouts.encode_prompts(trainer.model, fresh.processor, ["x"] * 3, images).features
+        seen = generation.encode_prompts(trainer.model, fresh.processor, ["x"] * 3, images).features
         expected = [0, 0, 1, 1] if scored_on == "own" else [0, 0, 0, 0]
         for row in range(4):
             torch.testing.assert_close(own[4 * g + row], seen[expected[row]])
@@ -311,7 +347,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     preset = TINY.with_(tapo__steps=7, tapo__learning_rate=1e-2, tapo__groups=1)
 
     def train(name, callbacks=()):
-        again = models.Student(deepcopy(student.model), student.processor)
+        again = generation.Student(deepcopy(student.model), student.processor)
         again = models.add_adapter(again, preset, seed=0)
         train_tapo(again, birds, preset, 0, tmp_path / name, callbacks)
         return weights(again.model)

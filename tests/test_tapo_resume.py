@@ -11,13 +11,18 @@ from tiny_tapo import TINY, gradients, make_trainer, weights
 from transformers import TrainerCallback
 
 from finer1_lite import models, rewards, triplets
-from finer1_lite.models import Student
+from finer1_lite.generation import Student
 from finer1_lite.tapo import train_tapo
 
 PRESET = TINY.with_(
-    max_new_tokens=4, tapo__steps=8, tapo__learning_rate=1e-2, tapo__updates=2,
-    tapo__negative="confused", tapo__scored_on="own", tapo__draws=1,
-)  # fmt: skip
+    max_new_tokens=4,
+    tapo__steps=8,
+    tapo__learning_rate=1e-2,
+    tapo__updates=2,
+    tapo__negative="confused",
+    tapo__scored_on="own",
+    tapo__draws=1,
+)
 
 
 class Watch(TrainerCallback):
@@ -84,9 +89,7 @@ def test_a_killed_run_goes_on_bit_by_bit_with_shared_batches_and_mined_negatives
     train(student, few, tmp_path / "whole", whole)
     expected = negatives(drawn)
     assert len(drawn) == 4  # eight steps, two to a batch
-    nearest = [
-        t.negative.id for at in range(4) for t in triplets.draw_triplets(few, 2, 0, at)
-    ]
+    nearest = [t.negative.id for at in range(4) for t in triplets.draw_triplets(few, 2, 0, at)]
     drawn.clear()
     assert expected[:2] == nearest[:2] and expected[-2:] != nearest[-2:]
     with pytest.raises(Killed):
@@ -103,9 +106,13 @@ def test_a_killed_run_goes_on_bit_by_bit_with_shared_batches_and_mined_negatives
 def test_checkpoints_fall_between_batches_of_rollouts(student, birds, spread, tmp_path):
     """With three updates a batch, a checkpoint of step 5 would tear one: it is step 6's."""
     preset = TINY.with_(
-        max_new_tokens=2, tapo__steps=7, tapo__updates=3, tapo__groups=3,
-        tapo__anchor_rollouts=1, tapo__positive_rollouts=1,
-    )  # fmt: skip
+        max_new_tokens=2,
+        tapo__steps=7,
+        tapo__updates=3,
+        tapo__groups=3,
+        tapo__anchor_rollouts=1,
+        tapo__positive_rollouts=1,
+    )
     mine = Student(copy.deepcopy(student.model), student.processor)
     mine = models.add_adapter(mine, preset, seed=0)
     saved = []

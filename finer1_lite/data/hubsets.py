@@ -1,0 +1,117 @@
+"""The six data sets of the paper: where a hub keeps them, and their released classes.
+
+The seen and unseen classes are those of the question files that the paper's authors released
+(`released_classes.json`, facts from PKU-ICST-MIPL/FineR1_ICLR2026, eval/data, MIT licence).
+Hub repositories spell the same classes in their own ways ("001.Black_footed_Albatross",
+"n02085936-Maltese_dog", "707-320"), so labels are matched by letters and digits alone.
+
+What is known of the repositories comes from their public cards; none was downloaded here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finer1_lite.evals import questions
+
+_RELEASED = Path(__file__).with_name("released_classes.json")
+# numbers that CUB and ImageNet put before a name
+_NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}-)")
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set: its name in the question files, its repository and how that is laid out.
+
+    `label` lists the spellings of the column of class labels; `train` and `test` the splits
+    to draw from; `aliases` maps labels to released names where the words differ; `makers`
+    are words that the released names put before a label.
+    """
+
+    released: str
+    repository: str
+    train: tuple[str, ...]
+    licence: str
+    test: tuple[str, ...] = ("test",)
+    label: tuple[str, ...] = ("label",)
+    aliases: dict[str, str] = field(default_factory=dict)
+    makers: tuple[str, ...] = ()
+
+    @property
+    def coarse(self) -> str:
+        """The word for all of its classes ("bird")."""
+        return questions.coarse_word(self.released)[0]
+
+
+_RESEARCH = "non-commercial research; read the terms on the data set's own page"
+HUBSETS = {
+    "cub": HubSet("bird", "bentrevett/caltech-ucsd-birds-200-2011", ("train",), licence=_RESEARCH),
+    "flowers": HubSet(
+        "flower",
+        "dpdl-benchmark/oxford_flowers102",
+        ("train", "validation"),
+        licence="none stated on the card",
+        # what is left on both sides when the other 100 have been matched
+        aliases={"ball moss": "air plant", "pink-yellow dahlia": "pink and yellow dahlia"},
+    ),
+    "pets": HubSet("pet", "timm/oxford-iiit-pet", ("train",), licence="CC BY-SA 4.0"),
+    "dogs": HubSet(
+        "dog", "maurice-fp/stanford-dogs", ("train",), licence="ImageNet's: " + _RESEARCH
+    ),
+    "cars": HubSet("car", "tanganke/stanford_cars", ("train",), licence=_RESEARCH),
+    # HuggingFaceM4/FGVC-Aircraft is a loading script, which datasets 4 does not run. The
+    # name of this one's label column could not be looked up: any of the three is taken.
+    "aircraft": HubSet(
+        "aircraft",
+        "Donghyun99/FGVC-Aircraft",
+        ("train", "val"),
+        licence=_RESEARCH,
+        label=("variant", "variation", "label"),
+        makers=("Boeing", "Airbus"),
+    ),
+}
+
+
+@functools.cache
+def released_classes(dataset: str) -> dict[str, bool]:
+    """{class: whether it is seen} of a data set as the question files call it ("bird")."""
+    lists = json.loads(_RELEASED.read_text(encoding="utf-8"))[dataset]
+    return {name: split == "seen" for split, names in lists.items() for name in names}
+
+
+def key(name: str) -> str:
+    """What spellings of one class have in common: "017.Cardinal" and "cardinal" -> "cardinal"."""
+    text = unicodedata.normalize("NFKD", _NUMBER.sub("", name.strip())).casefold()
+    return "".join(letter for letter in text if letter.isalnum())
+
+
+def display(label: str) -> str:
+    """A label as a person writes it: without its number, with spaces for underscores."""
+    text = unicodedata.normalize("NFC", _NUMBER.sub("", label.strip())).replace("_", " ")
+    return " ".join(text.split())
+
+
+def match(hubset: HubSet, labels: Iterable[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """(label -> released class, labels without a class, classes without exactly one label)."""
+    classes = released_classes(hubset.released)
+    known = {key(name): name for name in classes}
+    for maker in hubset.makers:
+        for name in classes:
+            if name.startswith(maker + " "):
+                known.setdefault(key(name.removeprefix(maker)), name)
+    known |= {key(label): name for label, name in hubset.aliases.items()}
+    matched = {label: known[key(label)] for label in labels if key(label) in known}
+    strange = sorted(set(labels) - matched.keys())
+    said = defaultdict(list)
+    for label, name in matched.items():
+        said[name].append(label)
+    lacking = [name for name in classes if name not in said]
+    lacking += [f"{name} ({' and '.join(ls)})" for name, ls in said.items() if len(ls) > 1]
+    return matched, strange, lacking

@@ -1,0 +1,165 @@
+"""From a picture file to an upright RGB picture, or to the reason why not.
+
+`decode` serves every later read; `check` runs the same decoding once for each file when a
+folder is loaded, so that what passes the check cannot fail in the middle of a training run.
+Nothing is written: pictures are converted in memory each time they are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# Only these decoders may run, whatever a file calls itself: Pillow would hand a renamed
+# EPS file to Ghostscript. The JPEG reader also takes the MPO files of many phones.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_ENDING_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
+# Pillow's own warning level; it is written out because Pillow only warns up to twice it.
+MAX_PIXELS = 89_478_485
+MIN_SIDE = 8  # pixels
+# Qwen2.5-VL's image processor refuses pictures as narrow as this.
+MAX_ASPECT = 200
+
+_ORIENTATION = 0x0112  # the EXIF tag; 1 means upright
+_MODE_NOTES = {
+    "CMYK": "CMYK read as RGB",
+    "L": "grey read as RGB",
+    "LA": "grey read as RGB",
+    "1": "black-and-white read as RGB",
+    "P": "palette read as RGB",
+    "PA": "palette read as RGB",
+    "I": "16-bit grey scaled to 8 bits",
+}
+
+
+class PictureError(ValueError):
+    """A picture file that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found out about one file: its bytes' digest, decisions, and a fault."""
+
+    digest: str
+    notes: tuple[str, ...] = ()
+    fault: str = ""
+
+
+def decode(path: Path) -> Image.Image:
+    """Read a picture file as an upright RGB picture, transparency laid on white.
+
+    Raises PictureError naming the file for anything that `check` would call a fault.
+    """
+    try:
+        return _decode(Path(path).read_bytes())[0]
+    except (PictureError, OSError) as error:
+        raise PictureError(f"{path}: {error}") from error
+
+
+def check(path: Path) -> Checked:
+    """Decode a picture file completely; a fault is returned, never raised."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Checked("", fault=f"cannot be read ({error.strerror}); check its permissions")
+    return check_bytes(data)
+
+
+def check_bytes(data: bytes) -> Checked:
+    """`check` for the bytes of a picture file."""
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        return Checked(digest, notes=tuple(_decode(data)[1]))
+    except PictureError as error:
+        return Checked(digest, fault=str(error))
+
+
+def ending(data: bytes) -> str:
+    """The file ending that fits a picture which `check_bytes` found usable, such as ".jpg"."""
+    with _open(data) as image:
+        return _ENDING_OF.get(image.format, f".{image.format.lower()}")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any Pillow mode as RGB: alpha on white, 16-bit grey scaled to 8 bits."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        # convert() would clip everything above 255 to white
+        levels = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
+        image = Image.fromarray(np.rint(levels).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
+    """The picture in `data` and the decisions taken on the way; else PictureError."""
+    if not data:
+        raise PictureError("is empty (0 bytes); copy it again or remove it")
+    try:
+        with _open(data) as image:
+            _require_size(*image.size)
+            notes = _notes(image)
+            image.load()
+            # after load(): the TIFF reader turns the picture itself and drops the tag
+            return to_rgb(ImageOps.exif_transpose(image)), notes
+    except PictureError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise PictureError("is no picture, whatever its name says; replace or remove it") from None
+    except Exception as error:  # decoders raise whatever they like on broken bytes
+        raise PictureError(
+            f"is broken ({error}); copy it again, save it as 8-bit RGB, or remove it"
+        ) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header only; Pillow itself stops at twice MAX_PIXELS."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(_too_large(str(error))) from None
+
+
+def _require_size(width: int, height: int) -> None:
+    """Raise PictureError unless a picture of these pixels can be used."""
+    if width * height > MAX_PIXELS:
+        raise PictureError(_too_large(f"{width}x{height}"))
+    if min(width, height) < MIN_SIDE:
+        raise PictureError(
+            f"is too small ({width}x{height}); both sides need {MIN_SIDE} pixels: "
+            "replace or remove it"
+        )
+    if max(width, height) >= MAX_ASPECT * min(width, height):
+        raise PictureError(
+            f"is too narrow ({width}x{height}); one side is {MAX_ASPECT} times the "
+            "other or more: crop or remove it"
+        )
+
+
+def _too_large(size: str) -> str:
+    return f"is too large ({size}); shrink it to at most {MAX_PIXELS:,} pixels"
+
+
+def _notes(image: Image.Image) -> list[str]:
+    """The decisions that `_decode` takes for this picture, in words."""
+    notes = []
+    mode = "I" if image.mode.startswith("I") else image.mode
+    if mode in _MODE_NOTES:
+        notes.append(_MODE_NOTES[mode])
+    if image.has_transparency_data and mode != "I":
+        notes.append("transparency laid on white")
+    if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+        notes.append("turned upright by EXIF")
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        notes.append("first of several frames kept")
+    return notes

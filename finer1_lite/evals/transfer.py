@@ -1,0 +1,140 @@
+"""Does naming help with what cannot be seen? One mark is covered, and asked for.
+
+In the manner of ImageWikiQA, whose questions about a picture need the name first: a mark of
+the bird is covered by a patch, in every picture in the same shape whatever lies below, and
+the student is asked for the marks. The others identify the species, so that whoever
+recognises it and knows the field guide knows the covered mark too.
+
+In this world a species is its genus' prototype with one mark changed, so a mark that the
+others identify is always the prototype's: recognising the *genus* is enough. The control
+"most frequent in the genus" says so with 100 %; the exact name is never needed here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from finer1_lite import paperbirds, prompts, rewards
+from finer1_lite.paperbirds import PLUMAGE, World
+from finer1_lite.species import Photo
+
+PATCH = (140, 90, 150)  # violet: the colour of no mark, so that it reads as no value
+Tell = Callable[[Sequence[str], Sequence[Image.Image] | None], list[str]]  # questions -> answers
+Covered = tuple[Photo, str, Image.Image]
+
+
+def identified(world: World, name: str, mark: str) -> bool:
+    """Do the other marks tell this species from all others?"""
+    return all(world.differing(name, other) != [mark] for other in world.names if other != name)
+
+
+def hideable(world: World, name: str) -> list[str]:
+    """Marks of the plumage that can be known without being seen; none of a prototype."""
+    return [mark for mark in PLUMAGE if identified(world, name, mark)]
+
+
+def covered(marks: dict[str, str], mark: str, name: str) -> Image.Image:
+    """The drawing called `name` with one mark under a patch.
+
+    The patch lies over every pixel in which the mark could show: the six drawings with each
+    value of the mark are equal outside of it, so that the picture does not depend on it.
+    """
+    every = [
+        np.asarray(paperbirds.draw(marks | {mark: value}, random.Random(name)))
+        for value in PLUMAGE[mark]
+    ]
+    shows = np.any([(one != every[0]).any(-1) for one in every], axis=0)
+    patch = Image.fromarray((shows * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
+    picture = Image.fromarray(every[PLUMAGE[mark].index(marks[mark])])
+    picture.paste(PATCH, mask=patch)
+    return picture
+
+
+def said_of(text: str, mark: str) -> str | None:
+    """The value that a list of marks ("crown red, back blue") gives a mark; None without one."""
+    for part in text.replace(".", "").split(","):
+        first, _, value = part.strip().partition(" ")
+        if first == mark and value in paperbirds.MARKS[mark]:
+            return value
+    return None
+
+
+def most_frequent(world: World, names: Sequence[str], mark: str) -> str:
+    """The value that most of these species have; the first of `PLUMAGE` where some tie."""
+    counts = Counter(world.marks[name][mark] for name in names)
+    return max(PLUMAGE[mark], key=lambda value: counts[value])
+
+
+def cover(world: World, photos: Sequence[Photo], seed: int = 0) -> list[Covered]:
+    """(photo, mark, picture without it), the mark by chance; without species that have none."""
+    rng = random.Random(f"covered/{seed}")
+    chosen = [(p, rng.choice(found)) for p in photos if (found := hideable(world, p.species))]
+    return [(p, mark, covered(world.marks[p.species], mark, p.id)) for p, mark in chosen]
+
+
+def measure(tell: Tell, world: World, shown: Sequence[Covered]) -> list[dict]:
+    """Rows of one student: what it says of a covered mark, asked in three ways.
+
+    in one step: "list the marks of the bird", with the picture and without; in two steps,
+    under each prompt: the name first, then what a bird of that name looks like, in words
+    alone. A name that is none has no second step and is wrong; how often the name is right
+    has rows of its own.
+    """
+    asked, images = [(p, mark) for p, mark, _ in shown], [image for *_, image in shown]
+    plain = prompts.LIST.format(coarse="bird")
+    told = {
+        "in one step": tell([plain] * len(asked), images),
+        "in one step, no picture": tell([plain] * len(asked), None),
+    }
+    rows = [
+        _row(world, way, *one, text)
+        for way, texts in told.items()
+        for one, text in zip(asked, texts)
+    ]
+    for kind in prompts.QUESTIONS:
+        first = tell([prompts.question(kind, "bird")] * len(asked), images)
+        named = [rewards.match_class(rewards.parse_answer(t), world.names) for t in first]
+        known = sorted({name for name in named if name})
+        looks = dict(zip(known, tell([prompts.LOOKS.format(name=n) for n in known], None)))
+        for (photo, mark), name, text in zip(asked, named, first):
+            row = _row(world, f"in two steps ({kind})", photo, mark, looks.get(name, ""))
+            right = {
+                "measure": f"named with a mark covered ({kind})",
+                "said": name,
+                "wanted": photo.species,
+                "correct": name == photo.species,
+            }
+            rows += [{**row, **right, "completion": text}, row]
+    return rows
+
+
+def _row(world: World, way: str, photo: Photo, mark: str, text: str) -> dict:
+    said, truth = said_of(text, mark), world.marks[photo.species][mark]
+    return {
+        "measure": f"covered mark {way}",
+        "item": photo.id,
+        "label": photo.species,
+        "split": "seen" if photo.species in world.seen else "unseen",
+        "mark": mark,
+        "wanted": truth,
+        "said": said,
+        "correct": said == truth,
+        "completion": text,
+    }
+
+
+def control_rows(world: World, rows: Sequence[dict]) -> list[dict]:
+    """The same questions answered without eyes: by counting, in the genus or in all species."""
+    found = []
+    for row in rows:
+        genus = [n for n in world.names if world.genus[n] == world.genus[row["label"]]]
+        for way, among in (("most frequent in the genus", genus), ("most frequent", world.names)):
+            said = most_frequent(world, among, row["mark"])
+            answer = {"measure": f"covered mark, {way}", "said": said, "completion": ""}
+            found.append({**row, **answer, "correct": said == row["wanted"]})
+    return found

@@ -1,0 +1,161 @@
+"""Files: the one error of bad data, JSON lines in and out, safe writing, the folder of a run.
+
+A line that cannot be read is named with its number; a last line that a kill cut off, which
+has no line end, may be dropped.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+log = logging.getLogger("finer1_lite")
+
+
+class DataError(ValueError):
+    """Data that cannot be used; `faults` holds every reason, each with its mend."""
+
+    def __init__(self, faults: Sequence[str], headline: str = "the data cannot be used"):
+        super().__init__(list(faults), headline)
+        self.faults, self.headline = list(faults), headline
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, *(f"- {fault}" for fault in self.faults)])
+
+
+# --- JSON lines ---
+
+
+def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
+    """(line number, value, fault) of each line that is not blank; the fault is "" if it is read."""
+    for number, line, _ in _lines(path):
+        yield number, *_parse(line)
+
+
+def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tuple[int, object]]:
+    """(line number, value) of each line. DataError lists every line that cannot be read.
+
+    torn: a last line without its line end that cannot be read is dropped, with a warning;
+    objects: every line must be a JSON object.
+    """
+    found, faults = [], []
+    for number, line, ended in _lines(path):
+        value, fault = _parse(line)
+        if not fault and objects and not isinstance(value, dict):
+            fault = "is no JSON object; mend or delete the line"
+        if not fault:
+            found.append((number, value))
+        elif torn and not ended:
+            log.warning("%s: dropped its half-written last line", path)
+        else:
+            faults.append(f"{path}, line {number}: {fault}")
+    if faults:
+        raise DataError(faults, "lines that cannot be read:")
+    return found
+
+
+def _lines(path: Path | str) -> Iterator[tuple[int, bytes, bool]]:
+    """(number, bytes, whether its line end is there); no other character ends a line."""
+    lines = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line, number < len(lines)
+
+
+def _parse(line: bytes) -> tuple[object, str]:
+    try:
+        return json.loads(line.decode("utf-8", "surrogatepass")), ""
+    except UnicodeDecodeError:
+        return None, "is not UTF-8; save it so"
+    except (ValueError, RecursionError):  # too deep a nesting is no row of ours either
+        return None, "is no JSON; mend or delete the line"
+
+
+def write_lines(path: Path, rows: Iterable[Mapping]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(path, text.encode("utf-8", "surrogatepass"))
+
+
+# --- writing ---
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        draft.write_bytes(data)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+# --- the folder of a run ---
+
+
+def open_folder(folder: Path, config: dict, fresh: bool) -> None:
+    """Create the folder, or accept one of the same configuration.
+
+    Raises DataError when it cannot be written or holds another run, naming every setting
+    that differs. `fresh` starts over, in a folder that holds a run and nothing else.
+    """
+    path = folder / "config.json"
+    held = _run_config(path)
+    if fresh and held:
+        if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
+            what = f"{folder} holds {held.get('job') or 'a lab run'}: choose another --name"
+            raise DataError([what], "--fresh deletes runs of its own command only:")
+        shutil.rmtree(folder)
+        held = None
+    fault = _unusable(folder, held)
+    if fault:
+        raise DataError([f"{fault}: choose another --out or --name"], "no run folder")
+    if held is None:
+        write_atomically(path, json.dumps(config, indent=1).encode())
+        return
+    differing = _differences(held, config)
+    if differing:
+        mend = "choose another --name, or --fresh to start over"
+        raise DataError(differing, f"{folder} holds a run of another configuration: {mend}")
+
+
+def _unusable(folder: Path, held: dict | None) -> str | None:
+    """Why no run can be kept in this folder; creates it where it can."""
+    if folder.is_dir() and any(folder.iterdir()) and held is None:
+        return f"{folder} is not empty and holds no run"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror})"
+    return None
+
+
+def _run_config(path: Path) -> dict | None:
+    """The configuration of the run that a folder holds; a model's config.json is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "preset" in found else None
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    rows = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            rows.append(f"{prefix}{key}: {a} there, {b} now")
+    return rows
+
+
+def fingerprint(ids: list[str]) -> str:
+    """A short key of a list of texts: equal for the same data in the same order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]

@@ -1,0 +1,182 @@
+"""The lab student: a real Qwen2.5-VL of three million parameters, with its own tokenizer.
+
+Only the numbers are small. The class, the chat template and the tokens of the picture are
+those of the full size, so that every later line of code serves both.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+)
+from transformers.processing_utils import ProcessorMixin
+
+from finer1_lite import paperbirds, prompts
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+    "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class PictureProcessor(Qwen2_5_VLProcessor):
+    """Image processor and tokenizer only.
+
+    The stock processor insists on a video processor, which needs torchvision; the lab
+    shows no videos.
+    """
+
+    @classmethod
+    def get_attributes(cls):
+        return ["image_processor", "tokenizer"]
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which every word of the lab is one token.
+
+    Bytes are the fall-back, so any text can be written. The names of all worlds are in it:
+    the tokenizer does not depend on the world seed.
+    """
+    words = [w for mark, values in paperbirds.MARKS.items() for w in (mark, *values)]
+    words += [*paperbirds.EPITHETS, *paperbirds.GENERA, "bird", "fits", "the", "a", "has", "it"]
+    texts = [f" {w}" for w in words] + words
+    asked = [*prompts.QUESTIONS.values(), prompts.DESCRIBE, prompts.LIST]
+    asked += [prompts.LOOK, prompts.CAPTION, prompts.LOOKS]
+    texts += [t.replace("{coarse}", "bird").replace("{name}", "") for t in asked]
+    texts += [*prompts.SECTIONS, "Options:", "user\n", "assistant\n"]
+    texts += [
+        "A photo of a",
+        "This is a",
+        "picture",
+        "A bird has",
+        "Here is the",
+        "sitting in a tree",
+    ]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,  # more than the words need: merging goes on until each is one token
+        special_tokens=[*SPECIAL, *VISION],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts * 3, trainer)
+    core.add_tokens(list(TAGS))  # not special: decoding an answer keeps them
+    return wrap(core)
+
+
+def learn_words(
+    tokenizer: PreTrainedTokenizerFast, words: Iterable[str]
+) -> PreTrainedTokenizerFast:
+    """A tokenizer in which these words are single tokens, alone and after a space.
+
+    Appends merges to the BPE, which cannot change how the words it knew are cut. (Tokens
+    added beside the BPE would be found inside longer words.)
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary, merges = state["model"]["vocab"], state["model"]["merges"]
+    for tag in state["added_tokens"]:  # outside the vocabulary they would be renumbered
+        vocabulary.setdefault(tag["content"], tag["id"])
+    ids = itertools.count(len(tokenizer))
+    for word in sorted(form for word in words for form in (word, f" {word}")):
+        pieces = Tokenizer.from_str(json.dumps(state)).encode(word).tokens
+        while len(pieces) > 1:
+            joined = pieces[0] + pieces[1]
+            if joined not in vocabulary:
+                vocabulary[joined] = next(ids)
+            merges.append(pieces[:2])
+            pieces = [joined, *pieces[2:]]
+    core = Tokenizer.from_str(json.dumps(state))
+    return wrap(core)
+
+
+def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[SPECIAL[1], *VISION],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+    )
+
+
+def make_processor(pixels: int = paperbirds.SIZE**2) -> PictureProcessor:
+    """pixels: the budget a picture is reduced to (its shape is kept)."""
+    images = Qwen2VLImageProcessorPil(
+        min_pixels=28 * 28, max_pixels=pixels, patch_size=14, merge_size=2
+    )
+    return PictureProcessor(images, make_tokenizer(), chat_template=CHAT_TEMPLATE)
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """4 vision layers of width 128 and 4 language layers of width 192."""
+    ids = tokenizer.convert_tokens_to_ids
+    return Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=-(-len(tokenizer) // 64) * 64,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=ids("<|im_end|>"),
+            pad_token_id=ids("<|endoftext|>"),
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [4, 6, 6],
+            },
+        ),
+        vision_config=dict(
+            depth=4,
+            hidden_size=128,
+            intermediate_size=256,
+            num_heads=4,
+            out_hidden_size=192,
+            patch_size=14,
+            window_size=112,
+            fullatt_block_indexes=[1, 3],
+        ),
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights; seed torch before the call."""
+    return Qwen2_5_VLForConditionalGeneration(make_config(tokenizer))
+
+
+def asset_folder(world_seed: int, root: Path | None = None) -> Path:
+    """Where the pretrained weights of a world lie: shipped in `assets/` for world 0."""
+    root = root or Path(__file__).parents[2] / "assets"
+    return root / f"lab-student-world{world_seed}"

@@ -1,0 +1,240 @@
+"""Give the lab student its knowledge: `python -m finer1_lite pretrain --world-seed N`.
+
+The claim of Fine-R1 is that a model already knows the classes and uses the knowledge
+badly. So the base learns, in separate pieces, to describe birds (any combination of marks,
+not only real species), to recite the field guide of *all* species, seen and unseen, to
+argue in text from given marks to a name, and at last, from a few captioned pictures, a
+little naming. It never sees a picture together with a chain of thought. No picture of the
+training or test splits is ever drawn here.
+"""
+
+import json
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from finer1_lite import cot, paperbirds, prompts
+from finer1_lite.generation import Student
+from finer1_lite.species import Collection
+from finer1_lite.students import lab_student
+from finer1_lite.students.probe import probe
+from finer1_lite.trainer import StepTrainer, last_checkpoint
+
+MIXTURE = {"describe": 28, "guide": 6, "argue": 8}  # rows in every step
+CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture with its name
+CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
+
+
+# --- one row each: (question, picture or None, reply) ---------------------------------
+
+
+def describe_row(world, rng):
+    """A picture and its marks, asked in three ways; two in three are of no real species."""
+    if rng.random() < 1 / 3:
+        marks = world.marks[rng.choice(world.names)]
+    else:
+        marks = {mark: rng.choice(values) for mark, values in paperbirds.MARKS.items()}
+    picture = paperbirds.draw(marks, random.Random(f"paperbirds/pretrain/{rng.random()}"))
+    asked = rng.choice((prompts.DESCRIBE, prompts.LIST, prompts.LOOK))
+    said = paperbirds.describe(marks)
+    reply = prompts.look(said) if asked == prompts.LOOK else said
+    return asked.format(coarse="bird"), picture, reply
+
+
+def caption_row(world, rng):
+    """A loosely captioned picture, as the web has them; or a question and the bare name."""
+    name = rng.choice(world.names)
+    picture = paperbirds.photo(world, name, "pretrain", rng.randrange(10**9)).image()
+    if rng.random() < 0.5:
+        return prompts.CAPTION, picture, rng.choice(CAPTIONS).format(name)
+    return prompts.question("answer", "bird"), picture, prompts.answer(name)
+
+
+def guide_row(world, rng):
+    """The field guide, asked from either side; sometimes with four options."""
+    name = rng.choice(world.names)
+    if rng.random() < 0.5:
+        return prompts.LOOKS.format(name=name), None, paperbirds.knowledge(world, name)
+    return _text_question(world, rng, name, "answer"), None, prompts.answer(name)
+
+
+def argue_row(world, rng):
+    """From marks given in words to a whole chain: text alone."""
+    name = rng.choice(world.names)
+    chain = cot.oracle_chain(world, name, rng)
+    return _text_question(world, rng, name, "think"), None, chain
+
+
+def _text_question(world, rng, name, kind):
+    options = None
+    if rng.random() < 0.3:
+        genus = [n for n in world.names if world.genus[n] == world.genus[name] and n != name]
+        options = rng.sample(genus, 3) + [name]
+        rng.shuffle(options)
+    asked = prompts.question(kind, "bird", options)
+    return f"A bird has {paperbirds.knowledge(world, name)}. {asked}"
+
+
+ROWS = {"describe": describe_row, "guide": guide_row, "argue": argue_row}
+
+
+def encode(processor, rows) -> dict[str, torch.Tensor]:
+    """Rows of one kind -> a right-padded batch with loss on the reply alone. (B, T)"""
+    texts, replies, pictures = [], [], []
+    for asked, picture, reply in rows:
+        chat = prompts.messages(asked, with_image=picture is not None)
+        head = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        texts.append(head + reply + "<|im_end|>")
+        replies.append(len(processor.tokenizer(reply + "<|im_end|>").input_ids))
+        pictures += [picture] if picture is not None else []
+    batch = processor(
+        text=texts, images=pictures or None, padding=True, padding_side="right", return_tensors="pt"
+    )
+    ends = batch["attention_mask"].sum(-1, keepdim=True)
+    place = torch.arange(batch["input_ids"].shape[1])
+    starts = ends - torch.tensor(replies)[:, None]
+    inside = (place >= starts) & (place < ends)
+    batch["labels"] = batch["input_ids"].masked_fill(~inside, -100)
+    return dict(batch)
+
+
+class TextTrainer(StepTrainer):
+    """Full-parameter training on rows made from the step number.
+
+    make_rows: step -> lists of rows. One forward pass a list, so that short rows are not
+    padded to chains.
+    """
+
+    def __init__(self, model, args, processor, make_rows):
+        self.processor, self.make_rows = processor, make_rows
+        super().__init__(model, args)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        parts = [encode(self.processor, rows) for rows in self.make_rows(inputs["step"])]
+        tokens = sum((part["labels"] != -100).sum() for part in parts)
+        loss = 0.0
+        for part in parts:
+            part = {key: value.to(model.device) for key, value in part.items()}
+            loss = loss + model(**part).loss * (part["labels"] != -100).sum() / tokens
+        return (loss, None) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        # Trainer would load a whole Qwen-VL by the names in the file, which differ from the
+        # names in memory, and skip what does not fit without a word: random weights.
+        saved = type(self.model).from_pretrained(resume_from_checkpoint, use_safetensors=True)
+        self.model.load_state_dict(saved.state_dict())
+
+
+def train_text(
+    model, processor, make_rows, work: Path, *, steps: int, lr: float, seed: int
+) -> float:
+    """Train and return the minutes it took; resumes from the last checkpoint in `work`."""
+    args = TrainingArguments(
+        str(work),
+        per_device_train_batch_size=1,
+        max_steps=steps,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(60, steps // 5),
+        weight_decay=0.05,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        save_steps=min(250, max(1, steps // 2)),
+        save_total_limit=1,
+        logging_steps=50,
+        seed=seed,
+        report_to=[],
+        remove_unused_columns=False,
+        use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=False,
+    )
+    start = time.time()
+    trainer = TextTrainer(model, args, processor, make_rows)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    return round((time.time() - start) / 60, 1)
+
+
+def pretrain(
+    world_seed: int, out: Path, *, steps: int = 1800, lr: float = 1.2e-3, seed: int = 0
+) -> dict:
+    """Pretrain for a world and write model, processor and `record.json` to `out`.
+
+    Returns the record: seeds, steps, mixture, minutes and the probe's scores, which are
+    taken from the float16 weights that ship.
+    """
+    world = paperbirds.make_world(world_seed)
+    processor = lab_student.make_processor()
+    torch.manual_seed(seed)
+    model = lab_student.make_model(processor.tokenizer)
+
+    def rows(step):
+        rng = random.Random(f"pretrain/{world_seed}/{seed}/{step}")
+        made = [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
+        return made + [[caption_row(world, rng)]] * (step >= steps * (1 - CAPTIONED))
+
+    work = out.parent / f"{out.name}.work"
+    minutes = train_text(model, processor, rows, work, steps=steps, lr=lr, seed=seed)
+    model = model.to(torch.float16)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    record = {
+        "world_seed": world_seed,
+        "seed": seed,
+        "steps": steps,
+        "learning_rate": lr,
+        "rows_a_step": MIXTURE,
+        "captioned_steps": CAPTIONED,
+        "minutes": minutes,
+        "threads": torch.get_num_threads(),
+        "probe": probe(Student(model.float().eval(), processor), world),
+    }
+    (out / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+# --- new words for real photographs ---------------------------------------------------
+
+
+def warm_up(student: Student, collection: Collection, steps: int, work: Path, seed: int) -> Student:
+    """Let a lab student meet the words of a new collection: text alone, all weights.
+
+    Words of names and descriptions become tokens (their embeddings are trained here, and
+    frozen later: LoRA would leave them random). No picture is shown.
+    """
+    names, tokenizer = collection.names, student.processor.tokenizer
+    texts = [
+        f"{s.name} {cot.phrase(collection, s.name, cot.SEEN_WORDS)}" for s in collection.species
+    ]
+    words = {w for text in texts for w in re.findall(r"\w+", text)} | {collection.coarse}
+    student.processor.tokenizer = lab_student.learn_words(tokenizer, words)
+    torch.manual_seed(seed)
+    size = len(student.processor.tokenizer)
+    student.model.resize_token_embeddings(-(-size // 64) * 64, mean_resizing=False)
+
+    def rows(step):
+        rng, made = random.Random(f"warm-up/{seed}/{step}"), ([], [])
+        for name in (rng.choice(names) for _ in range(12)):
+            said = cot.phrase(collection, name, cot.SEEN_WORDS)
+            given = f"A {collection.coarse} has {said}."
+            for kind in ("answer", "think"):
+                reply = (
+                    prompts.answer(name)
+                    if kind == "answer"
+                    else cot.table_chain(collection, name, rng)
+                )
+                made[kind == "think"].append(
+                    (f"{given} {prompts.question(kind, collection.coarse)}", None, reply)
+                )
+            made[0].append((prompts.LOOKS.format(name=name), None, said))
+        return made
+
+    train_text(
+        student.model.train(), student.processor, rows, work, steps=steps, lr=1e-3, seed=seed
+    )
+    return Student(student.model.eval(), student.processor)

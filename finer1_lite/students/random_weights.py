@@ -1,0 +1,193 @@
+"""Full-size students without a hub: Qwen2.5-VL from its public numbers, with random weights.
+
+Memory and speed do not depend on what the weights are. So a student of the true shapes, with
+its 4-bit layers, adapters and vocabulary, runs wherever there is a card; `plan` counts the
+same student on the meta device, where tensors have a shape and no memory.
+
+The numbers are those of the published config.json files of Qwen/Qwen2.5-VL-3B-Instruct and
+-7B-Instruct. `tiny` is no published model: their vocabulary and layout at small widths, with
+which the same code runs on a CPU.
+"""
+
+import json
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Qwen2_5_VLConfig,
+    Qwen2VLImageProcessorPil,
+)
+from transformers.quantizers import AutoHfQuantizer
+
+from finer1_lite.students import lab_student
+from finer1_lite.students.lab_student import PictureProcessor
+
+PREFIX = "random:"  # of a student's source: `random:Qwen2.5-VL-3B`
+TOKENS = {  # special tokens of Qwen2 and Qwen2.5-VL, and where they stand in the vocabulary
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<|vision_start|>": 151652,
+    "<|vision_end|>": 151653,
+    "<|image_pad|>": 151655,
+    "<|video_pad|>": 151656,
+}
+_TEXT = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
+_VISION = ("depth", "hidden_size", "num_heads", "intermediate_size", "fullatt_block_indexes")
+_EYE = (32, 1280, 16, 3420, (7, 15, 23, 31))
+SIZES = {  # name -> (language part, tied to the embeddings?, vision part)
+    "Qwen2.5-VL-3B": ((151_936, 2048, 36, 16, 2, 11_008), True, _EYE),
+    "Qwen2.5-VL-7B": ((152_064, 3584, 28, 28, 4, 18_944), False, _EYE),
+    "Qwen2.5-VL-tiny": ((151_936, 128, 4, 4, 2, 384), True, (4, 64, 4, 128, (1, 3))),
+}
+
+
+def known_config(name: str) -> Qwen2_5_VLConfig:
+    """The configuration of a known size, built in code. Raises ValueError on other names."""
+    if name not in SIZES:
+        raise ValueError(f"no numbers for {name!r}: known are {', '.join(SIZES)}")
+    text, tied, vision = SIZES[name]
+    text, vision = dict(zip(_TEXT, text)), dict(zip(_VISION, vision))
+    third = text["hidden_size"] // text["num_attention_heads"] // 8  # of a head: 2 to 3 to 3
+    return Qwen2_5_VLConfig(
+        text_config=text
+        | dict(
+            max_position_embeddings=128_000,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=tied,
+            pad_token_id=TOKENS["<|endoftext|>"],
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [third, 3 * third // 2, 3 * third // 2],
+            },
+        ),
+        vision_config=vision
+        | dict(
+            out_hidden_size=text["hidden_size"],
+            patch_size=14,
+            spatial_merge_size=2,
+            window_size=112,
+            tokens_per_second=2,
+        ),
+        tie_word_embeddings=tied,
+    )
+
+
+def find_config(source: str | Path):
+    """The configuration of a student: a known size, a folder, or a name on the hub.
+
+    `Qwen/Qwen2.5-VL-3B-Instruct` and `random:Qwen2.5-VL-3B` are known sizes too, so that no
+    hub is asked. Raises ValueError that says where it was looked for.
+    """
+    name = str(source).removeprefix(PREFIX)
+    known = name.removeprefix("Qwen/").removesuffix("-Instruct")
+    if known in SIZES:
+        return known_config(known)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no configuration of {name!r}: it is no known size ({', '.join(SIZES)}), no folder "
+            f"with a config.json, and the hub did not give one ({_first_line(error)})"
+        ) from None
+    if getattr(config, "vision_config", None) is None:
+        raise ValueError(f"{name!r} is a {config.model_type}: a Qwen-VL, with pictures, is needed")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def on_meta(config, dtype: torch.dtype, quantization=None) -> torch.nn.Module:
+    """The model of a configuration without any memory, its 4-bit layers in their places.
+
+    quantization: a BitsAndBytesConfig, or None. The steps are those of `from_pretrained`.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    if quantization is not None:
+        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+        quantizer.preprocess_model(model, dtype=dtype, device_map={"": "meta"})
+        quantizer.postprocess_model(model)
+        model.hf_quantizer = quantizer
+        for module in model.modules():  # as loading a checkpoint leaves them
+            if isinstance(module, bnb.nn.Linear4bit) and module.bias is not None:
+                module.bias.data = module.bias.data.to(dtype)
+    return model
+
+
+def with_random_weights(
+    config, dtype: torch.dtype, quantization=None, device: torch.device | str = "cpu"
+) -> torch.nn.Module:
+    """The same with transformers' initial weights on `device`; seed torch before the call.
+
+    A module at a time is filled and, where it is a 4-bit layer, quantised: beside the model
+    itself at most one layer of it lives in `dtype`, and nothing on the CPU.
+    """
+    model = on_meta(config, dtype, quantization)
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            _fill_4bit(module, config, dtype, device)
+        elif any(True for _ in _own_tensors(module)):
+            module.to_empty(device=device, recurse=False)
+            model._init_weights(module)
+    model.tie_weights()
+    return model.requires_grad_(False).eval()
+
+
+def load(source: str, dtype: torch.dtype, quantization, device) -> torch.nn.Module:
+    """The student `random:NAME`, the same weights at every call."""
+    torch.manual_seed(0)
+    config = known_config(source.removeprefix(PREFIX))
+    return with_random_weights(config, dtype, quantization, device)
+
+
+def _own_tensors(module):
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _fill_4bit(module, config, dtype: torch.dtype, device) -> None:
+    shape, old = module.weight.shape, module.weight
+    deviation = getattr(config.get_text_config(), "initializer_range", 0.02)
+    drawn = torch.empty(shape, dtype=dtype, device=device).normal_(0.0, deviation)
+    module.weight = bnb.nn.Params4bit(drawn, requires_grad=False, **old.__dict__).to(drawn.device)
+    if module.bias is not None:
+        bias = torch.zeros(module.bias.shape, dtype=dtype, device=device)
+        module.bias = torch.nn.Parameter(bias, requires_grad=False)
+
+
+def make_processor(pixels: int) -> PictureProcessor:
+    """Pictures as Qwen2.5-VL takes them; the lab's words, special tokens at Qwen's numbers.
+
+    Most of the 151,936 numbers stand for no text, so an answer drawn at random decodes to
+    little. That is enough for memory and speed, which see numbers only.
+    """
+    tokenizer = lab_student.make_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    for tag in state["added_tokens"]:
+        word = tag["content"]
+        tag["id"] = vocabulary[word] = TOKENS.get(word, tag["id"])
+    images = Qwen2VLImageProcessorPil(
+        min_pixels=28 * 28, max_pixels=pixels, patch_size=14, merge_size=2
+    )
+    words = lab_student.wrap(Tokenizer.from_str(json.dumps(state)))
+    return PictureProcessor(images, words, chat_template=lab_student.CHAT_TEMPLATE)
+
+
+def is_random(source: str | Path) -> bool:
+    return str(source).startswith(PREFIX)

@@ -1,0 +1,175 @@
+"""What a loaded model must prove before it is trained: finite numbers, true log-probabilities,
+gradients. Pure functions of a student; nothing of it is changed.
+
+A rewritten model (unsloth compiles the layers and replaces the forward pass) can return hidden
+states where logits belong, or log-probabilities without a gradient, and no training would
+fail: it would learn nothing, or something else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finer1_lite import generation, losses, prompts
+
+if TYPE_CHECKING:
+    from finer1_lite.generation import Student
+
+# Mean |difference| in nats a token between our scores and the model's own forward pass. In
+# 16 bits the two differ by the order of their sums; a wrong temperature or a lost picture
+# differs by more than 0.1.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
+ANSWER = "The crown is red, the back is plain and the wing is barred; it could be a finch."
+TERMS = ("policy", "inter_class_kl", "anchor_entropy", "negative_entropy")
+SIDE = 112  # pixels: 16 visual tokens of Qwen2.5-VL
+
+
+def overflow(student: Student, tokens: int = 8) -> str:
+    """What is not finite in a short greedy answer about a picture; "" where all is.
+
+    float16 ends at 65504; activations beyond that turn to inf, then every logit to nan.
+    """
+    model, processor = student.model, student.processor
+    batch = generation.encode_prompts(model, processor, [prompts.DESCRIBE], _pictures()[:1])
+    if not all(torch.isfinite(f).all() for f in batch.features):
+        return "the features of a picture are not finite"
+    out = generation.generate(model, processor, batch, max_new_tokens=tokens)
+    with torch.no_grad():  # the entropy reads every logit
+        scores = generation.score(model, batch, out.tokens, out.mask, [0], entropy=True)
+    finite = torch.isfinite(scores.logps).all() and torch.isfinite(scores.entropies).all()
+    return "" if finite else f"the logits of an answer of {tokens} tokens are not finite"
+
+
+def require_trainable(student: Student) -> None:
+    """ValueError, listing every fault, unless stage 2 may run on this model."""
+    found = faults(student)
+    if found:
+        rows = "".join(f"\n- {fault}" for fault in found)
+        raise ValueError(
+            f"stage 2 cannot run on this model, its self-test says:{rows}\n"
+            "the way out: --set backend=transformers"
+        )
+
+
+def faults(student: Student) -> list[str]:
+    """Where log-probabilities or gradients are not those that stage 2 builds on.
+
+    (a) Our log-probabilities of an answer equal those of the model's own forward pass within
+    `TOLERANCE`; (b) every term of the loss sends a gradient to every adapted layer. With
+    gradient checkpointing on, both modes of the model are tried.
+    """
+    was, checkpointing = student.model.training, generation.core_of(student.model)
+    modes = [False, True] if checkpointing.is_gradient_checkpointing else [False]
+    try:
+        for mode in modes:
+            student.model.train(mode)
+            found = _faults(student)
+            if found:
+                return found
+    finally:
+        student.model.train(was)
+    return []
+
+
+def _faults(student: Student) -> list[str]:
+    core, case = generation.core_of(student.model), _Case(student)
+    vocabulary = core.config.get_text_config().vocab_size
+    with torch.no_grad():
+        head = core.lm_head(case.hidden(core))
+        logits = case.forward(student.model)
+    found = [
+        f"its {name} gives {tuple(getattr(x, 'shape', ()))} where logits over a vocabulary of "
+        f"{vocabulary} belong: hidden states?"
+        for name, x in (("lm_head", head), ("forward pass", logits))
+        if getattr(x, "shape", (0,))[-1] != vocabulary
+    ]
+    if found:
+        return found
+    with torch.enable_grad():
+        ours, negative = case.score(student.model, [0, 1]), case.score(student.model, [1, 0])
+    theirs = logits[:, -case.tokens.shape[1] - 1 : -1].float().log_softmax(-1)
+    theirs = theirs.gather(-1, case.tokens[..., None])[..., 0]
+    gap, allowed = (ours - theirs).abs().mean().item(), TOLERANCE[core.dtype]
+    if not gap <= allowed:  # nan too
+        found.append(
+            f"its log-probabilities differ from its own forward pass by {gap:.2g} nats a token "
+            f"on average (allowed in {str(core.dtype).removeprefix('torch.')}: {allowed})"
+        )
+    if not (ours.requires_grad and negative.requires_grad):
+        return [*found, "its log-probabilities carry no gradient"]
+    return found + _lost_gradients(student.model, ours, negative)
+
+
+def _lost_gradients(model, ours: Tensor, negative: Tensor) -> list[str]:
+    """Terms of the loss whose gradient misses an adapted layer, or is not finite."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        return ["no parameter is trainable: there is no adapter, or it was loaded as frozen"]
+    loss = losses.tapo_loss(
+        ours,
+        ours.detach(),
+        negative,
+        ours.new_tensor([1.0, -0.5]),
+        torch.ones_like(ours),
+        negative_grad=True,
+    )
+    found = []
+    for term in TERMS:
+        value = getattr(loss, term)
+        got = (None,) * len(named)
+        if value.requires_grad:
+            got = torch.autograd.grad(
+                value, [p for _, p in named], retain_graph=True, allow_unused=True
+            )
+        reached = {n.split(".lora_")[0]: False for n, _ in named}  # a fresh B = 0 hides A's
+        for (name, _), gradient in zip(named, got):
+            if gradient is not None and gradient.any() and torch.isfinite(gradient).all():
+                reached[name.split(".lora_")[0]] = True
+        lost = [layer for layer, well in reached.items() if not well]
+        if lost:
+            found.append(
+                f"the gradient of {term} does not reach {len(lost)} of {len(reached)} "
+                f"adapted layers, {lost[0]} the first"
+            )
+    return found
+
+
+class _Case:
+    """One answer about two pictures, for our scores and for the model's own forward pass."""
+
+    def __init__(self, student: Student):
+        tok, pictures = student.processor.tokenizer, _pictures()
+        questions = [prompts.DESCRIBE] * len(pictures)
+        self.batch, self.inputs = (
+            generation.encode_prompts(student.model, student.processor, questions, pictures),
+            generation.tokenise(student.model, student.processor, questions, pictures),
+        )
+        ids = tok(ANSWER, add_special_tokens=False).input_ids + [tok.eos_token_id]
+        self.tokens = torch.tensor([ids] * len(pictures), device=self.batch.ids.device)
+        self.mask = torch.ones_like(self.tokens)
+
+    def score(self, model, on: list[int]) -> Tensor:
+        return generation.log_probs(model, self.batch, self.tokens, self.mask, on)
+
+    def hidden(self, core) -> Tensor:
+        return core.get_input_embeddings()(self.tokens[:1, :1])
+
+    def forward(self, model):
+        """The logits, as the model itself makes them from token ids and pixels."""
+        more = {
+            "input_ids": self.tokens,
+            "attention_mask": self.mask,
+            "mm_token_type_ids": torch.zeros_like(self.tokens),
+        }
+        inputs = {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in self.inputs.items()}
+        return model(**inputs, use_cache=False).logits
+
+
+def _pictures() -> list[Image.Image]:
+    """Two pictures that need no file and look different."""
+    shades = (Image.linear_gradient("L"), Image.radial_gradient("L"))
+    return [shade.resize((SIDE, SIDE)).convert("RGB") for shade in shades]

@@ -1,0 +1,98 @@
+"""unsloth in place of plain transformers for loading and adapters: optional, on a CUDA GPU.
+
+It replaces classes of transformers, TRL and PEFT when it is imported, so it must come before
+them; nothing heavy is imported at the head of this module. Answers are written by our own loop
+over its layers: its `generate` would encode a picture and prefill a prompt once an answer.
+Written against the public API of unsloth 2026.10; no GPU has run it yet.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+REWRITTEN = ("transformers", "trl", "peft")  # what unsloth patches
+WAY_OUT = "or --set backend=transformers"
+LONGEST = 4096  # tokens of a training row, picture and all; longer ones are cut
+
+
+def import_first(settings) -> None:
+    """Import unsloth now if one of a command line's KEY=VALUE settings asks for it."""
+    if "backend=unsloth" in (item.replace('"', "").replace(" ", "") for item in settings):
+        unsloth()
+
+
+def unsloth():
+    """The module, patches done. ValueError where it is missing, too late or cannot run."""
+    if "unsloth" in sys.modules:
+        return sys.modules["unsloth"]
+    if importlib.util.find_spec("unsloth") is None:
+        raise ValueError(f"backend=unsloth: it is not installed; pip install unsloth, {WAY_OUT}")
+    early = [name for name in REWRITTEN if name in sys.modules]
+    if early:
+        raise ValueError(
+            f"backend=unsloth: {', '.join(early)} had been imported before unsloth, whose patches "
+            f"would miss them; start anew and `import unsloth` first, {WAY_OUT}"
+        )
+    # Logits, not hidden states, from its forward passes; the self-test looks at them.
+    os.environ.setdefault("UNSLOTH_RETURN_LOGITS", "1")
+    try:
+        return importlib.import_module("unsloth")
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"backend=unsloth cannot run here ({reason}); a GPU, {WAY_OUT}") from error
+
+
+def load(source, preset, device, dtype):
+    """The model alone, loaded by FastVisionModel from exactly this source."""
+    if device.type != "cuda":
+        raise ValueError(f"backend=unsloth wants a CUDA GPU, this is {device.type}; {WAY_OUT}")
+    model, _ = unsloth().FastVisionModel.from_pretrained(
+        model_name=str(source),
+        dtype=dtype,
+        load_in_4bit=preset.quantize == "nf4",
+        max_seq_length=LONGEST,
+        device_map={"": device},
+        use_gradient_checkpointing="unsloth",
+        trust_remote_code=False,
+        use_exact_model_name=True,  # not a copy on the hub that somebody quantised before
+    )
+    return model
+
+
+def add_adapter(model, preset, seed: int):
+    """Fresh LoRA adapters, as `models.add_adapter` makes them."""
+    return unsloth().FastVisionModel.get_peft_model(
+        model,
+        r=preset.lora_rank,
+        lora_alpha=2 * preset.lora_rank,
+        lora_dropout=0.0,
+        bias="none",
+        finetune_vision_layers=preset.lora_vision,
+        finetune_language_layers=True,
+        finetune_attention_modules=True,
+        finetune_mlp_modules=True,
+        random_state=seed,
+        use_gradient_checkpointing="unsloth",
+    )
+
+
+def sft_options(preset) -> dict:
+    """What TRL's SFTConfig wants besides, so that unsloth's collator gets the rows as they are."""
+    if preset.backend != "unsloth":
+        return {}
+    skip = {"skip_prepare_dataset": True}
+    return dict(remove_unused_columns=False, dataset_text_field="", dataset_kwargs=skip)
+
+
+def collator(student, preset):
+    """unsloth's collator, which masks the prompt of our rows; None: TRL's own."""
+    if preset.backend != "unsloth":
+        return None
+    found = unsloth()
+    found.FastVisionModel.for_training(student.model)
+    make = importlib.import_module("unsloth.trainer").UnslothVisionDataCollator
+    # resize "max" leaves pictures alone: the pixel budget is the processor's business.
+    return make(student.model, student.processor, resize="max", completion_only_loss=True)

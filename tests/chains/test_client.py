@@ -1,0 +1,210 @@
+"""A hostile endpoint: nothing is lost, nothing paid twice, each case counted, no key on disk."""
+
+import json
+import re
+
+import pytest
+from hostile import Moods, server
+
+from finer1_lite import prompts
+from finer1_lite.chains import make
+from finer1_lite.chains.client import MAX_CHARACTERS, Endpoint, data_url
+from finer1_lite.chains.make import Settings, Work
+from finer1_lite.chains.teachers import Cached, Ledger, Oracle, TeacherError, TeacherStopped
+from finer1_lite.runtime.files import DataError
+from finer1_lite.species import Collection
+
+KEY = "sk-not-for-any-disk-4711"
+ASKED = prompts.ask_describe("bird", 0)
+QUICK = {"first_wait": 0.01, "timeout": 3.0, "workers": 3}  # a busy machine answers in time
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.fixture(scope="module")
+def two(birds) -> Collection:
+    """Two neighbouring species with two pictures each."""
+    names = [birds.seen_names[0]]
+    names += birds.neighbours(names[0], birds.seen_names)[:1]
+    train = [p for n in names for p in [q for q in birds.train if q.species == n][:2]]
+    return Collection("bird", birds.species, tuple(train), (), birds.distance)
+
+
+def ask(moods: Moods, tmp_path, samples=(0,), **changed):
+    """One request through cache and endpoint; (replies, ledger)."""
+    ledger = Ledger(price_in=1.0, price_out=10.0)
+    with server(moods) as url:
+        teacher = Cached(Endpoint(url, "m", ledger, **(QUICK | changed)), tmp_path, ledger)
+        teacher.teacher.url = "http://one.endpoint/v1"  # the port is another each time
+        return teacher.ask(None, ASKED, list(samples)), ledger
+
+
+@pytest.mark.parametrize(
+    "mood, counted",
+    [
+        ("429", "http 429"),
+        ("500", "http 500"),
+        ("drop", "connection lost"),
+        ("slow", "time-out"),
+        ("cut", "connection lost"),
+        ("bad", "bad JSON"),
+        ("odd", "bad JSON"),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_counted(mood, counted, tmp_path):
+    moods = Moods([mood, mood])
+    (reply,), ledger = ask(moods, tmp_path)
+    assert reply.text == "a text"
+    assert ledger.counts[counted] == 2 and ledger.counts["http requests"] == 3
+    assert ledger.counts["tokens_in"] == 100  # paid once
+    assert ledger.cost == pytest.approx((100 * 1 + 20 * 10) / 1e6)
+
+
+@pytest.mark.parametrize(
+    "mood, counted, text",
+    [
+        ("empty", "empty answer", ""),
+        ("huge", "oversized answer", "word"),
+        ("endless", "oversized answer", ""),
+    ],
+)
+def test_what_was_paid_is_kept_even_if_it_is_worthless(mood, counted, text, tmp_path):
+    (reply,), ledger = ask(Moods([mood]), tmp_path, timeout=20)
+    assert reply.text.startswith(text) and len(reply.text) <= MAX_CHARACTERS
+    assert ledger.counts[counted] == 1
+    again = Moods()
+    (same,), _ = ask(again, tmp_path)
+    assert same == reply and not again.seen
+
+
+def test_refused_for_good_stops_at_once(tmp_path):
+    moods = Moods(default="401")
+    with pytest.raises(TeacherStopped) as caught:
+        ask(moods, tmp_path)
+    assert moods.seen.total() == 1 and KEY not in str(caught.value)
+
+
+def test_tries_are_bounded_and_the_next_start_asks_only_for_the_rest(tmp_path):
+    with pytest.raises(TeacherError, match="after 5 tries"):
+        ask(Moods(["good"], default="500"), tmp_path, samples=(0, 1))
+    moods = Moods()
+    replies, ledger = ask(moods, tmp_path, samples=(0, 1))
+    assert len(replies) == 2 and moods.seen.total() == 1  # the first was paid already
+    assert ledger.counts["from cache"] == 1
+
+
+def test_picture_words_and_sample_each_make_another_request(tmp_path, two):
+    first, second = two.train[:2]
+    moods = Moods()
+    ledger = Ledger()
+    with server(moods) as url:
+        teacher = Cached(Endpoint(url, "m", ledger, **QUICK), tmp_path, ledger)
+        for photo, asked in (
+            (first, ASKED),
+            (second, ASKED),
+            (first, prompts.ask_describe("bird", 1)),
+        ):
+            for _ in range(2):
+                teacher.ask(photo, asked, [0])
+        teacher.ask(first, ASKED, [1])
+    assert moods.seen.total() == 4
+    assert '"image_url"' in moods.bodies[0][1] and "data:image/png;base64," in moods.bodies[0][1]
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x/v1", "localhost:8000", f"http://me:{KEY}@host/v1", f"http://host/v1?key={KEY}"]
+)
+def test_addresses_that_cannot_work_or_hold_a_secret_are_refused(url):
+    with pytest.raises(ValueError) as caught:
+        Endpoint(url, "m", Ledger())
+    assert KEY not in str(caught.value) or "localhost" in url
+
+
+# --- the whole job ---------------------------------------------------------------------
+
+
+def oracle_replies(world, two):
+    """The endpoint answers as the oracle would, by the picture and the words of the request."""
+    oracle = Oracle(world, overlooks=0.1)
+    by_picture = {data_url(p.image(), 1024): p for p in two.train}
+
+    def reply(request: dict) -> str:
+        *pictures, words = request["messages"][0]["content"]
+        text = words["text"]
+        if not pictures:
+            return oracle.ask(None, prompts.Asked("extract", text), [0])[0].text
+        photo = by_picture[pictures[0]["image_url"]["url"]]
+        name = re.search(r"Right is: (.+?)\. Do not", text)
+        if not name:
+            return oracle.ask(photo, prompts.Asked("describe", ""), [request["seed"]])[0].text
+        listed = re.search(r"^candidates: (.+)", text, re.MULTILINE)[1].split(", ")
+        kept = re.search(r"be seen: (.+)", text)[1].split("; ")
+        asked = prompts.Asked("write", text, name[1], tuple(listed), tuple(kept))
+        chain = oracle.ask(photo, asked, [0])[0].text
+        return chain.replace("analysis: ", f"analysis: view {request['seed']}, {kept[0]}, ")
+
+    return reply
+
+
+def job(url: str, folder, two, **budget) -> Work:
+    ledger = Ledger(price_in=1.0, price_out=1.0, **budget)
+    endpoint = Endpoint(url, "m", ledger, **QUICK)
+    endpoint.url = "http://one.endpoint/v1"
+    teacher = Cached(endpoint, folder / "cache", ledger)
+    settings = Settings(descriptions=3, neighbours=1, rounds=6)
+    return Work(folder, two, teacher, settings, ledger)
+
+
+def test_the_job_survives_every_mood_and_keeps_the_key_off_the_disk(world, two, tmp_path):
+    """Starts are stopped by the budget or by failures until all is there."""
+    moods = Moods(
+        ["429", "good", "500", "drop", "slow", "bad", "echo", "cut", "odd", "empty"],
+        reply=oracle_replies(world, two),
+    )
+    starts, counted, said = 0, {}, ""
+    with server(moods) as url:
+        for starts in range(1, 12):
+            work = job(url, tmp_path / "set", two, max_requests=6)
+            try:
+                report = make.make(work)
+                break
+            except DataError as error:
+                said += str(error)
+            finally:
+                for name, n in work.ledger.counts.items():
+                    counted[name] = counted.get(name, 0) + n
+    assert 1 < starts < 11 and "same command goes on" in said and "budget of 6" in said
+    assert report["chains"] == 4 and report["stopped"] == []
+    for mood, name in (("429", "http 429"), ("500", "http 500"), ("slow", "time-out")):
+        assert counted[name] == moods.seen[mood] == 1
+    assert counted["connection lost"] == 2 and counted["bad JSON"] == 2
+    assert counted["empty answer"] == 1
+    paid = [body for mood, body in moods.bodies if mood in ("good", "echo", "empty")]
+    assert len(paid) == len(set(paid)) == report["all paid"]["answers"]  # nothing twice
+    assert moods.most_at_a_time <= QUICK["workers"] + 1  # one that timed out may still sleep
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert len(files) > 15
+    assert not [f for f in files if KEY.encode() in f.read_bytes()]
+    assert KEY not in said and KEY not in json.dumps(report)
+
+
+def test_a_finished_job_asks_for_nothing(world, two, tmp_path):
+    moods = Moods(reply=oracle_replies(world, two))
+    with server(moods) as url:
+        make.make(job(url, tmp_path, two))
+        before, first = moods.seen.total(), (tmp_path / "chains.jsonl").read_bytes()
+        make.make(job(url, tmp_path, two))
+    assert moods.seen.total() == before
+    assert (tmp_path / "chains.jsonl").read_bytes() == first
+
+
+def test_an_endpoint_that_is_down_ends_the_start_early(two, tmp_path):
+    moods = Moods(default="500")
+    with server(moods) as url, pytest.raises(DataError, match="same command goes on"):
+        work = job(url, tmp_path, two)
+        work.teacher.teacher.tries = 2
+        make.make(work)
+    assert moods.seen["500"] <= 2 * len(two.train)

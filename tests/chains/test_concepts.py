@@ -1,0 +1,198 @@
+"""Concepts: extraction by clause, and both estimators against brute force on small tables."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from finer1_lite.chains import concepts
+from finer1_lite.chains.teachers import Oracle
+from finer1_lite.prompts import Asked
+
+
+def information_by_hand(joint: dict) -> float:
+    """I(X; Y) in bits from p(x, y), term by term."""
+    px, py = {}, {}
+    for (x, y), p in joint.items():
+        px[x], py[y] = px.get(x, 0) + p, py.get(y, 0) + p
+    return sum(p * math.log2(p / (px[x] * py[y])) for (x, y), p in joint.items() if p > 0)
+
+
+def joint_of(rates, groups) -> dict:
+    """p(mentioned, group): a group, a picture of it, a description of that, each at random."""
+    joint: dict = {}
+    kinds = sorted(set(groups))
+    for picture, group in enumerate(groups):
+        weight = 1 / len(kinds) / groups.count(group)
+        for said, p in ((True, rates[picture]), (False, 1 - rates[picture])):
+            joint[said, group] = joint.get((said, group), 0) + weight * p
+    return joint
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_count_estimator_is_the_two_mutual_informations(beta):
+    rng = np.random.default_rng(0)
+    rates = rng.integers(0, 5, (20, 6)) / 4
+    classes = [0, 0, 1, 1, 2, 2]
+    scores = concepts.count_scores(rates, classes, beta)
+    for row, score in zip(rates, scores):
+        relevance = information_by_hand(joint_of(row, classes))
+        compression = information_by_hand(joint_of(row, list(range(6))))
+        assert score == pytest.approx(relevance - beta * compression, abs=1e-12)
+        assert relevance <= compression + 1e-12  # the class is a function of the picture
+
+
+def test_infonce_is_the_formula_term_by_term():
+    rng = np.random.default_rng(1)
+    a, b, c = (rng.normal(size=(n, 4)) for n in (3, 5, 6))
+    for t in (0.1, 1.0):
+        scores = concepts.infonce_scores(a, b, c, t)
+        for j in range(5):
+            total = 0.0
+            for i in range(3):
+                own = math.exp(a[i] @ b[j] / t)
+                total += math.log(own / (own + sum(math.exp(b[j] @ ck / t) for ck in c)))
+            assert scores[j] == pytest.approx(total, rel=1e-9)
+
+
+def test_infonce_neither_overflows_nor_needs_others():
+    big = np.full((2, 3), 500.0)
+    assert np.isfinite(concepts.infonce_scores(big, big, big)).all()
+    assert concepts.infonce_scores(big, big, np.zeros((0, 3))) == pytest.approx([0, 0])
+
+
+def test_what_the_two_halves_are_for():
+    """Columns: two pictures each of the class, a neighbour and another neighbour."""
+    classes = [0, 0, 1, 1, 2, 2]
+    rates = np.array(
+        [
+            [1, 1, 1, 1, 1, 1],  # shared by all: says nothing
+            [1, 1, 0, 0, 0, 0],  # the class's own mark
+            [0.1, 0, 0, 0, 0, 0],  # one slip of one description
+            [1, 0, 1, 0, 1, 0],  # how the picture was taken
+        ],
+        dtype=float,
+    )
+    shared, own, slip, pose = concepts.count_scores(rates, classes, beta=0.7)
+    assert shared == pytest.approx(0) and own > 0.2 and slip < 0 and pose < -0.6
+    by_relevance = concepts.count_scores(rates, classes, beta=0.0)
+    assert by_relevance[2] > 0  # without the second half the slip would be kept
+    kept = concepts.select_count(
+        list("abcd"),
+        np.array([shared, own, slip, pose]),
+        rates[:, :2].mean(1),
+        rates[:, 2:].mean(1),
+        least=0,
+    ).kept
+    assert kept == ("b",)
+
+
+def test_a_neighbours_mark_is_not_kept():
+    rates = np.array([[0.0, 1.0]])
+    scores = concepts.count_scores(rates, [0, 1], 0.0)
+    assert scores[0] == pytest.approx(1.0)
+    assert not concepts.select_count(["x"], scores, rates[:, 0], rates[:, 1]).kept
+
+
+def test_infonce_keeps_above_the_limit_and_three_at_least():
+    scores = np.array([0.0, 0.0, 0.0, 0.0, 10.0, 0.0])
+    assert concepts.select_infonce(list("abcdef"), scores, least=1).kept == ("e",)
+    assert len(concepts.select_infonce(list("abcdef"), scores).kept) == 3
+
+
+def test_unequal_classes_and_unknown_estimators_are_refused():
+    with pytest.raises(ValueError, match="equally many"):
+        concepts.count_scores(np.zeros((1, 3)), [0, 0, 1], 0.1)
+    with pytest.raises(ValueError, match="count or infonce"):
+        concepts.select("a", {"a": [["x"]]}, ["x"], estimator="vib")
+
+
+# --- phrases ---------------------------------------------------------------------------
+
+
+def test_a_mention_stands_inside_one_clause_in_any_order_and_ending():
+    said = concepts.clauses("Crown red, back blue. Two white wing bars and a short bill")
+    for phrase in ("red crown", "blue back", "white wing bar", "short bill"):
+        assert concepts.mentions(phrase, said), phrase
+    for phrase in ("red back", "white bill", "blue crown", ""):
+        assert not concepts.mentions(phrase, said), phrase
+
+
+def test_merging_keeps_one_phrase_of_each_meaning():
+    found = concepts.merge(
+        ["yellow", "yellow shell", "shells yellow", "wing bar", "wing-bars", "red"]
+    )
+    assert sorted(found) == ["red", "wing bar", "yellow shell"]
+
+
+def test_yake_finds_the_phrases_of_a_description():
+    texts = [
+        "Greenish yellow shell with a white juicy pulp.",
+        "A greenish yellow shell, long stem.",
+    ]
+    found = concepts.extract(texts)
+    assert "greenish yellow shell" in found and "white juicy pulp" in found
+    assert len(found) == len(set(found)) <= 40
+
+
+def test_a_teachers_list_is_read_whatever_bullets_it_uses():
+    answer = (
+        "1. Red crown\n- short bill.\n\n* White wing bar\nThis line is no concept but a sentence\n"
+    )
+    assert concepts.read_list(answer) == ["red crown", "short bill", "white wing bar"]
+
+
+def test_embedding_rows_have_length_one_and_like_texts_are_near():
+    rows = concepts.embed(["red crown", "crown, red", "blue wing", "???"])
+    assert np.linalg.norm(rows, axis=1)[:3] == pytest.approx([1, 1, 1])
+    assert rows[0] @ rows[1] == pytest.approx(1) and rows[0] @ rows[2] == 0 and not rows[3].any()
+
+
+@pytest.mark.parametrize("estimator", ["count", "infonce"])
+def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, estimator):
+    """Whatever slips the descriptions hold, the marks that decide come out on top."""
+    name = birds.seen_names[0]
+    teacher = Oracle(world, overlooks=0.2, mistakes=0.05)
+    kinds = [name, *birds.neighbours(name, birds.seen_names)[:3]]
+    described = {
+        k: [
+            [r.text for r in teacher.ask(p, Asked("describe", ""), range(8))]
+            for p in birds.train
+            if p.species == k
+        ]
+        for k in kinds
+    }
+    texts = "\n".join(t for v in described.values() for p in v for t in p)
+    (answer,) = teacher.ask(None, Asked("extract", texts), [0])
+    found = concepts.read_list(answer.text)
+    chosen = concepts.select(name, described, found, estimator=estimator, least=1)
+    deciding = {
+        f"{m} {world.marks[name][m]}"
+        for m, k in itertools.product(world.marks[name], kinds[1:])
+        if world.marks[k][m] != world.marks[name][m]
+    }
+    assert set(chosen.kept) & deciding
+    assert not set(chosen.kept) & set(chosen.dropped)
+    if estimator == "count":
+        assert chosen.kept[0] in deciding and set(chosen.kept) <= deciding
+    shape = {f"bill {world.marks[name]['bill']}", f"tail {world.marks[name]['tail']}"}
+    assert shape & set(chosen.dropped)  # the genus shares them
+
+
+def test_the_figure_shows_every_concept_and_a_line_for_each():
+    from finer1_lite.chains.concept_plot import KEPT, bottleneck_figure
+
+    described = {
+        "a": [["red crown, short bill", "red crown"], ["red crown", "red crown, green leaf"]],
+        "b": [["blue crown, short bill", "blue crown"], ["blue crown", "blue crown"]],
+    }
+    figure = bottleneck_figure(
+        "a", described, ["red crown", "blue crown", "short bill", "green leaf"]
+    )
+    left, right = figure.axes
+    shown = {t.get_text(): t.get_color() for t in left.get_yticklabels()}
+    assert set(shown) == {"red crown", "short bill", "green leaf"}  # of b's own mark a says nothing
+    assert [name for name, colour in shown.items() if colour == KEPT] == ["red crown"]
+    crossing = [line.get_ydata() for line in right.lines[:3]]
+    assert all(y[0] >= -1e-9 for y in crossing) and sum(y[-2] > 0 for y in crossing) == 1

@@ -1,0 +1,194 @@
+"""Photos to reviewed chains: checked, resumable, and a function of the seed."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+from paths import SHARED
+from photo_folders import four_classes
+
+from finer1_lite import prompts
+from finer1_lite.__main__ import main
+from finer1_lite.chains import checks, formats, make
+from finer1_lite.chains.make import Settings, Work
+from finer1_lite.chains.teachers import Cached, Ledger, Local, Oracle, Reply, TeacherStopped
+from finer1_lite.runtime.files import DataError
+from finer1_lite.species import Collection
+
+PHOTOS = SHARED / "photos"
+
+
+@pytest.fixture(scope="module")
+def few(birds) -> Collection:
+    """Four neighbouring species, two pictures each."""
+    first = birds.seen_names[0]
+    names = [first, *birds.neighbours(first, birds.seen_names)[:3]]
+    train = [p for n in names for p in [q for q in birds.train if q.species == n][:2]]
+    return Collection("bird", birds.species, tuple(train), (), birds.distance)
+
+
+class Clumsy(Oracle):
+    """Every other sample has a fault, and it counts what it is asked."""
+
+    stop_after = 10**9
+
+    def ask(self, photo, asked, samples):
+        self.asked = getattr(self, "asked", 0) + len(samples)
+        if self.asked > self.stop_after:
+            raise TeacherStopped("the power went off")
+        replies = super().ask(photo, asked, samples)
+        if asked.kind != "write":
+            return replies
+        return [
+            Reply(r.text.replace("<think>", "") if i % 2 == 0 else r.text)
+            for i, r in zip(samples, replies)
+        ]
+
+
+def work(folder, collection, teacher, **settings) -> Work:
+    ledger = Ledger()
+    return Work(
+        folder, collection, Cached(teacher, folder / "cache", ledger), Settings(**settings), ledger
+    )
+
+
+def test_rounds_go_on_until_a_chain_passes_and_rejects_say_why(few, world, tmp_path):
+    report = make.make(work(tmp_path, few, Clumsy(world), rounds=6))
+    records = formats.read_records(tmp_path / "chains.jsonl")
+    assert [r.photo for r in records] == [p.id for p in few.train]
+    assert all(not checks.check(r.parsed()) for r in records)
+    rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").open()]
+    assert len(rejected) == report["rejected"] >= 8 and report["reasons"]["tags"] >= 8
+    assert all(row["findings"][0]["reason"] for row in rejected)
+    kept = json.loads((tmp_path / "concepts.json").read_text())
+    assert set(kept) == {p.species for p in few.train}
+    for r in records:  # candidates are the nearest, seen or not, in shuffled order
+        near = few.neighbours(r.species)[:3]
+        assert set(r.candidates) == {r.species, *near} and len(r.candidates) == 4
+        assert set(r.concepts) <= set(kept[r.species]["kept"])
+
+
+def test_a_killed_job_ends_as_one_that_was_not(few, world, tmp_path):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    make.make(work(whole, few, Clumsy(world), rounds=6))
+    paid, starts = 0, 0
+    for starts in range(1, 20):
+        teacher = Clumsy(world)
+        teacher.stop_after = 17
+        job = work(torn, few, teacher, rounds=6)
+        try:
+            make.make(job)
+            break
+        except DataError as error:
+            assert "power went off" in str(error)
+            for name in ("chains.jsonl", "rejected.jsonl"):
+                if (torn / name).exists():
+                    with (torn / name).open("a") as stream:
+                        stream.write('{"version": 1, "id": "torn')
+        finally:
+            paid += min(teacher.asked, 17)
+    assert 2 < starts < 19
+    for name in ("chains.jsonl", "rejected.jsonl", "concepts.json", "reviewed.jsonl"):
+        assert (torn / name).read_bytes() == (whole / name).read_bytes(), name
+    assert paid == len(list((torn / "cache").rglob("*.json")))
+
+
+def test_the_budget_of_rounds_ends_and_names_the_pictures(few, world, tmp_path):
+    with pytest.raises(DataError, match="0 of 1 chains passed in 1 rounds") as caught:
+        make.make(work(tmp_path, few, Clumsy(world), rounds=1))
+    assert len(caught.value.faults) == len(few.train)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["chains"] == 0 and report["rejected"] == len(few.train)
+
+
+def test_other_settings_need_another_folder_and_senseless_ones_are_all_named(few, world, tmp_path):
+    make.make(work(tmp_path, few, Oracle(world)))
+    with pytest.raises(DataError, match="preset.beta: 0.7 there, 0.3 now"):
+        make.make(work(tmp_path, few, Oracle(world), beta=0.3))
+    with pytest.raises(DataError) as caught:
+        Settings(rounds=0, beta=2.0, estimator="vib", extract="hand").check()
+    assert len(caught.value.faults) == 4
+
+
+def test_the_student_teaches_itself_and_wrong_guesses_are_turned_away(few, student, tmp_path):
+    """A student that knows nothing passes no check: the machinery runs, nothing gets through."""
+    teacher = Local(student.model, student.processor, "tiny", max_new_tokens=8)
+    small = replace(few, train=few.train[:2])
+    with pytest.raises(DataError, match="0 of 1"):
+        make.make(work(tmp_path, small, teacher, guess=True, descriptions=1, rounds=1))
+    rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").open()]
+    assert {"tags", "answer"} <= {f["code"] for row in rejected for f in row["findings"]}
+    asked = prompts.ask_guess("bird", ("a", "b"))
+    assert "Right is" not in asked.text and not asked.name
+
+
+def test_photographs_with_a_table_by_the_command_and_back_from_the_table_of_decisions(tmp_path):
+    root = four_classes(tmp_path / "owls")
+    looks = {
+        "black-kite": "dark brown feathers and a notched tail",
+        "red-kite": "rusty feathers and a forked tail",
+        "barn-owl": "a pale heart shaped face and long legs",
+        "tawny-owl": "a round brown face and dark eyes",
+    }
+    (root / "descriptions.csv").write_text(
+        "class,description\n" + "".join(f"{k},{v}\n" for k, v in looks.items())
+    )
+    out = tmp_path / "set"
+    asked = ["cot", "make", "--photos", str(root), "--out", str(out), "--coarse", "bird"]
+    assert main(asked) == 0
+    records = formats.read_records(out / "chains.jsonl")
+    assert len(records) == 8  # two seen classes of four shots
+    assert formats.read_records(out / "reviewed.jsonl") == records
+    with (out / "review.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    rows[0]["decision"] = "drop"
+    with (out / "review.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    assert main(asked) == 0
+    assert formats.read_records(out / "reviewed.jsonl") == records[1:]
+    assert main(["cot", "review", str(out), "--undo"]) == 0
+    assert formats.read_records(out / "reviewed.jsonl") == records
+    assert (
+        main(["cot", "check", str(out / "chains.jsonl"), "--json", str(tmp_path / "f.json")]) == 0
+    )
+    assert json.loads((tmp_path / "f.json").read_text())["clean"] == 8
+    assert main(["cot", "triplets", "--photos", str(root), "--out", str(tmp_path / "t.jsonl")]) == 0
+    assert (
+        main(
+            [
+                "cot",
+                "convert",
+                str(tmp_path / "t.jsonl"),
+                str(tmp_path / "t.parquet"),
+                "--to",
+                "parquet",
+                "--pictures",
+                str(root),
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "t.parquet").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        (["--teacher", "local"], "needs --model"),
+        (["--teacher", "oracle", "--photos", "x"], "paper birds only"),
+        (["--teacher", "endpoint", "--model", "m", "--url", "host"], "--url"),
+    ],
+)
+def test_bad_arguments_give_one_message_and_write_nothing(asked, said, tmp_path, caplog):
+    assert main(["cot", "make", "--out", str(tmp_path / "set"), *asked]) == 2
+    assert said in caplog.text and not (tmp_path / "set").exists()
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="../shared/photos is not here")
+def test_supermarket_photographs_become_chains_that_pass(tmp_path):
+    assert main(["cot", "make", "--photos", str(PHOTOS), "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["chains"] == report["pictures"] == 44 and report["habit"] is None

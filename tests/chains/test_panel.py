@@ -1,0 +1,160 @@
+"""The review panel in a real browser: JupyterLab, headless Chromium, keys and mouse."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+CELL = """import sys; sys.path.insert(0, {root!r})
+from finer1_lite import paperbirds, widgets
+world = paperbirds.make_world(0)
+panel = widgets.open_panel({folder!r}, paperbirds.collection(world, test=36))
+panel"""
+SLOW = 180_000  # milliseconds: the machine may be busy
+
+
+@pytest.fixture
+def folder(tmp_path, world, birds):
+    """Chains of six pictures, made as the command makes them."""
+    from finer1_lite.chains import make
+    from finer1_lite.chains.teachers import Ledger, Oracle
+    from finer1_lite.species import Collection
+
+    small = Collection("bird", birds.species, birds.train[:6], (), birds.distance)
+    out = tmp_path / "set"
+    make.make(make.Work(out, small, Oracle(world), make.Settings(rounds=8), Ledger()))
+    return out
+
+
+@pytest.fixture
+def lab(tmp_path, folder):
+    """The URL of a notebook with the panel's cell, in a JupyterLab of its own."""
+    import nbformat
+
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(CELL.format(root=str(ROOT), folder=str(folder)))]
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    nbformat.write(notebook, tmp_path / "review.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        k: str(tmp_path / k.lower())
+        for k in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    }
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            f"--port={port}",
+            "--ip=127.0.0.1",
+            "--IdentityProvider.token=",
+            f"--ServerApp.root_dir={tmp_path}",
+            "--ServerApp.disable_check_xsrf=True",
+            "--LabApp.news_url=None",
+        ],
+        env=os.environ | settings,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{url}/api").read()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield f"{url}/lab/tree/review.ipynb"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def run_cell(page, url: str) -> None:
+    """Open the notebook and run its cell; the panel is there afterwards."""
+    page.goto(f"{url}?reset", timeout=SLOW)
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=SLOW)
+    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
+    page.wait_for_function(
+        "() => !/(Connecting|Initializing|No Kernel)/.test(document.body.innerText)", timeout=SLOW
+    )
+    page.keyboard.press("Shift+Enter")
+    page.locator(".finer1-review .finer1-count").wait_for(timeout=SLOW)
+    page.locator(".finer1-review[data-lm-suppress-shortcuts]").wait_for(timeout=SLOW)
+
+
+def decided(folder: Path, lines: int) -> list[dict]:
+    """The decisions on disk, waited for until there are so many."""
+    path = folder / "decisions.jsonl"
+    for _ in range(600):
+        rows = path.read_text().splitlines() if path.exists() else []
+        if len(rows) >= lines:
+            return [json.loads(row) for row in rows]
+        time.sleep(0.1)
+    raise AssertionError(f"{rows} after a minute, {lines} decisions wanted")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+def test_keep_edit_undo_reload_and_nothing_is_lost(lab, folder):
+    playwright = pytest.importorskip("playwright.sync_api")
+    ids = [json.loads(line)["id"] for line in (folder / "chains.jsonl").open()]
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        run_cell(page, lab)
+        panel = page.locator(".finer1-review")
+        panel.locator("b", has_text="analysis").first.click()  # into the panel: keys are heard
+        page.keyboard.press("k")
+        decided(folder, 1)
+        page.keyboard.press("d")
+        decided(folder, 2)
+        page.keyboard.press("d")  # twice d would delete the cell in JupyterLab
+        decided(folder, 3)
+        assert page.locator(".jp-Notebook .jp-CodeCell").count() >= 1
+        page.keyboard.press("u")
+        decided(folder, 4)
+        panel.locator(".finer1-edit").click()
+        text = panel.locator("textarea")
+        text.wait_for(timeout=SLOW)
+        text.fill(text.input_value().replace("fits", "fits well"))
+        wanted = text.input_value()
+        text.press("k")  # typed, not a shortcut
+        assert text.input_value() != wanted and len(decided(folder, 4)) == 4
+        text.fill(wanted)
+        panel.locator(".finer1-keep").click()
+        rows = decided(folder, 5)
+        page.reload()
+        run_cell(page, lab)
+        page.locator(".finer1-count", has_text="1 keep, 1 drop, 1 edit, 3 undecided").wait_for(
+            timeout=SLOW
+        )
+        page.screenshot(path=str(folder / "panel.png"))
+        browser.close()
+    assert [(r.get("id"), r["action"]) for r in rows] == [
+        (ids[0], "keep"),
+        (ids[1], "drop"),
+        (ids[2], "drop"),
+        (None, "undo"),
+        (ids[2], "edit"),
+    ]
+    assert "fits well" in rows[4]["chain"]

@@ -1,0 +1,218 @@
+"""Review by a person: append-only, undone by appending, the same by panel and by table."""
+
+import csv
+import json
+import random
+
+import pytest
+
+from finer1_lite import cot
+from finer1_lite.chains import panel as widgets
+from finer1_lite.chains import review
+from finer1_lite.chains.formats import Record
+from finer1_lite.chains.panel import KEYS, Panel, chain_html, findings_html
+from finer1_lite.chains.review import Review
+from finer1_lite.runtime.files import DataError
+
+
+@pytest.fixture
+def records(world) -> list[Record]:
+    names = world.names[:4]
+    return [
+        Record(f"c{i}", f"p{i}", n, "Name it.", cot.oracle_chain(world, n, random.Random(i)))
+        for i, n in enumerate(names)
+    ]
+
+
+@pytest.fixture
+def state(records, tmp_path) -> Review:
+    return Review(records, tmp_path / "decisions.jsonl")
+
+
+def reloaded(state: Review) -> Review:
+    return Review(state.records.values(), state.path)
+
+
+def test_every_decision_is_on_the_disk_at_once_and_only_ever_appended(state):
+    edited = state.records["c2"].chain.replace("fits", "fits well")
+    written = b""
+    for act in (("c0", "keep"), ("c1", "drop"), ("c2", "edit", edited), ("c1", "keep")):
+        state.decide(*act)
+        assert state.path.read_bytes().startswith(written)
+        written = state.path.read_bytes()
+        assert reloaded(state).decisions == state.decisions
+    assert state.undo() == "c1" and state.decisions["c1"].action == "drop"
+    assert (
+        state.path.read_bytes().startswith(written) and reloaded(state).decisions == state.decisions
+    )
+    assert [r.id for r in state.results()] == ["c0", "c2"]
+    assert [r.id for r in state.results(undecided=True)] == ["c0", "c2", "c3"]
+    assert state.results()[1].chain == edited
+    assert review.summary(state) == {"keep": 1, "drop": 1, "edit": 1, "undecided": 1}
+
+
+def test_undo_goes_back_to_the_beginning_and_no_further(state):
+    state.decide("c0", "keep")
+    state.decide("c0", "drop")
+    assert (state.undo(), state.undo(), state.undo()) == ("c0", "c0", None)
+    assert not state.decisions and not reloaded(state).decisions
+
+
+def test_a_line_torn_by_a_kill_costs_that_decision_alone(state):
+    state.decide("c0", "keep")
+    with state.path.open("ab") as stream:
+        stream.write(b'{"id": "c1", "act')
+    again = reloaded(state)
+    assert set(again.decisions) == {"c0"}
+    again.decide("c2", "drop")
+    assert set(reloaded(state).decisions) == {"c0", "c2"}
+
+
+def test_keeping_an_edited_chain_keeps_the_edit(state):
+    state.decide("c0", "edit", "new")
+    state.decide("c0", "keep")
+    assert state.current("c0").chain == "new"
+    state.decide("c0", "drop")
+    assert "c0" not in [r.id for r in state.results(undecided=True)]
+
+
+def test_an_edit_is_checked_again_and_a_faulty_one_stays_out(state):
+    state.decide("c0", "edit", "<think>gone</think>")
+    assert {"tags", "answer"} <= {f.code for f in state.findings("c0")}
+    assert state.ids("with findings") == ["c0"] and not state.results()
+
+
+def test_filters(state):
+    state.decide("c0", "keep")
+    state.decide("c1", "drop")
+    shown = {which: state.ids(which) for which in review.FILTERS}
+    assert shown == {
+        "all": ["c0", "c1", "c2", "c3"],
+        "undecided": ["c2", "c3"],
+        "kept": ["c0"],
+        "dropped": ["c1"],
+        "edited": [],
+        "with findings": [],
+    }
+
+
+@pytest.mark.parametrize(
+    "act", [("x", "keep"), ("c0", "burn"), ("c0", "edit"), ("c0", "edit", " ")]
+)
+def test_a_decision_that_makes_no_sense_is_refused_and_not_written(state, act):
+    with pytest.raises(ValueError):
+        state.decide(*act)
+    assert not state.path.exists()
+
+
+# --- the table ---------------------------------------------------------------------------
+
+
+def fill(path, **decisions):
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        row["decision"], row["new_chain"] = decisions.get(row["id"], ("", ""))
+    with path.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_table_makes_the_same_decisions_as_the_panel(state, tmp_path):
+    table = tmp_path / "review.csv"
+    state.write_csv(table)
+    edited = state.records["c2"].chain.replace("fits", "fits well")
+    fill(table, c0=("keep", ""), c1=("DROP", ""), c2=("edit", edited.replace("\n", "\r\n")))
+    assert state.read_csv(table) == 3 and state.read_csv(table) == 0  # once each
+    assert state.current("c2").chain == edited and not state.findings("c2")
+    lines = len(state.path.read_text().splitlines())
+    state.write_csv(table)
+    assert (
+        reloaded(state).read_csv(table) == 0 and len(state.path.read_text().splitlines()) == lines
+    )
+
+
+def test_all_faults_of_a_table_are_named_and_nothing_is_taken_over(state, tmp_path):
+    table = tmp_path / "review.csv"
+    state.write_csv(table)
+    fill(table, c0=("keep", ""), c1=("perhaps", ""), c2=("edit", ""))
+    with pytest.raises(DataError) as caught:
+        state.read_csv(table)
+    assert "'perhaps'" in str(caught.value) and "whole new text" in str(caught.value)
+    assert not state.decisions
+    table.write_text("id,verdict\nc0,keep\n")
+    with pytest.raises(DataError, match="column decision(.|\n)*column new_chain"):
+        state.read_csv(table)
+
+
+# --- the panel's Python side -----------------------------------------------------------------
+
+
+@pytest.fixture
+def panel(state, birds) -> Panel:
+    photo = birds.train[0].image()
+    return Panel(state, lambda name: photo, lambda species: [("a neighbour", "q")])
+
+
+def press(panel: Panel, *keys: str) -> None:
+    for key in keys:
+        panel.shortcuts.pressed = [key, panel.shortcuts.pressed[1] + 1]
+
+
+def test_keys_and_buttons_do_the_same(panel):
+    press(panel, "k", "d")
+    panel.buttons["keep"].click()
+    assert {i: d.action for i, d in panel.state.decisions.items()} == {
+        "c0": "keep",
+        "c1": "drop",
+        "c2": "keep",
+    }
+    assert panel.current == "c3" and panel.progress.value == 3
+    press(panel, "u")
+    assert panel.current == "c2" and "c2" not in panel.state.decisions
+    press(panel, "p", "p", "n")
+    assert panel.current == "c1" and set(KEYS.values()) == set(panel.buttons)
+
+
+def test_an_edit_is_saved_by_keep_and_forgotten_otherwise(panel):
+    press(panel, "e")
+    assert (
+        panel.editor.layout.display == "" and panel.editor.value == panel.state.records["c0"].chain
+    )
+    press(panel, "n")
+    assert not panel.state.decisions and panel.editor.layout.display == "none"
+    press(panel, "p", "e")
+    panel.editor.value = panel.editor.value.replace("fits", "fits well")
+    press(panel, "k")
+    assert "fits well" in panel.state.current("c0").chain and "fits well" in panel.chain.value
+    again = Panel(reloaded(panel.state), panel.picture, panel.nearby)
+    assert again.current == "c1"  # goes on at the first undecided chain
+    press(again, "p")
+    assert "fits well" in again.chain.value
+
+
+def test_filters_narrow_what_is_stepped_through(panel):
+    press(panel, "k", "d")
+    panel.filter.value = "dropped"
+    assert panel.current == "c1"
+    press(panel, "n")
+    assert panel.current == "c1"
+    panel.filter.value = "edited"
+    assert panel.current is None and "no chain" in panel.count.value
+    press(panel, "k", "e")  # nothing is shown: nothing happens
+    assert len(panel.state.decisions) == 2
+
+
+def test_whatever_a_model_writes_is_shown_as_text(state, birds):
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    parts = f"analysis: {evil}\ncandidates: a\ncomparison: b\nprediction: {evil}"
+    chain = f"<think>\n{parts}\n</think>\n<answer>{evil}</answer>"
+    for text in (chain, evil, f"<think>{evil}"):
+        shown = chain_html(text)
+        assert "<script" not in shown and "<img" not in shown and "&lt;script" in shown
+    for colour in widgets.COLOURS.values():
+        assert colour in chain_html(chain)
+    state.decide("c0", "edit", chain)
+    assert "<img" not in findings_html(state.findings("c0"))
+    json.dumps(chain_html(chain))

@@ -1,0 +1,151 @@
+"""Teachers: one protocol, seeded answers, and a cache that asks for nothing twice."""
+
+import json
+
+import pytest
+import torch
+
+from finer1_lite import prompts
+from finer1_lite.chains import checks
+from finer1_lite.chains.teachers import (
+    Cached,
+    Ledger,
+    Local,
+    Oracle,
+    Reply,
+    Table,
+    TeacherStopped,
+    load_local,
+    picture_digest,
+)
+from finer1_lite.prompts import Asked
+
+ASKED = prompts.ask_describe("bird", 0)
+
+
+class Scripted:
+    """Answers with a number that goes up, and remembers what it was asked."""
+
+    workers, together = 1, False
+
+    def __init__(self, **identity):
+        self.identity = {"teacher": "scripted", **identity}
+        self.asked = []
+
+    def ask(self, photo, asked, samples):
+        self.asked += [(photo and photo.id, asked.text, i) for i in samples]
+        return [Reply(f"text {len(self.asked)}", 7, 3) for _ in samples]
+
+
+def test_the_oracle_describes_with_slips_and_writes_without(world, birds):
+    oracle, photo = Oracle(world, overlooks=0.3, mistakes=0.2), birds.train[0]
+    texts = [r.text for r in oracle.ask(photo, ASKED, range(40))]
+    assert texts == [r.text for r in oracle.ask(photo, ASKED, range(40))]
+    assert len(set(texts)) > 20
+    truth = {f"{m} {v}" for m, v in world.marks[photo.species].items()}
+    said = [phrase for text in texts for phrase in text.split(", ") if phrase]
+    wrong = sum(phrase not in truth for phrase in said) / len(said)
+    assert 0.1 < wrong < 0.25  # a sixth of the mistakes hits the truth by chance
+    names = (photo.species, *birds.neighbours(photo.species)[:3])
+    asked = prompts.ask_write("bird", photo.species, names, sorted(truth)[:2])
+    (reply,) = oracle.ask(photo, asked, [0])
+    chain = checks.Chain(reply.text, photo.species, asked=names, kept=tuple(sorted(truth)[:2]))
+    assert not checks.check(chain)
+    assert set(chain.parts["analysis"].split(", ")) == set(sorted(truth)[:2])
+
+
+def test_a_table_tells_only_what_a_photo_can_show():
+    from finer1_lite.species import Collection, Photo, Species
+
+    told = {"Red Apple": "Red Apple is a bright round fruit, sweet in taste, with a short stem."}
+    told["Green Pear"] = "Green Pear has a slender neck and dots."
+    kinds = tuple(Species(n, "", True, d) for n, d in told.items())
+    photo = Photo("a", "Red Apple", lambda: None)
+    table = Table(Collection("fruit", kinds, (photo,), (), lambda a, b: 1.0))
+    (reply,) = table.ask(photo, ASKED, [0])
+    assert "bright round fruit" in reply.text and "short stem" in reply.text
+    for word in ("sweet", "taste", "apple", "red"):
+        assert word not in reply.text.casefold()
+    with pytest.raises(TeacherStopped, match="yake"):
+        table.ask(None, prompts.ask_extract(["x"]), [0])
+
+
+# --- the cache ---------------------------------------------------------------------------
+
+
+def test_nothing_is_asked_twice_and_every_setting_is_part_of_the_key(birds, tmp_path):
+    first, second = birds.train[:2]
+    teacher = Scripted(model="a")
+    cached = Cached(teacher, tmp_path)
+    one = cached.ask(first, ASKED, [0, 1])
+    assert cached.ask(first, ASKED, [1, 0]) == one[::-1] and len(teacher.asked) == 2
+    cached.ask(second, ASKED, [0])
+    cached.ask(None, ASKED, [0])
+    cached.ask(first, prompts.ask_describe("bird", 1), [0])
+    assert len(teacher.asked) == 5
+    other = Scripted(model="b")
+    Cached(other, tmp_path).ask(first, ASKED, [0])
+    assert len(other.asked) == 1
+    again = Scripted(model="a")
+    ledger = Ledger()
+    assert Cached(again, tmp_path, ledger).ask(first, ASKED, [0, 1]) == one
+    assert not again.asked and ledger.counts == {"from cache": 2}
+
+
+def test_a_copy_of_a_picture_is_the_same_and_an_edit_is_not(birds):
+    image = birds.train[0].image()
+    changed = image.copy()
+    changed.putpixel((3, 3), (1, 2, 3))
+    assert picture_digest(image) == picture_digest(image.copy()) != picture_digest(changed)
+
+
+def test_the_budget_stops_before_the_answer_that_would_exceed_it(birds, tmp_path):
+    teacher, ledger = Scripted(), Ledger(max_requests=2)
+    with pytest.raises(TeacherStopped, match="budget of 2"):
+        Cached(teacher, tmp_path, ledger).ask(birds.train[0], ASKED, range(5))
+    assert len(teacher.asked) == 2 and len(list(tmp_path.rglob("*.json"))) == 2
+    money = Ledger(price_in=1e6, price_out=0, max_cost=10)
+    with pytest.raises(TeacherStopped, match="budget of 10"):
+        Cached(teacher, tmp_path / "b", money).ask(birds.train[0], ASKED, range(5))
+    assert money.cost == pytest.approx(14)  # 7 tokens an answer: the second crosses the line
+
+
+# --- a real model class, tiny and random ---------------------------------------------------
+
+
+@pytest.fixture
+def local(student):
+    return Local(student.model, student.processor, "tiny", max_new_tokens=12, temperature=1.0)
+
+
+def test_a_local_model_answers_pictures_and_plain_text(local, birds):
+    replies = local.ask(birds.train[0], ASKED, [0, 1, 2])
+    assert len({r.text for r in replies}) > 1
+    for r in replies:
+        assert 0 < r.tokens_out <= 12 and r.tokens_in > 9
+        assert r.finish in ("stop", "length") and "<|" not in r.text
+    state = torch.random.get_rng_state()
+    assert local.ask(birds.train[0], ASKED, [0, 1, 2]) == replies  # a function of the request
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert local.ask(birds.train[0], ASKED, [3, 4, 5]) != replies
+    assert local.ask(birds.train[1], ASKED, [0, 1, 2]) != replies
+    assert local.ask(None, Asked("extract", "List the marks of the bird."), [0])[0].tokens_in < 40
+
+
+def test_greedy_answers_are_all_alike(local, birds):
+    local.temperature = 0.0
+    (one,) = local.ask(birds.train[0], ASKED, [0])
+    assert local.ask(birds.train[0], ASKED, [7])[0].text == one.text
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_model_loads_from_a_folder_plain_or_in_four_bits(student, birds, tmp_path, quantize):
+    folder = tmp_path / "tiny"
+    student.model.save_pretrained(folder)
+    student.processor.save_pretrained(folder)
+    teacher = load_local(folder, quantize, pixels=84 * 84, max_new_tokens=4)
+    assert teacher.identity["model"] == "tiny"  # no path of this machine
+    (reply,) = Cached(teacher, tmp_path / "cache").ask(birds.train[0], ASKED, [0])
+    assert reply.tokens_out > 0
+    saved = json.loads(next((tmp_path / "cache").rglob("*.json")).read_text())
+    assert saved["text"] == reply.text

@@ -1,0 +1,137 @@
+"""Pictures: what is converted, what is turned, and what is refused with which reason."""
+
+import logging
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from photo_folders import four_classes, noise, only_fault
+from PIL import Image
+
+from finer1_lite.data import images
+from finer1_lite.species import load_folder
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return four_classes(tmp_path / "birds")
+
+
+def colour(image: Image.Image, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
+    assert image.mode == "RGB"
+    return image.getpixel(at)
+
+
+@pytest.mark.parametrize(
+    "mode, fill, expected, note",
+    [
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0), "CMYK"),
+        ("L", 128, (128, 128, 128), "grey"),
+        ("1", 1, (255, 255, 255), "black-and-white"),
+        ("I;16", 40000, (156, 156, 156), "16-bit grey"),
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255), "transparency"),
+        ("LA", (0, 0), (255, 255, 255), "transparency"),
+    ],
+)
+def test_unusual_modes_are_converted_and_logged(root, caplog, mode, fill, expected, note):
+    path = root / "red-kite" / ("new.tif" if mode == "CMYK" else "new.PNG")
+    Image.new(mode, (20, 10), fill).save(path)
+    with caplog.at_level(logging.INFO, logger="finer1_lite"):
+        birds = load_folder(root)
+    photo = next(p for p in birds.train + birds.test if "new" in p.id)
+    assert colour(photo.image()) == expected
+    assert any(note in m and photo.id in m for m in caplog.messages)
+
+
+def test_palette_with_transparency_is_laid_on_white(root):
+    image = Image.new("P", (20, 10), 1)
+    image.putpalette([0, 0, 0, 200, 10, 20])
+    image.putpixel((3, 3), 0)
+    image.save(root / "red-kite" / "new.gif", transparency=0)
+    kite = images.decode(root / "red-kite" / "new.gif")
+    assert colour(kite) == (200, 10, 20) and colour(kite, (3, 3)) == (255, 255, 255)
+    load_folder(root)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_exif_orientation_is_applied(tmp_path, ending):
+    image = Image.new("RGB", (40, 20), "red")
+    image.paste("blue", (0, 0, 20, 20))  # the left half: on top after a turn by 90 degrees
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    image.save(tmp_path / f"turned.{ending}", exif=exif)
+    upright = images.decode(tmp_path / f"turned.{ending}")
+    assert upright.size == (20, 40)
+    top, bottom = colour(upright, (10, 5)), colour(upright, (10, 35))
+    assert top[2] > 200 > top[0] and bottom[0] > 200 > bottom[2]
+    assert images.check(tmp_path / f"turned.{ending}").notes == ("turned upright by EXIF",)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A one-bit PNG that claims a size; its pixels need not exist to be refused."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + body
+
+
+def jpeg_bytes(tmp_path: Path) -> bytes:
+    return noise(tmp_path / "whole.jpg", (64, 64)).read_bytes()
+
+
+BAD_PICTURES = {
+    "zero bytes": (lambda tmp: b"", "0 bytes"),
+    "truncated": (lambda tmp: jpeg_bytes(tmp)[:-900], "truncated"),
+    "header only": (lambda tmp: jpeg_bytes(tmp)[:30], "broken|no picture"),
+    "text": (lambda tmp: b"a photo of a kite", "no picture"),
+    "postscript": (
+        lambda tmp: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "no pic",
+    ),
+    "twice too large": (lambda tmp: png_header(20000, 10000), "too large"),
+    "too large": (lambda tmp: png_header(10000, 9000), "too large .10000x9000"),
+    "one pixel": (lambda tmp: png_header(1, 1), "too small .1x1"),
+    "narrow": (lambda tmp: png_header(1600, 8), "too narrow .1600x8"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_bad_pictures_are_named_with_the_reason(root, tmp_path, kind):
+    make, reason = BAD_PICTURES[kind]
+    path = root / "red-kite" / "bad.jpg"
+    path.write_bytes(make(tmp_path))
+    fault = only_fault(root)
+    assert fault.startswith("red-kite/bad.jpg: ")
+    with pytest.raises(images.PictureError, match=reason) as caught:
+        images.decode(path)
+    assert fault.removeprefix("red-kite/bad.jpg") in str(caught.value)
+
+
+def test_broken_link_with_a_pictures_name_is_a_fault(root):
+    (root / "red-kite" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    assert "red-kite/gone.jpg: cannot be read" in only_fault(root)
+
+
+def test_phone_pictures_of_two_frames_and_animations_give_their_first(tmp_path):
+    red, blue = (Image.new("RGB", (16, 16), name) for name in ("red", "blue"))
+    red.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[blue])
+    red.save(tmp_path / "moving.gif", save_all=True, append_images=[blue])
+    assert images.decode(tmp_path / "phone.jpg").getpixel((5, 5))[0] > 200
+    assert images.decode(tmp_path / "moving.gif").getpixel((5, 5)) == (255, 0, 0)
+    assert images.check(tmp_path / "phone.jpg").notes == ()
+    assert "first of several frames kept" in images.check(tmp_path / "moving.gif").notes
+
+
+def test_a_photo_that_vanishes_after_loading_is_named(root):
+    photo = load_folder(root).test[0]
+    photo.source.unlink()
+    with pytest.raises(images.PictureError, match=photo.source.name):
+        photo.image()

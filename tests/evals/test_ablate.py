@@ -1,0 +1,159 @@
+"""The ablation: settings alone tell its rows apart, and its table is made of answers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from finer1_lite import metrics, paperbirds, plots
+from finer1_lite.evals import ablate, examine
+from finer1_lite.presets import Preset
+
+TINY = Preset.lab().with_(
+    max_new_tokens=6,
+    lora_rank=2,
+    test_pictures=24,
+    eval_batch=60,
+    sft__steps=1,
+    sft__batch=2,
+    sft__micro_batch=2,
+    tapo__steps=1,
+    tapo__groups=1,
+    tapo__draws=1,
+)
+
+
+@pytest.fixture
+def study(tmp_path, student, monkeypatch):
+    student.model.save_pretrained(tmp_path / "base")
+    student.processor.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(ablate, "RATES", (1e-3,))
+    monkeypatch.setattr(ablate, "SEARCH_PICTURES", 24)
+    preset = TINY.with_(student=str(tmp_path / "base"))
+    return ablate.Study(tmp_path / "study", preset, ("dapo", "tapo"), seeds=(0,), worlds=(0,))
+
+
+def answers(rights):
+    """A task's file: 1 or 0 a picture, seen then unseen."""
+    rows = [
+        {"split": split, "correct": bool(right), "completion": "", "label": "x"}
+        for split, row in zip(metrics.SPLITS, rights)
+        for right in row
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_every_row_has_the_budget_of_tapo():
+    """The same rollouts, steps and questions a step: a difference is the method's."""
+    ours = Preset.lab().tapo
+    for name, row in ablate.ROWS.items():
+        made = row.preset(Preset.lab(), 1e-3).tapo
+        assert made.anchor_rollouts + made.positive_rollouts == 8, name
+        assert (made.steps, made.groups, made.draws) == (ours.steps, ours.groups, ours.draws), name
+
+
+def test_rows_differ_from_tapo_in_what_their_label_says():
+    def changed(name):
+        preset = Preset.lab().with_(tapo__learning_rate=1.0)
+        ours, made = preset.tapo, ablate.ROWS[name].preset(preset, 1.0).tapo
+        return {k for k, v in vars(made).items() if v != getattr(ours, k)}
+
+    terms = {"inter_class_weight", "anchor_entropy_weight", "negative_entropy_weight"}
+    n_m = {"anchor_rollouts", "positive_rollouts"}
+    assert changed("tapo") == set()
+    assert changed("dapo") == terms | n_m
+    assert changed("no_intra") == n_m
+    assert changed("no_inter") | changed("no_entropy") == terms
+    assert changed("own_scored") == {"scored_on"}
+    assert changed("negative_grad") == {"negative_grad"}
+    assert changed("random_negative") == {"negative"}
+    assert changed("cls_rl") - changed("dapo") == {"prompt", "accuracy_weight", "format_weight"}
+
+
+@pytest.mark.slow
+def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
+    monkeypatch.setattr(ablate, "_do", lambda tasks, workers: [ablate.do(task) for task in tasks])
+    path = ablate.run(study)
+    found = json.loads((study.folder / "ablation.json").read_text())
+    assert set(found["rows"]) == {"sft", "sft_long", "dapo", "tapo"}
+    assert set(found["rates"]) == {"dapo", "tapo"}
+    assert "| TAPO |" in path.read_text()
+    assert (study.folder / "ablation.png").stat().st_size > 1000
+    searched = (study.folder / "world0/seed100/tapo-0.001/tapo-think-open.jsonl").read_text()
+    reported = (study.folder / "world0/seed0/tapo-0.001/tapo-think-open.jsonl").read_text()
+    assert "/val/" in searched and "/test/" not in searched
+    assert "/test/" in reported and "/val/" not in reported
+    assert examine.is_adapter(str(study.folder / "world0/seed0/dapo-0.001"))  # to be examined
+    monkeypatch.setattr(ablate, "train_tapo", None)  # to train anything now would fail
+    monkeypatch.setattr(ablate, "train_sft", None)
+    ablate.run(study)
+
+
+@pytest.fixture
+def no_marks(monkeypatch):
+    monkeypatch.setattr(ablate, "_marks", lambda task, world: {"seen": 1.0, "unseen": 0.5})
+
+
+def finish(study, world, seed, row, rate, right):
+    task = ablate.Task(study, world, seed, row, rate)
+    task.folder.mkdir(parents=True)
+    task.answers.write_text(answers([right] * 2))
+    (task.folder / "finished.json").write_text('{"train_minutes": 2}')
+
+
+def test_rows_are_compared_on_the_seeds_that_both_have(study, no_marks):
+    """A seed that is done in one world alone does not count, nor does the search's."""
+    two = ablate.Study(study.folder, study.preset, (), seeds=(0,), worlds=(0, 1))
+    for seed, right in ((0, [0, 0, 0, 1]), (1, [1, 1, 1, 1]), (ablate.SEARCH_SEED, [0] * 4)):
+        for world in (0, 1):
+            finish(two, world, seed, "sft", 0.0, right)
+    finish(two, 0, 0, "dapo", 0.1, [0, 0, 1, 1])
+    finish(two, 1, 0, "dapo", 0.1, [0, 0, 1, 1])
+    finish(two, 0, 1, "dapo", 0.1, [0, 0, 0, 0])
+    found = ablate.measure(two, {"dapo": 0.1})
+    assert (found["sft"]["seeds"], found["dapo"]["seeds"]) == (2, 1)
+    assert found["dapo"]["over_sft"]["seen"]["mean"] == 0.25
+    assert "tapo" not in found
+
+
+def test_the_table_is_the_mean_over_worlds_and_seeds(study, no_marks):
+    two = ablate.Study(study.folder, study.preset, ("tapo",), seeds=(0, 1), worlds=(0, 1))
+    for w in two.worlds:
+        for s in two.seeds:
+            for name, rate, right in (("sft", 0.0, [1, 0, 0, 0]), ("tapo", 0.1, [1, 1, w, 0])):
+                finish(two, w, s, name, rate, right)
+    found = ablate.measure(two, {"tapo": 0.1})
+    assert found["sft"]["accuracy"]["unseen"] == 0.25
+    assert found["tapo"]["by_world"]["unseen"] == [0.5, 0.75]
+    over = found["tapo"]["over_sft"]["unseen"]
+    assert over["mean"] == pytest.approx(0.375) and over["low"] < over["mean"] < over["high"]
+    assert "+37.5 [" in ablate.table(found).rows[1][4]
+    assert len(plots.ablation(found).axes) == 2
+
+
+def test_bootstrap_over_worlds_of_one_world_is_the_paired_bootstrap():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 2, (2, 3, 40))
+    both = metrics.bootstrap_over_worlds([a], [b], draws=200)
+    assert tuple(both.values()) == metrics.paired_bootstrap(a, b, draws=200)
+
+
+def test_two_worlds_settle_more_than_one():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 2, (2, 4, 5, 60))
+
+    def width(n):
+        cell = metrics.bootstrap_over_worlds(list(a[:n]), list(b[:n]), draws=400)
+        return cell["high"] - cell["low"]
+
+    assert width(4) < 0.7 * width(1)
+    with pytest.raises(ValueError, match="2 worlds in a, 1 in b"):
+        metrics.bootstrap_over_worlds(list(a[:2]), list(b[:1]))
+
+
+def test_validation_pictures_are_no_test_pictures(world):
+    ids = [
+        {p.id for p in paperbirds.collection(world, test=36, split=split).test}
+        for split in ("val", "test")
+    ]
+    assert not ids[0] & ids[1]

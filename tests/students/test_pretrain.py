@@ -1,0 +1,83 @@
+"""Pretraining: what its rows show, and that a killed one goes on with its weights."""
+
+import random
+
+import pytest
+import torch
+from killed import KillAt, Killed
+
+from finer1_lite import paperbirds, prompts
+from finer1_lite.students import pretrain
+
+
+def small_rows(world):
+    def rows(step):
+        rng = random.Random(step)
+        return [[pretrain.describe_row(world, rng)], [pretrain.guide_row(world, rng)]]
+
+    return rows
+
+
+def test_a_killed_pretraining_ends_with_the_weights_of_an_undisturbed_one(
+    fresh, world, tmp_path, monkeypatch
+):
+    """transformers' own loading skips renamed weights silently and goes on from random ones."""
+    start = {name: weight.clone() for name, weight in fresh.model.state_dict().items()}
+    settings = dict(steps=4, lr=1e-3, seed=0)
+
+    def train(folder):
+        rows = small_rows(world)
+        pretrain.train_text(fresh.model.train(), fresh.processor, rows, folder, **settings)
+        return {name: weight.clone() for name, weight in fresh.model.state_dict().items()}
+
+    whole = train(tmp_path / "whole")
+    fresh.model.load_state_dict(start)
+    init = pretrain.TextTrainer.__init__
+
+    def killed(self, *args):
+        init(self, *args)
+        self.add_callback(KillAt(2, saved=True))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.TextTrainer, "__init__", killed)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed")
+    torch.manual_seed(5)
+    for weight in fresh.model.parameters():  # a new process begins with other weights
+        torch.nn.init.normal_(weight.data, std=0.02)
+    resumed = train(tmp_path / "killed")
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name
+
+
+def test_rows_of_describing_never_name_a_species(world):
+    rng = random.Random(0)
+    for _ in range(50):
+        asked, picture, reply = pretrain.describe_row(world, rng)
+        assert picture is not None
+        assert not any(name in reply for name in world.names)
+
+
+def test_no_row_shows_a_picture_and_a_chain(world):
+    """Reasoning about pictures is what SFT teaches; pretraining may not."""
+    rng = random.Random(0)
+    for make in (*pretrain.ROWS.values(), pretrain.caption_row):
+        for _ in range(50):
+            _, picture, reply = make(world, rng)
+            assert picture is None or "candidates:" not in reply
+
+
+def test_captions_name_every_kind_of_species_and_only_the_right_one(world, monkeypatch):
+    shown = []
+    real = paperbirds.photo
+    monkeypatch.setattr(
+        paperbirds, "photo", lambda w, name, *rest: shown.append(name) or real(w, name, *rest)
+    )
+    rng = random.Random(0)
+    asked = set()
+    for _ in range(200):
+        question, _, reply = pretrain.caption_row(world, rng)
+        asked.add(question)
+        assert [n for n in world.names if n in reply] == [shown[-1]]
+    assert asked == {prompts.CAPTION, prompts.question("answer", "bird")}
+    assert {n in world.seen for n in shown} == {True, False}

@@ -1,0 +1,182 @@
+"""unsloth as a backend: asked for in time, called by its public names, else one clear error.
+
+A stand-in with unsloth's signatures (2026.10) takes its place: the real one wants a GPU.
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from families import tiny
+from paths import ROOT
+from tiny_tapo import TINY
+from trl import SFTConfig, SFTTrainer
+
+from finer1_lite import models
+from finer1_lite.generation import Student
+from finer1_lite.students import unsloth
+
+UNSLOTH = TINY.with_(backend="unsloth", quantize="nf4", lora_vision=True)
+CUDA = SimpleNamespace(type="cuda")
+
+
+class FastVisionModel:
+    """Remembers how it was called."""
+
+    calls: dict = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name="",
+        max_seq_length=2048,
+        dtype=None,
+        load_in_4bit=True,
+        load_in_8bit=False,
+        load_in_16bit=False,
+        full_finetuning=False,
+        token=None,
+        device_map="sequential",
+        trust_remote_code=False,
+        use_gradient_checkpointing="unsloth",
+        use_exact_model_name=False,
+        fast_inference=False,
+    ):
+        cls.calls["load"] = {k: v for k, v in locals().items() if k != "cls"}
+        return tiny("qwen2_5_vl").model, object()
+
+    @classmethod
+    def get_peft_model(
+        cls,
+        model,
+        r=16,
+        target_modules=None,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        bias="none",
+        finetune_vision_layers=True,
+        finetune_language_layers=True,
+        finetune_attention_modules=True,
+        finetune_mlp_modules=True,
+        use_gradient_checkpointing="unsloth",
+        random_state=3407,
+    ):
+        cls.calls["adapt"] = {k: v for k, v in locals().items() if k not in ("cls", "model")}
+        return model
+
+    @classmethod
+    def for_training(cls, model):
+        cls.calls["train"] = model
+
+
+class UnslothVisionDataCollator:
+    def __init__(
+        self,
+        model,
+        processor,
+        max_seq_length=None,
+        formatting_func=None,
+        resize="min",
+        ignore_index=-100,
+        train_on_responses_only=False,
+        completion_only_loss=True,
+    ):
+        self.settings = {"resize": resize, "completion_only_loss": completion_only_loss}
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """As if unsloth had been imported first."""
+    root, trainer = ModuleType("unsloth"), ModuleType("unsloth.trainer")
+    root.FastVisionModel = FastVisionModel
+    trainer.UnslothVisionDataCollator = UnslothVisionDataCollator
+    monkeypatch.setitem(sys.modules, "unsloth", root)
+    monkeypatch.setitem(sys.modules, "unsloth.trainer", trainer)
+    monkeypatch.setattr(FastVisionModel, "calls", {})
+    return FastVisionModel
+
+
+def test_loading_and_adapters_go_through_unsloth(stand_in, tmp_path, monkeypatch):
+    student = tiny("qwen2_5_vl")
+    for part in (student.model, student.processor):
+        part.save_pretrained(tmp_path)
+    monkeypatch.setattr(models, "choose_device", lambda: CUDA)
+    monkeypatch.setattr(models, "choose_dtype", lambda device: torch.bfloat16)
+    loaded = models.load_student(tmp_path, UNSLOTH)
+    models.add_adapter(loaded, UNSLOTH, seed=7)
+    load, adapt = stand_in.calls["load"], stand_in.calls["adapt"]
+    assert load["model_name"] == str(tmp_path) and load["dtype"] == torch.bfloat16
+    assert load["load_in_4bit"] and load["use_exact_model_name"]
+    assert not load["trust_remote_code"] and not load["fast_inference"]
+    assert adapt["r"] == TINY.lora_rank and adapt["lora_alpha"] == 2 * TINY.lora_rank
+    assert adapt["finetune_vision_layers"] and adapt["random_state"] == 7
+    assert loaded.processor.image_processor.size["longest_edge"] == UNSLOTH.pixels
+
+
+def test_stage_one_hands_rows_to_its_collator(stand_in):
+    student = Student(object(), object())
+    collator = unsloth.collator(student, UNSLOTH)
+    assert collator.settings == {"resize": "max", "completion_only_loss": True}
+    assert stand_in.calls["train"] is student.model
+    assert set(unsloth.sft_options(UNSLOTH)) <= set(inspect.signature(SFTConfig).parameters)
+    assert "data_collator" in inspect.signature(SFTTrainer.__init__).parameters
+
+
+def test_plain_transformers_is_left_alone(stand_in):
+    assert unsloth.sft_options(TINY) == {} and unsloth.collator(None, TINY) is None
+    unsloth.import_first(["tapo.steps=3", "backend=transformers"])
+    assert not stand_in.calls
+
+
+def test_it_wants_a_gpu(stand_in):
+    with pytest.raises(ValueError, match="CUDA GPU, this is cpu; .*backend=transformers"):
+        unsloth.load("base", UNSLOTH, torch.device("cpu"), torch.float32)
+
+
+def test_one_that_is_not_installed_is_said_so():
+    if unsloth.importlib.util.find_spec("unsloth"):
+        pytest.skip("unsloth is installed here")
+    with pytest.raises(ValueError, match="not installed; pip install unsloth, or --set backend="):
+        unsloth.unsloth()
+
+
+def fake_package(folder, body) -> dict[str, str]:
+    (folder / "unsloth").mkdir()
+    (folder / "unsloth" / "__init__.py").write_text(body)
+    return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
+def test_an_import_that_comes_too_late_is_refused(tmp_path):
+    code = "import transformers; from finer1_lite.students import unsloth; unsloth.unsloth()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=fake_package(tmp_path, ""), capture_output=True, text=True
+    )
+    assert "transformers had been imported before unsloth" in done.stderr
+
+
+def test_the_command_line_imports_it_before_anything_that_it_rewrites(tmp_path):
+    body = (
+        "import json, pathlib, sys\n"
+        "early = [m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules]\n"
+        "pathlib.Path(__file__).with_name('early.json').write_text(json.dumps(early))\n"
+        "raise NotImplementedError('no GPU here')\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "finer1_lite",
+        "lab",
+        "--out",
+        str(tmp_path / "runs"),
+        "--set",
+        "backend=unsloth",
+    ]
+    done = subprocess.run(command, env=fake_package(tmp_path, body), capture_output=True, text=True)
+    assert done.returncode == 2 and not (tmp_path / "runs").exists()
+    assert "cannot run here (no GPU here)" in done.stderr and "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "unsloth" / "early.json").read_text()) == []

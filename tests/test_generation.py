@@ -1,0 +1,383 @@
+"""Answers and their log-probabilities, against plain transformers."""
+
+import pytest
+import torch
+from PIL import Image
+from prompted import SIZES, asked, plain_inputs, sample
+
+from finer1_lite import generation, models, prompts
+from finer1_lite.generation import Student
+from finer1_lite.presets import Preset
+from finer1_lite.students import lab_student
+
+
+class FixedHead(torch.nn.Module):
+    """Gives every token the same chances, whatever came before: {id: probability}."""
+
+    def __init__(self, chances: dict[int, float], size: int):
+        super().__init__()
+        self.logits = torch.full((size,), -torch.inf)
+        for token, share in chances.items():
+            self.logits[token] = torch.tensor(share).log()
+
+    def forward(self, hidden):
+        return self.logits.repeat(*hidden.shape[:-1], 1)
+
+
+def with_head(student: Student, chances: dict[int, float]) -> Student:
+    student.model.lm_head = FixedHead(chances, len(student.processor.tokenizer))
+    return student
+
+
+def encode(student, birds, count=4):
+    return generation.encode_prompts(student.model, student.processor, *asked(birds, count))
+
+
+# --- sampling ------------------------------------------------------------------------
+
+
+def test_greedy_answers_are_those_of_transformers(student, birds):
+    questions, pictures = asked(birds, 4)
+    inputs = plain_inputs(student, questions, pictures)
+    length = inputs["input_ids"].shape[1]
+    theirs = student.model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=20,
+        use_cache=True,
+        suppress_tokens=generation.banned_tokens(student.processor),
+    )[:, length:]
+    batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
+    ours = generation.generate(student.model, student.processor, batch, max_new_tokens=20)
+    assert torch.equal(ours.tokens, theirs)
+    assert len({tuple(row) for row in ours.tokens.tolist()}) > 1  # the pictures matter
+
+
+def test_text_alone_is_answered_as_transformers_do(student):
+    questions = [prompts.LOOKS.format(name="talen finch"), "A bird has wing barred. What is it?"]
+    texts = [
+        student.processor.apply_chat_template(
+            prompts.messages(q, with_image=False), add_generation_prompt=True, tokenize=False
+        )
+        for q in questions
+    ]
+    inputs = student.processor(text=texts, padding=True, return_tensors="pt")
+    theirs = student.model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=12,
+        use_cache=True,
+        suppress_tokens=generation.banned_tokens(student.processor),
+    )[:, inputs["input_ids"].shape[1] :]
+    batch = generation.encode_prompts(student.model, student.processor, questions, None)
+    ours = generation.generate(student.model, student.processor, batch, max_new_tokens=12)
+    assert torch.equal(ours.tokens, theirs)
+
+
+def test_copies_of_a_prompt_stand_together(student, birds):
+    batch = encode(student, birds, 3)
+    one = sample(student, batch, copies=1, temperature=0.0)
+    three = sample(student, batch, copies=3, temperature=0.0)
+    assert torch.equal(three.tokens, one.tokens.repeat_interleave(3, 0))
+    assert three.texts == [text for text in one.texts for _ in range(3)]
+    assert len(set(one.texts)) > 1
+
+
+def test_prompts_may_be_answered_each_its_own_number_of_times(student, birds):
+    batch = encode(student, birds, 3)
+    one = sample(student, batch, copies=1, temperature=0.0)
+    some = sample(student, batch, copies=[2, 0, 3], temperature=0.0)
+    assert some.texts == [one.texts[p] for p in (0, 0, 2, 2, 2)]
+    drawn = sample(student, batch, copies=[2, 2, 2])
+    assert torch.equal(drawn.tokens, sample(student, batch, copies=2).tokens)
+
+
+def test_prompts_encoded_apart_are_answered_as_if_together(student, birds):
+    """Batches of different lengths join with padding; rows come out as they went in."""
+    questions, pictures = asked(birds, 4)
+    together = generation.encode_prompts(student.model, student.processor, questions, pictures)
+    parts = [
+        generation.encode_prompts(student.model, student.processor, questions[a:b], pictures[a:b])
+        for a, b in ((0, 1), (1, 3), (3, 4))
+    ]
+    assert len({part.ids.shape[1] for part in parts}) > 1
+    joined = generation.join(parts)
+    assert torch.equal(joined.mask, together.mask) and torch.equal(joined.types, together.types)
+    expected = sample(student, together, copies=1, temperature=0.0)
+    assert sample(student, joined, copies=1, temperature=0.0).texts == expected.texts
+    turned = sample(student, joined.rows([3, 1]), copies=1, temperature=0.0)
+    assert turned.texts == [expected.texts[3], expected.texts[1]]
+    with torch.no_grad():
+        scores = [
+            generation.log_probs(student.model, b, expected.tokens, expected.mask, range(4))
+            for b in (joined, together)
+        ]
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
+
+
+def test_the_same_generator_seed_gives_the_same_answers(student, birds):
+    batch = encode(student, birds)
+    first = sample(student, batch, seed=5)
+    torch.manual_seed(123)  # the global generator plays no part
+    assert torch.equal(sample(student, batch, seed=5).tokens, first.tokens)
+    assert not torch.equal(sample(student, batch, seed=6).tokens, first.tokens)
+    assert len(set(first.texts)) == 8  # copies are drawn apart
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", [*lab_student.VISION, "<|endoftext|>"])
+def test_a_token_that_cannot_be_scored_is_never_sampled(fresh, birds, name, temperature):
+    """A picture token without a picture stops the next forward pass; a pad token would be
+    masked in the middle of an answer."""
+    ids = fresh.processor.tokenizer.convert_tokens_to_ids
+    student = with_head(fresh, {ids(name): 0.99, ids("a"): 0.01})
+    out = sample(student, encode(student, birds, 2), max_new_tokens=4, temperature=temperature)
+    assert (out.tokens == ids("a")).all()
+
+
+def test_top_p_keeps_the_token_that_crosses_it(fresh, birds):
+    tokens = fresh.processor.tokenizer.convert_tokens_to_ids(["a", "b", "c", "d"])
+    student = with_head(fresh, dict(zip(tokens, (0.4, 0.3, 0.2, 0.1))))
+    batch = encode(student, birds, 1)
+    for top_p, kept in ((0.3, 1), (0.5, 2), (0.75, 3), (0.95, 4), (1.0, 4)):
+        out = sample(student, batch, copies=300, max_new_tokens=1, top_p=top_p)
+        assert set(out.tokens.flatten().tolist()) == set(tokens[:kept]), top_p
+
+
+def test_temperature_sharpens_the_draw(fresh, birds):
+    tokens = fresh.processor.tokenizer.convert_tokens_to_ids(["a", "b"])
+    student = with_head(fresh, dict(zip(tokens, (0.6, 0.4))))
+    batch = encode(student, birds, 1)
+    shares = []
+    for temperature in (0.25, 1.0, 4.0):
+        out = sample(student, batch, copies=1000, max_new_tokens=1, temperature=temperature)
+        shares.append((out.tokens == tokens[0]).float().mean().item())
+    powers = [0.6 ** (1 / t) / (0.6 ** (1 / t) + 0.4 ** (1 / t)) for t in (0.25, 1.0, 4.0)]
+    assert shares == pytest.approx(powers, abs=0.05)
+
+
+def test_answers_end_with_the_end_of_turn_or_are_cut(fresh, birds):
+    tok = fresh.processor.tokenizer
+    word = tok.convert_tokens_to_ids("a")
+    student = with_head(fresh, {tok.eos_token_id: 0.25, word: 0.75})
+    out = sample(student, encode(student, birds, 2), copies=16, max_new_tokens=5)
+    assert 0 < out.cut.sum() < 32
+    for tokens, mask, text, cut in zip(out.tokens, out.mask.bool(), out.texts, out.cut):
+        said = tokens[mask].tolist()
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)  # no hole
+        assert said == ([word] * 5 if cut else [word] * (len(said) - 1) + [tok.eos_token_id])
+        assert text == "a" * (len(said) - (not cut))
+        assert (tokens[~mask] == tok.pad_token_id).all()
+    assert out.lengths.tolist() == out.mask.sum(-1).tolist()
+
+
+def test_generation_stops_when_the_last_answer_has_ended(fresh, birds, monkeypatch):
+    """Answers end one by one; those that have must not be led on to the length limit."""
+    tok = fresh.processor.tokenizer
+    student = with_head(fresh, {tok.eos_token_id: 0.1, tok.convert_tokens_to_ids("a"): 0.9})
+    batch, sizes = encode(student, birds, 2), []
+    language = student.model.model.language_model
+    forward = language.forward
+    monkeypatch.setattr(
+        language,
+        "forward",
+        lambda *a, **k: sizes.append(len(k["inputs_embeds"])) or forward(*a, **k),
+    )
+    out = sample(student, batch, copies=16, max_new_tokens=200)
+    assert not out.cut.any()
+    assert len(sizes) == int(out.lengths.max())  # the prompt, then each token but the last
+    for t, size in enumerate(sizes[1:], 1):  # rows that ended are dropped on the way
+        assert 0.7 * size <= (out.lengths > t).sum() <= size
+
+
+# --- log-probabilities ---------------------------------------------------------------
+
+
+def test_log_probs_of_a_padded_batch_are_those_of_single_rows(student, birds):
+    questions, pictures = asked(birds, 4)
+    batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
+    out = sample(student, batch)
+    out.mask[3, 5:] = 0  # an answer that ends early
+    which = [p for p in range(4) for _ in range(2)]
+    with torch.no_grad():
+        together = generation.log_probs(student.model, batch, out.tokens, out.mask, which)
+        for row, p in enumerate(which):
+            one = generation.encode_prompts(
+                student.model, student.processor, questions[p : p + 1], pictures[p : p + 1]
+            )
+            length = int(out.mask[row].sum())
+            tokens, mask = (x[row : row + 1, :length] for x in (out.tokens, out.mask))
+            alone = generation.log_probs(student.model, one, tokens, mask, [0])
+            torch.testing.assert_close(together[row, :length], alone[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_a_plain_forward_pass(student, birds, temperature):
+    questions, pictures = asked(birds, 4)
+    batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
+    out = sample(student, batch, copies=1)
+    inputs = plain_inputs(student, questions, pictures)
+    length = out.tokens.shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], out.tokens], 1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], out.mask], 1)
+    types = inputs["mm_token_type_ids"]
+    inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(out.tokens)], 1)
+    with torch.no_grad():
+        logits = student.model(**inputs).logits[:, -length - 1 : -1] / temperature
+        ours = generation.log_probs(
+            student.model, batch, out.tokens, out.mask, range(4), temperature
+        )
+    theirs = logits.log_softmax(-1).gather(-1, out.tokens[..., None])[..., 0]
+    torch.testing.assert_close(ours * out.mask, theirs * out.mask, rtol=0, atol=1e-5)
+
+
+def test_answers_are_scored_with_the_chances_that_they_were_sampled_with(student, birds):
+    """Sampling goes token by token through a cache, scoring in one pass: on-policy training
+    stands on their being the same."""
+    batch, steps = encode(student, birds), []
+    hook = student.model.lm_head.register_forward_hook(
+        lambda module, args, logits: steps.append(logits.log_softmax(-1))
+    )
+    try:
+        out = sample(student, batch)
+    finally:
+        hook.remove()
+    drawn = torch.stack(steps[: out.tokens.shape[1]], 1)  # (B, T, V): no row has ended early
+    drawn = drawn.gather(-1, out.tokens[..., None])[..., 0]
+    with torch.no_grad():
+        which = [p for p in range(4) for _ in range(2)]
+        scores = generation.log_probs(student.model, batch, out.tokens, out.mask, which)
+    assert out.cut.all()
+    torch.testing.assert_close(scores, drawn, rtol=0, atol=1e-5)
+
+
+def test_an_answer_can_be_scored_on_another_picture(student, birds):
+    """One answer, three pictures: what TAPO does with anchor, positive and negative."""
+    question = prompts.question("think", "bird")
+    pictures = [p.image() for p in birds.test[:3]]
+    batch = generation.encode_prompts(student.model, student.processor, [question] * 3, pictures)
+    out = sample(student, batch, copies=1)
+    same = [out.tokens[0].expand(3, -1), out.mask[0].expand(3, -1)]
+    with torch.no_grad():
+        scores = generation.log_probs(student.model, batch, *same, [0, 1, 2])
+        turned = generation.log_probs(student.model, batch, *same, [2, 1, 0])
+    torch.testing.assert_close(turned, scores.flip(0), rtol=0, atol=1e-5)
+    assert (scores[0] - scores[1]).abs().max() > 1e-4
+
+
+def test_adapters_answer_and_score(fresh, birds):
+    """Through the wrapper as in the merged weights: no half bypasses the adapters."""
+    batch = encode(fresh, birds, 2)
+    before = sample(fresh, batch, copies=1)
+    adapted = models.add_adapter(fresh, Preset.lab(), seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in adapted.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+    after, which = sample(adapted, batch, copies=1), [0, 1]
+    assert after.texts != before.texts
+    with torch.no_grad():
+        scores = generation.log_probs(adapted.model, batch, after.tokens, after.mask, which)
+    merged = Student(adapted.model.merge_and_unload(), fresh.processor)
+    assert sample(merged, batch, copies=1).texts == after.texts
+    with torch.no_grad():
+        again = generation.log_probs(merged.model, batch, after.tokens, after.mask, which)
+    torch.testing.assert_close(scores, again, rtol=0, atol=1e-4)
+
+
+# --- pictures ------------------------------------------------------------------------
+
+
+def test_a_picture_has_as_many_tokens_as_features(student, birds):
+    questions, pictures = asked(birds, len(SIZES))
+    batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
+    counts = batch.types.sum(-1).tolist()
+    assert counts == [len(f) for f in batch.features]
+    assert counts == [9, 8, 7, 1]  # 28 x 28 pixels each, in a budget of 84 x 84
+
+
+def test_tokens_of_another_picture_are_refused(student, birds):
+    """The released trainer reuses the anchor's token ids for a picture of another size."""
+
+    def stale(text, images, **settings):
+        first = student.processor(text=text, images=images, **settings)
+        small = [image.resize((28, 56)) for image in images]
+        other = student.processor(text=text, images=small, **settings)
+        first.update({key: other[key] for key in ("pixel_values", "image_grid_thw")})
+        return first
+
+    stale.apply_chat_template = student.processor.apply_chat_template
+    picture = [birds.test[0].image()]
+    with pytest.raises(ValueError, match="9.* image tokens but .*2.* image features"):
+        generation.encode_prompts(student.model, stale, ["Caption."], picture)
+
+
+def test_two_mismatches_that_add_up_are_refused_too(student, birds):
+    """Pictures in another order than their questions: the totals agree."""
+
+    def swapped(text, images, **settings):
+        right = student.processor(text=text, images=images, **settings)
+        wrong = student.processor(text=text, images=images[::-1], **settings)
+        right.update({key: wrong[key] for key in ("pixel_values", "image_grid_thw")})
+        return right
+
+    swapped.apply_chat_template = student.processor.apply_chat_template
+    pictures = [birds.test[0].image().resize(size) for size in SIZES[2:]]
+    with pytest.raises(ValueError, match="image tokens but"):
+        generation.encode_prompts(student.model, swapped, ["a", "b"], pictures)
+
+
+def test_the_vision_tower_sees_each_picture_once(student, birds):
+    """However many answers are sampled and scored."""
+    seen = []
+    tower = student.model.model.visual
+    hook = tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
+    )
+    try:
+        batch = encode(student, birds, 3)
+        out = sample(student, batch, copies=4)
+        which = [p for p in range(3) for _ in range(4)]
+        with torch.no_grad():
+            generation.log_probs(student.model, batch, out.tokens, out.mask, which)
+            generation.log_probs(student.model, batch, out.tokens, out.mask, which[::-1])
+    finally:
+        hook.remove()
+    assert seen == [3]
+
+
+def test_pictures_of_any_mode_and_shape_are_encoded(student):
+    for mode, size in (("L", (90, 30)), ("RGB", (1000, 40))):
+        picture = [Image.new(mode, size, 128).convert("RGB")]
+        batch = generation.encode_prompts(student.model, student.processor, ["x"], picture)
+        assert torch.isfinite(batch.features[0]).all()
+
+
+# --- random numbers of one's own -----------------------------------------------------
+
+
+def test_with_a_generator_each_answers_do_not_depend_on_what_is_answered_beside_them(
+    student, birds
+):
+    def dice(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    batch = encode(student, birds)
+    settings = dict(copies=2, max_new_tokens=8, temperature=1.0)
+
+    def said(rows, *seeds):
+        return generation.generate(
+            student.model, student.processor, batch.rows(rows), generator=dice(*seeds), **settings
+        ).texts
+
+    together = said(range(4), 0, 1, 2, 3)
+    assert together == [t for g in range(4) for t in said([g], g)]
+    assert said([0, 1], 3, 1)[2:] == together[2:4] and said([0, 1], 3, 1)[:2] != together[:2]
+
+
+@pytest.mark.parametrize("chance, token", [(0.0, 1), (0.49, 1), (0.51, 3), (0.9999999, 3)])
+def test_a_number_falls_on_a_token_and_never_on_one_without_chances(chance, token):
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    assert generation._pick(logits, 1.0, 1.0, torch.tensor([chance])).tolist() == [token]
+    assert generation._pick(logits, 1.0, 0.4, torch.tensor([chance])).tolist() in ([1], [3])

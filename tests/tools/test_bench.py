@@ -1,0 +1,272 @@
+"""The bench: what it counts, what it holds equal, and a small one from end to end."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+import torch
+from trl import GRPOTrainer
+
+from finer1_lite import __main__ as cli
+from finer1_lite import models, rewards
+from finer1_lite.generation import Student
+from finer1_lite.presets import Preset
+from finer1_lite.tools import bench, benchrow
+from finer1_lite.tools.benchrow import TRAINERS, Job, Meter, build
+
+PHASES = ("generate_s", "score_s", "update_s")
+
+
+@pytest.fixture(scope="module")
+def small(student, tmp_path_factory) -> Preset:
+    """A preset whose student has random weights; 1 group, 2 rollouts, 4 tokens."""
+    folder = tmp_path_factory.mktemp("student")
+    student.model.save_pretrained(folder)
+    student.processor.save_pretrained(folder)
+    return Preset.lab().with_(
+        student=str(folder),
+        max_new_tokens=4,
+        lora_rank=4,
+        tapo__groups=1,
+        tapo__anchor_rollouts=1,
+        tapo__positive_rollouts=1,
+    )
+
+
+def in_case(preset: Preset, steps=1) -> tuple[Preset, dict]:
+    case = bench.cases(preset, grow=False)[0]
+    return bench.with_case(preset, steps, case), case
+
+
+# --- from end to end -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_small_bench_yields_a_row_a_trainer(small, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    rows = bench.run(small, steps=1, grow=False, json_path=path)
+    assert json.loads(path.read_text()) == rows
+    assert [row["trainer"] for row in rows] == list(TRAINERS)
+    for row in rows:
+        assert row["step_s"] == pytest.approx(sum(row[phase] for phase in PHASES))
+        assert all(row[phase] > 0 for phase in PHASES)
+        assert row["peak_mb"] > row["start_mb"] > 100  # torch alone is more
+        assert (row["answers"], row["answer_tokens"], row["rollouts"]) == (2, 4, 2)
+        assert row["tokens_per_s"] == pytest.approx(8 / row["step_s"])
+        assert row["vision_calls"] > 0
+    trl, dapo, tapo, pulled = rows
+    assert trl["of_trl"] == dapo["of_dapo"] == 1
+    assert dapo["of_trl"] == pytest.approx(dapo["step_s"] / trl["step_s"])
+    assert trl["pictures"] == 4  # the anchor, once a rollout, to generate and to score
+    assert dapo["pictures"] == dapo["vision_calls"] == 1
+    for row in (tapo, pulled):  # anchor, positive, negative
+        assert row["pictures"] == row["pictures_generate"] == 3 and row["vision_calls"] == 1
+    out = capsys.readouterr().out
+    for name in TRAINERS:
+        assert re.search(rf"^{name}  +\d+\.\d\d ", out, re.MULTILINE), name
+    found = re.search(r"peak (\d+) MB, plain log-softmax (\d+) MB", out)
+    ours, naive = map(float, found.groups())
+    assert 0 < ours <= naive / 4  # ... at a vocabulary of 152 thousand
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--steps", "--groups", "--json FILE", "--no-grow", "--preset"):
+        assert option in out
+
+
+def test_bad_counts_are_refused_together(caplog):
+    assert cli.main(["bench", "--steps", "0", "--groups", "-1"]) == 2
+    assert "--steps 0: 1 or more, --groups -1: 1 or more" in caplog.text
+
+
+# --- the same work for all -----------------------------------------------------------
+
+
+class Pipe:
+    """The other end of a row's pipe, in the same process: always says go."""
+
+    def __init__(self):
+        self.readings = []
+
+    def recv(self):
+        return "step"
+
+    def send(self, reading):
+        self.readings.append(reading)
+
+
+@pytest.fixture(scope="module")
+def trained(student, small, tmp_path_factory):
+    """Each trainer after two steps of 2 groups with spread: what it did."""
+    found = {}
+    preset, _ = in_case(small.with_(tapo__groups=2, tapo__micro_batch=3), steps=1)
+    real = rewards.accuracy
+    for name in TRAINERS:
+        pipe, asked = Pipe(), []
+
+        def every_other(completions, label, *_, asked=asked, **__):
+            asked.append((list(label), [len(rewards._text(c)) for c in completions]))
+            return [float(i % 2 == 0) for i in range(len(completions))]
+
+        rewards.accuracy = every_other
+        try:
+            trainer = build(Job(name, preset, 84, 1), Meter(pipe), tmp_path_factory.mktemp("row"))
+            before = weights(trainer.model)
+            trainer.train()
+        finally:
+            rewards.accuracy = real
+        found[name] = (trainer, before, weights(trainer.model), asked, pipe.readings)
+    return found
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_row_really_trains_its_adapters(trained, name):
+    trainer, before, after, _, readings = trained[name]
+    assert len(readings) == 2
+    gradients = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+    assert len(gradients) == 2 and min(gradients) > 0
+    for key, weight in after.items():
+        if "lora_B" in key:
+            assert (weight - before[key]).abs().max() > 1e-5, key
+        elif "lora_" not in key:
+            assert torch.equal(weight, before[key]), key
+
+
+def test_every_trainer_is_asked_about_the_same_anchors(trained):
+    labels = {
+        name: sum((label for label, _ in asked), [])
+        for name, (_, _, _, asked, _) in trained.items()
+    }
+    first = labels["trl dapo"]
+    assert len(first) == 8 and len(set(first)) > 1  # 2 steps, 2 groups, 2 rollouts
+    assert all(found == first for found in labels.values())
+
+
+def test_every_answer_has_the_longest_length(trained):
+    """The end of the turn is never drawn: the same number of tokens for all."""
+    for name in ("dapo", "tapo", "tapo, negative_grad"):
+        trainer = trained[name][0]
+        assert [g.mask.sum(-1).tolist() for g in trainer.kept] == [[4, 4], [4, 4]]
+        assert all(g.cut.all() for g in trainer.kept)
+    logged = [row for row in trained["trl dapo"][0].state.log_history if "loss" in row]
+    for row in logged:
+        assert row["completions/min_length"] == row["completions/max_length"] == 4
+
+
+def test_the_micro_batch_divides_the_answers(small):
+    preset, _ = in_case(small.with_(tapo__groups=3, tapo__anchor_rollouts=3))  # 12 answers
+    sizes = {}
+    for limit in (1, 5, 8, 12, 32):
+        job = Job("dapo", preset.with_(tapo__micro_batch=limit), 84, 1)
+        sizes[limit] = benchrow.micro_batch(job)
+    assert sizes == {1: 1, 5: 4, 8: 6, 12: 12, 32: 12}
+
+
+def test_trl_still_calls_what_the_meter_wraps():
+    """A renamed method would leave its phase at zero without any error."""
+    import inspect
+
+    source = inspect.getsource(GRPOTrainer)
+    for method in ("_generate_and_score_completions", "_get_per_token_logps_and_entropies"):
+        assert re.search(rf"self\.{method}\(", source), method
+
+
+def test_pictures_have_the_size_asked_for(small):
+    preset, _ = in_case(small)
+    for side in (84, 56):
+        birds = benchrow.pictures(preset, side)
+        assert {p.image().size for p in birds.train} == {(side, side)}
+        first = birds.train[0]
+        assert first.image() is not first.image()  # a copy each: nobody draws on the original
+
+
+def test_another_student_starts_from_a_fresh_adapter(small):
+    student = benchrow.load(small)
+    assert isinstance(student, Student) and models.trainable_parameters(student.model) > 0
+
+
+# --- counting and dividing -----------------------------------------------------------
+
+
+def test_time_belongs_to_the_innermost_phase(student, monkeypatch):
+    now = iter([1.0, 4.0, 9.0, 15.0, 22.0])
+    monkeypatch.setattr(benchrow.time, "perf_counter", lambda: next(now))
+    meter = Meter(Pipe())
+    meter.student = student
+    meter._timed("generate", lambda: meter._timed("score", lambda: None))  # 1 to 4, 9, 15
+    meter._switch("update")  # ... and 22
+    assert meter.spent == Counter(update=1.0 + 7.0, generate=3.0 + 6.0, score=5.0)
+
+
+def test_ratios_are_medians_of_ratios_within_a_round():
+    """A round in which the machine was busy for all leaves them alone."""
+
+    def reading(step):
+        return {"step_s": step, "peak_mb": 300.0, "start_mb": 200.0}
+
+    seconds = {"trl dapo": (2, 20, 2), "dapo": (1, 10, 1), "tapo": (1.5, 15, 2)}
+    counted = [[reading(s) for s in seconds.get(name, (4, 40, 4))] for name in TRAINERS]
+    preset, _ = in_case(Preset.lab().with_(tapo__groups=2))
+    rows = [
+        bench.row(Job(name, preset, 84, 1), seen, *counted[:2])
+        for name, seen in zip(TRAINERS, counted)
+    ]
+    assert [row["of_trl"] for row in rows] == [1, 0.5, 0.75, 2]
+    assert [row["of_dapo"] for row in rows] == [2, 1, 1.5, 4]
+    assert rows[1]["tokens_per_s"] == 2 * 8 * 96 / 1 and rows[0]["steps_mb"] == 100
+
+
+def test_cases_vary_one_axis_at_a_time():
+    found = bench.cases(Preset.lab(), grow=True)
+    base = {"rollouts": 8, "answer_tokens": 96, "picture_side": 84}
+    assert found[0] == base and bench.cases(Preset.lab(), grow=False) == [base]
+    changed = [{k: v for k, v in case.items() if v != base[k]} for case in found[1:]]
+    assert changed == [
+        {"rollouts": 4},
+        {"rollouts": 16},
+        {"picture_side": 168},
+        {"picture_side": 252},
+        {"answer_tokens": 48},
+        {"answer_tokens": 192},
+    ]
+
+
+def test_growth_shows_each_value_of_an_axis():
+    base = {"rollouts": 8, "answer_tokens": 96, "picture_side": 84}
+    rows = [
+        base | {"rollouts": n, "trainer": name, "step_s": n * 1.5, "of_trl": 0.5, "peak_mb": 700.0}
+        for n in (8, 4, 16)
+        for name in TRAINERS
+    ]
+    lines = bench.growth(rows, "rollouts", base).splitlines()
+    assert lines[0].split()[-3:] == ["4", "8", "16"]
+    assert lines[2].split() == [
+        "dapo",
+        "6.00",
+        "0.50",
+        "700",
+        "12.00",
+        "0.50",
+        "700",
+        "24.00",
+        "0.50",
+        "700",
+    ]
+
+
+def test_a_row_that_dies_is_named():
+    class Dead:
+        def send(self, _):
+            raise BrokenPipeError
+
+    with pytest.raises(ChildProcessError, match="'tapo' stopped"):
+        bench._step(Dead(), Job("tapo", Preset.lab(), 84, 1))

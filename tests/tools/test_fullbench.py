@@ -1,0 +1,136 @@
+"""The full-size bench at a small size: the same path from end to end, on a CPU."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from finer1_lite.__main__ import main
+from finer1_lite.tools import bench, benchrow, fullbench
+from finer1_lite.tools.benchrow import Job
+from finer1_lite.tools.fullbench import PHASES, ROWS
+
+pytest.importorskip("bitsandbytes")
+SMALL = fullbench.full_preset().with_(
+    student="random:Qwen2.5-VL-tiny",
+    pixels=16 * 28 * 28,
+    max_new_tokens=4,
+    lora_rank=4,
+    tapo__anchor_rollouts=1,
+    tapo__positive_rollouts=1,
+)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """(rows, what was written, what was printed) of one small bench."""
+    path = tmp_path_factory.mktemp("full") / "rows.json"
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *a, **_: printed.append(" ".join(map(str, a))))
+        patch.setattr(fullbench, "COPIED", 2**22)
+        rows = fullbench.run(SMALL, steps=1, json_path=path)
+    return rows, json.loads(path.read_text()), "\n".join(printed)
+
+
+def test_every_trainer_has_a_row_with_its_phases(measured):
+    rows, written, printed = measured
+    assert rows == written and [row["trainer"] for row in rows] == list(ROWS)
+    for row in rows:
+        assert all(row[f"{phase}_s"] > 0 and row[f"{phase}_mb"] > 100 for phase in PHASES)
+        assert row["peak_mb"] == max(row[f"{phase}_mb"] for phase in PHASES)
+        assert row["answer_tokens"] == 4 and row["answers"] == 2
+    assert rows[0]["of_trl"] == 1 and rows[1]["of_dapo"] == 1
+    assert "random:Qwen2.5-VL-tiny, nf4, on CPU in float32" in printed
+
+
+def test_own_rows_stand_beside_the_plan_and_trls_does_not(measured):
+    rows, _, printed = measured
+    trl, *own = rows
+    assert "planned_mb" not in trl
+    for row in own:
+        planned = [row[f"{phase}_planned_mb"] for phase in PHASES]
+        assert 70 < min(planned) and max(planned) == row["planned_mb"]  # embeddings alone: 74
+        ratio = row["peak_mb"] / row["planned_mb"]
+        assert re.search(rf"^{row['trainer']} .*  {ratio:.2f}$", printed, re.MULTILINE)
+
+
+def test_rollouts_stand_beside_the_bandwidth(measured):
+    rows, _, printed = measured
+    for row in rows:
+        assert row["bandwidth"] > 1e8  # 0.1 GB/s: any memory
+        embeddings = 151_936 * 128 * 4
+        assert embeddings < row["read_bytes"] < 1.1 * embeddings
+        assert row["limit_tokens_per_s"] == pytest.approx(2 * row["bandwidth"] / row["read_bytes"])
+        assert row["rollout_tokens_per_s"] == pytest.approx(8 / row["generate_s"])
+        assert 0 < row["of_limit"] < 1
+    assert "GB/s" in printed
+
+
+def test_a_trainer_that_stops_leaves_the_others(monkeypatch, tmp_path, capsys):
+    reading = {f"{p}_{unit}": 1.0 for p in PHASES for unit in ("s", "mb")} | {
+        "step_s": 3.0,
+        "peak_mb": 1.0,
+        "start_mb": 0.0,
+        "cpu_s": 3.0,
+        "vision_calls": 1,
+        "pictures": 1,
+    }
+
+    def readings(jobs, bar):
+        if jobs[0].trainer == "trl dapo":
+            raise ChildProcessError("the process of 'trl dapo' stopped")
+        return [[reading]]
+
+    monkeypatch.setattr(bench, "readings", readings)
+    monkeypatch.setattr(fullbench, "COPIED", 2**22)
+    rows = fullbench.run(SMALL, steps=1, json_path=tmp_path / "rows.json")
+    assert [row["trainer"] for row in rows] == ["dapo", "tapo"]
+    assert rows[0]["of_trl"] is None and rows[1]["of_dapo"] == 1
+    assert "'trl dapo' stopped" in "".join(capsys.readouterr())
+
+
+def test_nothing_measured_is_an_error(monkeypatch):
+    def readings(jobs, bar):
+        raise ChildProcessError("stopped")
+
+    monkeypatch.setattr(bench, "readings", readings)
+    monkeypatch.setattr(fullbench, "COPIED", 2**22)
+    with pytest.raises(ChildProcessError, match="no trainer could be measured"):
+        fullbench.run(SMALL, steps=1)
+
+
+def test_the_full_preset_is_the_assignment_of_a_t4():
+    preset = fullbench.full_preset()
+    case = bench.cases(preset, grow=False)[0]
+    assert case == {"rollouts": 8, "answer_tokens": 512, "picture_side": 448}
+    assert (preset.quantize, preset.tapo.groups) == ("nf4", 1)
+    assert preset.student == "random:Qwen2.5-VL-3B" and preset.gradient_checkpointing
+
+
+def test_a_prompt_is_counted_as_long_as_it_is(birds):
+    from sized import adapted
+
+    from finer1_lite import generation, prompts
+
+    preset = bench.with_case(SMALL, 1, bench.cases(SMALL, grow=False)[0])
+    job = Job("tapo", preset, 112, 1)
+    load = fullbench._load(job, {"dtype": "float32"})
+    student = adapted(preset)
+    asked = prompts.question("think", "bird")
+    picture = benchrow.pictures(preset, 112).train[0].image()
+    batch = generation.encode_prompts(student.model, student.processor, [asked], [picture])
+    assert load.prompt == batch.ids.shape[1] and load.visual == 16
+
+
+def test_without_a_gpu_full_says_so_and_what_runs(caplog):
+    assert main(["bench", "--full"]) == 2
+    assert "--full needs a CUDA GPU" in caplog.text and "`bench` without it" in caplog.text
+
+
+def test_bandwidth_is_the_bytes_of_a_copy_over_its_time(monkeypatch):
+    now = iter([0.0, 2.0, 5.0, 6.0] + [9.0, 19.0] * 6)
+    monkeypatch.setattr(fullbench, "_now", lambda device: next(now))
+    monkeypatch.setattr(fullbench, "COPIED", 400)
+    assert fullbench.bandwidth(torch.device("cpu")) == 800 / 1.0
