@@ -270,9 +270,9 @@ def run_bench(args) -> None:
 
     groups = args.groups if args.groups is not None else 1 if args.full else 2
     counts = {"--steps": args.steps, "--groups": groups}
-    faults = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
-    if faults:
-        raise ValueError(", ".join(faults))
+    problems = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
+    if problems:
+        raise ValueError(", ".join(problems))
     if args.full:
         if models.choose_device().type != "cuda":
             raise ValueError(

@@ -28,18 +28,18 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
         ValueError: wrong shape or sizes, or a reward that is no finite number.
     """
     rewards = torch.as_tensor(rewards)
-    faults = []
+    problems = []
     if rewards.dim() != 1:
-        faults.append(f"rewards must be (B,), not {tuple(rewards.shape)}")
+        problems.append(f"rewards must be (B,), not {tuple(rewards.shape)}")
     if group_size < 2:
-        faults.append(f"group_size is {group_size}: a spread needs at least 2 rollouts")
+        problems.append(f"group_size is {group_size}: a spread needs at least 2 rollouts")
     elif rewards.numel() % group_size:
-        faults.append(f"{rewards.numel()} rewards do not fill groups of {group_size}")
+        problems.append(f"{rewards.numel()} rewards do not fill groups of {group_size}")
     bad = (~torch.isfinite(rewards)).flatten().nonzero().flatten().tolist()
     if bad:
-        faults.append(f"rewards at {bad} are not finite: mend the reward function")
-    if faults:
-        raise ValueError("; ".join(faults))
+        problems.append(f"rewards at {bad} are not finite: mend the reward function")
+    if problems:
+        raise ValueError("; ".join(problems))
     # In float32 the mean of ten rewards of 0.1 is not 0.1; divided by eps, that
     # rounding would become an advantage. In float64 it does not.
     groups = rewards.double().view(-1, group_size)  # (G, group_size)

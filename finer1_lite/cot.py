@@ -105,13 +105,13 @@ def make_chains(collection: Collection, teacher: Teacher, seed: int) -> dict[str
 
     Raises ValueError listing the pictures whose chain has a broken form or a wrong answer.
     """
-    chains, faults = {}, []
+    chains, problems = {}, []
     for photo in collection.train:
         text = teacher(photo, random.Random(f"chain/{seed}/{photo.id}"))
         right = rewards.accuracy_reward(text, photo.species, classes=collection.names)
         if not (right and rewards.format_reward(text)):
-            faults.append(photo.id)
+            problems.append(photo.id)
         chains[photo.id] = text
-    if faults:
-        raise ValueError(f"{len(faults)} chains are unusable: {', '.join(faults[:5])}")
+    if problems:
+        raise ValueError(f"{len(problems)} chains are unusable: {', '.join(problems[:5])}")
     return chains

@@ -69,13 +69,13 @@ def answer_row(
     sample: int = 0,
     tokens: int = 0,
     cut: bool = False,
-    fault: str | None = None,
+    problem: str | None = None,
     released_path: str = "",
 ) -> dict:
     """One answer, scored: the row of every records.jsonl, by the same parser as the reward's.
 
     classes: every name that counts as a name; groups: name -> its genus or other group;
-    released_path: see `protocols.judge`; fault: why there is no answer to score.
+    released_path: see `protocols.judge`; problem: why there is no answer to score.
     """
     verdict = scoring.judge(
         completion,
@@ -111,7 +111,7 @@ def answer_row(
         "included": verdict.included,
         "tokens": tokens,
         "cut": cut,
-        "fault": fault,
+        "problem": problem,
     }
 
 

@@ -159,9 +159,9 @@ class GroupTrainer(StepTrainer):
             size = self.smaller.at_once(AT_ONCE, len(share))
             part = share[len(groups) : len(groups) + size]
             dice = [torch.Generator().manual_seed(_number(f"{seed}/{g}")) for g in part]
-            found, fault = oom.attempt(lambda: self.answer([drawn[g] for g in part], dice))
-            if fault:
-                self.smaller.halve(AT_ONCE, len(part), fault, LOWER)
+            found, problem = oom.attempt(lambda: self.answer([drawn[g] for g in part], dice))
+            if problem:
+                self.smaller.halve(AT_ONCE, len(part), problem, LOWER)
             else:
                 groups += found
         bare = [replace(g, triplet=None) for g in groups]  # photos need not fit into a message

@@ -125,19 +125,19 @@ def _check(tensors: dict[str, Tensor | None], advantages: Tensor, clips: tuple[f
     """ValueError listing every wrong shape and every impossible clip."""
     shape = tensors["logps"].shape
     low, high, dual = clips
-    faults = [
+    problems = [
         f"{name} is {tuple(tensor.shape)}, logps is {tuple(shape)}"
         for name, tensor in tensors.items()
         if tensor is not None and tensor.shape != shape
     ]
     if len(shape) != 2:
-        faults.append(f"logps must be (B, T), not {tuple(shape)}")
+        problems.append(f"logps must be (B, T), not {tuple(shape)}")
     if tuple(advantages.shape) != tuple(shape[:1]):
-        faults.append(f"advantages must be (B,), not {tuple(advantages.shape)}")
+        problems.append(f"advantages must be (B,), not {tuple(advantages.shape)}")
     if not (0 <= low <= 1 and high >= 0 and dual > 1):
-        faults.append(f"clips want 0 <= low <= 1, high >= 0, dual > 1: {low}, {high}, {dual}")
-    if faults:
-        raise ValueError("tapo_loss: " + "; ".join(faults))
+        problems.append(f"clips want 0 <= low <= 1, high >= 0, dual > 1: {low}, {high}, {dual}")
+    if problems:
+        raise ValueError("tapo_loss: " + "; ".join(problems))
 
 
 def tapo_loss(

@@ -97,16 +97,16 @@ def paired_bootstrap(
 def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Mean of a - b in each draw. (draws,)"""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    faults = [
+    problems = [
         f"{n} has shape {x.shape}: give (seeds, pictures)"
         for n, x in (("a", a), ("b", b))
         if x.ndim != 2 or not x.size
     ]
-    if not faults and a.shape[1] != b.shape[1]:
-        faults = [f"{a.shape[1]} pictures in a, {b.shape[1]} in b: give the same pictures"]
+    if not problems and a.shape[1] != b.shape[1]:
+        problems = [f"{a.shape[1]} pictures in a, {b.shape[1]} in b: give the same pictures"]
     if draws < 1:
-        faults.append(f"draws={draws}: give 1 or more")
-    _raise("no bootstrap:", faults)
+        problems.append(f"draws={draws}: give 1 or more")
+    _raise("no bootstrap:", problems)
     drawn = np.empty(draws)
     for i in range(draws):
         rows = rng.integers(len(a), size=len(a))
@@ -212,25 +212,25 @@ class _Grid:
 
 
 def _sorted_out(records: Iterable[Mapping]) -> dict:
-    """{(stage, split, task): {seed: {photo: record}}}; ValueError lists all faults."""
+    """{(stage, split, task): {seed: {photo: record}}}; ValueError lists all problems."""
     found: dict = {}
-    faults = []
+    problems = []
     for number, record in enumerate(records, 1):
-        fault = _fault(record)
-        if fault:
-            faults.append(f"record {number}: {fault}")
+        problem = _problem(record)
+        if problem:
+            problems.append(f"record {number}: {problem}")
             continue
         key = (_STAGE_OF[record["stage"], record["prompt"]], record["split"], record["task"])
         photos = found.setdefault(key, {}).setdefault(record["seed"], {})
         if record["photo"] in photos:
             where = f"{'/'.join(key)}, seed {record['seed']}, photo {record['photo']!r}"
-            faults.append(f"record {number}: {where} stands there twice; keep one")
+            problems.append(f"record {number}: {where} stands there twice; keep one")
         photos[record["photo"]] = record
-    _raise("records that cannot be counted:", faults)
+    _raise("records that cannot be counted:", problems)
     return found
 
 
-def _fault(record: Mapping) -> str:
+def _problem(record: Mapping) -> str:
     """What is wrong with a record, and the mend; "" if nothing is."""
     missing = [name for name in _FIELDS if name not in record]
     if missing:
@@ -279,6 +279,6 @@ def _differences(grids: Mapping[tuple[str, str, str], _Grid]) -> dict:
     return found
 
 
-def _raise(headline: str, faults: Sequence[str]) -> None:
-    if faults:
-        raise ValueError("\n- ".join([headline, *faults]))
+def _raise(headline: str, problems: Sequence[str]) -> None:
+    if problems:
+        raise ValueError("\n- ".join([headline, *problems]))

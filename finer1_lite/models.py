@@ -124,10 +124,10 @@ def load_student(source: str | Path, preset: Preset) -> Student:
     device = choose_device()
     dtype = choose_dtype(device)
     student = _load(source, preset, device, dtype)
-    fault = selftest.overflow(student) if dtype == torch.float16 else ""
-    if not fault:
+    problem = selftest.overflow(student) if dtype == torch.float16 else ""
+    if not problem:
         return student
-    log.info("dtype float32 after all: in float16 %s", fault)
+    log.info("dtype float32 after all: in float16 %s", problem)
     del student
     gc.collect()  # its memory is wanted
     return _load(source, preset, device, torch.float32)

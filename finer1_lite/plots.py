@@ -229,13 +229,13 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 def photo_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 3) -> Figure:
     """Pictures in rows of `columns`, a title above each (cut with an ellipsis if too long)."""
-    faults = []
+    problems = []
     if len(images) != len(titles) or not images:
-        faults.append(f"{len(images)} images and {len(titles)} titles: give as many, 1 at least")
+        problems.append(f"{len(images)} images and {len(titles)} titles: give as many, 1 at least")
     if columns < 1:
-        faults.append(f"columns={columns}: give 1 or more")
-    if faults:
-        raise ValueError("\n- ".join(["no grid of photos:", *faults]))
+        problems.append(f"columns={columns}: give 1 or more")
+    if problems:
+        raise ValueError("\n- ".join(["no grid of photos:", *problems]))
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     side = min(WIDTH / columns, 3.0)

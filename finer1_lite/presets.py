@@ -231,8 +231,8 @@ class Preset:
         for name, text in self._contradictions(wanted):
             wanted.setdefault(name, text)
         if wanted:
-            faults = [f"{name} = {values[name][1]!r}: {text}" for name, text in wanted.items()]
-            raise ValueError("settings that make no sense:\n- " + "\n- ".join(faults))
+            problems = [f"{name} = {values[name][1]!r}: {text}" for name, text in wanted.items()]
+            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
         return self
 
     def _contradictions(self, faulty) -> list[tuple[str, str]]:

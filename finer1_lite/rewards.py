@@ -88,15 +88,15 @@ def parse_answer(completion: str) -> str | None:
 def _name_table(
     classes: Sequence[str], aliases: Aliases, labels: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Normalised name -> class; ValueError listing every fault of the names."""
+    """Normalised name -> class; ValueError listing every problem of the names."""
     if isinstance(classes, str):
         raise ValueError(f"classes is one string, {classes!r}: give a list of names")
-    faults = [] if len(classes) else ["classes is empty: name at least one class"]
+    problems = [] if len(classes) else ["classes is empty: name at least one class"]
     found: dict[str, list[tuple[int, str]]] = {}
     for index, name in enumerate(classes):
         others = (aliases or {}).get(name) or ()
         if isinstance(others, str):
-            faults.append(f"aliases of {name!r} is one string, {others!r}: give a list")
+            problems.append(f"aliases of {name!r} is one string, {others!r}: give a list")
             others = ()
         found.setdefault(normalise(name), []).append((index, repr(name)))
         for other in others:
@@ -105,14 +105,14 @@ def _name_table(
     for key, owners in found.items():
         listed = ", ".join(shown for _, shown in owners)
         if not key:
-            faults.append(f"nothing is left of {listed} once normalised: rename")
+            problems.append(f"nothing is left of {listed} once normalised: rename")
         elif len({index for index, _ in owners}) > 1:
-            faults.append(f"ambiguous, all read as {key!r}: {listed}: rename or drop")
+            problems.append(f"ambiguous, all read as {key!r}: {listed}: rename or drop")
     for label in labels:
         if label not in classes:
-            faults.append(f"label {label!r} is not among the {len(classes)} classes")
-    if faults:
-        raise ValueError("names cannot be scored:\n- " + "\n- ".join(faults))
+            problems.append(f"label {label!r} is not among the {len(classes)} classes")
+    if problems:
+        raise ValueError("names cannot be scored:\n- " + "\n- ".join(problems))
     return {key: classes[owners[0][0]] for key, owners in found.items()}
 
 
@@ -121,7 +121,7 @@ def match_class(text: str | None, classes: Sequence[str], aliases: Aliases = Non
 
     The whole text must be the name: a sentence round it, a negation or a second name
     makes it no match. Aliases of classes that are not in `classes` are left unused (a
-    question may offer four of them all). ValueError, all faults listed: no classes,
+    question may offer four of them all). ValueError, all problems listed: no classes,
     or names that normalise alike.
     """
     table = _name_table(classes, aliases)
@@ -223,7 +223,7 @@ def accuracy(
     """`accuracy_reward` of each completion, with the signature that TRL calls.
 
     `classes`: one list of names for all, or a list per completion; `aliases`: one
-    mapping for all, or one per completion. ValueError lists the faults of all rows.
+    mapping for all, or one per completion. ValueError lists the problems of all rows.
     """
     size = len(completions)
     shared = not len(classes) or isinstance(classes[0], str)
@@ -232,14 +232,14 @@ def accuracy(
     if not size == len(label) == len(class_rows) == len(alias_rows):
         rows = f"{len(label)} label, {len(class_rows)} classes, {len(alias_rows)} aliases"
         raise ValueError(f"{size} completions, but rows of the columns: {rows}")
-    rewards, faults = [], []
+    rewards, problems = [], []
     for completion, name, names, more in zip(completions, label, class_rows, alias_rows):
         try:
             rewards.append(accuracy_reward(_text(completion), name, classes=names, aliases=more))
-        except ValueError as fault:
-            faults.append(str(fault))
-    if faults:
-        raise ValueError("\n".join(dict.fromkeys(faults)))
+        except ValueError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
     return rewards
 
 

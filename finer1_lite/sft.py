@@ -61,14 +61,14 @@ class ChainTrainer(SFTTrainer):
         todo = self.so_far[-1:]
         while True:
             size = smaller.at_once(MICRO, rows)
-            losses, fault = oom.attempt(
+            losses, problem = oom.attempt(
                 lambda: [self._in_parts(model, b, size, num_items_in_batch) for b in todo]
             )
-            if not fault:
+            if not problem:
                 break
             if distributed.world()[1] > 1:  # the others wait inside a pass that never comes
-                raise MemoryError(f"out of memory ({fault}): lower {MICRO} ({rows}) or pixels")
-            smaller.halve(MICRO, size, fault, "pixels")
+                raise MemoryError(f"out of memory ({problem}): lower {MICRO} ({rows}) or pixels")
+            smaller.halve(MICRO, size, problem, "pixels")
             model.zero_grad()
             todo = self.so_far
         if self.accelerator.sync_gradients:

@@ -3,7 +3,7 @@
 The setting is the paper's (section "The problem and the claim" of Fine-R1, arXiv
 2602.07605): a few training photos for each class, 60 % of the classes seen and 40 % unseen,
 training on seen classes only. The user's data is checked completely before any model is
-loaded (`folders` and `pictures` look, nothing is written), and all faults come in one
+loaded (`folders` and `pictures` look, nothing is written), and all problems come in one
 `DataError`.
 """
 
@@ -78,23 +78,23 @@ class Collection:
 
     def __post_init__(self) -> None:
         photos, names = (*self.train, *self.test), set(self.names)
-        faults = [f"two species are called {n!r}; rename one" for n in _repeated(self.names)]
-        faults += [
+        problems = [f"two species are called {n!r}; rename one" for n in _repeated(self.names)]
+        problems += [
             f"two photos have the id {i!r}; each belongs in train or in test, once"
             for i in _repeated(photo.id for photo in photos)
         ]
-        faults += [
+        problems += [
             f"{p.id}: {p.species!r} is no species of this collection; add it"
             for p in photos
             if p.species not in names
         ]
-        faults += [
+        problems += [
             f"{p.id}: {p.species!r} is not seen; move the photo to test"
             for p in self.train
             if p.species in self.unseen_names
         ]
-        if faults:
-            raise DataError(faults, "this collection contradicts itself:")
+        if problems:
+            raise DataError(problems, "this collection contradicts itself:")
 
     @property
     def names(self) -> list[str]:
@@ -180,15 +180,15 @@ def load_folder(
     then shots come from its train files and tests from its test files only),
     `folder`/descriptions.csv (class; description or product_description) and
     `folder`/classes.csv (class; name to show; seen: yes or no, instead of `unseen_share`).
-    The same seed and files give the same collection. Raises DataError with every fault found.
+    The same seed and files give the same collection. Raises DataError with every problem found.
     """
     root = Path(folder).expanduser()
-    faults = _argument_faults(shots, unseen_share)
+    problems = _argument_problems(shots, unseen_share)
     table = Path(descriptions).expanduser() if descriptions else None
     classes, found = folders.read_folder(root, shots=shots, descriptions=table)
-    faults += found
-    if faults:
-        raise DataError(faults, f"{root} cannot be used; to mend: {len(faults)}")
+    problems += found
+    if problems:
+        raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
     if classes[0].seen is None:
         unseen = _draw_unseen({one.name: one.group for one in classes}, unseen_share, seed)
     else:
@@ -209,13 +209,13 @@ def load_folder(
     return Collection(coarse, species, tuple(train), tuple(test), distance)
 
 
-def _argument_faults(shots: int, unseen_share: float) -> list[str]:
-    faults = []
+def _argument_problems(shots: int, unseen_share: float) -> list[str]:
+    problems = []
     if shots < 1:
-        faults.append(f"shots={shots}: give 1 or more")
+        problems.append(f"shots={shots}: give 1 or more")
     if not 0 <= unseen_share < 1:
-        faults.append(f"unseen_share={unseen_share}: give a share from 0 to below 1")
-    return faults
+        problems.append(f"unseen_share={unseen_share}: give a share from 0 to below 1")
+    return problems
 
 
 def _draw_unseen(groups: dict[str, str], share: float, seed: int) -> set[str]:

@@ -214,11 +214,11 @@ class TAPOTrainer(GroupTrainer):
         """call(); where memory runs out in any process, all call again with smaller batches."""
         while True:
             tried = min(self._at_once(), -(-rows // distributed.world()[1]))
-            done, fault = oom.attempt(call)
-            if not any(distributed.total([bool(fault)])):
+            done, problem = oom.attempt(call)
+            if not any(distributed.total([bool(problem)])):
                 return done
             self.model.zero_grad()  # what the failed passes left
-            self.smaller.halve(MICRO, tried, fault or "in another process", LOWER)
+            self.smaller.halve(MICRO, tried, problem or "in another process", LOWER)
 
     def _score(self, batch: Batch, on: Tensor) -> generation.Scores:
         """Layers recompute their activations in training mode only: it is on for this call,

@@ -72,7 +72,7 @@ def test_the_dtype_of_the_rewards_is_kept(dtype):
 
 
 @pytest.mark.parametrize(
-    ("rewards", "size", "faults"),
+    ("rewards", "size", "problems"),
     [
         (torch.zeros(5), 2, ["5 rewards", "groups of 2"]),
         (torch.zeros(4), 1, ["group_size is 1"]),
@@ -82,11 +82,11 @@ def test_the_dtype_of_the_rewards_is_kept(dtype):
         (torch.tensor([0.0, float("nan"), float("inf")]), 2, ["3 rewards", "[1, 2]"]),
     ],
 )
-def test_one_error_lists_all_faults(rewards, size, faults):
+def test_one_error_lists_all_faults(rewards, size, problems):
     with pytest.raises(ValueError) as caught:
         group_advantages(rewards, size)
-    for fault in faults:
-        assert fault in str(caught.value)
+    for problem in problems:
+        assert problem in str(caught.value)
 
 
 def test_keep_group_wants_some_right_and_some_wrong():

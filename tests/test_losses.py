@@ -260,8 +260,8 @@ def test_one_error_lists_all_faults():
     logps, old, negative, advantages, mask = batch()
     with pytest.raises(ValueError) as caught:
         tapo_loss(logps, old[:, :2], negative[:3], advantages[:1], mask, clip_dual=0.5)
-    for fault in ("old_logps is (6, 2)", "negative_logps is (3, 5)", "(1,)", "0.5"):
-        assert fault in str(caught.value)
+    for problem in ("old_logps is (6, 2)", "negative_logps is (3, 5)", "(1,)", "0.5"):
+        assert problem in str(caught.value)
 
 
 def options(seed=5):

@@ -34,38 +34,38 @@ def texts(output):
 
 def output_faults(notebook) -> list[str]:
     """What a reader must not meet below a cell."""
-    faults = []
+    problems = []
     for number, cell in enumerate(cells_of(notebook, "code"), 1):
         if cell["execution_count"] != number:
-            faults.append(f"cell [{cell['execution_count']}] should be [{number}]: run all again")
+            problems.append(f"cell [{cell['execution_count']}] should be [{number}]: run all again")
         for output in cell["outputs"]:
             if output["output_type"] == "error":
-                faults.append(f"[{number}] ends in {output['ename']}: {output['evalue']}")
+                problems.append(f"[{number}] ends in {output['ename']}: {output['evalue']}")
                 continue
             for kind, text in texts(output):
                 if kind == "stderr":
-                    faults.append(f"[{number}] writes to stderr: {text[:80]!r}")
-                faults += [f"[{number}] shows the path {a}" for a in ABSOLUTE if a in text]
+                    problems.append(f"[{number}] writes to stderr: {text[:80]!r}")
+                problems += [f"[{number}] shows the path {a}" for a in ABSOLUTE if a in text]
                 if "\r" in text:
-                    faults.append(f"[{number}] leaves a progress bar behind")
-    return faults
+                    problems.append(f"[{number}] leaves a progress bar behind")
+    return problems
 
 
 def cell_faults(notebook) -> list[str]:
     """Cells too long, too wide, or too little explained."""
     codes = [source(cell).splitlines() for cell in cells_of(notebook, "code")]
-    faults = []
+    problems = []
     for number, lines in enumerate(codes, 1):
         if len(lines) > MAX_LINES:
-            faults.append(f"[{number}] has {len(lines)} lines, {MAX_LINES} at most")
+            problems.append(f"[{number}] has {len(lines)} lines, {MAX_LINES} at most")
         wide = [line for line in lines if len(line) > MAX_COLUMNS]
-        faults += [f"[{number}] is wider than {MAX_COLUMNS}: {line[:40]}..." for line in wide]
+        problems += [f"[{number}] is wider than {MAX_COLUMNS}: {line[:40]}..." for line in wide]
     if statistics.median(map(len, codes)) > MEDIAN_LINES:
-        faults.append(f"the median code cell is longer than {MEDIAN_LINES} lines")
+        problems.append(f"the median code cell is longer than {MEDIAN_LINES} lines")
     ratio = len(cells_of(notebook, "markdown")) / len(codes)
     if not 1 <= ratio <= 2:
-        faults.append(f"{ratio:.2f} markdown cells a code cell: 1 to 2")
-    return faults
+        problems.append(f"{ratio:.2f} markdown cells a code cell: 1 to 2")
+    return problems
 
 
 def ending_faults(notebook) -> list[str]:
@@ -73,11 +73,11 @@ def ending_faults(notebook) -> list[str]:
     last = "\n".join(source(cell) for cell in notebook["cells"][-4:])
     _, summary, rest = last.partition("## Summary")
     _, exercises, tasks = rest.partition("## Exercises")
-    faults = [] if summary and exercises else ["ends without '## Summary' and '## Exercises'"]
+    problems = [] if summary and exercises else ["ends without '## Summary' and '## Exercises'"]
     counts = [tasks.count(tag) for tag in ("<details>", "</details>", "<summary>")]
     if counts != [3, 3, 3]:
-        faults.append(f"three folded solutions are wanted, tags found: {counts}")
-    return faults
+        problems.append(f"three folded solutions are wanted, tags found: {counts}")
+    return problems
 
 
 def definitions(tree) -> set[str]:
@@ -112,9 +112,9 @@ def test_notebook_is_tidy(path):
     assert path.stat().st_size < MAX_BYTES
     assert notebook["nbformat"] == 4
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    faults = output_faults(notebook) + cell_faults(notebook) + ending_faults(notebook)
-    faults += [f"defines {name} again: import it" for name in defined_twice(notebook)]
-    assert not faults, "\n".join([path.name, *faults])
+    problems = output_faults(notebook) + cell_faults(notebook) + ending_faults(notebook)
+    problems += [f"defines {name} again: import it" for name in defined_twice(notebook)]
+    assert not problems, "\n".join([path.name, *problems])
 
 
 # --- the checks themselves fail where they should ------------------------------------

@@ -1,4 +1,4 @@
-"""Settings: one place, typed, and refused with every fault at once."""
+"""Settings: one place, typed, and refused with every problem at once."""
 
 import pytest
 

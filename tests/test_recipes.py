@@ -102,7 +102,7 @@ def test_cls_rl_pays_for_the_name_alone(fresh, birds, spread, tmp_path):
 # --- what is refused -----------------------------------------------------------------
 
 
-def faults_of(**changes) -> list[str]:
+def problems_of(**changes) -> list[str]:
     with pytest.raises(ValueError) as error:
         Preset.lab().with_(**changes)
     return str(error.value).splitlines()[1:]
@@ -110,9 +110,9 @@ def faults_of(**changes) -> list[str]:
 
 def test_every_choice_is_checked_and_all_faults_come_at_once():
     wrong = {name.replace(".", "__"): "sideways" for name in CHOICES}
-    faults = faults_of(**wrong)
+    problems = problems_of(**wrong)
     expected = [f"- {n} = 'sideways': one of {', '.join(known)}" for n, known in CHOICES.items()]
-    assert sorted(faults) == sorted(expected)
+    assert sorted(problems) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -138,12 +138,12 @@ WRONG = [
 
 @pytest.mark.parametrize(("changes", "name"), WRONG)
 def test_numbers_that_a_step_would_choke_on_are_refused_before_it(changes, name):
-    (fault,) = faults_of(**changes)
-    assert fault.startswith(f"- {name} = ")
+    (problem,) = problems_of(**changes)
+    assert problem.startswith(f"- {name} = ")
 
 
 def test_faults_of_every_kind_come_together():
     merged = {k: v for changes, _ in WRONG for k, v in changes.items()}
-    faults = "\n".join(faults_of(shots=0, tapo__entropy="none", **merged))
+    problems = "\n".join(problems_of(shots=0, tapo__entropy="none", **merged))
     for name in ["shots", "tapo.entropy", *(name for _, name in WRONG)]:
-        assert f"- {name} = " in faults
+        assert f"- {name} = " in problems

@@ -157,12 +157,12 @@ BAD_NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("classes", "aliases", "faults"), BAD_NAMES)
-def test_names_that_cannot_be_scored_are_all_listed(classes, aliases, faults):
+@pytest.mark.parametrize(("classes", "aliases", "problems"), BAD_NAMES)
+def test_names_that_cannot_be_scored_are_all_listed(classes, aliases, problems):
     with pytest.raises(ValueError) as caught:
         match_class("Rose", classes, aliases)
-    for fault in faults:
-        assert fault in str(caught.value)
+    for problem in problems:
+        assert problem in str(caught.value)
     with pytest.raises(ValueError):  # whatever the completion is
         accuracy_reward("no tags", "Rose", classes=classes, aliases=aliases)
 

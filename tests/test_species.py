@@ -145,8 +145,8 @@ def test_a_collection_that_contradicts_itself_is_refused():
             (photo("a", "owl"), photo("c", "gull")),
             distance=lambda a, b: 0,
         )
-    told = "\n".join(caught.value.faults)
-    assert len(caught.value.faults) == 4
+    told = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 4
     for word in ("called 'kite'", "id 'a'", "b: 'kite' is not seen", "c: 'gull'"):
         assert word in told
 

@@ -1,4 +1,4 @@
-"""What makes a chain unfit to learn from: one small function a fault, all in one table.
+"""What makes a chain unfit to learn from: one small function a problem, all in one table.
 
 Each function takes a parsed `Chain` and returns the reason in words, or None. The same table
 serves our own form (each part on a line that begins with its heading) and the released
@@ -50,7 +50,7 @@ _SENSE = re.compile(
 )
 
 
-# --- one function a fault ------------------------------------------------------------------
+# --- one function a problem ------------------------------------------------------------------
 
 
 def tags(c: Chain) -> str | None:

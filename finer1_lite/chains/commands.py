@@ -185,13 +185,13 @@ def make_work(args):
     from finer1_lite.chains.teachers import Cached, Ledger
 
     kind = args.teacher or ("oracle" if args.photos is None else "table")
-    faults = []
+    problems = []
     if kind == "oracle" and args.photos is not None:
-        faults.append("--teacher oracle knows paper birds only: choose another for --photos")
+        problems.append("--teacher oracle knows paper birds only: choose another for --photos")
     if kind in ("local", "endpoint") and not args.model:
-        faults.append(f"--teacher {kind} needs --model")
-    if faults:
-        raise ValueError("; ".join(faults))
+        problems.append(f"--teacher {kind} needs --model")
+    if problems:
+        raise ValueError("; ".join(problems))
     collection, world = collection_of(args)
     ledger = Ledger(args.price_in, args.price_out, args.max_requests, args.max_cost)
     teachers = _teacher(kind, args, collection, world, ledger)

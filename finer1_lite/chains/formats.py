@@ -60,44 +60,44 @@ def to_row(record: Record) -> dict:
 
 
 def from_row(row: object) -> Record:
-    """ValueError naming every fault of the row."""
+    """ValueError naming every problem of the row."""
     if not isinstance(row, dict):
         raise ValueError(f"is no JSON object but {type(row).__name__}")
-    faults = [f"lacks {name!r}" for name in _NEEDED if name not in row]
+    problems = [f"lacks {name!r}" for name in _NEEDED if name not in row]
     if row.get("version") != VERSION:
-        faults.append(f"has version {row.get('version')!r}; this program reads {VERSION}")
+        problems.append(f"has version {row.get('version')!r}; this program reads {VERSION}")
     unknown = sorted(row.keys() - _KINDS.keys() - {"version"})
-    faults += [f"has an unknown field {name!r}; put it into extra" for name in unknown]
+    problems += [f"has an unknown field {name!r}; put it into extra" for name in unknown]
     values = {}
     for name, value in row.items():
         kind = _KINDS.get(name)
         if kind is str and not isinstance(value, str):
-            faults.append(f"{name} is no text: {value!r}")
+            problems.append(f"{name} is no text: {value!r}")
         elif kind == tuple[str, ...]:
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                faults.append(f"{name} is no list of texts: {value!r}")
+                problems.append(f"{name} is no list of texts: {value!r}")
             else:
                 values[name] = tuple(value)
         elif kind in (int, dict) and (not isinstance(value, kind) or isinstance(value, bool)):
-            faults.append(f"{name} is no {kind.__name__}: {value!r}")
+            problems.append(f"{name} is no {kind.__name__}: {value!r}")
         elif kind:
             values[name] = value
-    if faults:
-        raise ValueError("; ".join(faults))
+    if problems:
+        raise ValueError("; ".join(problems))
     return Record(**values)
 
 
 def each_row(path: Path, rows: Iterable[tuple[object, object]], convert: Callable) -> list:
-    """Convert all rows; one DataError for the faults of all of them."""
-    found, faults = [], []
+    """Convert all rows; one DataError for the problems of all of them."""
+    found, problems = [], []
     for where, row in rows:
         try:
             found.append(convert(row))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             said = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-            faults.append(f"{path}, {where}: {said}")
-    if faults:
-        raise DataError(faults, f"{len(faults)} rows cannot be used:")
+            problems.append(f"{path}, {where}: {said}")
+    if problems:
+        raise DataError(problems, f"{len(problems)} rows cannot be used:")
     return found
 
 

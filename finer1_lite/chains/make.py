@@ -53,18 +53,18 @@ class Settings:
     seed: int = 0
 
     def check(self) -> "Settings":
-        faults = [
+        problems = [
             f"{name} = {value}: a whole number from 1 on"
             for name, value in asdict(self).items()
             if name in ("descriptions", "neighbours", "per_picture", "rounds") and value < 1
         ]
         for name, known in (("extract", ("teacher", "yake")), ("estimator", ("count", "infonce"))):
             if getattr(self, name) not in known:
-                faults.append(f"{name} = {getattr(self, name)!r}: one of {', '.join(known)}")
+                problems.append(f"{name} = {getattr(self, name)!r}: one of {', '.join(known)}")
         if not 0 <= self.beta <= 1:
-            faults.append(f"beta = {self.beta}: from 0 to 1 (at 1 no concept is worth its price)")
-        if faults:
-            raise DataError(faults, "settings that make no sense:")
+            problems.append(f"beta = {self.beta}: from 0 to 1 (at 1 no concept is worth its price)")
+        if problems:
+            raise DataError(problems, "settings that make no sense:")
         return self
 
 
@@ -127,7 +127,7 @@ def in_parallel(
     Stops handing out items when the teacher is done for good, or after `PATIENCE` failures
     in a row; what is under way is waited for, since it is being paid for.
     """
-    faults: list[str] = []
+    problems: list[str] = []
     in_a_row = 0
     halted = threading.Event()
 
@@ -143,14 +143,14 @@ def in_parallel(
                 task.result()
                 in_a_row = 0
             except TeacherError as error:
-                faults.append(f"{getattr(tasks[task], 'id', tasks[task])}: {error}")
+                problems.append(f"{getattr(tasks[task], 'id', tasks[task])}: {error}")
                 in_a_row += 1
                 if isinstance(error, TeacherStopped) or in_a_row >= PATIENCE:
                     halted.set()
             except BaseException:
                 halted.set()
                 raise
-    return faults
+    return problems
 
 
 def describe(work: Work) -> dict[str, list[str]]:
@@ -169,9 +169,9 @@ def describe(work: Work) -> dict[str, list[str]]:
             for reply in work.teacher.ask(photo, asked, list(samples))
         ]
 
-    faults = in_parallel(work.teacher, work.collection.train, act, "descriptions", work.bars)
-    if faults:
-        raise TeacherError("; ".join(faults[:5]))
+    problems = in_parallel(work.teacher, work.collection.train, act, "descriptions", work.bars)
+    if problems:
+        raise TeacherError("; ".join(problems[:5]))
     return found
 
 
@@ -221,14 +221,14 @@ def write_all(
     def act(photo: Photo) -> None:
         _write_one(work, photo, described[photo.id], selected[photo.species])
 
-    faults = in_parallel(work.teacher, work.collection.train, act, "chains", work.bars)
+    problems = in_parallel(work.teacher, work.collection.train, act, "chains", work.bars)
     short = [
         f"{p.id}: {len(work.done.get(p.id, []))} of {work.settings.per_picture} chains passed in "
         f"{work.settings.rounds} rounds (reasons: rejected.jsonl)"
         for p in work.collection.train
         if len(work.done.get(p.id, [])) < work.settings.per_picture
     ]
-    return faults or short
+    return problems or short
 
 
 def _write_one(work: Work, photo: Photo, texts: Sequence[str], selection: Selection) -> None:

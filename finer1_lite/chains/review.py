@@ -126,7 +126,7 @@ class Review:
     def results(self, undecided: bool = False) -> list[Record]:
         """The chains that stay: kept and edited ones, and undecided ones where asked for.
 
-        An edit that brought a fault stays out: a person's slip must not reach the training.
+        An edit that brought a problem stays out: a person's slip must not reach the training.
         """
         done = self.decisions
         return [
@@ -155,30 +155,30 @@ class Review:
     def read_csv(self, path: Path) -> int:
         """Take over what the table says anew; returns how many decisions that was.
 
-        DataError with every fault, before anything is taken over.
+        DataError with every problem, before anything is taken over.
         """
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             lacking = {"id", "decision", "new_chain"} - set(reader.fieldnames or ())
             rows = list(reader)
-        faults = [f"{path}: lacks the column {name}" for name in sorted(lacking)]
+        problems = [f"{path}: lacks the column {name}" for name in sorted(lacking)]
         done, new = self.decisions, []
         for number, row in enumerate(rows if not lacking else (), 2):
             action, chain = (row["decision"] or "").strip().lower(), row["new_chain"] or ""
             chain = chain.replace("\r\n", "\n")  # spreadsheets
-            fault = self._fault(row["id"], action, chain)
-            if fault:
-                faults.append(f"{path}, row {number}: {fault}")
+            problem = self._problem(row["id"], action, chain)
+            if problem:
+                problems.append(f"{path}, row {number}: {problem}")
             decision = Decision(action, chain if action == "edit" else "")
             if action and done.get(row["id"]) != decision:
                 new.append((row["id"], decision))
-        if faults:
-            raise DataError(faults, "no decision was taken over; to mend:")
+        if problems:
+            raise DataError(problems, "no decision was taken over; to mend:")
         for id_, decision in new:
             self.decide(id_, decision.action, decision.chain)
         return len(new)
 
-    def _fault(self, id_: str, action: str, chain: str) -> str | None:
+    def _problem(self, id_: str, action: str, chain: str) -> str | None:
         if id_ not in self.records:
             return f"there is no chain {id_!r}"
         if action and action not in ACTIONS:

@@ -65,8 +65,8 @@ class Draw:
         if limit and len(heap) >= limit and _order(self.seed, digest) < heap[0][0]:
             return ""
         checked = images.check_bytes(data)
-        if checked.fault:
-            raise images.PictureError(checked.fault)
+        if checked.problem:
+            raise images.PictureError(checked.problem)
         path = self.folder / own / f"{role}-{digest}{images.ending(data)}"
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".tmp")

@@ -67,7 +67,7 @@ def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
     """Fill the folder `out`; returns what `out`/fetch.json records. Repeated, it reads nothing.
 
     `allow_missing` leaves out classes that a released list or the source lacks. DataError
-    lists every fault; `out` is then not there, and OUT.partial keeps what was read.
+    lists every problem; `out` is then not there, and OUT.partial keeps what was read.
     """
     settings = json.loads(json.dumps(asdict(wanted)))
     if out.exists():
@@ -144,11 +144,11 @@ def _save(partial: Path, state: dict) -> None:
 
 def _check(wanted: Wanted) -> None:
     counts = {"train": wanted.train, "test": wanted.test, "classes": wanted.classes}
-    faults = [f"--{name} {n}: 0 (all) or more" for name, n in counts.items() if n < 0]
+    problems = [f"--{name} {n}: 0 (all) or more" for name, n in counts.items() if n < 0]
     if wanted.classes == 1:
-        faults.append("--classes 1: 2 or more, or 0 for all")
-    if faults:
-        raise DataError(faults, "settings that make no sense:")
+        problems.append("--classes 1: 2 or more, or 0 for all")
+    if problems:
+        raise DataError(problems, "settings that make no sense:")
 
 
 # Classes ---------------------------------------------------------------------------------
@@ -158,16 +158,16 @@ def choose_classes(
     wanted: Wanted, labels: tuple[str, ...], allow_missing: bool = False
 ) -> tuple[dict[str, Class], list[str]]:
     """(label -> its Class, for those to fetch; sentences on what was left out)."""
-    hubset, faults, left_out = wanted.source.hubset, [], []
+    hubset, problems, left_out = wanted.source.hubset, [], []
     names = {label: hubsets.display(label) for label in labels}
     seen: dict[str, bool] = {}
     if hubset:
         names, strange, lacking = hubsets.match(hubset, labels)
         seen = hubsets.released_classes(hubset.released)
-        faults += [f"the label {label!r} is no released class" for label in strange]
-        faults += [f"the released class {name} has no label, or several" for name in lacking]
+        problems += [f"the label {label!r} is no released class" for label in strange]
+        problems += [f"the released class {name} has no label, or several" for name in lacking]
         if allow_missing:
-            left_out, faults = faults, []
+            left_out, problems = problems, []
             twice = {name for name, n in Counter(names.values()).items() if n > 1}
             names = {label: name for label, name in names.items() if name not in twice}
     chosen = _draw_classes(wanted, names, seen)
@@ -179,15 +179,17 @@ def choose_classes(
     for own, n in Counter(one.folder.casefold() for one in classes.values()).items():
         same = [label for label, one in classes.items() if one.folder.casefold() == own]
         if n > 1 or not own:
-            faults.append(
+            problems.append(
                 f"the labels {', '.join(map(repr, same))} need folders of one name; "
                 "rename them in the source"
             )
     if len(classes) < 2:
-        faults.append(f"{len(classes)} classes can be fetched; 2 or more are needed")
-    if faults:
+        problems.append(f"{len(classes)} classes can be fetched; 2 or more are needed")
+    if problems:
         mend = "try another copy with --from, or leave out what does not match: --allow-missing"
-        raise DataError(faults, f"{wanted.source.place}: {len(faults)} faults of classes; {mend}")
+        raise DataError(
+            problems, f"{wanted.source.place}: {len(problems)} problems of classes; {mend}"
+        )
     return classes, left_out
 
 
@@ -307,7 +309,7 @@ def _finish(
         _save(partial, state)
     for name in itertools.chain(*state["dropped"].values()):
         (partial / name).unlink(missing_ok=True)
-    faults = [
+    problems = [
         f"the split {split} is empty; choose others with --train-splits and --test-splits"
         for split, n in state["rows"].items()
         if not n
@@ -322,9 +324,9 @@ def _finish(
     left_out = [f"{folder}: {said}" for folder, said in short.items()]
     kept = [one for one in classes.values() if one.folder not in short]
     if not allow_missing or len(kept) < 2:
-        faults += [f"{said}; leave such classes out with --allow-missing" for said in left_out]
-    if faults:
-        raise DataError(faults, f"{wanted.source.place}: not enough; to mend: {len(faults)}")
+        problems += [f"{said}; leave such classes out with --allow-missing" for said in left_out]
+    if problems:
+        raise DataError(problems, f"{wanted.source.place}: not enough; to mend: {len(problems)}")
     for folder in short:
         shutil.rmtree(partial / folder, ignore_errors=True)
     _write_tables(partial, kept)

@@ -1,8 +1,8 @@
 """Look through a folder of class folders and list what is in it, and all that is wrong.
 
 Plain findings only: which picture goes to training and which class stays unseen is decided
-in `species`. Each function takes `faults`, a list it appends sentences to, so that one
-look finds every fault; each sentence names the file or value and the mend.
+in `species`. Each function takes `problems`, a list it appends sentences to, so that one
+look finds every problem; each sentence names the file or value and the mend.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ class ClassFolder:
 def read_folder(
     root: Path, *, shots: int, descriptions: Path | None = None
 ) -> tuple[list[ClassFolder], list[str]]:
-    """The classes under `root`, sorted by name, and the faults of everything looked at."""
-    faults: list[str] = []
-    classes = _scan(root, faults)
+    """The classes under `root`, sorted by name, and the problems of everything looked at."""
+    problems: list[str] = []
+    classes = _scan(root, problems)
     if not classes:
-        return classes, faults
+        return classes, problems
     # by name in any case: an unnoticed Index.csv would let a split leak
     tables = {path.name.lower(): path for path in root.iterdir() if path.is_file()}
     if CLASSES in tables:
-        _read_classes(tables[CLASSES], classes, faults)
-    faults += _name_faults(classes)
+        _read_classes(tables[CLASSES], classes, problems)
+    problems += _name_problems(classes)
     if INDEX in tables:
-        _read_index(tables[INDEX], classes, faults)
+        _read_index(tables[INDEX], classes, problems)
     if descriptions or DESCRIPTIONS in tables:
-        _read_descriptions(descriptions or tables[DESCRIPTIONS], classes, faults)
-    _check_pictures(classes, faults)
-    _drop_copies(classes, faults)
+        _read_descriptions(descriptions or tables[DESCRIPTIONS], classes, problems)
+    _check_pictures(classes, problems)
+    _drop_copies(classes, problems)
     for one in classes:
-        faults += _too_few(one, 0 if one.seen is False else shots)
-    return sorted(classes, key=lambda one: one.name), faults
+        problems += _too_few(one, 0 if one.seen is False else shots)
+    return sorted(classes, key=lambda one: one.name), problems
 
 
 def unknown(value: str, known: Iterable[str]) -> str:
@@ -98,18 +98,18 @@ def _key(name: str) -> str:
     return _nfc(_display(name).replace(" ", "").casefold())
 
 
-def _scan(root: Path, faults: list[str]) -> list[ClassFolder]:
+def _scan(root: Path, problems: list[str]) -> list[ClassFolder]:
     """The class folders with their picture files, none of them opened yet."""
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        faults.append(f"{root} {what}; give the folder that holds one folder per class")
+        problems.append(f"{root} {what}; give the folder that holds one folder per class")
         return []
     skipped: Counter[str] = Counter()
     classes = []
-    for entry in _visible(root, skipped, faults):
+    for entry in _visible(root, skipped, problems):
         if entry.is_dir():
             own = ClassFolder(_display(entry.name), entry.name)
-            for path in _visible(entry, skipped, faults):
+            for path in _visible(entry, skipped, problems):
                 if path.suffix.lower() in images.ENDINGS and not path.is_dir():
                     own.files.append(File(f"{_nfc(entry.name)}/{_nfc(path.name)}", path))
                 else:
@@ -121,19 +121,19 @@ def _scan(root: Path, faults: list[str]) -> list[ClassFolder]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
         log.info("%s: skipped %s", root, kinds)
     if len(classes) < 2:
-        faults.append(
+        problems.append(
             f"{root} holds {len(classes)} class folders; 2 or more are needed, with each "
             f"class's pictures directly inside (skipped: {dict(skipped) or 'nothing'})"
         )
     return sorted(classes, key=lambda one: one.name)
 
 
-def _visible(folder: Path, skipped: Counter[str], faults: list[str]) -> list[Path]:
+def _visible(folder: Path, skipped: Counter[str], problems: list[str]) -> list[Path]:
     """What lies in a folder and is not hidden, in an order that no file system changes."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: (_nfc(path.name), path.name))
     except OSError as error:
-        faults.append(f"{folder}: cannot be read ({error.strerror}); mend its permissions")
+        problems.append(f"{folder}: cannot be read ({error.strerror}); mend its permissions")
         return []
     visible, taken = [], set()
     for path in entries:
@@ -141,9 +141,9 @@ def _visible(folder: Path, skipped: Counter[str], faults: list[str]) -> list[Pat
         if name.startswith(".") or name == "__MACOSX":
             skipped["hidden"] += 1
         elif not name.isprintable():  # a line break, or bytes that are not UTF-8
-            faults.append(f"{ascii(str(path))}: unprintable name; rename it in UTF-8")
-        elif name in taken and not path.is_dir():  # folders: see _name_faults
-            faults.append(f"{path}: another file spells this name in Unicode; rename it")
+            problems.append(f"{ascii(str(path))}: unprintable name; rename it in UTF-8")
+        elif name in taken and not path.is_dir():  # folders: see _name_problems
+            problems.append(f"{path}: another file spells this name in Unicode; rename it")
         else:
             visible.append(path)
         taken.add(name)
@@ -154,27 +154,27 @@ def _kind(path: Path) -> str:
     return "folder" if path.is_dir() else path.suffix.lower() or "file without ending"
 
 
-def _name_faults(classes: list[ClassFolder]) -> list[str]:
-    faults, same = [], defaultdict(list)
+def _name_problems(classes: list[ClassFolder]) -> list[str]:
+    problems, same = [], defaultdict(list)
     for one in classes:
         for spelling in {_key(one.name), _key(one.folder)}:  # tables may use either
             same[spelling].append(one.folder)
         if not one.name or set(one.name) & set("<>"):
-            faults.append(f"{one.folder}: an answer cannot hold this name; rename it")
-    faults += [
+            problems.append(f"{one.folder}: an answer cannot hold this name; rename it")
+    problems += [
         f"{', '.join(folders)}: these names differ only in case, dash or space; merge or "
         "rename them"
         for folders in same.values()
         if len(folders) > 1
     ]
-    return faults
+    return problems
 
 
 # Tables ------------------------------------------------------------------------------
 
 
 def _read_table(
-    path: Path, needed: Iterable[tuple[str, ...]], faults: list[str]
+    path: Path, needed: Iterable[tuple[str, ...]], problems: list[str]
 ) -> list[tuple[int, dict[str, str]]] | None:
     """(line, row) of a UTF-8 CSV file, columns in lower case; None if it cannot be read.
 
@@ -188,14 +188,14 @@ def _read_table(
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader]
     except UnicodeDecodeError:
-        faults.append(f"{path}: is not UTF-8; save it as 'CSV UTF-8'")
+        problems.append(f"{path}: is not UTF-8; save it as 'CSV UTF-8'")
         return None
     except (OSError, csv.Error) as error:
-        faults.append(f"{path}: cannot be read ({error}); save it as CSV again")
+        problems.append(f"{path}: cannot be read ({error}); save it as CSV again")
         return None
     lacking = [" or ".join(names) for names in needed if not set(names) & set(columns)]
     if lacking:
-        faults.append(
+        problems.append(
             f"{path}: lacks the column {', '.join(lacking)}; its first line, split at "
             f"commas, gives {columns}"
         )
@@ -203,7 +203,7 @@ def _read_table(
     good = []
     for line, row in rows:
         if None in row or None in row.values():
-            faults.append(
+            problems.append(
                 f"{path}, line {line}: the values do not fit the {len(columns)} columns; "
                 "put a text with commas in double quotes"
             )
@@ -212,9 +212,9 @@ def _read_table(
     return good
 
 
-def _read_index(path: Path, classes: list[ClassFolder], faults: list[str]) -> None:
+def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give the files their split and the classes their group; every picture needs a row."""
-    rows = _read_table(path, [("file",)], faults)
+    rows = _read_table(path, [("file",)], problems)
     if rows is None:
         return
     files = {file.id for one in classes for file in one.files}
@@ -223,30 +223,30 @@ def _read_index(path: Path, classes: list[ClassFolder], faults: list[str]) -> No
         file_id = PurePosixPath(row["file"].replace("\\", "/")).as_posix()
         where = f"{path}, line {line}"
         if file_id not in files:
-            faults.append(f"{where}: there is no picture {file_id!r}; remove the row")
+            problems.append(f"{where}: there is no picture {file_id!r}; remove the row")
         elif file_id in by_file:
-            faults.append(f"{where}: {file_id!r} has a row already; remove one")
+            problems.append(f"{where}: {file_id!r} has a row already; remove one")
         split = _split_of(row)
         if split not in (None, "train", "test"):
-            faults.append(f"{where}: the split {split!r} must be train or test")
+            problems.append(f"{where}: the split {split!r} must be train or test")
         by_file.setdefault(file_id, row)
     for one in classes:
-        _apply_index(path, one, by_file, faults)
+        _apply_index(path, one, by_file, problems)
 
 
 def _apply_index(
-    path: Path, one: ClassFolder, by_file: dict[str, dict[str, str]], faults: list[str]
+    path: Path, one: ClassFolder, by_file: dict[str, dict[str, str]], problems: list[str]
 ) -> None:
     lacking = [file.id for file in one.files if file.id not in by_file]
     if lacking:
-        faults.append(f"{path}: has no row for {', '.join(lacking)}; add rows")
+        problems.append(f"{path}: has no row for {', '.join(lacking)}; add rows")
     one.files = [
         File(file.id, file.path, _split_of(by_file.get(file.id, {})) or "") for file in one.files
     ]
     own = (by_file.get(file.id, {}) for file in one.files)
     groups = sorted({row.get("coarse", "") for row in own if row})
     if len(groups) > 1:
-        faults.append(f"{path}: {one.folder} has the coarse groups {groups}; keep one")
+        problems.append(f"{path}: {one.folder} has the coarse groups {groups}; keep one")
     one.group = groups[0] if groups else ""
 
 
@@ -256,13 +256,13 @@ def _split_of(row: dict[str, str]) -> str | None:
 
 
 def _rows_by_class(
-    path: Path, needed: Iterable[tuple[str, ...]], classes: list[ClassFolder], faults: list[str]
+    path: Path, needed: Iterable[tuple[str, ...]], classes: list[ClassFolder], problems: list[str]
 ) -> list[tuple[ClassFolder, dict[str, str], str]] | None:
     """(class, row, where it stands) of a table with a row a class; None if it cannot be read.
 
     A class may go by the name of its folder or by its own.
     """
-    rows = _read_table(path, [("class",), *needed], faults)
+    rows = _read_table(path, [("class",), *needed], problems)
     if rows is None:
         return None
     by_key = {_key(name): one for one in classes for name in (one.folder, one.name)}
@@ -272,18 +272,20 @@ def _rows_by_class(
         own, where = by_key.get(_key(row["class"])), f"{path}, line {line}"
         if own is None:
             named = unknown(row["class"], [one.folder for one in classes])
-            faults.append(f"{where}: the class {named}; rename or remove the row")
+            problems.append(f"{where}: the class {named}; rename or remove the row")
         elif own.folder in lines:
-            faults.append(f"{where}: {row['class']!r} is on line {lines[own.folder]} too; keep one")
+            problems.append(
+                f"{where}: {row['class']!r} is on line {lines[own.folder]} too; keep one"
+            )
         else:
             lines[own.folder] = line
             good.append((own, row, where))
     return good
 
 
-def _read_descriptions(path: Path, classes: list[ClassFolder], faults: list[str]) -> None:
+def _read_descriptions(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give every class its description; the table must cover the classes and no others."""
-    rows = _rows_by_class(path, [TEXT_COLUMNS], classes, faults)
+    rows = _rows_by_class(path, [TEXT_COLUMNS], classes, problems)
     if rows is None:
         return
     for one, row, _ in rows:
@@ -291,42 +293,42 @@ def _read_descriptions(path: Path, classes: list[ClassFolder], faults: list[str]
         one.description = " ".join(text.split())
     for one in classes:
         if not one.description:
-            faults.append(f"{path}: no description of the class {one.folder!r}; add one")
+            problems.append(f"{path}: no description of the class {one.folder!r}; add one")
 
 
-def _read_classes(path: Path, classes: list[ClassFolder], faults: list[str]) -> None:
+def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give classes the name to show, for folders cannot hold every name, and say which are seen.
 
     Either column may be absent. One that says `seen` of a class must say it of all.
     """
-    rows = _rows_by_class(path, [("name", "seen")], classes, faults)
+    rows = _rows_by_class(path, [("name", "seen")], classes, problems)
     if rows is None:
         return
     for one, row, where in rows:
         one.name = " ".join(row.get("name", "").split()) or one.name
         said = row.get("seen", "").lower()
         if said and said not in SEEN:
-            faults.append(f"{where}: seen is {said!r}; write yes or no")
+            problems.append(f"{where}: seen is {said!r}; write yes or no")
         one.seen = SEEN.get(said)
     silent = [one.folder for one in classes if one.seen is None]
     if 0 < len(silent) < len(classes):
-        faults.append(f"{path}: does not say yes or no in `seen` of {', '.join(silent)}; fill in")
+        problems.append(f"{path}: does not say yes or no in `seen` of {', '.join(silent)}; fill in")
     if not silent and not any(one.seen for one in classes):
-        faults.append(f"{path}: no class is seen; training needs one or more")
+        problems.append(f"{path}: no class is seen; training needs one or more")
 
 
 # Pictures ----------------------------------------------------------------------------
 
 
-def _check_pictures(classes: list[ClassFolder], faults: list[str]) -> None:
+def _check_pictures(classes: list[ClassFolder], problems: list[str]) -> None:
     """Keep the files that decode, with their digests; log each kind of decision once."""
     notes = defaultdict(list)
     for one in classes:
         good = []
         for file in one.files:
             checked = images.check(file.path)
-            if checked.fault:
-                faults.append(f"{file.id}: {checked.fault}")
+            if checked.problem:
+                problems.append(f"{file.id}: {checked.problem}")
             else:
                 good.append(File(file.id, file.path, file.split, checked.digest))
             for note in checked.notes:
@@ -336,8 +338,8 @@ def _check_pictures(classes: list[ClassFolder], faults: list[str]) -> None:
         log.info("%s: %d pictures (first: %s)", note, len(ids), ids[0])
 
 
-def _drop_copies(classes: list[ClassFolder], faults: list[str]) -> None:
-    """Drop byte-for-byte copies inside one split of one class; any other copy is a fault.
+def _drop_copies(classes: list[ClassFolder], problems: list[str]) -> None:
+    """Drop byte-for-byte copies inside one split of one class; any other copy is a problem.
 
     In a class without a split some seed would put one copy in train and one in test.
     """
@@ -354,7 +356,7 @@ def _drop_copies(classes: list[ClassFolder], faults: list[str]) -> None:
             log.info("%s: kept once; the same picture is in %s", first.id, ids)
             dropped.update(file.id for _, file in copies)
         else:
-            faults.append(
+            problems.append(
                 f"{first.id}, {ids}: the same picture, which could be in train and in test "
                 "or carry two labels; keep one"
             )

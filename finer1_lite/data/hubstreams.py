@@ -88,13 +88,13 @@ def picture_bytes(cell: dict | None) -> bytes:
 
 
 def open_streams(source: Source) -> list[Stream]:
-    """The streams to read, those of the test first. DataError lists every fault."""
+    """The streams to read, those of the test first. DataError lists every problem."""
     splits, totals = _open(source)
-    roles, faults = _roles(source, list(splits))
+    roles, problems = _roles(source, list(splits))
     streams = []
     for role, split in roles:
         rows = splits[split]
-        columns = _columns(source, rows.features, split, faults)
+        columns = _columns(source, rows.features, split, problems)
         if columns:
             image, label = columns
             names = tuple(rows.features[label].names)
@@ -102,12 +102,12 @@ def open_streams(source: Source) -> list[Stream]:
             rows = rows.cast_column(image, datasets.Image(decode=False))
             streams.append(Stream(role, split, rows, image, label, names, totals.get(split)))
     if len({stream.names for stream in streams}) > 1:
-        faults.append(
+        problems.append(
             f"the splits {', '.join(s.split for s in streams)} number their classes "
             "differently; give splits of one numbering"
         )
-    if faults:
-        raise DataError(faults, f"{source.place} cannot be read; to mend: {len(faults)}")
+    if problems:
+        raise DataError(problems, f"{source.place} cannot be read; to mend: {len(problems)}")
     return streams
 
 
@@ -157,7 +157,7 @@ def _why_not(place: str, error: Exception) -> str:
 
 
 def _roles(source: Source, splits: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """((role, split), ...) with the test first, and faults."""
+    """((role, split), ...) with the test first, and problems."""
     train, test = source.train_splits, source.test_splits
     hubset = source.hubset
     if not (train or test) and hubset and {*hubset.train, *hubset.test} <= set(splits):
@@ -183,9 +183,9 @@ def _roles(source: Source, splits: Sequence[str]) -> tuple[list[tuple[str, str]]
 
 
 def _columns(
-    source: Source, features: datasets.Features | None, split: str, faults: list[str]
+    source: Source, features: datasets.Features | None, split: str, problems: list[str]
 ) -> tuple[str, str] | None:
-    """The columns of picture and label; None, and a fault for each that is not there."""
+    """The columns of picture and label; None, and a problem for each that is not there."""
     features = features or {}
     shown = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
     spellings = source.hubset.label if source.hubset else ()
@@ -201,7 +201,7 @@ def _columns(
         if len(fit) == 1:
             found.append(fit[0])
         else:
-            faults.append(
+            problems.append(
                 f"{split}: {len(fit) or 'no'} columns of {what}"
                 f"{f' called {wanted!r}' if wanted else ''} among {shown or 'none'}; "
                 f"choose one with {option} (its type: {kind.__name__})"

@@ -44,17 +44,17 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found out about one file: its bytes' digest, decisions, and a fault."""
+    """What `check` found out about one file: its bytes' digest, decisions, and a problem."""
 
     digest: str
     notes: tuple[str, ...] = ()
-    fault: str = ""
+    problem: str = ""
 
 
 def decode(path: Path) -> Image.Image:
     """Read a picture file as an upright RGB picture, transparency laid on white.
 
-    Raises PictureError naming the file for anything that `check` would call a fault.
+    Raises PictureError naming the file for anything that `check` would call a problem.
     """
     try:
         return _decode(Path(path).read_bytes())[0]
@@ -63,11 +63,11 @@ def decode(path: Path) -> Image.Image:
 
 
 def check(path: Path) -> Checked:
-    """Decode a picture file completely; a fault is returned, never raised."""
+    """Decode a picture file completely; a problem is returned, never raised."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        return Checked("", fault=f"cannot be read ({error.strerror}); check its permissions")
+        return Checked("", problem=f"cannot be read ({error.strerror}); check its permissions")
     return check_bytes(data)
 
 
@@ -77,7 +77,7 @@ def check_bytes(data: bytes) -> Checked:
     try:
         return Checked(digest, notes=tuple(_decode(data)[1]))
     except PictureError as error:
-        return Checked(digest, fault=str(error))
+        return Checked(digest, problem=str(error))
 
 
 def ending(data: bytes) -> str:

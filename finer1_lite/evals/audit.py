@@ -49,13 +49,13 @@ def audit_questions(paths: Iterable[Path | str]) -> list[Finding]:
     questions, broken, unreadable = [], [], []
     for path in paths:
         try:
-            for number, question, fault in question_files.scan(path):
+            for number, question, problem in question_files.scan(path):
                 questions += [question] if question else []
-                broken += [f"{path}, line {number}: {fault}"] if fault else []
+                broken += [f"{path}, line {number}: {problem}"] if problem else []
         except OSError as error:
             unreadable.append(f"{path}: cannot be read ({error.strerror})")
         except DataError as error:
-            unreadable += error.faults
+            unreadable += error.problems
     if unreadable:
         raise DataError(unreadable, "nothing to audit in:")
     rows = len(questions) + len(broken)
@@ -214,9 +214,9 @@ def audit_folder(root: Path) -> list[Finding]:
     Without a split in index.csv every pair of one folder is looked at. Pictures that
     cannot be read are a finding.
     """
-    classes, faults = folders.read_folder(root, shots=0)
+    classes, problems = folders.read_folder(root, shots=0)
     if not classes:
-        raise DataError(faults, f"nothing to audit in {root}:")
+        raise DataError(problems, f"nothing to audit in {root}:")
     codes: dict[str, dict[str, int]] = defaultdict(dict)
     for one in classes:
         for file in one.files:
@@ -229,7 +229,7 @@ def audit_folder(root: Path) -> list[Finding]:
     shown = tuple(f"{a} ~ {b} ({n} of 64 bits differ)" for a, b, n in pairs)
     tests = {b for _, b, _ in pairs}
     return [
-        Finding(f"{root}: faults of files and tables", len(faults), total, tuple(faults)),
+        Finding(f"{root}: problems of files and tables", len(problems), total, tuple(problems)),
         Finding(
             f"{root}: test pictures with a near-duplicate in training",
             len(tests),

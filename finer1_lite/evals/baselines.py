@@ -182,7 +182,7 @@ class Scored:
 
     scores: np.ndarray  # (items, classes); -inf without shots or picture
     classes: list[str]
-    faults: dict[int, str] = field(default_factory=dict)  # item -> why its picture is not read
+    problems: dict[int, str] = field(default_factory=dict)  # item -> why its picture is not read
 
 
 def extract(features: Features, images: Sequence, batch: int = BATCH) -> np.ndarray:
@@ -198,15 +198,15 @@ def score_pictures(
     features: Features, images: Sequence, classes: list[str], score: Callable
 ) -> Scored:
     """score(features) of every picture that can be read, a batch at a time."""
-    scores, faults = np.full((len(images), len(classes)), -np.inf), {}
+    scores, problems = np.full((len(images), len(classes)), -np.inf), {}
     for at in range(0, len(images), BATCH):
         read: dict[int, Image.Image] = {}
         for i in range(at, min(at + BATCH, len(images))):
             found = exam.read_image(images[i])
-            (faults if isinstance(found, str) else read)[i] = found
+            (problems if isinstance(found, str) else read)[i] = found
         if read:
             scores[list(read)] = score(features(list(read.values())))
-    return Scored(scores, classes, faults)
+    return Scored(scores, classes, problems)
 
 
 def score_items(name: str, collection: Collection | None, asked: Exam, job) -> Scored:
@@ -253,5 +253,5 @@ def answer(name: str, collection: Collection | None, asked: Exam, job) -> None:
             found = choose(scored.scores[i], scored.classes, one.options)
             text = "" if found is None else prompts.answer(found)
             row = exam.record_of(asked, block, f"baseline {name}", one, text)
-            lines.append(row | {"fault": scored.faults.get(i)})
+            lines.append(row | {"problem": scored.problems.get(i)})
         write_lines(path, lines)

@@ -183,17 +183,17 @@ def make_job(args):
 
     known = prompts.ABOUT if args.questions else prompts.PROMPTS
     asked = args.prompts or ("think", "answer", *(() if args.questions else ("exact",)))
-    faults = [f"--prompts {p}: choose of {', '.join(known)}" for p in asked if p not in known]
+    problems = [f"--prompts {p}: choose of {', '.join(known)}" for p in asked if p not in known]
     if args.samples < 1:
-        faults.append(f"--samples {args.samples}: give 1 or more")
+        problems.append(f"--samples {args.samples}: give 1 or more")
     if bool(args.photos) + bool(args.files) + bool(args.questions) > 1:
-        faults.append("--photos, --files and --questions: give one of them")
+        problems.append("--photos, --files and --questions: give one of them")
     if args.questions and args.baselines:
-        faults.append("--baselines: they name classes; questions of one's own ask something else")
+        problems.append("--baselines: they name classes; questions of one's own ask something else")
     if bool(args.endpoint) != bool(args.model):
-        faults.append("--endpoint and --model: give both, or neither")
-    if faults:
-        raise ValueError("settings that make no sense:\n- " + "\n- ".join(faults))
+        problems.append("--endpoint and --model: give both, or neither")
+    if problems:
+        raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
     changes = {
         "test_pictures": args.test_pictures,
         "max_new_tokens": args.max_new_tokens,

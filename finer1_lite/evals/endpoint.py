@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible endpoint sits the same examination: `--endpoint URL`.
 
 Client, retries, cost cap, memory on disk and care of the key are those of the teachers. A
-question that got no answer is a record with a fault: it is counted, never scored, and asked
+question that got no answer is a record with a problem: it is counted, never scored, and asked
 again by the same command, which pays for nothing twice.
 """
 
@@ -25,7 +25,7 @@ from finer1_lite.species import Photo
 
 log = logging.getLogger("finer1_lite")
 
-NO_ANSWER = "no answer"  # how the fault of an unanswered question begins
+NO_ANSWER = "no answer"  # how the problem of an unanswered question begins
 CUT = ("length", "oversized")  # how an endpoint says that an answer did not end
 
 
@@ -107,11 +107,11 @@ def answer(
 
 
 def unanswered(rows: Sequence[dict]) -> list[dict]:
-    return [row for row in rows if (row["fault"] or "").startswith(NO_ANSWER)]
+    return [row for row in rows if (row["problem"] or "").startswith(NO_ANSWER)]
 
 
 def _ask(teacher: Cached, one: Asked, block: Block) -> list[Reply] | str:
-    """A reply a sample; the fault of a picture that cannot be read."""
+    """A reply a sample; the problem of a picture that cannot be read."""
     photo = Photo(one.item.photo, one.item.label, one.item.image) if block.picture else None
     try:
         return teacher.ask(photo, prompts.Asked("evaluate", one.text), range(block.samples))
@@ -121,7 +121,7 @@ def _ask(teacher: Cached, one: Asked, block: Block) -> list[Reply] | str:
 
 def _rows(asked: Exam, block: Block, model: str, one: Asked, got: list[Reply] | str) -> list[dict]:
     if isinstance(got, str):
-        texts, more = [""] * block.samples, [{"fault": got}] * block.samples
+        texts, more = [""] * block.samples, [{"problem": got}] * block.samples
     else:
         texts = [r.text.encode("utf-8", "replace").decode() for r in got]  # no lone surrogates
         more = [{"tokens": r.tokens_out, "cut": r.finish in CUT} for r in got]

@@ -28,33 +28,33 @@ ACCURACY, LENGTH, CONFUSION, CHANGES = (
 _NEEDED = (  # what the tables read of a row (`evaluate.answer_row`)
     *("model", "prompt", "task", "picture", "dataset", "split", "photo", "label", "group"),
     *("named_group", "options", "rotation", "sample", "completion", "answer", "named", "correct"),
-    *("included", "tokens", "cut", "fault"),
+    *("included", "tokens", "cut", "problem"),
 )
 Photos = Callable
 
 
 def read_run(folder: Path | str) -> list[dict]:
-    """The rows of a run's records.jsonl, ready for the tables. DataError lists all faults."""
+    """The rows of a run's records.jsonl, ready for the tables. DataError lists all problems."""
     path = Path(folder) / "records.jsonl"
     try:
         records = read_records(path)
     except (OSError, ValueError) as error:
         raise DataError([f"{error}"], f"{folder}: no records to report on") from None
-    faults = []
+    problems = []
     for number, record in enumerate(records, 1):
         lacking = [name for name in _NEEDED if name not in record]
         if lacking:
-            faults.append(f"{path}, row {number}: lacks {', '.join(lacking)}; evaluate again")
+            problems.append(f"{path}, row {number}: lacks {', '.join(lacking)}; evaluate again")
     if not records:
-        faults.append(f"{path}: is empty; evaluate first")
-    if faults:
-        raise DataError(faults, "records that cannot be reported:")
+        problems.append(f"{path}: is empty; evaluate first")
+    if problems:
+        raise DataError(problems, "records that cannot be reported:")
     return records
 
 
 def add_similarity(rows: Sequence[dict], encoder: similarity.TextEncoder) -> None:
     """Put similarity and the encoder's name into the open-world rows, in place."""
-    found = [r for r in rows if r["task"] == "open" and not r["fault"]]
+    found = [r for r in rows if r["task"] == "open" and not r["problem"]]
     for row, value in zip(found, similarity.similarities(found, encoder)):
         row["similarity"], row["encoder"] = value, encoder.name
 

@@ -141,11 +141,11 @@ def _with_pictures(questions: Sequence, images: Path, allow_missing: bool) -> li
     lost = [q for q in questions if not (images / q.image_path).is_file()]
     if lost and (not allow_missing or not kept):
         first = "; ".join(str(images / q.image_path) for q in lost[:3])
-        fault = (
+        problem = (
             f"{len(lost)} of {len(questions)} pictures are missing (first: {first}); "
             "give their folder with --images, or --allow-missing to leave them out"
         )
-        raise DataError([fault], "no examination:")
+        raise DataError([problem], "no examination:")
     return kept
 
 
@@ -231,7 +231,7 @@ def answer_block(
 
 
 def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]:
-    """The records of one batch; a picture that cannot be read is a record with a fault."""
+    """The records of one batch; a picture that cannot be read is a record with a problem."""
     images = [read_image(one.item.image) if block.picture else None for one in part]
     broken = [isinstance(image, str) for image in images]
     good = [i for i, bad in enumerate(broken) if not bad]
@@ -258,7 +258,7 @@ def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]
             text = "" if row is None else out.texts[row]
             record = record_of(exam, block, model, one, text, sample)
             if row is None:
-                record |= {"fault": images[i], "tokens": 0, "cut": False}
+                record |= {"problem": images[i], "tokens": 0, "cut": False}
             else:
                 record |= {"tokens": int(out.lengths[row]), "cut": bool(out.cut[row])}
             records.append(record)
@@ -276,7 +276,7 @@ def read_image(image: Callable[[], Image.Image]) -> Image.Image | str:
 def record_of(
     exam: Exam, block: Block, model: str, asked: Asked, completion: str, sample: int = 0
 ) -> dict:
-    """One answer, scored. `tokens`, `cut` and `fault` are the caller's to fill."""
+    """One answer, scored. `tokens`, `cut` and `problem` are the caller's to fill."""
     item = asked.item
     return evaluate.answer_row(
         completion,

@@ -119,16 +119,16 @@ def run(job: Job, fresh: bool = False) -> Path:
 
 def _check(job: Job, names: dict[str, str]) -> None:
     """DataError naming every model that cannot be examined."""
-    faults = [f"{m}: {fault}" for m in job.models if (fault := _unusable(m, job))]
+    problems = [f"{m}: {problem}" for m in job.models if (problem := _unusable(m, job))]
     given = [*job.models, *(job.endpoint.models if job.endpoint else ())]
     if len({exam.answers_folder(job.folder, name) for name in names.values()}) < len(given):
-        faults.append(f"{', '.join(given)}: two have the same name; rename a folder")
+        problems.append(f"{', '.join(given)}: two have the same name; rename a folder")
     if not names:
-        faults.append("no model is named; give folders, hub names, or --endpoint and --model")
+        problems.append("no model is named; give folders, hub names, or --endpoint and --model")
     if not job.models and "vision_tower" in job.baselines:
-        faults.append("--baselines vision_tower: needs a model of this machine, give one")
-    if faults:
-        raise DataError(faults, "these models cannot be examined:")
+        problems.append("--baselines vision_tower: needs a model of this machine, give one")
+    if problems:
+        raise DataError(problems, "these models cannot be examined:")
     if job.endpoint:
         for model in job.endpoint.models:  # refuses an address that cannot work
             job.endpoint.endpoint(model, job.endpoint.ledger(), 1, 0.0)

@@ -56,16 +56,16 @@ def dataset_of(path: Path | str) -> tuple[str, str]:
 
 
 def scan(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
-    """(line number, question, fault) of each line: a question, or None and what is wrong."""
+    """(line number, question, problem) of each line: a question, or None and what is wrong."""
     dataset, split = dataset_of(path)
-    for number, row, fault in files.scan(path):
-        if fault:
-            yield number, None, fault
+    for number, row, problem in files.scan(path):
+        if problem:
+            yield number, None, problem
             continue
-        fault = row_fault(row)
+        problem = row_problem(row)
         question = (
             None
-            if fault
+            if problem
             else Question(
                 dataset,
                 split,
@@ -75,22 +75,22 @@ def scan(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
                 row["ground_truth"],
             )
         )
-        yield number, question, fault
+        yield number, question, problem
 
 
-def row_fault(row: object) -> str:
+def row_problem(row: object) -> str:
     """Why a row cannot be asked, with the mend; "" if it can."""
     if not isinstance(row, dict):
         return "is no JSON object; write {...}"
-    return _texts_fault(row, _TEXTS) or _options_fault(row.get("options"), row["ground_truth"])
+    return _texts_problem(row, _TEXTS) or _options_problem(row.get("options"), row["ground_truth"])
 
 
-def _texts_fault(row: dict, names: Sequence[str]) -> str:
+def _texts_problem(row: dict, names: Sequence[str]) -> str:
     texts = [name for name in names if not isinstance(row.get(name), str) or not row[name].strip()]
     return f"{', '.join(texts)}: missing or no text; fill in" if texts else ""
 
 
-def _options_fault(options: object, answer: str) -> str:
+def _options_problem(options: object, answer: str) -> str:
     if not isinstance(options, list) or len(options) < 2:
         return "options: give a list of two names or more"
     if any(not isinstance(o, str) or not rewards.normalise(o) for o in options):
@@ -104,11 +104,11 @@ def _options_fault(options: object, answer: str) -> str:
 
 def scan_own(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
     """As `scan`, of a file of one's own questions."""
-    for number, row, fault in files.scan(path):
-        fault = fault or own_fault(row)
+    for number, row, problem in files.scan(path):
+        problem = problem or own_problem(row)
         question = (
             None
-            if fault
+            if problem
             else Question(
                 Path(path).stem,
                 row.get("split", "unseen"),
@@ -119,49 +119,49 @@ def scan_own(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
                 tuple(row.get("aliases") or ()),
             )
         )
-        yield number, question, fault
+        yield number, question, problem
 
 
-def own_fault(row: object) -> str:
+def own_problem(row: object) -> str:
     """Why a row of one's own cannot be asked, with the mend; "" if it can."""
     if not isinstance(row, dict):
         return "is no JSON object; write {...}"
-    fault = _texts_fault(row, ("image", "question", "answer"))
-    if not fault and not rewards.normalise(row["answer"]):
-        fault = f"answer {row['answer']!r}: nothing is left of it once normalised; reword"
-    if not fault and row.get("options") is not None:
-        fault = _options_fault(row["options"], row["answer"])
+    problem = _texts_problem(row, ("image", "question", "answer"))
+    if not problem and not rewards.normalise(row["answer"]):
+        problem = f"answer {row['answer']!r}: nothing is left of it once normalised; reword"
+    if not problem and row.get("options") is not None:
+        problem = _options_problem(row["options"], row["answer"])
     others, split = row.get("aliases") or [], row.get("split", "unseen")
     if not isinstance(others, list) or not all(isinstance(o, str) for o in others):
-        fault = fault or "aliases: give a list of texts"
+        problem = problem or "aliases: give a list of texts"
     if split not in SPLITS:
-        fault = fault or f"split {split!r}: write seen or unseen"
-    return fault
+        problem = problem or f"split {split!r}: write seen or unseen"
+    return problem
 
 
 def read_questions(paths: Iterable[Path | str], scan: Callable = scan) -> list[Question]:
     """All questions of the files, in order; scan: `scan`, or `scan_own` for one's own.
 
-    DataError lists every fault of every file, also names that only differ in spelling.
+    DataError lists every problem of every file, also names that only differ in spelling.
     """
     questions: list[Question] = []
-    faults: list[str] = []
+    problems: list[str] = []
     for path in paths:
         try:
-            for number, question, fault in scan(path):
+            for number, question, problem in scan(path):
                 if question is None:
-                    faults.append(f"{path}, line {number}: {fault}")
+                    problems.append(f"{path}, line {number}: {problem}")
                 else:
                     questions.append(question)
         except DataError as error:
-            faults += error.faults
+            problems += error.problems
         except OSError as error:
-            faults.append(f"{path}: cannot be read ({error.strerror}); give a question file")
-    faults += spelled_twice(classes_of(questions))
-    if not questions and not faults:
-        faults.append("no questions found; give files such as bird_seen.jsonl")
-    if faults:
-        raise DataError(faults, f"these questions cannot be asked; to mend: {len(faults)}")
+            problems.append(f"{path}: cannot be read ({error.strerror}); give a question file")
+    problems += spelled_twice(classes_of(questions))
+    if not questions and not problems:
+        problems.append("no questions found; give files such as bird_seen.jsonl")
+    if problems:
+        raise DataError(problems, f"these questions cannot be asked; to mend: {len(problems)}")
     return questions
 
 
@@ -174,15 +174,15 @@ def classes_of(questions: Sequence[Question]) -> dict[str, list[str]]:
 
 
 def spelled_twice(classes: Mapping[str, Sequence[str]]) -> list[str]:
-    """A fault for every two names of a data set that the parser cannot tell apart."""
-    faults = []
+    """A problem for every two names of a data set that the parser cannot tell apart."""
+    problems = []
     for dataset, names in classes.items():
         first: dict[str, str] = {}
         for name in names:
             other = first.setdefault(rewards.normalise(name), name)
             if other != name:
-                faults.append(f"{dataset}: {other!r} and {name!r} read alike; spell them one way")
-    return faults
+                problems.append(f"{dataset}: {other!r} and {name!r} read alike; spell them one way")
+    return problems
 
 
 def coarse_word(dataset: str) -> tuple[str, str]:

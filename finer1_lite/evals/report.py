@@ -34,21 +34,21 @@ def write_report(folder: Path | str, photos: Photos) -> Path:
     not run yet is left out. DataError lists everything that is missing or unreadable.
     """
     folder = Path(folder)
-    faults: list[str] = []
-    config = _read(folder / "config.json", _json, faults, "write the run's settings there")
-    stored = _read(folder / "metrics.json", _json, faults) or {}
-    timing = _read(folder / "timing.json", _json, faults) or {}
-    records = _read(folder / "records.jsonl", read_records, faults)
-    logs = {stage: _read_logs(folder, stage, faults) for stage in ("sft", "tapo")}
-    if records is None and not stored and not faults:
-        faults.append(f"{folder}: neither records.jsonl nor metrics.json; evaluate first")
+    problems: list[str] = []
+    config = _read(folder / "config.json", _json, problems, "write the run's settings there")
+    stored = _read(folder / "metrics.json", _json, problems) or {}
+    timing = _read(folder / "timing.json", _json, problems) or {}
+    records = _read(folder / "records.jsonl", read_records, problems)
+    logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
+    if records is None and not stored and not problems:
+        problems.append(f"{folder}: neither records.jsonl nor metrics.json; evaluate first")
     metrics = stored
     if records is not None:
-        metrics = _try(lambda: summarise(records), faults, folder / "records.jsonl") or {}
-    chosen = findings.pick_samples(records or []) if not faults else []
-    shown = [small_copy(photos, record["photo"], faults) for record in chosen]
-    if faults:
-        raise DataError(faults, f"no report of {folder}:")
+        metrics = _try(lambda: summarise(records), problems, folder / "records.jsonl") or {}
+    chosen = findings.pick_samples(records or []) if not problems else []
+    shown = [small_copy(photos, record["photo"], problems) for record in chosen]
+    if problems:
+        raise DataError(problems, f"no report of {folder}:")
     images = _draw(metrics, logs, chosen, shown)
     facts = _facts(timing, logs["tapo"])
     blocks = findings.results(metrics, any(logs.values()))
@@ -109,12 +109,12 @@ def png(picture: Figure | Image.Image) -> bytes:
     return data.getvalue()
 
 
-def small_copy(photos: Photos, name: str, faults: list[str]) -> Image.Image | None:
-    """A small RGB copy; None, with the fault noted, if there is no such photo."""
+def small_copy(photos: Photos, name: str, problems: list[str]) -> Image.Image | None:
+    """A small RGB copy; None, with the problem noted, if there is no such photo."""
     try:
         picture = photos(name) if callable(photos) else photos[name]
     except KeyError:
-        faults.append(f"photo {name!r}: not among the photos given; give its picture")
+        problems.append(f"photo {name!r}: not among the photos given; give its picture")
         return None
     picture = picture.convert("RGB")
     picture.thumbnail((_THUMB, _THUMB))
@@ -128,28 +128,28 @@ def _json(path: Path) -> dict:
     return found
 
 
-def _read(path: Path, reader: Callable, faults: list[str], needed: str = ""):
-    """What `reader` makes of the file; None if it is absent (a fault if `needed`) or broken."""
+def _read(path: Path, reader: Callable, problems: list[str], needed: str = ""):
+    """What `reader` makes of the file; None if it is absent (a problem if `needed`) or broken."""
     if not path.exists():
         if needed:
-            faults.append(f"{path}: missing; {needed}")
+            problems.append(f"{path}: missing; {needed}")
         return None
-    return _try(lambda: reader(path), faults, path)
+    return _try(lambda: reader(path), problems, path)
 
 
-def _try(make: Callable, faults: list[str], path: Path):
+def _try(make: Callable, problems: list[str], path: Path):
     try:
         return make()
-    except (ValueError, OSError) as fault:
-        faults.append(f"{path}: {fault}")
+    except (ValueError, OSError) as problem:
+        problems.append(f"{path}: {problem}")
         return None
 
 
-def _read_logs(folder: Path, stage: str, faults: list[str]) -> dict[int, list[dict]]:
+def _read_logs(folder: Path, stage: str, problems: list[str]) -> dict[int, list[dict]]:
     """Training seed -> rows of its log, for the seeds that have one."""
     logs = {}
     for path in folder.glob(f"seed*/{stage}/log.jsonl"):
         number = path.parts[-3].removeprefix("seed")
         if number.isdecimal():
-            logs[int(number)] = _read(path, read_records, faults) or []
+            logs[int(number)] = _read(path, read_records, problems) or []
     return dict(sorted(logs.items()))

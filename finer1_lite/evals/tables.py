@@ -51,7 +51,7 @@ def groups(rows: Sequence[Row], task: str) -> list[Group]:
     together, the control without a picture behind each, baselines at the end."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
-        if row["task"] == task and not row["fault"]:
+        if row["task"] == task and not row["problem"]:
             found.setdefault((row["model"], row["prompt"], row["picture"]), []).append(row)
     models = list(dict.fromkeys(model for model, _, _ in found))
     order = sorted(found, key=lambda k: (k[1] == "none", models.index(k[0]), k[1], not k[2]))
@@ -136,12 +136,12 @@ def main_blocks(rows: Sequence[Row]) -> list[Block]:
 
 def _fault_blocks(rows: Sequence[Row]) -> list[Block]:
     """Who was not scored on what: pictures that cannot be read, endpoints that did not answer."""
-    asked, faults = Counter(), {}
+    asked, problems = Counter(), {}
     for row in rows:
         key = (row["model"], row["prompt"], row["task"], row["picture"])
         asked[key] += 1
-        if row["fault"]:
-            faults.setdefault(key, []).append(row["fault"])
+        if row["problem"]:
+            problems.setdefault(key, []).append(row["problem"])
     lines = [
         (
             visible(model if picture else f"{model}, no picture", 80),
@@ -150,7 +150,7 @@ def _fault_blocks(rows: Sequence[Row]) -> list[Block]:
             f"{len(found)} of {asked[model, prompt, task, picture]}",
             visible(found[0], 120),
         )
-        for (model, prompt, task, picture), found in faults.items()
+        for (model, prompt, task, picture), found in problems.items()
     ]
     text = "Answers that are not there. They are counted here and scored nowhere."
     head = ("answerer", "prompt", "world", "not scored", "the first reason")

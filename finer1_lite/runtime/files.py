@@ -17,21 +17,21 @@ log = logging.getLogger("finer1_lite")
 
 
 class DataError(ValueError):
-    """Data that cannot be used; `faults` holds every reason, each with its mend."""
+    """Data that cannot be used; `problems` holds every reason, each with its mend."""
 
-    def __init__(self, faults: Sequence[str], headline: str = "the data cannot be used"):
-        super().__init__(list(faults), headline)
-        self.faults, self.headline = list(faults), headline
+    def __init__(self, problems: Sequence[str], headline: str = "the data cannot be used"):
+        super().__init__(list(problems), headline)
+        self.problems, self.headline = list(problems), headline
 
     def __str__(self) -> str:
-        return "\n".join([self.headline, *(f"- {fault}" for fault in self.faults)])
+        return "\n".join([self.headline, *(f"- {problem}" for problem in self.problems)])
 
 
 # --- JSON lines ---
 
 
 def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
-    """(line number, value, fault) of each line that is not blank; the fault is "" if it is read."""
+    """(line number, value, problem) of each line that is not blank; problem "" where it is read."""
     for number, line, _ in _lines(path):
         yield number, *_parse(line)
 
@@ -42,19 +42,19 @@ def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tu
     torn: a last line without its line end that cannot be read is dropped, with a warning;
     objects: every line must be a JSON object.
     """
-    found, faults = [], []
+    found, problems = [], []
     for number, line, ended in _lines(path):
-        value, fault = _parse(line)
-        if not fault and objects and not isinstance(value, dict):
-            fault = "is no JSON object; mend or delete the line"
-        if not fault:
+        value, problem = _parse(line)
+        if not problem and objects and not isinstance(value, dict):
+            problem = "is no JSON object; mend or delete the line"
+        if not problem:
             found.append((number, value))
         elif torn and not ended:
             log.warning("%s: dropped its half-written last line", path)
         else:
-            faults.append(f"{path}, line {number}: {fault}")
-    if faults:
-        raise DataError(faults, "lines that cannot be read:")
+            problems.append(f"{path}, line {number}: {problem}")
+    if problems:
+        raise DataError(problems, "lines that cannot be read:")
     return found
 
 
@@ -111,9 +111,9 @@ def open_folder(folder: Path, config: dict, fresh: bool) -> None:
             raise DataError([what], "--fresh deletes runs of its own command only:")
         shutil.rmtree(folder)
         held = None
-    fault = _unusable(folder, held)
-    if fault:
-        raise DataError([f"{fault}: choose another --out or --name"], "no run folder")
+    problem = _unusable(folder, held)
+    if problem:
+        raise DataError([f"{problem}: choose another --out or --name"], "no run folder")
     if held is None:
         write_atomically(path, json.dumps(config, indent=1).encode())
         return

@@ -25,10 +25,10 @@ class Smaller(TrainerCallback, ExportableState):
     def at_once(self, kind: str, wished: int) -> int:
         return min(wished, self.limits.get(kind, wished))
 
-    def halve(self, kind: str, tried: int, fault: str, lower: str) -> None:
+    def halve(self, kind: str, tried: int, problem: str, lower: str) -> None:
         """Half as much from now on; MemoryError that says what to lower if that was one."""
         if tried <= 1:
-            raise MemoryError(f"out of memory with {kind} at 1 ({fault}): lower {lower}")
+            raise MemoryError(f"out of memory with {kind} at 1 ({problem}): lower {lower}")
         self.limits[kind] = tried // 2
         log.warning("out of memory: %s %d -> %d, step repeated", kind, tried, tried // 2)
 
@@ -51,8 +51,8 @@ def attempt(call: Callable):
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
             raise
-        fault = str(error).strip().split("\n")[0] or "no more memory"
+        problem = str(error).strip().split("\n")[0] or "no more memory"
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return None, fault
+    return None, problem

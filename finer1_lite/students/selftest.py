@@ -45,17 +45,17 @@ def overflow(student: Student, tokens: int = 8) -> str:
 
 
 def require_trainable(student: Student) -> None:
-    """ValueError, listing every fault, unless stage 2 may run on this model."""
-    found = faults(student)
+    """ValueError, listing every problem, unless stage 2 may run on this model."""
+    found = problems(student)
     if found:
-        rows = "".join(f"\n- {fault}" for fault in found)
+        rows = "".join(f"\n- {problem}" for problem in found)
         raise ValueError(
             f"stage 2 cannot run on this model, its self-test says:{rows}\n"
             "the way out: --set backend=transformers"
         )
 
 
-def faults(student: Student) -> list[str]:
+def problems(student: Student) -> list[str]:
     """Where log-probabilities or gradients are not those that stage 2 builds on.
 
     (a) Our log-probabilities of an answer equal those of the model's own forward pass within
@@ -67,7 +67,7 @@ def faults(student: Student) -> list[str]:
     try:
         for mode in modes:
             student.model.train(mode)
-            found = _faults(student)
+            found = _problems(student)
             if found:
                 return found
     finally:
@@ -75,7 +75,7 @@ def faults(student: Student) -> list[str]:
     return []
 
 
-def _faults(student: Student) -> list[str]:
+def _problems(student: Student) -> list[str]:
     core, case = generation.core_of(student.model), _Case(student)
     vocabulary = core.config.get_text_config().vocab_size
     with torch.no_grad():

@@ -74,22 +74,22 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     weights: it was fitted to their rounded values, so a merged model answers a little
     differently from the adapter on 4 bits. Rounding the sum to 16 bits is a second small
     difference; `dtype="float32"` avoids it. The processor is the one that this machine can
-    load: without torchvision, pictures and text alone. Raises DataError listing every fault, then
+    load: without torchvision, pictures and text alone. Raises DataError listing every problem, then
     ValueError for bases that are no Qwen-VL; nothing half-written stays.
     """
     from finer1_lite import models
     from finer1_lite.runtime.files import DataError
 
     named = models.base_of(adapter, base) if (adapter / "adapter_config.json").is_file() else None
-    faults = []
+    problems = []
     if named is None:
-        faults.append(f"{adapter}: holds no adapter (adapter_config.json)")
+        problems.append(f"{adapter}: holds no adapter (adapter_config.json)")
     elif not named:
-        faults.append(f"{adapter}: names no base model; give --base")
+        problems.append(f"{adapter}: names no base model; give --base")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        faults.append(f"{out}: is there already; name a new folder")
-    if faults:
-        raise DataError(faults, "nothing to merge:")
+        problems.append(f"{out}: is there already; name a new folder")
+    if problems:
+        raise DataError(problems, "nothing to merge:")
     models.check_family(named)
     log.info(
         "merged into %s as it is saved, not into 4 bits: answers may differ a little from "
@@ -129,7 +129,7 @@ def push(folder: Path, name: str, private: bool = False, yes: bool = False) -> s
 
     Only files that a model consists of go up (`MODEL_FILE`); any other file stops the
     upload: pictures, records and pickles have no place there. Raises DataError listing
-    every fault before the hub is asked anything.
+    every problem before the hub is asked anything.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import validate_repo_id
@@ -167,14 +167,14 @@ def model_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError([f"{folder}: is no folder"], "nothing to upload:")
     found = sorted(path for path in folder.iterdir() if path.name not in STAYS)
-    faults = [f"{path.name}: {fault}" for path in found if (fault := _unfit(path))]
+    problems = [f"{path.name}: {problem}" for path in found if (problem := _unfit(path))]
     names = {path.name for path in found}
     if not names & {"config.json", "adapter_config.json"} or not any(
         name.endswith(".safetensors") for name in names
     ):
-        faults.append("no model: config.json or adapter_config.json, and safetensors, are wanted")
-    if faults:
-        raise DataError(faults, f"{folder} holds what must not go up; move it away:")
+        problems.append("no model: config.json or adapter_config.json, and safetensors, are wanted")
+    if problems:
+        raise DataError(problems, f"{folder} holds what must not go up; move it away:")
     return found
 
 

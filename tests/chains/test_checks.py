@@ -128,7 +128,7 @@ def test_a_bad_chain_is_caught_for_the_right_reason(what, text, code):
         asked = NAMES[:2]
     found = codes(text, asked=asked)
     assert code in found, found
-    allowed = {  # faults that this one cannot be without
+    allowed = {  # problems that this one cannot be without
         "tags": {
             "tags",
             "answer",

@@ -29,7 +29,7 @@ def few(birds) -> Collection:
 
 
 class Clumsy(Oracle):
-    """Every other sample has a fault, and it counts what it is asked."""
+    """Every other sample has a problem, and it counts what it is asked."""
 
     stop_after = 10**9
 
@@ -97,7 +97,7 @@ def test_a_killed_job_ends_as_one_that_was_not(few, world, tmp_path):
 def test_the_budget_of_rounds_ends_and_names_the_pictures(few, world, tmp_path):
     with pytest.raises(DataError, match="0 of 1 chains passed in 1 rounds") as caught:
         make.make(work(tmp_path, few, Clumsy(world), rounds=1))
-    assert len(caught.value.faults) == len(few.train)
+    assert len(caught.value.problems) == len(few.train)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["chains"] == 0 and report["rejected"] == len(few.train)
 
@@ -108,7 +108,7 @@ def test_other_settings_need_another_folder_and_senseless_ones_are_all_named(few
         make.make(work(tmp_path, few, Oracle(world), beta=0.3))
     with pytest.raises(DataError) as caught:
         Settings(rounds=0, beta=2.0, estimator="vib", extract="hand").check()
-    assert len(caught.value.faults) == 4
+    assert len(caught.value.problems) == 4
 
 
 def test_the_student_teaches_itself_and_wrong_guesses_are_turned_away(few, student, tmp_path):

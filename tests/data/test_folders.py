@@ -1,4 +1,4 @@
-"""Folders: their tables, names, copies and numbers; every fault told, all at once."""
+"""Folders: their tables, names, copies and numbers; every problem told, all at once."""
 
 import logging
 import pickle
@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from photo_folders import DESCRIBED, faults_of, four_classes, noise, only_fault, write_index
+from photo_folders import DESCRIBED, four_classes, noise, only_problem, problems_of, write_index
 
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import load_folder
@@ -53,16 +53,16 @@ def test_index_split_is_honoured_with_any_case_and_slash(root):
 )
 def test_bad_index_rows(root, row, words):
     write_index(root, **{"red-kite/0.png": row})
-    told = faults_of(root, shots=2)
+    told = problems_of(root, shots=2)
     for word in words:
-        assert any(word in fault and "index.csv" in fault for fault in told), told
+        assert any(word in problem and "index.csv" in problem for problem in told), told
 
 
 def test_index_needs_enough_of_both_splits(root):
     write_index(root, trained=3)
-    assert all("3 usable train pictures of the 4 needed" in f for f in faults_of(root))
+    assert all("3 usable train pictures of the 4 needed" in f for f in problems_of(root))
     write_index(root, trained=6)
-    assert all("0 usable test pictures of the 1 needed" in f for f in faults_of(root))
+    assert all("0 usable test pictures of the 1 needed" in f for f in problems_of(root))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -88,14 +88,14 @@ def test_descriptions_with_or_without_excels_mark(root, encoding):
 )
 def test_bad_descriptions(root, text, encoding, words):
     write_descriptions(root, text, encoding)
-    fault = only_fault(root)
+    problem = only_problem(root)
     for word in ["descriptions.csv", *words]:
-        assert word in fault
+        assert word in problem
 
 
 def test_unquoted_comma_in_a_description_is_a_fault(root):
     write_descriptions(root, DESCRIBED.replace("red-kite,a bird", "red-kite,a red, bird"))
-    told = faults_of(root)
+    told = problems_of(root)
     assert "line 3: the values do not fit the 2 columns" in told[0] and "quotes" in told[0]
 
 
@@ -103,36 +103,36 @@ def test_descriptions_elsewhere(root, tmp_path):
     (tmp_path / "texts.csv").write_text(DESCRIBED.replace("a bird", "a raptor"))
     birds = load_folder(root, descriptions=tmp_path / "texts.csv")
     assert birds.of("red kite").description == "a raptor"
-    assert "missing.csv" in only_fault(root, descriptions=tmp_path / "missing.csv")
+    assert "missing.csv" in only_problem(root, descriptions=tmp_path / "missing.csv")
 
 
 # Folders and names -------------------------------------------------------------------
 
 
 def test_missing_folder_and_file_instead_of_folder(tmp_path):
-    assert "absent does not exist" in only_fault(tmp_path / "absent")
+    assert "absent does not exist" in only_problem(tmp_path / "absent")
     path = noise(tmp_path / "one.png")
-    assert "one.png is a file" in only_fault(path)
+    assert "one.png is a file" in only_problem(path)
 
 
 def test_empty_folder_and_single_class(tmp_path):
-    assert "holds 0 class folders" in only_fault(tmp_path)
+    assert "holds 0 class folders" in only_problem(tmp_path)
     for number in range(5):
         noise(tmp_path / "only" / f"{number}.png")
-    assert "holds 1 class folders" in only_fault(tmp_path)
+    assert "holds 1 class folders" in only_problem(tmp_path)
 
 
 def test_pictures_outside_class_folders_are_told(tmp_path):
     noise(tmp_path / "loose.jpg")
-    assert ".jpg beside the class folders" in only_fault(tmp_path)
+    assert ".jpg beside the class folders" in only_problem(tmp_path)
 
 
 def test_class_with_too_few_pictures(root):
     for number in (0, 1):
         (root / "red-kite" / f"{number}.png").unlink()
     (root / "empty").mkdir()
-    told = faults_of(root)
-    assert [fault[:40] for fault in told] == [
+    told = problems_of(root)
+    assert [problem[:40] for problem in told] == [
         "empty: 0 usable pictures of the 5 needed",
         "red-kite: 4 usable pictures of the 5 nee",
     ]
@@ -145,8 +145,8 @@ def test_names_that_differ_in_case_dash_or_space_clash(root, name):
     shutil.copytree(root / "red-kite", root / name)
     for path in (root / name).iterdir():
         noise(path)
-    fault = only_fault(root)
-    assert "red-kite" in fault and name in fault and "differ only" in fault
+    problem = only_problem(root)
+    assert "red-kite" in problem and name in problem and "differ only" in problem
 
 
 def test_names_keep_their_letters_in_nfc(root):
@@ -166,13 +166,13 @@ def test_two_spellings_of_one_file_name_are_a_fault(root):
         noise(root / "red-kite" / name)
     if len(list((root / "red-kite").iterdir())) < 8:
         pytest.skip("this file system holds both spellings as one file")
-    assert "another file spells this name" in only_fault(root)
+    assert "another file spells this name" in only_problem(root)
 
 
 def test_names_that_no_answer_can_hold(root):
     (root / "red-kite").rename(root / "red<kite>")
     (root / "barn-owl").rename(root / "barn\nowl")
-    told = faults_of(root)
+    told = problems_of(root)
     assert len(told) == 2
     assert "barn\\nowl: unprintable" in told[0].replace("'", "")
     assert told[1].startswith("red<kite>: an answer cannot hold this name")
@@ -200,18 +200,18 @@ def copy(root: Path, source: str, target: str) -> None:
 
 def test_a_copy_in_another_class_or_split_is_a_fault(root):
     copy(root, "red-kite/0.png", "barn-owl/9.png")
-    fault = only_fault(root)
-    assert "red-kite/0.png" in fault and "barn-owl/9.png" in fault
+    problem = only_problem(root)
+    assert "red-kite/0.png" in problem and "barn-owl/9.png" in problem
     (root / "barn-owl" / "9.png").unlink()
     write_index(root)
     copy(root, "red-kite/0.png", "red-kite/5.png")  # train and test
-    fault = only_fault(root)
-    assert "red-kite/0.png, red-kite/5.png: the same picture" in fault
+    problem = only_problem(root)
+    assert "red-kite/0.png, red-kite/5.png: the same picture" in problem
 
 
 def test_a_copy_in_a_class_without_a_split_is_a_fault_for_every_seed(root):
     copy(root, "red-kite/0.png", "red-kite/5.png")
-    assert len({only_fault(root, seed=seed) for seed in range(5)}) == 1
+    assert len({only_problem(root, seed=seed) for seed in range(5)}) == 1
 
 
 def test_a_copy_inside_one_test_split_is_kept_once(root, caplog):
@@ -236,7 +236,7 @@ def test_all_faults_come_together_each_with_its_place(root):
     for path in (root / "Tawny_Owl").iterdir():
         noise(path)
     write_descriptions(root, DESCRIBED + "gull,white\n")
-    told = "\n".join(faults_of(root, shots=0, unseen_share=1.5))
+    told = "\n".join(problems_of(root, shots=0, unseen_share=1.5))
     for word in (
         "shots=0",
         "unseen_share=1.5",

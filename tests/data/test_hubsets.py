@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from paths import SHARED
-from photo_folders import DESCRIBED, faults_of, four_classes
+from photo_folders import DESCRIBED, four_classes, problems_of
 
 from finer1_lite.data import hubsets
 from finer1_lite.evals import questions
@@ -112,7 +112,7 @@ def test_an_unseen_class_needs_no_training_pictures(tmp_path):
             path.unlink()
     assert len(load_folder(root, shots=5).test) == 4
     (root / "classes.csv").unlink()
-    assert len(faults_of(root, shots=5)) == 2
+    assert len(problems_of(root, shots=5)) == 2
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_unseen_class_needs_no_training_pictures(tmp_path):
     ],
 )
 def test_what_is_wrong_with_the_table(tmp_path, text, words):
-    assert any(words in fault for fault in faults_of(with_classes(tmp_path / "b", text)))
+    assert any(words in problem for problem in problems_of(with_classes(tmp_path / "b", text)))
 
 
 def test_names_alone_leave_the_split_to_the_seed(tmp_path):

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from photo_folders import four_classes, noise, only_fault
+from photo_folders import four_classes, noise, only_problem
 from PIL import Image
 
 from finer1_lite.data import images
@@ -108,16 +108,16 @@ def test_bad_pictures_are_named_with_the_reason(root, tmp_path, kind):
     make, reason = BAD_PICTURES[kind]
     path = root / "red-kite" / "bad.jpg"
     path.write_bytes(make(tmp_path))
-    fault = only_fault(root)
-    assert fault.startswith("red-kite/bad.jpg: ")
+    problem = only_problem(root)
+    assert problem.startswith("red-kite/bad.jpg: ")
     with pytest.raises(images.PictureError, match=reason) as caught:
         images.decode(path)
-    assert fault.removeprefix("red-kite/bad.jpg") in str(caught.value)
+    assert problem.removeprefix("red-kite/bad.jpg") in str(caught.value)
 
 
 def test_broken_link_with_a_pictures_name_is_a_fault(root):
     (root / "red-kite" / "gone.jpg").symlink_to(root / "nowhere.jpg")
-    assert "red-kite/gone.jpg: cannot be read" in only_fault(root)
+    assert "red-kite/gone.jpg: cannot be read" in only_problem(root)
 
 
 def test_phone_pictures_of_two_frames_and_animations_give_their_first(tmp_path):

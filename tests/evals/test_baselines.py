@@ -94,8 +94,8 @@ def test_a_picture_that_broke_is_counted_and_stops_no_baseline(student, birds, j
     baselines.answer("vision_tower", few, replace(asked, items=items), job)
     path = job.folder / "answers" / "baseline-vision_tower" / "closed.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [r["fault"] for r in rows if r["photo"] == items[0].photo] == ["is broken"] * 4
-    assert sum(r["fault"] is None for r in rows) == 16
+    assert [r["problem"] for r in rows if r["photo"] == items[0].photo] == ["is broken"] * 4
+    assert sum(r["problem"] is None for r in rows) == 16
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_clip_is_asked_by_names_or_probed_by_shots(tiny_clip, birds, job):
     asked = Exam.of_collection(few, "birds")
     job = replace(job, clip=str(tiny_clip))
     zero = baselines.score_items("clip", None, asked, job)
-    assert zero.scores.shape == (5, 60) and np.abs(zero.scores).max() <= 1 and not zero.faults
+    assert zero.scores.shape == (5, 60) and np.abs(zero.scores).max() <= 1 and not zero.problems
     look, read = baselines.clip_features(str(tiny_clip))
     names = [f"a photo of a {c}, a kind of bird." for c in zero.classes]
     image = asked.items[2].image()

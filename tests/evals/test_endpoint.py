@@ -94,7 +94,7 @@ def test_a_question_without_answer_is_counted_unscored_and_asked_again(mood, thr
         timeout=3 if mood == "slow" else 10,
     )
     lost = endpoint.unanswered(rows)
-    assert left == len(lost) == 1 and lost[0]["fault"].startswith("no answer:")
+    assert left == len(lost) == 1 and lost[0]["problem"].startswith("no answer:")
     assert sum(r["correct"] for r in rows) == 2
     moods = Moods(reply=seeing(three))
     rows, left, _ = ask(moods, three, tmp_path)
@@ -104,7 +104,7 @@ def test_a_question_without_answer_is_counted_unscored_and_asked_again(mood, thr
 def test_a_refusal_or_a_spent_budget_ends_the_start_and_is_not_an_answer(three, tmp_path):
     moods = Moods(default="401")
     rows, left, _ = ask(moods, three, tmp_path / "a", workers=1)
-    assert left == 3 and moods.seen.total() <= 2 and all(r["fault"] for r in rows)
+    assert left == 3 and moods.seen.total() <= 2 and all(r["problem"] for r in rows)
     moods = Moods(reply=seeing(three))
     rows, left, ledger = ask(moods, three, tmp_path / "b", workers=1, max_requests=2)
     assert left == 1 and moods.seen.total() == 2
@@ -116,7 +116,7 @@ def test_a_refusal_or_a_spent_budget_ends_the_start_and_is_not_an_answer(three, 
 def test_worthless_answers_are_paid_scored_wrong_and_bounded(three, tmp_path):
     odd = Moods(["empty", "huge", "endless"], reply=lambda _: "x")
     rows, left, _ = ask(odd, three, tmp_path, workers=1, timeout=20)
-    assert left == 0 and not any(r["correct"] or r["fault"] for r in rows)
+    assert left == 0 and not any(r["correct"] or r["problem"] for r in rows)
     assert sum(r["cut"] for r in rows) == 2 and max(len(r["completion"]) for r in rows) <= 40_000
     rows, _, _ = ask(Moods(reply=lambda _: "\ud800"), three, tmp_path / "b")
     assert rows[0]["completion"] == "?"  # no lone surrogate reaches a file

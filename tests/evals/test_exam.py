@@ -113,13 +113,13 @@ def test_a_picture_that_broke_is_counted_and_stops_nothing(student, five, tmp_pa
     bad = Item(
         first.photo, first.dataset, first.split, "bird", "", first.label, broken, first.options
     )
-    for items, faults in (((bad, *rest), 1), ((bad,), 1)):
+    for items, problems in (((bad, *rest), 1), ((bad,), 1)):
         found = rows_of(
             answer(student, Exam(tuple(items), five.classes), OPEN, tmp_path / str(len(items)))
         )
         assert len(found) == len(items)
-        assert [r["fault"] for r in found if r["photo"] == bad.photo] == ["is broken"]
-        assert sum(bool(r["fault"]) for r in found) == faults
+        assert [r["problem"] for r in found if r["photo"] == bad.photo] == ["is broken"]
+        assert sum(bool(r["problem"]) for r in found) == problems
 
 
 def test_missing_pictures_are_counted_before_anything_is_asked(tmp_path, birds):

@@ -149,8 +149,8 @@ def test_settings_that_make_no_sense_are_all_named(tmp_path, caplog):
         "--files",
         "a_seen.jsonl",
     )
-    for fault in ("--prompts shout", "--samples 0", "--photos, --files"):
-        assert fault in said
+    for problem in ("--prompts shout", "--samples 0", "--photos, --files"):
+        assert problem in said
 
 
 def test_the_released_protocol_keeps_the_order_of_the_file():

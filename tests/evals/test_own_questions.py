@@ -80,9 +80,9 @@ def test_every_broken_row_is_named_with_what_to_do(tmp_path, birds):
     path.write_text(path.read_text() + "{\n")
     with pytest.raises(DataError) as caught:
         questions.read_questions([path], questions.scan_own)
-    lines = [f.split(":")[0] for f in caught.value.faults]
+    lines = [f.split(":")[0] for f in caught.value.problems]
     assert lines == [f"{path}, line {n}" for n in (2, 3, 4, 5, 6, 7, 8, 10)] + ["wiki"]
-    assert "read alike; spell them one way" in caught.value.faults[-1]
+    assert "read alike; spell them one way" in caught.value.problems[-1]
     with pytest.raises(DataError, match="1 of 1 pictures are missing"):
         Exam.of_questions([write(tmp_path, [FOOD | {"image": "b.png"}], bird=birds)], tmp_path)
 

@@ -114,9 +114,9 @@ def test_every_malformed_row_is_named(tmp_path):
     path = write(tmp_path, [row(), *bad])
     with pytest.raises(DataError) as caught:
         question_files.read_questions([path])
-    faults = caught.value.faults
-    assert [f.split(":")[0] for f in faults] == [f"{path}, line {n}" for n in range(2, 14)]
-    assert "'owl' is not among" in faults[4] and "read alike" in faults[6]
+    problems = caught.value.problems
+    assert [f.split(":")[0] for f in problems] == [f"{path}, line {n}" for n in range(2, 14)]
+    assert "'owl' is not among" in problems[4] and "read alike" in problems[6]
     found = audit.audit_questions([path])[0]
     assert (found.count, found.total) == (12, 13)
 
@@ -124,7 +124,7 @@ def test_every_malformed_row_is_named(tmp_path):
 def test_file_names_and_missing_files_are_named_together(tmp_path):
     with pytest.raises(DataError) as caught:
         question_files.read_questions([tmp_path / "birds.jsonl", tmp_path / "bird_seen.jsonl"])
-    assert len(caught.value.faults) == 2
+    assert len(caught.value.problems) == 2
     with pytest.raises(DataError, match="no questions"):
         question_files.read_questions([])
 

@@ -265,7 +265,7 @@ def test_missing_photos_are_all_named(tmp_path):
     folder = made_up_run(tmp_path / "lab", made_up_records())
     with pytest.raises(DataError) as caught:
         write_report(folder, {})
-    assert len(caught.value.faults) == 6
+    assert len(caught.value.problems) == 6
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

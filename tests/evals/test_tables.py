@@ -41,7 +41,7 @@ def record(photo="1", correct=True, *, label="red kite", named=None, split="seen
         "included": correct,
         "tokens": 10,
         "cut": False,
-        "fault": None,
+        "problem": None,
     }
     return row | more
 
@@ -97,7 +97,7 @@ def test_the_blind_model_is_a_line_of_its_own():
 
 
 def test_faulty_pictures_are_counted_and_never_scored():
-    rows = [record("1"), record("2", False, fault="is broken")]
+    rows = [record("1"), record("2", False, problem="is broken")]
     assert tables.groups(rows, "closed")[0].rows == (rows[0],)
     assert table(tables.main_blocks(rows), "not scored").rows == [
         ("m", "think", "closed", "1 of 2", "is broken")
@@ -292,7 +292,7 @@ def test_broken_records_are_all_named(tmp_path):
     run = save(tmp_path / "run", [record(), lacking, {"model": "m"}])
     with pytest.raises(DataError) as caught:
         evalreport.read_run(run)
-    assert len(caught.value.faults) == 2 and "row 2: lacks named, cut" in caught.value.faults[0]
+    assert len(caught.value.problems) == 2 and "row 2: lacks named, cut" in caught.value.problems[0]
     assert main(["report", str(tmp_path / "nothing")]) == 2
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "records.jsonl").write_text("")

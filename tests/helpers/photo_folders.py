@@ -31,18 +31,18 @@ def four_classes(root: Path) -> Path:
     return root
 
 
-def faults_of(root: Path, **settings) -> list[str]:
+def problems_of(root: Path, **settings) -> list[str]:
     with pytest.raises(DataError) as caught:
         load_folder(root, **settings)
-    for fault in caught.value.faults:
-        assert fault in str(caught.value)
-    return caught.value.faults
+    for problem in caught.value.problems:
+        assert problem in str(caught.value)
+    return caught.value.problems
 
 
-def only_fault(root: Path, **settings) -> str:
-    faults = faults_of(root, **settings)
-    assert len(faults) == 1, faults
-    return faults[0]
+def only_problem(root: Path, **settings) -> str:
+    problems = problems_of(root, **settings)
+    assert len(problems) == 1, problems
+    return problems[0]
 
 
 def write_index(root: Path, trained: int = 4, **changed: str) -> None:

@@ -31,9 +31,9 @@ def wrap(monkeypatch, module, change):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_plain_student_passes_fresh_and_trained(name):
     student = models.add_adapter(tiny(name), TINY, seed=0)
-    assert selftest.faults(student) == []
+    assert selftest.problems(student) == []
     stir(student.model)
-    assert selftest.faults(student) == []
+    assert selftest.problems(student) == []
 
 
 def test_four_bits_pass(fresh, tmp_path):
@@ -42,7 +42,7 @@ def test_four_bits_pass(fresh, tmp_path):
         part.save_pretrained(tmp_path)
     nf4 = TINY.with_(quantize="nf4")
     student = models.add_adapter(models.load_student(tmp_path, nf4), nf4, seed=0)
-    assert selftest.faults(student) == []
+    assert selftest.problems(student) == []
 
 
 @pytest.mark.gpu
@@ -57,7 +57,7 @@ def test_a_card_keeps_within_the_tolerance(name, quantize, tmp_path, monkeypatch
     monkeypatch.setattr(models, "choose_device", lambda: torch.device("cuda"))
     student = models.load_student(tmp_path, preset)
     assert student.device.type == "cuda"
-    assert selftest.faults(models.add_adapter(student, preset, seed=0)) == []
+    assert selftest.problems(models.add_adapter(student, preset, seed=0)) == []
 
 
 def test_checkpointing_is_tried_in_both_modes(adapted, monkeypatch):
@@ -67,7 +67,7 @@ def test_checkpointing_is_tried_in_both_modes(adapted, monkeypatch):
     monkeypatch.setattr(
         generation, "score", lambda m, *a, **k: modes.append(m.training) or score(m, *a, **k)
     )
-    assert selftest.faults(adapted) == []
+    assert selftest.problems(adapted) == []
     assert set(modes) == {False, True}
 
 
@@ -99,13 +99,13 @@ def test_hidden_states_instead_of_logits_are_found(adapted, monkeypatch):
 def test_a_head_that_hands_hidden_states_through_is_found(adapted, monkeypatch):
     core = generation.core_of(adapted.model)
     monkeypatch.setattr(core.lm_head, "forward", lambda hidden: hidden)
-    assert "lm_head gives" in selftest.faults(adapted)[0]
+    assert "lm_head gives" in selftest.problems(adapted)[0]
 
 
 def test_empty_logits_are_found(adapted, monkeypatch):
     core, empty = generation.core_of(adapted.model), SimpleNamespace(logits=None)
     wrap(monkeypatch, core, lambda out: empty)
-    assert "where logits over a vocabulary" in selftest.faults(adapted)[0]
+    assert "where logits over a vocabulary" in selftest.problems(adapted)[0]
 
 
 def test_log_probs_without_a_gradient_are_found(adapted, monkeypatch):
@@ -116,18 +116,18 @@ def test_log_probs_without_a_gradient_are_found(adapted, monkeypatch):
         return out
 
     wrap(monkeypatch, language, constant)
-    assert selftest.faults(adapted) == ["its log-probabilities carry no gradient"]
+    assert selftest.problems(adapted) == ["its log-probabilities carry no gradient"]
 
 
 def test_a_detached_adapter_is_found_term_by_term(adapted, monkeypatch):
     """The log-probabilities have a gradient, from elsewhere: one layer's adapter has none."""
     layer = adapted.model.get_base_model().model.language_model.layers[2].mlp.up_proj
     wrap(monkeypatch, layer.lora_B["default"], torch.Tensor.detach)
-    found = selftest.faults(adapted)
+    found = selftest.problems(adapted)
     assert len(found) == len(selftest.TERMS)
-    for term, fault in zip(selftest.TERMS, found):
-        assert fault.startswith(f"the gradient of {term} does not reach 1 of 28")
-        assert "layers.2.mlp.up_proj" in fault
+    for term, problem in zip(selftest.TERMS, found):
+        assert problem.startswith(f"the gradient of {term} does not reach 1 of 28")
+        assert "layers.2.mlp.up_proj" in problem
 
 
 @pytest.mark.parametrize("term", selftest.TERMS)
@@ -139,7 +139,7 @@ def test_a_term_whose_gradient_gets_lost_is_named(adapted, monkeypatch, term):
         return replace(parts, **{term: getattr(parts, term).detach()})
 
     monkeypatch.setattr(losses, "tapo_loss", torn)
-    (found,) = selftest.faults(adapted)
+    (found,) = selftest.problems(adapted)
     assert found.startswith(f"the gradient of {term} does not reach 28 of 28")
 
 
@@ -151,13 +151,13 @@ def test_other_log_probs_are_found(adapted, monkeypatch):
         return out
 
     wrap(monkeypatch, generation.core_of(adapted.model), warmer)
-    (found,) = selftest.faults(adapted)
+    (found,) = selftest.problems(adapted)
     assert "differ from its own forward pass by" in found and "float32: 0.0001" in found
 
 
 def test_an_adapter_loaded_as_frozen_is_found(adapted):
     adapted.model.requires_grad_(False)
-    assert "carry no gradient" in selftest.faults(adapted)[0]
+    assert "carry no gradient" in selftest.problems(adapted)[0]
 
 
 def test_stage_two_of_another_backend_begins_with_it(adapted, tmp_path):
