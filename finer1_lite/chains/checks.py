@@ -14,7 +14,7 @@ from math import comb
 
 from finer1_lite import prompts, rewards
 from finer1_lite.chains import concepts
-from finer1_lite.chains.text import HEADINGS, PARTS, Chain, fold, names_in
+from finer1_lite.chains.text import LOOSE_HEADINGS, PARTS, Chain, fold, names_in
 
 MIN_WORDS, MAX_WORDS = 20, 900  # of the thought
 ENDING = 600  # characters that hold a free chain's conclusion
@@ -60,7 +60,7 @@ def tags(c: Chain) -> str | None:
 
 def parts(c: Chain) -> str | None:
     if c.loose:
-        lacking = [p for p in PARTS if not HEADINGS[p].search(c.think)]
+        lacking = [p for p in PARTS if not LOOSE_HEADINGS[p].search(c.think)]
         return f"no heading for {', '.join(lacking)}" if lacking else None
     heads = re.findall(rf"^(?:{'|'.join(prompts.SECTIONS)})", c.think, re.MULTILINE)
     if heads != list(prompts.SECTIONS):
@@ -99,8 +99,8 @@ def number(c: Chain) -> str | None:
 
 def unasked(c: Chain) -> str | None:
     """Invented candidates, or the given ones in another order (the label moved to the front)."""
-    if c.asked and [fold(n) for n in c.listed] != [fold(n) for n in c.asked]:
-        return f"the candidates are {c.listed}, asked were {list(c.asked)}"
+    if c.wanted and [fold(n) for n in c.listed] != [fold(n) for n in c.wanted]:
+        return f"the candidates are {c.listed}, asked were {list(c.wanted)}"
 
 
 def uncompared(c: Chain) -> str | None:
@@ -155,7 +155,7 @@ def invisible(phrase: str) -> bool:
 
 def _without(c: Chain, text: str) -> str:
     """The text without names of classes, which may hold a year or a scent."""
-    for name in sorted({*c.names, *c.listed, *c.asked} - {""}, key=len, reverse=True):
+    for name in sorted({*c.names, *c.listed, *c.wanted} - {""}, key=len, reverse=True):
         text = text.replace(name.casefold(), " ")
     return text
 

@@ -49,7 +49,7 @@ def test_the_oracle_describes_with_slips_and_writes_without(world, birds):
     names = (photo.species, *birds.neighbours(photo.species)[:3])
     asked = prompts.ask_write("bird", photo.species, names, sorted(truth)[:2])
     (reply,) = oracle.ask(photo, asked, [0])
-    chain = checks.Chain(reply.text, photo.species, asked=names, kept=tuple(sorted(truth)[:2]))
+    chain = checks.Chain(reply.text, photo.species, wanted=names, kept=tuple(sorted(truth)[:2]))
     assert not checks.check(chain)
     assert set(chain.parts["analysis"].split(", ")) == set(sorted(truth)[:2])
 
