@@ -151,13 +151,9 @@ _UNTOLD = "The picture shows a {coarse}. Work out its exact kind from the pictur
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """What a teacher is given: a text, and the facts that the text was made from.
+    """What a teacher is given: a text for a model, and its facts for the oracle and the table."""
 
-    kind: describe | extract | write | guess | evaluate. A model reads `text` alone; a teacher
-    without a model (oracle, table) writes from the other fields.
-    """
-
-    kind: str
+    kind: str  # describe | extract | write | guess | evaluate
     text: str
     name: str = ""
     candidates: tuple[str, ...] = ()

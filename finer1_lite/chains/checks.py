@@ -5,11 +5,11 @@ table of all. The same table serves our own form and the released chains' free p
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
+from typing import Any
 
 from scipy.stats import binom
 
@@ -83,11 +83,8 @@ def check_answer(c: Chain) -> str | None:
 
 def check_listed(c: Chain) -> str | None:
     """Candidates without the label, e.g. "tawny owl, snowy owl" of a barn owl."""
-    if c.loose:
-        there = any(names_in(c.parts.get("candidates", ""), name) for name in c.names)
-    else:
-        there = any(fold(n) == fold(name) for n in c.listed for name in c.names)
-    if not there:
+    part = c.parts.get("candidates", "") if c.loose else ""
+    if c.place < 0 and not any(names_in(part, name) for name in c.names):
         return f"{c.label!r} is not among the candidates {c.listed}"
 
 
@@ -109,17 +106,18 @@ def check_unasked(c: Chain) -> str | None:
 
 def check_uncompared(c: Chain) -> str | None:
     """No comparison at all, e.g. the prediction right after the candidates."""
-    if not c.comparison:
+    if not c.parts.get("comparison"):
         return "no comparison"
 
 
 def check_compared(c: Chain) -> str | None:
     """A candidate without a remark of its own, e.g. no "snowy owl: ..." among the remarks."""
+    part = c.parts.get("comparison", "")
     if c.loose:
-        left_out = [n for n in c.listed if not names_in(c.comparison, n)]
+        left_out = [n for n in c.listed if not names_in(part, n)]
     else:
         left_out = [n for n in c.listed if not c.remarks.get(fold(n))]
-    if c.comparison and left_out:
+    if part and left_out:
         return f"not compared: {', '.join(left_out)}"
 
 
@@ -250,7 +248,7 @@ def check_language(c: Chain) -> str | None:
 
 
 @cache
-def _langid() -> ModuleType:
+def _langid() -> Any:
     import py3langid  # its table takes a moment to load
 
     py3langid.set_languages(LANGUAGES)
@@ -295,29 +293,16 @@ def duplicates(chains: Mapping[str, Chain]) -> dict[str, ChainProblem]:
     return found
 
 
-def places(chains: Sequence[Chain]) -> Counter[int]:
-    """How often the label is the first (0), second, ... candidate; -1: not among them."""
-    found: Counter[int] = Counter()
-    for c in chains:
-        names = {fold(n) for n in c.names}
-        found[next((i for i, n in enumerate(c.listed) if fold(n) in names), -1)] += 1
-    return found
-
-
 def habit(chains: Sequence[Chain]) -> str | None:
     """The label in one place too often to be chance (binomial, p < 0.001, any place)."""
-    by_size: dict[int, list[Chain]] = defaultdict(list)
-    for c in chains:
-        by_size[len(c.listed)].append(c)
-    for size, group in by_size.items():
-        counts = places(group)
-        total = len(group) - counts.pop(-1, 0)
+    listing = [c for c in chains if c.place >= 0 and len(c.listed) > 1]
+    for size in dict.fromkeys(len(c.listed) for c in listing):
+        counts = Counter(c.place for c in listing if len(c.listed) == size)
+        total = counts.total()
         for place, often in counts.items():
-            if size > 1 and binom.sf(often - 1, total, 1 / size) < 0.001 / size:
-                return (
-                    f"the label is candidate {place + 1} of {size} in {often} of {total} "
-                    "chains: shuffle the candidates"
-                )
+            if binom.sf(often - 1, total, 1 / size) < 0.001 / size:
+                where = f"candidate {place + 1} of {size} in {often} of {total} chains"
+                return f"the label is {where}: shuffle the candidates"
     return None
 
 
@@ -351,7 +336,7 @@ def audit_chains(records: Sequence[Record]) -> dict:
         "findings": counts,
         "examples": examples,
         "candidates listed": dict(sorted(Counter(len(c.listed) for c in every).items())),
-        "place of the label": dict(sorted(places(every).items())),
+        "place of the label": dict(sorted(Counter(c.place for c in every).items())),
         "habit": habit(every),
         "found": found,
     }
@@ -361,15 +346,10 @@ def audit_text(result: Mapping) -> str:
     """The audit as a table for the terminal."""
     placed = {k: v for k, v in result["place of the label"].items() if k >= 0}
     shares = ", ".join(f"{k + 1}: {v / sum(placed.values()):.0%}" for k, v in placed.items())
-    lines = [
-        f"{result['chains']} chains ({result['form']}), {result['clean']} without a problem, "
-        f"median {result['median words']} words\n",
-        *(
-            f"{code:14}{count:6}  {result['examples'].get(code, '')[:90]}"
-            for code, count in result["findings"].items()
-        ),
-        f"\nlabel at place (where listed word for word): {shares or 'never listed'}",
-        f"candidates in the list -> chains: {result['candidates listed']}",
-        f"habit: {result['habit'] or 'none'}",
-    ]
-    return "\n".join(lines)
+    head = "{chains} chains ({form}), {clean} without a problem, median {median words} words\n"
+    lines = [head.format_map(result)]
+    for code, count in result["findings"].items():
+        lines.append(f"{code:14}{count:6}  {result['examples'].get(code, '')[:90]}")
+    lines.append(f"\nlabel at place (where listed word for word): {shares or 'never listed'}")
+    lines.append(f"candidates in the list -> chains: {result['candidates listed']}")
+    return "\n".join([*lines, f"habit: {result['habit'] or 'none'}"])

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,12 @@ NO_KEY = "none"  # what a server without keys is sent
 MAX_BYTES = 4_000_000  # of one HTTP body; more is cut off while it arrives
 MAX_CHARACTERS = 40_000  # of one completion; more is no chain
 FOR_GOOD = (400, 401, 403, 404, 422)  # another try would not help
+FAILURES = {  # what is tried again, and the word that counts it; the first that fits
+    httpx2.TimeoutException: "time-out",
+    httpx2.DecodingError: "bad JSON",
+    httpx2.RequestError: "connection lost",
+}
+OVERSIZED = b'{"choices": [{"message": {"content": ""}, "finish_reason": "oversized"}]}'
 
 
 class TeacherError(RuntimeError):
@@ -114,24 +121,15 @@ class Ledger:
 
 @dataclass
 class Cached:
-    """A teacher with a memory on disk: a JSON file a sample, keyed by everything it depends on.
-
-    Files are written in one step, so that a kill leaves whole files only.
-    """
+    """A teacher with a memory on disk: a JSON file a sample, keyed by everything it depends on."""
 
     teacher: Teacher
     folder: Path
     ledger: Ledger = field(default_factory=Ledger)
 
-    @property
-    def identity(self) -> dict:
-        """The teacher's own."""
-        return self.teacher.identity
-
-    @property
-    def workers(self) -> int:
-        """The teacher's own."""
-        return self.teacher.workers
+    def __post_init__(self) -> None:
+        self.identity = self.teacher.identity
+        self.workers = self.teacher.workers
 
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
         """Return the replies, from disk where they are there; raises as the teacher does."""
@@ -201,10 +199,6 @@ def in_parallel(
 # --- over HTTP -------------------------------------------------------------------------------
 
 
-class Oversized(Exception):
-    """The body was longer than `MAX_BYTES`: paid for, and worth nothing."""
-
-
 @dataclass
 class Endpoint:
     """Chat completions with one picture. `workers` requests are under way at most.
@@ -266,9 +260,6 @@ class Endpoint:
                 temperature=self.temperature,
                 seed=sample,
             )
-        except Oversized:
-            self.ledger.count("oversized answer")
-            return Reply("", finish="oversized")
         except openai.APIError as error:
             cause = error.__cause__ or error  # what happened, under the library's general word
             said = self._without_key(f"{type(cause).__name__}: {cause}")[:300]
@@ -277,10 +268,11 @@ class Endpoint:
             self.ledger.count("gave up")
             raise TeacherError(f"no answer after {self.tries} tries; the last: {said}") from None
         reply = read_reply(response.content)
-        reply.text = self._without_key(reply.text)
         if len(reply.text) > MAX_CHARACTERS:
+            reply.finish = "oversized"
+        reply.text = self._without_key(reply.text)[:MAX_CHARACTERS]
+        if reply.finish == "oversized":
             self.ledger.count("oversized answer")
-            reply.text, reply.finish = reply.text[:MAX_CHARACTERS], "oversized"
         return reply
 
     def _key(self) -> str:
@@ -291,10 +283,7 @@ class Endpoint:
 
 
 class _BoundedClient(openai.DefaultHttpxClient):
-    """The library's HTTP client; each exchange is counted, bounded in size and time, and whole.
-
-    Whatever went wrong is raised as an error that the library answers with another try.
-    """
+    """The library's HTTP client, each exchange counted, bounded in size and time, and whole."""
 
     def __init__(self, ledger: Ledger, timeout: float) -> None:
         super().__init__()
@@ -302,45 +291,37 @@ class _BoundedClient(openai.DefaultHttpxClient):
         self.seconds = timeout
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request and read its body; Oversized, or a kind of httpx2.RequestError."""
+        """Send a request and read its body; raises one of `FAILURES`."""
         self.ledger.count("http requests")
         try:
             response = super().send(request, **(options | {"stream": True}))
-            body = self._body(response)
+            with closing(response):
+                body = self._read(response)
             if response.is_success:
                 read_reply(body)
-        except httpx2.TimeoutException:
-            self.ledger.count("time-out")
+        except httpx2.RequestError as error:
+            self.ledger.count(next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind)))
             raise
-        except httpx2.RequestError:
-            self.ledger.count("connection lost")
-            raise
-        except ValueError as error:
-            self.ledger.count("bad JSON")
-            raise httpx2.DecodingError(str(error), request=request) from None
         if response.is_error:
             self.ledger.count(f"http {response.status_code}")
         kept = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
         return httpx2.Response(response.status_code, headers=kept, content=body, request=request)
 
-    def _body(self, response: httpx2.Response) -> bytes:
+    def _read(self, response: httpx2.Response) -> bytes:
         """Read the body piece by piece, so that neither size nor time run away."""
         deadline = time.monotonic() + self.seconds
         body = bytearray()
-        try:
-            for piece in response.iter_bytes():
-                body += piece
-                if len(body) > MAX_BYTES:
-                    raise Oversized
-                if time.monotonic() > deadline:
-                    raise httpx2.ReadTimeout(f"the answer took longer than {self.seconds:g} s")
-        finally:
-            response.close()
+        for piece in response.iter_bytes():
+            body += piece
+            if len(body) > MAX_BYTES:
+                return OVERSIZED
+            if time.monotonic() > deadline:
+                raise httpx2.ReadTimeout(f"the answer took longer than {self.seconds:g} s")
         return bytes(body)
 
 
 def read_reply(body: bytes) -> Reply:
-    """Read a chat completion; ValueError for anything that is none."""
+    """Read a chat completion; httpx2.DecodingError for anything that is none."""
     try:
         found = json.loads(body)
         choice = found["choices"][0]
@@ -349,7 +330,7 @@ def read_reply(body: bytes) -> Reply:
         text = "".join([choice["message"]["content"] or ""])  # TypeError for what is no text
         return Reply(text, *tokens, str(choice.get("finish_reason") or "stop")[:20])
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"no chat completion ({type(error).__name__})") from None
+        raise httpx2.DecodingError(f"no chat completion ({type(error).__name__})") from None
 
 
 def data_url(image: Image.Image, max_side: int) -> str:

@@ -19,6 +19,7 @@ from rapidfuzz import fuzz
 from scipy.special import entr
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 BETA = 0.7  # price of a bit about the single picture, in bits about the class
 LEAST = 3  # concepts kept at least (SelfSynthX)
@@ -157,9 +158,7 @@ def select_count(
     return _selection(concepts, ranked, usable & (scores > 0), least)
 
 
-def _selection(
-    concepts: Sequence[str], scores: Floats, good: NDArray[np.bool_], least: int
-) -> Selection:
+def _selection(concepts: Sequence[str], scores: Floats, good: Bools, least: int) -> Selection:
     ranked = [int(j) for j in np.argsort(-scores, kind="stable") if np.isfinite(scores[j])]
     kept = [j for place, j in enumerate(ranked) if good[j] or place < least]
     dropped = tuple(c for j, c in enumerate(concepts) if j not in kept)

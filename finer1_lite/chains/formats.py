@@ -1,10 +1,9 @@
 """Chains and triplets as files: our JSON lines, TRL's rows, the released files, and back.
 
-A line of ours is one `Record`. TRL's are conversational prompt-completion rows with images. The
-released files are sharegpt JSON (stage 1) and parquet (stage 2), whose columns are images (the
-anchor), image_noisy (which holds the *positive*), image_aug (the *hard negative*), problem and
-answer. Foreign formats carry what they have no place for in a column of their own: nothing is
-lost on the way there and back.
+A line of ours is one `Record`; TRL's are conversational rows with images. The released files are
+sharegpt JSON (stage 1) and parquet (stage 2), whose columns are images (the anchor), image_noisy
+(which holds the *positive*), image_aug (the *hard negative*), problem and answer. What a foreign
+format has no place for it carries in a column of its own: nothing is lost there and back.
 """
 
 import json
@@ -125,7 +124,8 @@ def append_row(path: Path, row: Mapping) -> None:
     if not data.endswith(b"\n"):
         write_atomically(path, data[: data.rfind(b"\n") + 1])
     with path.open("ab") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(row, ensure_ascii=False) + "\n"
+        stream.write(text.encode("utf-8", "surrogatepass"))
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -146,17 +146,14 @@ def _carried(record: Record) -> dict:
 
 
 def _restored(row: Mapping, spoken: Sequence[str], place: str) -> Record:
-    """A record of what a foreign row says and carries; without the latter the answer is the label.
-
-    spoken: system, question, chain.
-    """
+    """A record of what a foreign row says (system, question, chain) and carries, if it does."""
     given = dict(zip(("system", "question", "chain"), spoken, strict=True))
     given["images"] = list(row["images"])
     carried = row.get(CARRY)
     if carried is not None:
         return from_row((json.loads(carried) if isinstance(carried, str) else carried) | given)
     answer = Chain(given["chain"]).answer
-    if answer is None:
+    if answer is None:  # of somebody else's row it is the label
         raise ValueError("the chain has no <answer>, so its label is not known")
     photo = given["images"][0] if given["images"] else ""
     kept = {"version": VERSION, "id": place or photo, "photo": photo, "species": answer.strip()}
@@ -286,9 +283,10 @@ def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
         POSITIVE: [picture(r.positive) for r in rows],
         CARRY: [json.dumps(r.extra) for r in rows],
     }
-    table = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), table)
-    write_atomically(path, table.getvalue().to_pybytes())
+    draft = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), draft)
+    draft.replace(path)
 
 
 def read_parquet(path: Path, root: Path) -> list[TripletRow]:

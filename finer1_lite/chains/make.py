@@ -10,7 +10,7 @@ import json
 import random
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,14 +19,8 @@ from finer1_lite.chains import checks, concepts, formats, review
 from finer1_lite.chains.client import Ledger, Teacher, TeacherError, in_parallel
 from finer1_lite.chains.concepts import Selection
 from finer1_lite.chains.text import fold
-from finer1_lite.runtime.files import (
-    DataError,
-    fingerprint,
-    open_folder,
-    write_atomically,
-    write_lines,
-)
-from finer1_lite.runtime.files import read as read_lines
+from finer1_lite.runtime import files
+from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection, Photo
 
 
@@ -82,9 +76,9 @@ class ChainJob:
         self.settings.check()
         ids = [p.id for p in self.collection.train]
         config = {"job": "chains of thought", "coarse": self.collection.coarse}
-        config |= {"pictures": len(ids), "data": fingerprint(ids)}
+        config |= {"pictures": len(ids), "data": files.fingerprint(ids)}
         config["preset"] = asdict(self.settings) | {"teacher": self.teacher.identity}
-        open_folder(self.folder, config, fresh=False)
+        files.open_folder(self.folder, config, fresh=False)
         try:
             described = self._describe()
             stopped = self._write_chains(described, self._select_concepts(described))
@@ -95,9 +89,6 @@ class ChainJob:
             headline = f"not all is done ({self.folder}); what is done is kept, and the same "
             raise DataError(stopped, headline + "command goes on from here:")
         return report
-
-    def _for_each_photo(self, act: Callable, what: str) -> list[str]:
-        return in_parallel(self.teacher, self.collection.train, act, what, self.bars)
 
     # --- descriptions and concepts -----------------------------------------------------------
 
@@ -114,7 +105,7 @@ class ChainJob:
                 texts += [reply.text for reply in replies]
             found[photo.id] = texts
 
-        problems = self._for_each_photo(act, "descriptions")
+        problems = in_parallel(self.teacher, self.collection.train, act, "descriptions", self.bars)
         if problems:
             raise TeacherError("; ".join(problems[:5]))
         return found
@@ -157,7 +148,7 @@ class ChainJob:
         def act(photo: Photo) -> None:
             self._write_one(photo, described[photo.id], selected[photo.species])
 
-        problems = self._for_each_photo(act, "chains")
+        problems = in_parallel(self.teacher, self.collection.train, act, "chains", self.bars)
         needed, rounds = self.settings.per_picture, self.settings.rounds
         passed = {p.id: len(self._thoughts[p.id]) for p in self.collection.train}
         return problems or [
@@ -227,7 +218,7 @@ class ChainJob:
             "rejected": len(rejected),
             "reasons": dict(reasons.most_common()),
             "habit": checks.habit(chains),
-            "place of the label": dict(sorted(checks.places(chains).items())),
+            "place of the label": dict(sorted(Counter(c.place for c in chains).items())),
             "this start": self.ledger.to_dict(),
             "all paid": self._paid(),
             "stopped": list(stopped),
@@ -242,9 +233,9 @@ class ChainJob:
         if not path.exists():
             return []
         order = {p.id: i for i, p in enumerate(self.collection.train)}
-        once = {row["id"]: row for _, row in read_lines(path, torn=True)}
+        once = {row["id"]: row for _, row in files.read(path, torn=True)}
         rows = sorted(once.values(), key=lambda row: (order[row["photo"]], row["sample"]))
-        write_lines(path, rows)
+        files.write_lines(path, rows)
         return rows
 
     def _paid(self) -> dict:
@@ -259,7 +250,7 @@ class ChainJob:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file in one step."""
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1).encode())
+    files.write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1).encode())
 
 
 def triplet_rows(collection: Collection, seed: int = 0) -> Iterator[formats.TripletRow]:
@@ -268,5 +259,6 @@ def triplet_rows(collection: Collection, seed: int = 0) -> Iterator[formats.Trip
 
     question = prompts.question("think", collection.coarse)
     for t in draw_triplets(collection, len(collection.train), seed, 0):
-        pictures, extra = (t.anchor.id, t.positive.id, t.negative.id), t.negative.species
-        yield formats.TripletRow(*pictures, question, t.anchor.species, {"negative_label": extra})
+        pictures = (t.anchor.id, t.positive.id, t.negative.id)
+        negative = {"negative_label": t.negative.species}
+        yield formats.TripletRow(*pictures, question, t.anchor.species, negative)

@@ -44,9 +44,9 @@ def ask(moods: Moods, tmp_path, samples=(0,), **changed):
     """One request through cache and endpoint; (replies, ledger)."""
     ledger = Ledger(price_in=1.0, price_out=10.0)
     with server(moods) as url:
-        teacher = Cached(Endpoint(url, "m", ledger, **(QUICK | changed)), tmp_path, ledger)
-        teacher.teacher.url = "http://one.endpoint/v1"  # the port is another each time
-        return teacher.ask(None, PROMPT, list(samples)), ledger
+        endpoint = Endpoint(url, "m", ledger, **(QUICK | changed))
+        endpoint.url = "http://one.endpoint/v1"  # the port is another each time
+        return Cached(endpoint, tmp_path, ledger).ask(None, PROMPT, list(samples)), ledger
 
 
 @pytest.mark.parametrize(
