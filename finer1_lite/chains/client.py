@@ -75,7 +75,7 @@ class Teacher(Protocol):
 
 @dataclass
 class Ledger:
-    """What was asked and what it cost, over all threads. Prices are per million tokens."""
+    """Requests, tokens and their cost, over all threads. Prices are per million tokens."""
 
     price_in: float = 0.0
     price_out: float = 0.0
@@ -327,7 +327,7 @@ def read_reply(body: bytes) -> Reply:
         choice = found["choices"][0]
         usage = found.get("usage") or {}
         tokens = [int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")]
-        text = "".join([choice["message"]["content"] or ""])  # TypeError for what is no text
+        text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
         return Reply(text, *tokens, str(choice.get("finish_reason") or "stop")[:20])
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise httpx2.DecodingError(f"no chat completion ({type(error).__name__})") from None

@@ -160,7 +160,7 @@ class ChainJob:
     def _write_one(self, photo: Photo, texts: Sequence[str], selection: Selection) -> None:
         """Go through the rounds of one picture; one rejected before is answered from the cache."""
         kept = concepts.of_picture(selection, texts)
-        told = not self.settings.guess  # who was told no concepts cannot be held to them
+        bound = not self.settings.guess  # who is given no concepts cannot be held to them
         plan = formats.Record(
             id="",
             photo=photo.id,
@@ -169,8 +169,8 @@ class ChainJob:
             chain="",
             images=(photo.id,),
             aliases=self.collection.of(photo.species).aliases,
-            concepts=tuple(kept) if told else (),
-            dropped=selection.dropped if told else (),
+            concepts=tuple(kept) if bound else (),
+            dropped=selection.dropped if bound else (),
             teacher=self.teacher.identity["teacher"],
         )
         needed = self.settings.per_picture

@@ -64,8 +64,8 @@ def pieces(completion: str) -> list[tuple[str | None, str]]:
     """
     found = spans(completion)
     edges = list(found.values()) or [(len(completion), len(completion))]
-    cut = [(part, completion[start:end]) for part, (start, end) in found.items()]
-    whole = [(None, completion[: edges[0][0]]), *cut, (None, completion[edges[-1][1] :])]
+    named = [(part, completion[start:end]) for part, (start, end) in found.items()]
+    whole = [(None, completion[: edges[0][0]]), *named, (None, completion[edges[-1][1] :])]
     return [(part, text) for part, text in whole if text]
 
 

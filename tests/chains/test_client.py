@@ -3,6 +3,7 @@
 import json
 import re
 
+import httpx2
 import pytest
 from hostile import Moods, server
 
@@ -12,9 +13,11 @@ from finer1_lite.chains.client import (
     Cached,
     Endpoint,
     Ledger,
+    Reply,
     TeacherError,
     TeacherStopped,
     data_url,
+    read_reply,
 )
 from finer1_lite.chains.make import ChainJob, Settings
 from finer1_lite.chains.teachers import Oracle
@@ -85,6 +88,13 @@ def test_what_was_paid_is_kept_even_if_it_is_worthless(mood, counted, text, tmp_
     again = Moods()
     (same,), _ = ask(again, tmp_path)
     assert same == reply and not again.seen
+
+
+def test_half_a_character_can_be_sent_and_written_again():
+    body = json.dumps({"choices": [{"message": {"content": "an owl \ud800"}}]})
+    assert read_reply(body.encode()) == Reply("an owl ?")
+    with pytest.raises(httpx2.DecodingError, match="no chat completion"):
+        read_reply(b'{"choices": [{"message": {"content": ["an owl"]}}]}')
 
 
 def test_refused_for_good_stops_at_once(tmp_path):
