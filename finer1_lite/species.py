@@ -188,12 +188,12 @@ def load_folder(
     species = tuple(Species(c.name, c.group, c.name not in unseen, c.description) for c in classes)
     train, test = [], []
     for one in classes:
-        shown, fresh = _draw_shots(one, 0 if one.name in unseen else shots, seed)
-        train += shown
+        chosen, fresh = _draw_shots(one, 0 if one.name in unseen else shots, seed)
+        train += chosen
         test += fresh
     counts = (len(classes) - len(unseen), len(unseen), len(train), len(test))
-    told = "%s: %d seen and %d unseen classes, %d training and %d test photos, seed %s"
-    log.info(told, root, *counts, seed)
+    message = "%s: %d seen and %d unseen classes, %d training and %d test photos, seed %s"
+    log.info(message, root, *counts, seed)
     distance = partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
     return Collection(coarse, species, tuple(train), tuple(test), distance)
 

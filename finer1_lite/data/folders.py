@@ -83,9 +83,6 @@ def unknown(value: str, known: Iterable[str]) -> str:
     return f"{value!r} is not known" + (f" (perhaps {close[0]!r})" if close else "")
 
 
-# Names and files ---------------------------------------------------------------------
-
-
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
@@ -124,8 +121,8 @@ def _scan(root: Path, problems: list[str]) -> list[ClassFolder]:
         log.info("%s: skipped %s", root, kinds)
     if len(classes) < 2:
         need = "2 or more are needed, with each class's pictures directly inside"
-        told = f"(skipped: {dict(skipped) or 'nothing'})"
-        problems.append(f"{root} holds {len(classes)} class folders; {need} {told}")
+        others = f"(skipped: {dict(skipped) or 'nothing'})"
+        problems.append(f"{root} holds {len(classes)} class folders; {need} {others}")
     return sorted(classes, key=lambda one: one.name)
 
 
@@ -168,9 +165,6 @@ def _name_problems(classes: list[ClassFolder]) -> list[str]:
     mend = "these names differ only in case, dash or space; merge or rename them"
     problems += [f"{', '.join(found)}: {mend}" for found in same.values() if len(found) > 1]
     return problems
-
-
-# Tables ------------------------------------------------------------------------------
 
 
 def _read_table(
@@ -288,9 +282,6 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
         problems.append(f"{path}: does not say yes or no in `seen` of {', '.join(silent)}; fill in")
     if not silent and not any(one.seen for one in classes):
         problems.append(f"{path}: no class is seen; training needs one or more")
-
-
-# Pictures ----------------------------------------------------------------------------
 
 
 def _check_pictures(classes: list[ClassFolder], problems: list[str]) -> None:

@@ -47,9 +47,9 @@ class Wanted:
     """What to fetch; the fields are the options of the command.
 
     `source` is a key of HUBSETS, a hub name or a local folder; `origin` reads a key's pictures
-    from another hub name or folder. Empty names of columns and splits mean: find out. The
-    numbers are pictures a class for training and for the test, and classes; 0 is all of them.
-    Unseen classes of a released list need no training pictures.
+    from elsewhere. Empty columns and splits mean: find out. The numbers are pictures a class
+    for training and for the test, and classes; 0 is all. Unseen classes of a released list need
+    no training pictures.
     """
 
     source: str
@@ -138,9 +138,9 @@ def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
     _require_enough(wanted, rows, short, allow_missing and len(kept) > 1)
     files = files[~files["folder"].isin(short)]
     _write_tables(partial, kept, short, files)
-    told = {True: "seen", False: "unseen", None: "seen or unseen by the seed"}
+    kinds = {True: "seen", False: "unseen", None: "seen or unseen by the seed"}
     record = {"settings": settings, "rows_read": rows}
-    record["classes"] = Counter(told[one.seen] for one in kept)
+    record["classes"] = Counter(kinds[one.seen] for one in kept)
     record["pictures"] = Counter(sorted(files["split"]))
     record["left_out"] = [f"{folder}: {lack}" for folder, lack in short.items()] + mismatched
     record |= remarks | {"two_labels": two_labels}
@@ -273,9 +273,6 @@ def _why_not(place: str, error: Exception) -> str:
 def _roles(wanted: Wanted, splits: list[str]) -> list[tuple[str, str]]:
     """((role, split), ...) with the test first; none if it is not clear which to draw from."""
     train, test = list(wanted.train_splits), list(wanted.test_splits)
-    hubset = wanted.hubset
-    if not (train or test) and hubset and {*hubset.train, *hubset.test} <= set(splits):
-        train, test = list(hubset.train), list(hubset.test)
     if not (train or test):
         kinds = (TRAIN, TEST, VALIDATION)
         train, test, validation = ([s for s in splits if s.lower() in kind] for kind in kinds)
@@ -301,19 +298,16 @@ def _columns(
         ("pictures", datasets.Image, wanted.image_column, (), "--image-column"),
         ("class labels", datasets.ClassLabel, wanted.label_column, spellings, "--label-column"),
     ):
-        fit = [name for name, one in features.items() if isinstance(one, kind)]
+        fit = [n for n, one in features.items() if isinstance(one, kind) and given in ("", n)]
         fit = [name for name in usual if name in fit][:1] or fit
-        called = ""
-        if given:
-            fit = [name for name in fit if name == given]
-            called = f" called {given!r}"
         if len(fit) == 1:
             columns += fit
-        else:
-            problems.append(
-                f"{split}: {len(fit) or 'no'} columns of {what}{called} among "
-                f"{present or 'none'}; choose one with {option} (its type: {kind.__name__})"
-            )
+            continue
+        called = f" called {given!r}" if given else ""
+        problems.append(
+            f"{split}: {len(fit) or 'no'} columns of {what}{called} among {present or 'none'}; "
+            f"choose one with {option} (its type: {kind.__name__})"
+        )
     return columns
 
 
@@ -339,8 +333,7 @@ def choose_classes(
         left_out, problems = problems, []
         counts = Counter(names.values())
         names = {label: name for label, name in names.items() if counts[name] == 1}
-    chosen = _draw_classes(wanted, names, seen)
-    names = {label: name for label, name in names.items() if label in chosen}
+    names = _draw_classes(wanted, names, seen)
     classes = {label: Class(folder_name(n), n, seen.get(n)) for label, n in names.items()}
     same = defaultdict(list)
     for label, one in classes.items():
@@ -359,15 +352,16 @@ def choose_classes(
     return classes, left_out
 
 
-def _draw_classes(wanted: Wanted, names: dict[str, str], seen: dict[str, bool]) -> set[str]:
-    """The labels of `wanted.classes` classes, seen and unseen ones in their proportion."""
+def _draw_classes(wanted: Wanted, names: dict[str, str], seen: dict[str, bool]) -> dict[str, str]:
+    """The names of `wanted.classes` classes, seen and unseen ones in their proportion."""
     halves = defaultdict(list)
     for label in sorted(names, key=lambda label: rank(wanted.seed, names[label])):
         halves[seen.get(names[label])].append(label)
-    placed = [
-        ((i + 0.5) / len(half), label) for half in halves.values() for i, label in enumerate(half)
-    ]
-    return {label for _, label in sorted(placed)[: wanted.classes or len(placed)]}
+    placed = {}
+    for half in halves.values():
+        placed |= {label: ((i + 0.5) / len(half), label) for i, label in enumerate(half)}
+    chosen = sorted(placed, key=placed.get)[: wanted.classes or len(placed)]
+    return {label: name for label, name in names.items() if label in chosen}
 
 
 def folder_name(name: str) -> str:
@@ -447,8 +441,8 @@ def _read(stream: Stream, classes: dict[str, Class], draw: Draw, remarks: dict) 
                     raise DataError(remarks["broken"], "these pictures cannot be used:") from None
                 continue
             if copied:
-                told = f"{where}: the same picture is in the test, as {copied}"
-                remarks["copies_of_test_pictures"].append(told)
+                remark = f"{where}: the same picture is in the test, as {copied}"
+                remarks["copies_of_test_pictures"].append(remark)
     return row
 
 

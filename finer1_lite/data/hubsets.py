@@ -21,24 +21,20 @@ from pathlib import Path
 from finer1_lite.evals import questions
 
 _RELEASED = Path(__file__).with_name("released_classes.json")
-# numbers that CUB and ImageNet put before a name
-_NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}-)")
+_NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}-)")  # what CUB and ImageNet put before a name
 
 
 @dataclass(frozen=True)
 class HubSet:
     """A data set: its name in the question files, its repository and how that is laid out.
 
-    `label` lists the spellings of the column of class labels; `train` and `test` the splits
-    to draw from; `aliases` maps labels to released names where the words differ; `makers`
-    are words that the released names put before a label.
+    `label` lists the spellings of the column of class labels; `aliases` maps labels to released
+    names where the words differ; `makers` are words that the released names put before a label.
     """
 
     released: str
     repository: str
     licence: str
-    train: tuple[str, ...] = ("train",)
-    test: tuple[str, ...] = ("test",)
     label: tuple[str, ...] = ("label",)
     aliases: dict[str, str] = field(default_factory=dict)
     makers: tuple[str, ...] = ()
@@ -56,7 +52,6 @@ HUBSETS = {
         "flower",
         "dpdl-benchmark/oxford_flowers102",
         "none stated on the card",
-        train=("train", "validation"),
         # what is left on both sides when the other 100 have been matched
         aliases={"ball moss": "air plant", "pink-yellow dahlia": "pink and yellow dahlia"},
     ),
@@ -69,7 +64,6 @@ HUBSETS = {
         "aircraft",
         "Donghyun99/FGVC-Aircraft",
         _RESEARCH,
-        train=("train", "val"),
         label=("variant", "variation", "label"),
         makers=("Boeing", "Airbus"),
     ),

@@ -94,7 +94,7 @@ def learn_words(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer in which these words are single tokens, alone and after a space.
 
-    Appends merges to the BPE, which cannot change how the words it knew are cut. (Tokens
+    Appends merges to the BPE, which cannot change how the words it knew are split. (Tokens
     added beside the BPE would be found inside longer words.)
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -83,7 +83,7 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-def faults_of(job: Wanted, out: Path, **options) -> str:
+def problems_of(job: Wanted, out: Path, **options) -> str:
     with pytest.raises(DataError) as caught:
         fetch(job, out, **options)
     assert not out.exists()
@@ -240,7 +240,7 @@ def test_a_folder_in_the_way_is_left_alone(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("precious")
     job = wanted(birds(tmp_path / "hub"))
-    assert "out.partial is in the way" in faults_of(job, tmp_path / "out")
+    assert "out.partial is in the way" in problems_of(job, tmp_path / "out")
     assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "precious"
 
 
@@ -323,7 +323,7 @@ def test_copies_between_splits_and_labels(tmp_path):
 def test_labels_that_match_no_released_class_are_all_told(tmp_path):
     names = ("001.Black_footed_Albatross", "Cardinal", "999.Dodo", "Phoenix")
     job = wanted("cub", origin=str(birds(tmp_path / "hub", names=names)))
-    told = faults_of(job, tmp_path / "o")
+    told = problems_of(job, tmp_path / "o")
     assert "'999.Dodo' is no released class" in told and "'Phoenix'" in told
     assert "the released class Blue Jay has no label" in told and "--allow-missing" in told
     assert told.count("has no label") == 198
@@ -336,7 +336,7 @@ def test_labels_that_match_no_released_class_are_all_told(tmp_path):
 def test_two_labels_of_one_released_class(tmp_path):
     names = ("001.Black_footed_Albatross", "Black Footed Albatross", "Cardinal", "Bobolink")
     job = wanted("cub", origin=str(birds(tmp_path / "hub", names=names)))
-    assert "Black Footed Albatross (001.Black_footed_Albatross and Black" in faults_of(
+    assert "Black Footed Albatross (001.Black_footed_Albatross and Black" in problems_of(
         job, tmp_path / "o"
     )
     record = fetch(job, tmp_path / "o", allow_missing=True)
@@ -347,7 +347,7 @@ def test_classes_without_pictures(tmp_path):
     source = tmp_path / "hub"
     shards(source, "train", [(png(i), i % 3) for i in range(12)])
     shards(source, "test", [(png(1000 + i), i % 2) for i in range(12)])
-    told = faults_of(wanted(source), tmp_path / "out")
+    told = problems_of(wanted(source), tmp_path / "out")
     assert "American Goldfinch: 0 pictures (train), 1 needed, 0 pictures (test)" in told
     assert "Groove billed Ani: 0 pictures (test)" in told and "Cardinal" not in told
     record = fetch(wanted(source), tmp_path / "out", allow_missing=True)
@@ -359,9 +359,9 @@ def test_an_empty_split_and_hidden_labels(tmp_path):
     source = tmp_path / "hub"
     shards(source, "train", [(png(i), i % 4) for i in range(12)])
     shards(source, "test", [], n=1)
-    assert "the split test is empty" in faults_of(wanted(source), tmp_path / "out")
+    assert "the split test is empty" in problems_of(wanted(source), tmp_path / "out")
     hidden = shards(tmp_path / "hidden", "train", [(png(i), -1) for i in range(6)])
-    told = faults_of(wanted(hidden), tmp_path / "out2")
+    told = problems_of(wanted(hidden), tmp_path / "out2")
     assert told.count("0 pictures (all), 2 needed") == 4
 
 
@@ -384,15 +384,28 @@ def test_columns_that_do_not_fit(tmp_path, features, words):
         rows = [(data, 1) for data, _ in rows]
     (tmp_path / "hub").mkdir()
     table(rows, **features).to_parquet(tmp_path / "hub" / "train.parquet")
-    told = faults_of(wanted(tmp_path / "hub"), tmp_path / "out")
+    told = problems_of(wanted(tmp_path / "hub"), tmp_path / "out")
     assert all(word in told for word in words), told
+
+
+def test_a_column_that_is_asked_for_beats_the_usual_spelling(tmp_path):
+    """Of aircraft "variant" is taken, unless another column of labels is named."""
+    kinds = datasets.ClassLabel(names=["a", "b"])
+    features = datasets.Features(image=datasets.Image(), variant=kinds, family=kinds)
+    cells = [{"bytes": png(i), "path": None} for i in range(4)]
+    numbers = [0, 1, 0, 1]
+    rows = {"image": cells, "variant": numbers, "family": numbers}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "x")
+    for given, taken in (("", "variant"), ("family", "family")):
+        job = wanted("aircraft", origin=str(tmp_path / "x"), label_column=given)
+        assert [stream.columns for stream in open_streams(job)] == [["image", taken]]
 
 
 def test_splits_to_choose_from(tmp_path):
     rows = [(png(i), i % 4) for i in range(12)]
     held = datasets.DatasetDict({name: table(rows) for name in ("one", "two")})
     held.save_to_disk(tmp_path / "x")
-    assert "there are one, two; say with --train-splits" in faults_of(
+    assert "there are one, two; say with --train-splits" in problems_of(
         wanted(tmp_path / "x"), tmp_path / "out"
     )
     streams = open_streams(wanted(tmp_path / "x", train_splits=("one",), test_splits=("two",)))
@@ -410,11 +423,11 @@ def test_programs_and_pickles_are_not_run(tmp_path):
     folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "hub.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    told = faults_of(wanted(folder), tmp_path / "out")
+    told = problems_of(wanted(folder), tmp_path / "out")
     assert str(folder) in told and not (tmp_path / "ran").exists()
     (folder / "hub.py").unlink()
     (folder / "rows.csv").write_text("a,b\n1,2\n")
-    assert "its format is csv" in faults_of(wanted(folder), tmp_path / "out")
+    assert "its format is csv" in problems_of(wanted(folder), tmp_path / "out")
 
 
 def test_no_hub_is_one_sentence_with_the_mend(tmp_path, monkeypatch, caplog):
