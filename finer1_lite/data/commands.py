@@ -12,7 +12,7 @@ def add_command(commands) -> None:
         help="a data set of a hub -> a folder for --photos",
         description="Draws some pictures of each class in one pass over the shards and writes "
         "OUT/<class>/*.jpg, classes.csv (names; which classes are seen, where that was released) "
-        "and index.csv (split). Killed, the same command goes on from its last row. "
+        "and index.csv (split). Killed, the same command reads again and ends with the same bytes. "
         f"Released classes come with these keys: {keys}.",
     )
     option = parser.add_argument
@@ -52,21 +52,23 @@ def add_command(commands) -> None:
 
 
 def run_fetch(args) -> None:
-    from finer1_lite.data import fetch
-    from finer1_lite.data.hubstreams import Source
+    from finer1_lite.data.hub import Wanted, fetch
 
-    source = Source(
+    wanted = Wanted(
         args.source,
         args.origin,
-        args.config,
-        args.revision,
+        args.train,
+        args.test,
+        args.classes,
+        args.seed,
         args.image_column,
         args.label_column,
         tuple(args.train_splits),
         tuple(args.test_splits),
+        args.config,
+        args.revision,
     )
-    wanted = fetch.Wanted(source, args.train, args.test, args.classes, args.seed)
-    record = fetch.fetch(wanted, args.out, args.allow_missing)
+    record = fetch(wanted, args.out, args.allow_missing)
     for what in ("broken", "copies_of_test_pictures", "two_labels", "left_out"):
         if record[what]:
             print(f"{what.replace('_', ' ')}: {len(record[what])} ({args.out}/fetch.json)")
@@ -74,7 +76,7 @@ def run_fetch(args) -> None:
         ", ".join(f"{n} {name}" for name, n in record[part].items())
         for part in ("classes", "pictures")
     )
-    coarse = f" --coarse {source.hubset.coarse}" if source.hubset else ""
+    coarse = f" --coarse {wanted.hubset.coarse}" if wanted.hubset else ""
     print(f"{args.out}: classes: {classes}; pictures: {kept}")
     print(f"use it with --photos {args.out}{coarse}")
     print(
