@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -122,7 +122,7 @@ def prepare_base(job: Run, collection: Collection) -> Path | str:
         return source
     out = job.folder / "warm-up"
     if not (out / "done").exists():
-        student = models.load_student(source, replace(job.preset, quantize="none"))
+        student = models.load_student(source, job.preset.with_(quantize="none"))
         work = out / "checkpoints"
         student = warm_up(student, collection, job.preset.warm_up_steps, work, seed=0)
         student.model.save_pretrained(out)

@@ -182,8 +182,6 @@ class TAPOTrainer(GroupTrainer):
         batch, gamma = self.batch.rows(share), s.inter_class_weight
         if not batch.mask.any():  # a gradient of zeros would let momentum move the weights
             return {}
-        if s.inter_class_anneal:
-            gamma *= 1 - step / max(1, self.args.max_steps)
         sums = self._within_memory(lambda: self._backward(batch, gamma), len(batch.tokens))
         distributed.add_gradients(self.model.parameters())
         return dict(zip(LOGGED, distributed.total([sums[key] for key in LOGGED])))
@@ -233,7 +231,6 @@ class TAPOTrainer(GroupTrainer):
                 batch.mask,
                 on,
                 s.temperature or 1.0,
-                entropy=s.entropy == "full",
             )
         finally:
             self.model.eval()  # rollouts and passes without gradient keep their cache

@@ -171,55 +171,6 @@ def test_on_right_rollouts_only_wrong_ones_are_not_pushed(trainer, monkeypatch):
     torch.testing.assert_close(grads["right"][right], grads["all"][right])
 
 
-def test_annealing_lowers_gamma_step_by_step(trainer, monkeypatch):
-    seen, real = [], losses.tapo_loss
-
-    def spy(*tensors, **more):
-        seen.append(more["inter_class_weight"])
-        return real(*tensors, **more)
-
-    monkeypatch.setattr(losses, "tapo_loss", spy)
-    change(trainer, inter_class_weight=0.3, inter_class_anneal=True)
-    assert trainer.args.max_steps == 3
-    for step in range(3):
-        update(trainer, step)
-    change(trainer, inter_class_anneal=False)
-    update(trainer, 2)
-    assert seen == pytest.approx([0.3, 0.2, 0.1, 0.3])
-
-
-# --- entropy -------------------------------------------------------------------------
-
-
-def true_entropies(trainer, on) -> torch.Tensor:
-    """Of the whole vocabulary at each token, from a plain forward pass. (B, T)"""
-    core, b = generation.core_of(trainer.model), trainer.batch
-    hidden = generation._recomputed(core, b.pictures, b.tokens, b.mask, torch.tensor(on))
-    logps = core.lm_head(hidden).log_softmax(-1)
-    return -(logps.exp() * logps).sum(-1)
-
-
-@pytest.mark.parametrize("negative_grad", [False, True])
-def test_full_entropy_is_that_of_the_vocabulary_and_so_is_its_gradient(trainer, negative_grad):
-    change(trainer, entropy="full", negative_grad=negative_grad)
-    change(trainer, inter_class_weight=0.0, anchor_entropy_weight=2.0, negative_entropy_weight=3.0)
-    trainer.batch = trainer.prepare()
-    trainer.batch.advantages *= 0
-    trainer.model.zero_grad()
-    sums, ours = trainer._update(0), gathered(trainer.model)
-    mask = trainer.batch.mask
-    own, other = (
-        (true_entropies(trainer, on) * mask).sum() / mask.sum()
-        for on in (trainer.batch.own, trainer.batch.negative)
-    )
-    assert sums["anchor_entropy"] == pytest.approx(own.item(), abs=1e-5)
-    assert sums["negative_entropy"] == pytest.approx(other.item(), abs=1e-5)
-    trainer.model.zero_grad()
-    (2 * own + 3 * (other if negative_grad else other.detach())).backward()
-    torch.testing.assert_close(ours, gathered(trainer.model), rtol=1e-3, atol=1e-5)
-    assert ours.abs().max() > 1e-3
-
-
 # --- rewards, advantages, answers that were cut --------------------------------------
 
 
