@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Container
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Size = Literal["lab", "t4", "l4", "a100"]  # presets that a command line offers
-PRESETS = get_args(Size)
 Quantize = Literal["none", "nf4"]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
@@ -91,10 +90,7 @@ class TAPOSettings(Settings):
 
 
 class Preset(Settings):
-    """Everything a run depends on but its data and its seeds.
-
-    Raises ValueError listing every value that makes no sense, alone or beside another.
-    """
+    """Everything a run depends on but data and seeds; ValueError lists what makes no sense."""
 
     name: str = setting("lab", "of the preset")
     student: str = setting("assets", "assets: the shipped lab student; else a folder or hub name")
@@ -176,7 +172,7 @@ class Preset(Settings):
             if name and stage in stages:
                 stages[stage][name] = value
             else:
-                values[key] = value
+                values[f"{key} as a whole" if key in stages else key] = value
         return Preset(**values)
 
     def to_dict(self) -> dict[str, Any]:

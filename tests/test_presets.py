@@ -83,10 +83,12 @@ def test_a_whole_number_is_a_number():
     assert Preset.lab().with_(tapo__temperature=0).tapo.temperature == 0.0
 
 
-def test_a_stage_is_not_replaced_by_a_number():
+@pytest.mark.parametrize("value", [5, {"groups": 4}, TAPOSettings()])
+def test_a_stage_is_not_replaced_as_a_whole(value):
+    problems = problems_of(tapo=value, tapo__groups=0)
+    assert "tapo.groups" in problems[0] and "- tapo as a whole = " in problems[1]
     with pytest.raises(ValueError, match="tapo"):
-        Preset.lab().with_(tapo=5)
-    assert len(problems_of(tapo=5, tapo__groups=0)) == 1
+        Preset(tapo=5)
 
 
 def test_contradictions_are_not_told_of_values_that_are_wrong_by_themselves():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.presets import Quantize
-from finer1_lite.runtime.options import REQUIRED, argument, option
+from finer1_lite.runtime.options import REQUIRED, argument, given, option
 
 if TYPE_CHECKING:
     from finer1_lite.chains.make import Work
@@ -60,9 +60,8 @@ class EndpointOptions:
 class MakeCommand:
     """Photos -> descriptions -> concepts -> chains -> checks.
 
-    Writes OUT/chains.jsonl, rejected.jsonl, report.json, review.csv and reviewed.jsonl. Killed,
-    refused or out of budget, the same command goes on and pays for nothing twice. Fill the column
-    `decision` of review.csv and start it again: reviewed.jsonl then holds what you decided.
+    Killed, refused or out of budget, the same command goes on and pays for nothing twice. Fill the
+    column `decision` of OUT/review.csv and start it again: reviewed.jsonl holds what you decided.
     """
 
     pictures: PictureOptions
@@ -94,7 +93,7 @@ class MakeCommand:
         from finer1_lite.chains.make import Settings, Work
         from finer1_lite.chains.teachers import Cached, Ledger
 
-        photos, service = self.pictures.photos, self.service
+        photos = self.pictures.photos
         kind = self.teacher or ("oracle" if photos is None else "table")
         problems = []
         if kind == "oracle" and photos is not None:
@@ -104,19 +103,16 @@ class MakeCommand:
         if problems:
             raise ValueError("; ".join(problems))
         collection, world = self.pictures.collection()
-        ledger = Ledger(service.price_in, service.price_out, service.max_requests, service.max_cost)
+        prices = ("price_in", "price_out", "max_requests", "max_cost")
+        ledger = Ledger(**given(self.service, *prices))
         teacher = self._teacher(kind, collection, world, ledger)
         if kind not in ("oracle", "table"):  # these cost nothing
             teacher = Cached(teacher, self.out / "cache", ledger)
         settings = Settings(
-            self.descriptions_a_picture,
-            self.extract or ("yake" if kind == "table" else "teacher"),
-            self.estimator,
-            self.beta,
-            per_picture=self.per_picture,
-            rounds=self.rounds,
+            extract=self.extract or ("yake" if kind == "table" else "teacher"),
             guess=self.guess or kind == "student",
-            seed=self.seed,
+            **given(self, "estimator", "beta", "per_picture", "rounds", "seed"),
+            **given(self, descriptions_a_picture="descriptions"),
         )
         return Work(self.out, collection, teacher, settings, ledger)
 
@@ -134,18 +130,15 @@ class MakeCommand:
         if kind == "table":
             require_descriptions(collection, "--teacher table")
             return teachers.Table(collection)
-        limit, temperature = self.max_tokens, self.temperature
         if kind == "endpoint":
-            names = ("key_env", "workers", "timeout", "tries")
-            how = {name: getattr(self.service, name) for name in names}
-            sampling = {"max_tokens": limit, "temperature": temperature}
-            return Endpoint(self.url, self.model, ledger, **how, **sampling)
+            sampling = given(self, "max_tokens", "temperature")
+            service = given(self.service, "key_env", "workers", "timeout", "tries")
+            return Endpoint(self.url, self.model, ledger, **sampling, **service)
         source = self.model
         if kind == "student" and source is None:
             source = asset_folder(self.pictures.world_seed)
-        return teachers.load_local(
-            source, self.quantize, max_new_tokens=limit, temperature=temperature
-        )
+        sampling = given(self, "temperature", max_tokens="max_new_tokens")
+        return teachers.load_local(source, self.quantize, **sampling)
 
     def start(self) -> None:
         """Make chains, and print the report."""

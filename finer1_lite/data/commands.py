@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finer1_lite.data.hubsets import HUBSETS
-from finer1_lite.runtime.options import REQUIRED, argument, option
+from finer1_lite.runtime.options import REQUIRED, argument, given, option
 
 if TYPE_CHECKING:
     from finer1_lite.data.fetch import Wanted
@@ -51,17 +51,10 @@ class FetchCommand:
         from finer1_lite.data.fetch import Wanted
         from finer1_lite.data.hubstreams import Source
 
-        source = Source(
-            self.source,
-            self.origin,
-            self.config,
-            self.revision,
-            self.image_column,
-            self.label_column,
-            self.train_splits,
-            self.test_splits,
-        )
-        return Wanted(source, self.train, self.test, self.classes, self.seed)
+        names = ("origin", "config", "revision", "image_column", "label_column")
+        splits = ("train_splits", "test_splits")
+        source = Source(self.source, **given(self, *names, *splits))
+        return Wanted(source, **given(self, "train", "test", "classes", "seed"))
 
     def start(self) -> None:
         """Fetch, and say what came and how to use it."""

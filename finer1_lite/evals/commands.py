@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.presets import Preset, Size
-from finer1_lite.runtime.options import argument, key_values, option, read_key_values
+from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
     from finer1_lite.evals.ablate import Study
@@ -39,9 +40,17 @@ class AuditCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """What models are asked about: photographs, released question files, or paper birds."""
+class JobOptions:
+    """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about."""
 
+    models: tuple[str, ...] = argument(
+        "folders of models or adapters, or hub names", default=(), nargs="*", metavar="MODEL"
+    )
+    base: str | None = option(None, "model below the adapters (default: as the adapter says)")
+    name: str = option("evaluation", "name of the run")
+    out: Path = option(Path("runs"), "folder of all runs")
+    fresh: bool = option(False, "start over: delete the run of this name first")
+    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
     photos: Path | None = option(None, "folder of photographs, DIR/<class>/*.jpg")
     files: tuple[Path, ...] = option((), "released question files", nargs="*")
     images: Path | None = option(None, "folder of the pictures that --files name")
@@ -49,49 +58,50 @@ class SourceOptions:
     world_seed: int = option(0, "which world of paper birds, without --photos and --files")
     unseen_share: float = option(0.4, "share of --photos' classes kept unseen")
     coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
-
     test_pictures: int | None = option(None, "fresh paper birds a split")
     max_new_tokens: int | None = option(None, "length limit of a completion")
     batch: int | None = option(None, "questions answered at a time")
 
-    def fields(self) -> dict[str, Any]:
-        """What a job has under the same name."""
-        names = ("photos", "files", "images", "allow_missing", "world_seed", "unseen_share")
-        word = self.coarse or ("object" if self.photos else "bird")
-        return {name: getattr(self, name) for name in names} | {"coarse": word}
+    def make_job(self, limit: int | None = None, **own: Any) -> Job:
+        """A job with settings of its own; ValueError lists every option that makes no sense.
 
-    def preset(self, size: str, limit: int | None = None) -> Preset:
-        """The preset of a size with what was given; `limit` where no --max-new-tokens was."""
-        limit = self.max_new_tokens if self.max_new_tokens is not None else limit
-        changes = {"test_pictures": self.test_pictures, "eval_batch": self.batch}
-        changes = {k: v for k, v in (changes | {"max_new_tokens": limit}).items() if v is not None}
-        return getattr(Preset, size)().with_(**changes)
+        limit: of tokens, where no --max-new-tokens is given.
+        """
+        from finer1_lite.evals.examine import Job
+
+        problems = self.problems()
+        if problems:
+            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
+        changes = {} if limit is None else {"max_new_tokens": limit}
+        changes |= given(self, "test_pictures", "max_new_tokens", batch="eval_batch")
+        return Job(
+            folder=self.out / self.name,
+            preset=getattr(Preset, self.preset)().with_(**changes),
+            coarse=self.coarse or ("object" if self.photos else "bird"),
+            **given(self, "models", "base", "photos", "files", "images"),
+            **given(self, "allow_missing", "world_seed", "unseen_share"),
+            **own,
+        )
+
+    def problems(self) -> list[str]:
+        """What makes no sense in these options."""
+        both = self.photos and self.files
+        return ["--photos, --files and --questions: give one of them"] if both else []
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateCommand:
+class EvaluateCommand(JobOptions):
     """Examine any model, adapter or hub model.
 
-    Asks every model every question under every prompt, with and without the picture, and writes
-    OUT/NAME/records.jsonl and report.html. Killed and started again, it resumes.
+    Every question under every prompt, with and without the picture; writes OUT/NAME/records.jsonl
+    and report.html. Killed and started again, it resumes.
     """
 
-    models: tuple[str, ...] = argument(
-        "folder of a model or an adapter, or a hub name; several adapters stand side by side",
-        default=(),
-        nargs="*",
-        metavar="MODEL",
-    )
     endpoint: str | None = option(
         None, "an OpenAI-compatible one, up to /v1; --model names models there", metavar="URL"
     )
     model: tuple[str, ...] = option((), "endpoint: models there", metavar="NAME")
     service: EndpointOptions
-    base: str | None = option(None, "model below the adapters (default: as the adapter says)")
-    name: str = option("evaluation", "name of the run")
-    out: Path = option(Path("runs"), "folder of all runs")
-    fresh: bool = option(False, "start over: delete the run of this name first")
-    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
     prompts: tuple[str, ...] | None = option(
         None, "think, answer, exact, coarse, no_think (default: first three; two for --questions)"
     )
@@ -105,7 +115,6 @@ class EvaluateCommand:
     letters: bool = option(False, "put (A), (B) before options; letters count")
     samples: int = option(1, "completions a question; more than 1 are drawn at temperature 1")
     no_blind: bool = option(False, "leave out the model without the picture")
-    source: SourceOptions
     questions: tuple[Path, ...] = option(
         (),
         "of your own about pictures: JSON lines with image, question, answer and, where wanted, "
@@ -115,44 +124,28 @@ class EvaluateCommand:
     )
     baselines: tuple[str, ...] = option((), "lite0, vision_tower, clip, clip_probe", nargs="*")
     clip: str | None = option(
-        None,
-        "CLIP or SigLIP of the baselines clip and clip_probe: hub name or folder "
-        "(default: google/siglip-base-patch16-224)",
-        metavar="NAME",
+        None, "of two baselines (default: google/siglip-base-patch16-224)", metavar="NAME"
     )
     similarity: Literal["none", "minilm", "siglip"] = option(
         "none", "text encoder of the open world's semantic similarity"
     )
 
     def job(self) -> Job:
-        """What is to be evaluated. ValueError lists every setting that makes no sense."""
+        """What is to be evaluated."""
         from finer1_lite.evals.endpoint import Remote
         from finer1_lite.evals.exam import Block
-        from finer1_lite.evals.examine import Job
 
-        self._check()
         order = "as_is" if self.protocol == "released" else self.order
-        blocks = [
-            Block(prompt, task, picture, order, self.letters, self.samples)
-            for prompt in dict.fromkeys(self._prompts())
-            for task in dict.fromkeys(self.tasks)
-            for picture in ((True,) if self.no_blind else (True, False))
-        ]
+        pictures = (True,) if self.no_blind else (True, False)
+        kinds = product(dict.fromkeys(self._prompts()), dict.fromkeys(self.tasks), pictures)
         remote = None
         if self.endpoint:
             remote = Remote(self.endpoint, self.model, **vars(self.service))
-        return Job(
-            folder=self.out / self.name,
-            models=self.models,
-            preset=self.source.preset(self.preset, ENDPOINT_TOKENS if self.endpoint else None),
-            blocks=tuple(blocks),
-            base=self.base,
-            questions=self.questions,
-            baselines=self.baselines,
-            similarity=self.similarity,
+        return self.make_job(
+            limit=ENDPOINT_TOKENS if remote else None,
+            blocks=tuple(Block(*kind, order, self.letters, self.samples) for kind in kinds),
             endpoint=remote,
-            **self.source.fields(),
-            **({"clip": self.clip} if self.clip else {}),
+            **given(self, "questions", "baselines", "similarity", "clip"),
         )
 
     def _prompts(self) -> tuple[str, ...]:
@@ -160,26 +153,22 @@ class EvaluateCommand:
         usual = ("think", "answer") if self.questions else ("think", "answer", "exact")
         return self.prompts or usual
 
-    def _check(self) -> None:
-        """ValueError listing the options that make no sense, alone or together."""
+    def problems(self) -> list[str]:
+        """What makes no sense in these options, alone or together."""
         from finer1_lite import prompts
 
         known = prompts.ABOUT if self.questions else prompts.PROMPTS
-        problems = [
-            f"--prompts {p}: choose of {', '.join(known)}"
-            for p in self._prompts()
-            if p not in known
-        ]
+        unknown = [name for name in self._prompts() if name not in known]
+        found = [f"--prompts {name}: choose of {', '.join(known)}" for name in unknown]
         if self.samples < 1:
-            problems.append(f"--samples {self.samples}: give 1 or more")
-        if bool(self.source.photos) + bool(self.source.files) + bool(self.questions) > 1:
-            problems.append("--photos, --files and --questions: give one of them")
+            found.append(f"--samples {self.samples}: give 1 or more")
+        if bool(self.photos) + bool(self.files) + bool(self.questions) > 1:
+            found.append("--photos, --files and --questions: give one of them")
         if self.questions and self.baselines:
-            problems.append("--baselines: they name classes; own questions ask something else")
+            found.append("--baselines: they name classes; own questions ask something else")
         if bool(self.endpoint) != bool(self.model):
-            problems.append("--endpoint and --model: give both, or neither")
-        if problems:
-            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
+            found.append("--endpoint and --model: give both, or neither")
+        return found
 
     def start(self) -> None:
         """Evaluate, and name the page."""
@@ -192,8 +181,7 @@ class EvaluateCommand:
 class ReportCommand:
     """Remake every table and figure of a run from its records.
 
-    Writes report.html and report.md into RUN. With RUN2: a page in RUN2 that puts the two side by
-    side, with the pictures on which they differ.
+    With RUN2: a page in RUN2 that puts the two side by side, with the pictures that differ.
     """
 
     run: Path = argument("folder with a records.jsonl or an analysis.jsonl", metavar="RUN")
@@ -224,34 +212,19 @@ def _write_page(run: Path, photos: Callable) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalyseCommand:
+class AnalyseCommand(JobOptions):
     """Better use of knowledge, or more? Probes, quiz, faithfulness.
 
-    Measures a student before and after training (linear probes, CKA, a quiz in words, whether
-    answers follow the chain and the picture, a covered mark) and writes OUT/NAME/analysis.jsonl
-    and report.html. Killed and started again, it resumes.
+    Before and after training: linear probes, CKA, a quiz in words, whether answers follow chain
+    and picture, a covered mark. Writes OUT/NAME/report.html. Killed and started again, it resumes.
     """
 
     models: tuple[str, str] = argument("before and after: folders or hub names", metavar="MODEL")
-    base: str | None = option(None, "model below the adapters (default: as the adapter says)")
     name: str = option("analysis", "name of the run")
-    out: Path = option(Path("runs"), "folder of all runs")
-    fresh: bool = option(False, "start over: delete the run of this name first")
-    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
-    source: SourceOptions
 
     def job(self) -> Job:
         """What is to be analysed."""
-        from finer1_lite.evals.examine import Job
-
-        return Job(
-            folder=self.out / self.name,
-            models=self.models,
-            preset=self.source.preset(self.preset),
-            blocks=(),
-            base=self.base,
-            **self.source.fields(),
-        )
+        return self.make_job(blocks=())
 
     def start(self) -> None:
         """Measure, and name the page."""
@@ -264,9 +237,8 @@ class AnalyseCommand:
 class AblateCommand:
     """What each part of TAPO contributes: rows x seeds x worlds, a table, a figure.
 
-    Trains SFT, CLS-RL, DAPO, TAPO and TAPO without each of its parts from the same start and
-    budget, and writes OUT/NAME/ablation.md. Killed and started again, it resumes; rows asked for
-    later are added.
+    SFT, CLS-RL, DAPO, TAPO and TAPO without each of its parts, from the same start and budget.
+    Killed and started again, it resumes; rows asked for later are added to OUT/NAME/ablation.md.
     """
 
     name: str = option("ablation", "name of the study")

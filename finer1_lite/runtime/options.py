@@ -8,9 +8,8 @@ import json
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-Options = TypeVar("Options")
 REQUIRED = MISSING  # as a default
 
 
@@ -42,8 +41,7 @@ def add_options(parser: ArgumentParser, options: type) -> None:
             parser.add_argument(one.name, **settings)
         else:
             flag = flag or "--" + one.name.replace("_", "-")
-            required = one.default is REQUIRED
-            parser.add_argument(flag, dest=one.name, required=required, **settings)
+            parser.add_argument(flag, dest=one.name, required=one.default is REQUIRED, **settings)
 
 
 def _settings(one: Field, hint: Any) -> dict[str, Any]:
@@ -55,9 +53,9 @@ def _settings(one: Field, hint: Any) -> dict[str, Any]:
     if type(None) in get_args(hint):
         hint = get_args(hint)[0]
     if get_origin(hint) is tuple:
+        hint, *rest = get_args(hint)
         settings["default"] = None if default is None else list(default)
-        settings.setdefault("nargs", "+" if Ellipsis in get_args(hint) else len(get_args(hint)))
-        hint = get_args(hint)[0]
+        settings.setdefault("nargs", "+" if rest == [Ellipsis] else 1 + len(rest))
     if default not in (None, "", ()):
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         settings["help"] += f" (default: {shown})"
@@ -65,13 +63,20 @@ def _settings(one: Field, hint: Any) -> dict[str, Any]:
     return settings | kind
 
 
-def from_options(options: type[Options], args: Namespace) -> Options:
+def from_options(options: type, args: Namespace) -> Any:
     """The dataclass, filled with what was given."""
     values = {}
     for name, hint in get_type_hints(options).items():
         value = from_options(hint, args) if is_dataclass(hint) else getattr(args, name)
         values[name] = tuple(value) if isinstance(value, list) else value
     return options(**values)
+
+
+def given(options: Any, *names: str, **renamed: str) -> dict[str, Any]:
+    """The fields that are not None, under their own names or under others."""
+    pairs = dict(zip(names, names, strict=True)) | renamed
+    found = {new: getattr(options, name) for name, new in pairs.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def read_key_values(items: Iterable[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.presets import Preset, Quantize, Size
-from finer1_lite.runtime.options import argument, key_values, option, read_key_values
+from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
     from finer1_lite.lab import Run
@@ -52,26 +52,16 @@ class LabCommand:
         preset = getattr(Preset, self.preset)()
         if self.preset == "lab" and not birds:
             preset = Preset.lab_photos()
-        changes = {
-            "student": self.student,
-            "quantize": self.quantize,
-            "sft__steps": self.sft_steps,
-            "tapo__steps": self.tapo_steps,
-            "test_pictures": self.test_pictures,
-        }
-        changes = {name: value for name, value in changes.items() if value is not None}
+        changes = given(self, "student", "quantize", "test_pictures")
+        changes |= given(self, sft_steps="sft__steps", tapo_steps="tapo__steps")
         seeds, workers = list(self.seeds), self.workers
         if len(set(seeds)) < len(seeds) or workers < 0:
             raise ValueError(f"--seeds {seeds} must differ, --workers {workers} be 0 or more")
         return Run(
             folder=self.out / (self.name or ("lab" if birds else self.photos.resolve().name)),
             preset=preset.with_(**changes).with_(**read_key_values(self.settings)),
-            seeds=self.seeds,
-            world_seed=self.world_seed,
-            photos=self.photos,
-            descriptions=self.descriptions,
             coarse=self.coarse or ("bird" if birds else "product"),
-            report_to=self.report_to,
+            **given(self, "seeds", "world_seed", "photos", "descriptions", "report_to"),
         )
 
     def start(self) -> None:
@@ -110,24 +100,20 @@ class PretrainCommand:
         from finer1_lite.students.pretrain import pretrain
 
         out = asset_folder(self.world_seed, self.out)
-        steps = {} if self.steps is None else {"steps": self.steps}
-        print(json.dumps(pretrain(self.world_seed, out, seed=self.seed, **steps), indent=1))
+        record = pretrain(self.world_seed, out, **given(self, "seed", "steps"))
+        print(json.dumps(record, indent=1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCommand:
-    """What a step costs, beside TRL's GRPOTrainer.
+    """What a step of our DAPO and our TAPO costs, beside TRL's GRPOTrainer.
 
-    Times a training step of TRL's GRPOTrainer, our DAPO and our TAPO on the same weights, prompts
-    and number of completions: seconds by phase, tokens a second, peak memory, pictures encoded;
-    then how each grows.
+    On the same weights, prompts and number of completions: seconds by phase, tokens a second,
+    peak memory, pictures encoded; then how each grows.
     """
 
     preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
-    full: bool = option(
-        False,
-        "a 3B model in 4 bits on one GPU: memory against the plan, rollouts against bandwidth",
-    )
+    full: bool = option(False, "a 3B model on one GPU: memory and rollouts against the plan")
     groups: int | None = option(None, "anchors a step (default: 2; 1 with --full)")
     steps: int = option(3, "counted steps a row, after a warm-up step")
     grow: bool = option(True, "also vary rollouts, completion length and picture size")
@@ -156,8 +142,7 @@ class BenchCommand:
 class PlanCommand:
     """What a run takes of a card's memory, before anything is loaded.
 
-    Counts the student on the meta device and prints what each part takes in each phase, the
-    largest settings that fit, and what to lower first.
+    What each part takes in each phase, the largest settings that fit, what to lower first.
     """
 
     model: str | None = option(None, "hub name, folder, or random:NAME (default: the preset's)")
@@ -175,9 +160,7 @@ class PlanCommand:
 
         if not (0 < self.gpu < 10_000 and self.text_tokens > 0):
             raise ValueError(f"--gpu {self.gpu}, --text-tokens {self.text_tokens}: above 0")
-        changes = read_key_values(self.settings)
-        if self.model is not None:
-            changes["student"] = self.model
+        changes = read_key_values(self.settings) | given(self, model="student")
         preset = getattr(Preset, self.preset)().with_(**changes)
         found = plan.memory_plan(preset, gpu_gib=self.gpu, text_tokens=self.text_tokens)
         if self.json is not None:
@@ -205,8 +188,7 @@ class MergeCommand:
 class PushCommand:
     """Upload a model or an adapter to the hub.
 
-    Lists the model files of a folder, asks, and uploads them. The token is that of HF_TOKEN or of
-    `hf auth login`.
+    Lists the model files and asks first. The token is that of HF_TOKEN or `hf auth login`.
     """
 
     folder: Path = argument("folder of a model or of an adapter")
