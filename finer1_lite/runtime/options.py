@@ -7,10 +7,9 @@ A field's type says what is read: `Literal` offers choices, `tuple[X, ...]` take
 import json
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Iterable
-from dataclasses import MISSING, Field, field, fields, is_dataclass
+from dataclasses import MISSING as REQUIRED
+from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-REQUIRED = MISSING  # as a default
 
 
 def option(default: Any, text: str, flag: str = "", **settings: Any) -> Any:
