@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -44,6 +44,7 @@ class Run:
     photos: Path | None = None  # a folder of photographs instead of paper birds
     descriptions: Path | None = None
     coarse: str = "bird"
+    report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
     def collection(self) -> tuple[Collection, cot.ChainWriter]:
         """The data and the teacher that writes chains about them."""
@@ -122,7 +123,7 @@ def prepare_base(job: Run, collection: Collection) -> Path | str:
         return source
     out = job.folder / "warm-up"
     if not (out / "done").exists():
-        student = models.load_student(source, replace(job.preset, quantize="none"))
+        student = models.load_student(source, job.preset.with_(quantize="none"))
         work = out / "checkpoints"
         student = warm_up(student, collection, job.preset.warm_up_steps, work, seed=0)
         student.model.save_pretrained(out)

@@ -34,7 +34,6 @@ CASES = {  # settings -> pictures encoded for a group in a whole step
     "own pictures": (dict(scored_on="own"), 3),
     "own, both branches": (dict(scored_on="own", negative_grad=True), 3),
     "small micro-batches": (dict(scored_on="own", micro_batch=1), 3),
-    "full entropy": (dict(entropy="full", scored_on="own"), 3),
     "dapo": (dict(recipe="dapo"), 1),
     "papo": (dict(recipe="papo"), 2),
 }

@@ -153,7 +153,7 @@ def update(load: Load) -> Parts:
     """Backward: a chunk of logits, or a layer that is recomputed; then the optimiser."""
     s, whole, answer = load.sizes, load.whole, load.preset.max_new_tokens
     rows, _ = _micro_batch(load)
-    copies = LOGIT_COPIES[load.preset.tapo.entropy]
+    copies = LOGIT_COPIES["sampled"]
     chunk = {"logits": copies * memory.logits_at_once(s, rows * answer)}
     layer = {"activations": memory.backward(s, rows, answer)}
     if load.preset.gradient_checkpointing:

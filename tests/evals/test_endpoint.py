@@ -7,10 +7,9 @@ import pytest
 from hostile import Moods, server
 
 from finer1_lite import prompts
-from finer1_lite.__main__ import build_parser, main
+from finer1_lite.__main__ import main, read_command
 from finer1_lite.chains.client import data_url
 from finer1_lite.evals import endpoint, examine
-from finer1_lite.evals.commands import make_job
 from finer1_lite.evals.endpoint import Remote
 from finer1_lite.evals.exam import Block, Exam
 from finer1_lite.runtime import files
@@ -186,8 +185,7 @@ def test_settings_of_an_endpoint_are_checked_before_anything_is_written(tmp_path
 
 
 def test_an_endpoint_gets_room_to_think():
-    parse = build_parser().parse_args
-    job = make_job(parse(["evaluate", "--endpoint", "http://h/v1", "--model", "m"]))
+    job = read_command(["evaluate", "--endpoint", "http://h/v1", "--model", "m"]).job()
     assert job.preset.max_new_tokens == 1024 and job.endpoint.models == ("m",)
-    job = make_job(parse(["evaluate", "m", "--max-new-tokens", "7"]))
+    job = read_command(["evaluate", "m", "--max-new-tokens", "7"]).job()
     assert job.preset.max_new_tokens == 7 and job.endpoint is None

@@ -7,9 +7,8 @@ import shutil
 import pytest
 
 from finer1_lite import models
-from finer1_lite.__main__ import build_parser, main
+from finer1_lite.__main__ import main, read_command
 from finer1_lite.evals import analysis, examine
-from finer1_lite.evals.commands import make_job
 from finer1_lite.presets import Preset
 
 SHORT = ["--test-pictures", "24", "--max-new-tokens", "3", "--batch", "100", "--prompts", "answer"]
@@ -154,10 +153,10 @@ def test_settings_that_make_no_sense_are_all_named(tmp_path, caplog):
 
 
 def test_the_released_protocol_keeps_the_order_of_the_file():
-    args = build_parser().parse_args(
+    command = read_command(
         ["evaluate", "m", "--protocol", "released", "--prompts", "think", "--tasks", "closed"]
     )
-    blocks = make_job(args).blocks
+    blocks = command.job().blocks
     assert {b.order for b in blocks} == {"as_is"} and {b.picture for b in blocks} == {True, False}
 
 
