@@ -89,6 +89,12 @@ class Rollouts:
     completions: list[str]
     truncated: Tensor  # (B,) True where the length limit came before the end
 
+    def rows(self, first: int, count: int) -> "Rollouts":
+        """Some completions that stand together."""
+        return Rollouts(
+            **{name: column[first : first + count] for name, column in vars(self).items()}
+        )
+
     @property
     def lengths(self) -> Tensor:
         """Tokens of each completion, the end of turn included: (B,)."""

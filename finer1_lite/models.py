@@ -188,7 +188,7 @@ def add_adapter(student: Student, preset: Preset, seed: int) -> Student:
 
 def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Student:
     """Put a saved adapter on a plain student, with the pixel budget that it was trained at."""
-    model = put_on(student.model, folder, trainable)
+    model = load_adapter_on(student.model, folder, trainable)
     processor = student.processor
     if (Path(folder) / "processor_config.json").is_file():
         processor = load_processor(folder)
@@ -200,7 +200,7 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     return Student(model.eval(), processor)
 
 
-def put_on(model, folder: Path, trainable: bool = False) -> PeftModel:
+def load_adapter_on(model, folder: Path, trainable: bool = False) -> PeftModel:
     """A plain model with a saved adapter. ValueError where it was made for another base."""
     try:
         return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
@@ -209,11 +209,14 @@ def put_on(model, folder: Path, trainable: bool = False) -> PeftModel:
         raise ValueError(f"{folder} does not fit this base; name its own: {reason}") from error
 
 
-def before_stage_two(student: Student, preset: Preset) -> None:
+def prepare_for_stage_two(student: Student, preset: Preset) -> None:
     """What holds for every student of TAPO; ValueError where another backend's model is unfit."""
     freeze_vision(student)
     if preset.backend != "transformers":
         selftest.require_trainable(student)
+    if preset.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    student.model.eval()  # no dropout: rollouts and scores come from the same network
 
 
 def freeze_vision(student: Student) -> None:
