@@ -46,7 +46,7 @@ class Run:
     coarse: str = "bird"
     report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
-    def collection(self) -> tuple[Collection, cot.Teacher]:
+    def collection(self) -> tuple[Collection, cot.ChainWriter]:
         """The data and the teacher that writes chains about them."""
         p = self.preset
         if self.photos is None:
@@ -133,7 +133,7 @@ def prepare_base(job: Run, collection: Collection) -> Path | str:
     return out
 
 
-def write_chains(job: Run, collection: Collection, teacher: cot.Teacher) -> None:
+def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:
     path = job.folder / "chains.jsonl"
     if path.exists():
         return

@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finer1_lite import prompts
-from finer1_lite.chains.client import Endpoint
-from finer1_lite.chains.make import in_parallel
-from finer1_lite.chains.teachers import Cached, Ledger, Reply, TeacherError
+from finer1_lite.chains.client import (
+    Cached,
+    Endpoint,
+    Ledger,
+    Reply,
+    TeacherError,
+    in_parallel,
+)
 from finer1_lite.data.images import PictureError
 from finer1_lite.evals import exam
 from finer1_lite.evals.exam import Asked, Block, Exam
@@ -114,7 +119,7 @@ def _ask(teacher: Cached, one: Asked, block: Block) -> list[Reply] | str:
     """A reply a sample; the problem of a picture that cannot be read."""
     photo = Photo(one.item.photo, one.item.label, one.item.image) if block.picture else None
     try:
-        return teacher.ask(photo, prompts.Asked("evaluate", one.text), range(block.samples))
+        return teacher.ask(photo, prompts.TeacherPrompt("evaluate", one.text), range(block.samples))
     except PictureError as error:
         return str(error)
 
