@@ -26,15 +26,16 @@ DIFFERENCES = (
     *(("sft", "base"), ("tapo", "sft"), ("tapo", "base")),
     *(("sft", "base_think"), ("tapo", "base_think")),  # the same prompt on both sides
 )
-_STAGE_OF = {  # (stage, prompt) of a record -> its key in the metrics
+_STAGE_OF = {  # (model, prompt) of a record -> its key in the metrics
     ("base", "answer"): "base",
     ("base", "think"): "base_think",
-    ("sft", "think"): "sft",
-    ("tapo", "think"): "tapo",
+    ("SFT", "think"): "sft",
+    ("TAPO", "think"): "tapo",
 }
 _TEXTS = ("photo", "label", "completion")
 _FIELDS = (
-    *("stage", "seed", "split", "task", "prompt", "answer", "named", "correct", "tokens", "cut"),
+    *("model", "seed", "split", "task", "prompt", "answer", "named", "correct", "tokens"),
+    "truncated",
     *_TEXTS,
 )
 
@@ -165,7 +166,7 @@ class _Grid:
     photos: list[str]
     correct: np.ndarray
     invalid: np.ndarray
-    cut: np.ndarray
+    truncated: np.ndarray
     tokens: np.ndarray
     chance: np.ndarray | None  # 1 / number of options; None in the open world
 
@@ -188,7 +189,7 @@ class _Grid:
             photos,
             correct=grid(lambda row: row["correct"]),
             invalid=grid(lambda row: row["named"] is None),
-            cut=grid(lambda row: row["cut"]),
+            truncated=grid(lambda row: row["truncated"]),
             tokens=grid(lambda row: row["tokens"]),
             chance=grid(lambda row: 1 / len(row["options"])) if offered else None,
         )
@@ -197,7 +198,7 @@ class _Grid:
         accuracy, n = float(self.correct.mean()), len(self.photos)
         low, high = wilson(min(accuracy * n, n), n)
         cell = {"accuracy": accuracy, "n": n, "low": low, "high": high}
-        for name in ("invalid", "cut", "tokens"):
+        for name in ("invalid", "truncated", "tokens"):
             cell[name] = float(getattr(self, name).mean())
         cell["seeds"] = self.correct.mean(axis=1).tolist()
         if self.chance is not None:
@@ -220,7 +221,7 @@ def _sorted_out(records: Iterable[Mapping]) -> dict:
         if problem:
             problems.append(f"record {number}: {problem}")
             continue
-        key = (_STAGE_OF[record["stage"], record["prompt"]], record["split"], record["task"])
+        key = (_STAGE_OF[record["model"], record["prompt"]], record["split"], record["task"])
         photos = found.setdefault(key, {}).setdefault(record["seed"], {})
         if record["photo"] in photos:
             where = f"{'/'.join(key)}, seed {record['seed']}, photo {record['photo']!r}"
@@ -235,13 +236,18 @@ def _problem(record: Mapping) -> str:
     missing = [name for name in _FIELDS if name not in record]
     if missing:
         return f"lacks {', '.join(missing)}; add them"
-    stage, prompt, seed = record["stage"], record["prompt"], record["seed"]
+    stage, prompt, seed = record["model"], record["prompt"], record["seed"]
     if (stage, prompt) not in list(_STAGE_OF):  # a list asks for no hash
         known = ", ".join("/".join(pair) for pair in _STAGE_OF)
         return f"stage/prompt {stage!r}/{prompt!r}; use one of {known}"
     if (seed is None) != (stage == "base") or not isinstance(seed, int | None):
         return f"seed {seed!r} of stage {stage!r}; give a whole number, and null for the base"
-    for name, allowed in (("split", SPLITS), ("task", TASKS), ("correct", (0, 1)), ("cut", (0, 1))):
+    for name, allowed in (
+        ("split", SPLITS),
+        ("task", TASKS),
+        ("correct", (0, 1)),
+        ("truncated", (0, 1)),
+    ):
         if record[name] not in allowed:
             return f"{name} {record[name]!r}; use one of {allowed}"
     for name in _TEXTS:

@@ -175,10 +175,10 @@ def _add_report(commands) -> None:
 
 
 def make_job(args):
-    """Arguments -> examine.Job. ValueError lists every setting that makes no sense."""
+    """Arguments -> job.Job. ValueError lists every setting that makes no sense."""
     from finer1_lite import prompts
-    from finer1_lite.evals.exam import Block
-    from finer1_lite.evals.examine import CLIP, Job
+    from finer1_lite.benchmark import Condition
+    from finer1_lite.evals.job import CLIP, Job
     from finer1_lite.presets import Preset
 
     known = prompts.ABOUT if args.questions else prompts.PROMPTS
@@ -204,8 +204,8 @@ def make_job(args):
     preset = getattr(Preset, args.preset)()
     preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
     order = "as_is" if args.protocol == "released" else args.order
-    blocks = [
-        Block(prompt, task, picture, order, args.letters, args.samples)
+    conditions = [
+        Condition(prompt, task, picture, order, args.letters, args.samples)
         for prompt in dict.fromkeys(asked)
         for task in dict.fromkeys(args.tasks)
         for picture in ((True,) if args.no_blind else (True, False))
@@ -215,7 +215,7 @@ def make_job(args):
         folder=args.out / args.name,
         models=tuple(args.models),
         preset=preset,
-        blocks=tuple(blocks),
+        conditions=tuple(conditions),
         base=args.base,
         world_seed=args.world_seed,
         photos=args.photos,
@@ -253,9 +253,9 @@ def _endpoint(args):
 
 
 def run_evaluate(args) -> None:
-    from finer1_lite.evals import examine
+    from finer1_lite.evals.job import run_evaluation
 
-    print(f"report: {examine.run(make_job(args), fresh=args.fresh)}")
+    print(f"report: {run_evaluation(make_job(args), fresh=args.fresh)}")
 
 
 def run_report(args) -> None:
@@ -309,6 +309,6 @@ def _add_analyse(commands) -> None:
 
 
 def run_analyse(args) -> None:
-    from finer1_lite.evals import examine
+    from finer1_lite.evals.job import run_analysis
 
-    print(f"report: {examine.analyse(make_job(args), fresh=args.fresh)}")
+    print(f"report: {run_analysis(make_job(args), fresh=args.fresh)}")

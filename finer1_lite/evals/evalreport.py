@@ -25,10 +25,10 @@ log = logging.getLogger("finer1_lite")
 ACCURACY, LENGTH, CONFUSION, CHANGES = (
     f"figures/{name}.png" for name in ("points", "length", "confusion", "changes")
 )
-_NEEDED = (  # what the tables read of a row (`evaluate.answer_row`)
+_NEEDED = (  # what the tables read of a row (`evaluate.record`)
     *("model", "prompt", "task", "picture", "dataset", "split", "photo", "label", "group"),
     *("named_group", "options", "rotation", "sample", "completion", "answer", "named", "correct"),
-    *("included", "tokens", "cut", "problem"),
+    *("included", "tokens", "truncated", "error"),
 )
 Photos = Callable
 
@@ -54,7 +54,7 @@ def read_run(folder: Path | str) -> list[dict]:
 
 def add_similarity(rows: Sequence[dict], encoder: similarity.TextEncoder) -> None:
     """Put similarity and the encoder's name into the open-world rows, in place."""
-    found = [r for r in rows if r["task"] == "open" and not r["problem"]]
+    found = [r for r in rows if r["task"] == "open" and not r["error"]]
     for row, value in zip(found, similarity.similarities(found, encoder)):
         row["similarity"], row["encoder"] = value, encoder.name
 

@@ -35,8 +35,8 @@ def pick_samples(records: Sequence[Mapping]) -> list[Mapping]:
     whoever comes next. Fewer where there are not so many.
     """
     open_world = [r for r in records if r["task"] == "open" and r["prompt"] == "think"]
-    for stage in ("tapo", "sft", "base"):
-        answers = [r for r in open_world if r["stage"] == stage]
+    for stage in ("TAPO", "SFT", "base"):
+        answers = [r for r in open_world if r["model"] == stage]
         if answers:
             break
     else:
@@ -169,7 +169,7 @@ def _row(stage: str, numbers: Mapping, task: str) -> tuple[str, ...]:
     harmonic = numbers.get("harmonic", {}).get(task)
     shares = (
         _unbroken(" / ".join(f"{100 * c[key]:.1f}" for c in there) + " %")
-        for key in ("invalid", "cut")
+        for key in ("invalid", "truncated")
     )
     tokens = " / ".join(f"{c['tokens']:.0f}" for c in there)
     seeds = "none" if stage.startswith("base") else _range(len(c["seeds"]) for c in there)
@@ -224,7 +224,7 @@ def samples(chosen: Sequence[Mapping]) -> list[Block]:
 
 
 def _stage_name(record: Mapping) -> str:
-    return STAGE_NAMES["base_think" if record["stage"] == "base" else record["stage"]]
+    return STAGE_NAMES["base_think" if record["model"] == "base" else record["model"].lower()]
 
 
 def sample_path(number: int) -> str:

@@ -51,7 +51,7 @@ def groups(rows: Sequence[Row], task: str) -> list[Group]:
     together, the control without a picture behind each, baselines at the end."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
-        if row["task"] == task and not row["problem"]:
+        if row["task"] == task and not row["error"]:
             found.setdefault((row["model"], row["prompt"], row["picture"]), []).append(row)
     models = list(dict.fromkeys(model for model, _, _ in found))
     order = sorted(found, key=lambda k: (k[1] == "none", models.index(k[0]), k[1], not k[2]))
@@ -140,8 +140,8 @@ def _fault_blocks(rows: Sequence[Row]) -> list[Block]:
     for row in rows:
         key = (row["model"], row["prompt"], row["task"], row["picture"])
         asked[key] += 1
-        if row["problem"]:
-            problems.setdefault(key, []).append(row["problem"])
+        if row["error"]:
+            problems.setdefault(key, []).append(row["error"])
     lines = [
         (
             visible(model if picture else f"{model}, no picture", 80),
@@ -173,7 +173,7 @@ def _closed(group: Group) -> tuple[str, ...]:
         both(rows, lambda r: r["included"]),
         both(rows, lambda r: r["named"] is None),
         both(rows, lambda r: r["named"] is not None and r["named"] not in (r["options"] or ())),
-        both(rows, lambda r: r["cut"]),
+        both(rows, lambda r: r["truncated"]),
         f"{np.mean([r['tokens'] for r in rows]):.0f}",
     )
 
@@ -205,7 +205,7 @@ def _open(group: Group) -> tuple[str, ...]:
         both(rows, lambda r: r["included"]),
         both(measured, lambda r: r["similarity"]),
         both(rows, lambda r: r["named"] is None),
-        both(rows, lambda r: r["cut"]),
+        both(rows, lambda r: r["truncated"]),
         f"{np.mean([r['tokens'] for r in rows]):.0f}",
     )
 
