@@ -145,7 +145,7 @@ def run_ablate(args) -> None:
         tuple(args.seeds),
         tuple(args.worlds),
     )
-    print(f"table: {ablate.run(study, workers=args.workers)}")
+    print(f"table: {ablate.run_study(study, workers=args.workers)}")
 
 
 def _add_bench(commands) -> None:
@@ -247,10 +247,14 @@ def _setting(item: str) -> tuple[str, object]:
 
 def run_lab(args) -> None:
     from finer1_lite import lab
+    from finer1_lite.evals.report import write_report
     from finer1_lite.runtime import distributed
 
-    path = lab.run(make_job(args), workers=args.workers, fresh=args.fresh)
+    job = make_job(args)
+    folder = lab.run(job, workers=args.workers, fresh=args.fresh)
     if distributed.is_main():
+        photos = {p.id: p for p in job.collection()[0].test}
+        path = write_report(folder, lambda photo: photos[photo].image())
         print(f"report: {path}")
 
 

