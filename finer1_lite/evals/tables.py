@@ -126,7 +126,10 @@ def _shares(of: Sequence[Mapping], encoders: str) -> dict[str, str]:
 
 def controls(rows: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
     """Name -> the questions of the answerer that was asked most, as if a control had answered."""
-    asked = max(entries(rows).values(), key=len).drop_duplicates([*PHOTO, "options"])
+    asked = max(entries(rows).values(), key=len, default=rows[:0])
+    asked = asked.drop_duplicates([*PHOTO, "options"])
+    if asked.empty:
+        return {}
     if task == "open":
         names = asked["label"].nunique()
         chances = {f"a guess out of {names} names": 1 / names}
