@@ -44,17 +44,9 @@ class Remote:
 
     def endpoint(self, model: str, ledger: Ledger, max_tokens: int, temperature: float) -> Endpoint:
         """ValueError for an address that cannot work or holds a key."""
-        return Endpoint(
-            self.url,
-            model,
-            ledger,
-            key_env=self.key_env,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            workers=self.workers,
-            tries=self.tries,
-            timeout=self.timeout,
-        )
+        settings = {k: getattr(self, k) for k in ("key_env", "workers", "tries", "timeout")}
+        limits = {"max_tokens": max_tokens, "temperature": temperature}
+        return Endpoint(self.url, model, ledger, **limits, **settings)
 
 
 @dataclass
