@@ -47,7 +47,7 @@ class Run:
     descriptions: Path | None = None
     coarse: str = "bird"
 
-    def collection(self) -> tuple[Collection, cot.Teacher]:
+    def collection(self) -> tuple[Collection, cot.ChainWriter]:
         """The data and the teacher that writes chains about them."""
         shots = self.preset.shots
         if self.photos is None:
@@ -123,7 +123,7 @@ def prepare_base(job: Run, collection: Collection | None) -> Path | str:
     return out
 
 
-def write_chains(job: Run, collection: Collection, teacher: cot.Teacher) -> None:
+def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:
     """The teacher's chain for every training picture, into chains.jsonl."""
     path, train = job.folder / "chains.jsonl", collection.train
     if not path.exists():

@@ -119,8 +119,8 @@ def _add_review(steps) -> None:
     review = steps.add_parser(
         "review",
         help="apply decisions made in review.csv or in the panel",
-        description="The panel runs in JupyterLab: `from finer1_lite import widgets; "
-        "widgets.open_panel(FOLDER, collection)`. Without widgets fill the column decision (keep, "
+        description="The panel runs in JupyterLab: `from finer1_lite.chains import panel; "
+        "panel.open_panel(FOLDER, collection)`. Without widgets fill the column decision (keep, "
         "drop, edit) of FOLDER/review.csv, for edit also new_chain, and run this.",
     )
     review.add_argument("folder", type=Path, help="folder that `cot make` wrote")
@@ -180,9 +180,9 @@ def collection_of(args):
 
 
 def make_work(args):
-    """Arguments -> Work. ValueError listing what does not fit together."""
-    from finer1_lite.chains.make import Settings, Work
-    from finer1_lite.chains.teachers import Cached, Ledger
+    """Arguments -> ChainJob. ValueError listing what does not fit together."""
+    from finer1_lite.chains.make import ChainJob, Settings
+    from finer1_lite.chains.client import Cached, Ledger
 
     kind = args.teacher or ("oracle" if args.photos is None else "table")
     problems = []
@@ -207,7 +207,7 @@ def make_work(args):
         guess=args.guess or kind == "student",
         seed=args.seed,
     )
-    return Work(args.out, collection, teachers, settings, ledger)
+    return ChainJob(args.out, collection, teachers, settings, ledger)
 
 
 def _teacher(kind: str, args, collection, world, ledger):
@@ -250,32 +250,29 @@ def _table(collection):
 
 
 def run_make(args) -> None:
-    from finer1_lite.chains.make import make
-
-    print(json.dumps(make(make_work(args)), indent=1, ensure_ascii=False))
+    print(json.dumps(make_work(args).build(), indent=1, ensure_ascii=False))
 
 
 def run_check(args) -> None:
-    from finer1_lite.chains import official
+    from finer1_lite.chains import checks, formats
     from finer1_lite.chains.make import write_json
 
-    records, kind = official.read_any(args.file)
-    result = official.audit_chains(records)
-    print(f"{args.file} ({kind})\n{official.audit_text(result)}")
+    records, kind = formats.read_any(args.file)
+    result = checks.audit_chains(records)
+    print(f"{args.file} ({kind})\n{checks.audit_text(result)}")
     if args.json:
         found = {k: [str(f) for f in v] for k, v in result.pop("found").items() if v}
         write_json(args.json, result | {"found": found})
 
 
 def run_review(args) -> None:
-    from finer1_lite.chains import make as cot_make
     from finer1_lite.chains import review
 
     if args.undo:
-        undone = cot_make.open_review(args.folder)
+        undone = review.open_review(args.folder)
         print(f"taken back: {undone.undo()}")
         undone.write_csv(args.folder / "review.csv")
-    state = cot_make.apply_review(args.folder, undecided=not args.decided_only)
+    state = review.apply_review(args.folder, undecided=not args.decided_only)
     kept = len(state.results(not args.decided_only))
     print(
         json.dumps(review.summary(state)), f"-> {kept} chains in {args.folder / 'reviewed.jsonl'}"
@@ -283,24 +280,21 @@ def run_review(args) -> None:
 
 
 def run_convert(args) -> None:
-    from finer1_lite.chains import formats, official
+    from finer1_lite.chains import formats
 
     if args.to in ("triplets", "parquet"):
         if args.file.suffix == ".parquet":
-            rows = official.read_parquet(args.file, args.pictures)
+            rows = formats.read_parquet(args.file, args.pictures)
         else:
             rows = formats.read_triplets(args.file)
         if args.to == "parquet":
-            official.write_parquet(args.out, rows, args.pictures)
+            formats.write_parquet(args.out, rows, args.pictures)
         else:
             formats.write_triplets(args.out, rows)
         print(f"{len(rows)} triplets -> {args.out}")
         return
-    records, kind = official.read_any(args.file)
-    if args.to == "sharegpt":
-        official.write_sharegpt(args.out, records, carry=not args.bare)
-    else:
-        {"ours": formats.write_records, "trl": formats.write_trl}[args.to](args.out, records)
+    records, kind = formats.read_any(args.file)
+    formats.write_records(args.out, records, args.to, carry=not args.bare)
     print(f"{len(records)} chains: {kind} -> {args.to}, {args.out}")
 
 

@@ -64,8 +64,8 @@ def pieces(completion: str) -> list[tuple[str | None, str]]:
     """
     found = spans(completion)
     edges = list(found.values()) or [(len(completion), len(completion))]
-    cut = [(part, completion[start:end]) for part, (start, end) in found.items()]
-    whole = [(None, completion[: edges[0][0]]), *cut, (None, completion[edges[-1][1] :])]
+    named = [(part, completion[start:end]) for part, (start, end) in found.items()]
+    whole = [(None, completion[: edges[0][0]]), *named, (None, completion[edges[-1][1] :])]
     return [(part, text) for part, text in whole if text]
 
 
@@ -150,14 +150,16 @@ class Chain:
         return [re.split(ends, item)[0].strip(" *.") for item in _items(part)]
 
     @cached_property
-    def comparison(self) -> str:
-        """The text of the comparison; "" where there is none."""
-        return self.parts.get("comparison", "")
+    def place(self) -> int:
+        """Where the label stands among the candidates, counted from 0; -1: nowhere."""
+        names = {fold(name) for name in self.names}
+        return next((i for i, n in enumerate(self.listed) if fold(n) in names), -1)
 
     @cached_property
     def remarks(self) -> dict[str, str]:
         """Candidate, folded -> what the comparison says of it, in our form."""
-        halves = [piece.partition(":") for piece in re.split(r"[;\n]", self.comparison)]
+        rows = re.split(r"[;\n]", self.parts.get("comparison", ""))
+        halves = [row.partition(":") for row in rows]
         return {fold(name): remark.strip() for name, colon, remark in halves if colon}
 
     @cached_property

@@ -20,9 +20,8 @@ import pandas as pd
 from finer1_lite import cot, lab, metrics, models, paperbirds, plots
 from finer1_lite.benchmark import Benchmark, Condition
 from finer1_lite.chains.text import section
-from finer1_lite.evals import report
-from finer1_lite.evals.findings import points
-from finer1_lite.evals.pages import Picture, Table, Text, markdown
+from finer1_lite.evals.report import Page
+from finer1_lite.evals.tables import points
 from finer1_lite.evaluate import StudentAnswerer, evaluate
 from finer1_lite.generation import Student
 from finer1_lite.metrics import SPLITS
@@ -313,7 +312,7 @@ def _over(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict:
     return {split: cell | {"seeds": len(seeds)} for split, cell in found.items()}
 
 
-def table(found: dict) -> Table:
+def table(found: dict) -> pd.DataFrame:
     """The ablation as a table: accuracy in %, differences in points with 95 % intervals."""
     head = ("row", "seeds", "seen", "unseen", "unseen over SFT", "unseen over DAPO")
     head += ("seen over SFT", "marks right in chains, seen / unseen", "minutes")
@@ -327,7 +326,7 @@ def table(found: dict) -> Table:
         line += [points(one) if one else "" for one in over]
         line += [marks if cell["marks"]["seen"] else "no chain", f"{cell['minutes']:.1f}"]
         rows.append(tuple(line))
-    return Table(head, rows)
+    return pd.DataFrame(rows, columns=head)
 
 
 def legend(study: Study, rates: dict[str, float]) -> str:
@@ -345,12 +344,11 @@ def legend(study: Study, rates: dict[str, float]) -> str:
 
 
 def write(study: Study, rates: dict[str, float]) -> Path:
-    """ablation.json, ablation.png and ablation.md of what is there."""
+    """ablation.json and the page of what is there; the path of the page."""
     found = measure(study, rates)
     text = json.dumps({"worlds": list(study.worlds), "rates": rates, "rows": found}, indent=1)
     write_atomically(study.folder / "ablation.json", text.encode())
-    write_atomically(study.folder / "ablation.png", report.png(plots.ablation(found)))
-    figure = Picture("ablation.png", "Differences to SFT with 95 % intervals")
-    page = markdown("Ablation of TAPO", [Text(legend(study, rates)), table(found), figure])
-    write_atomically(study.folder / "ablation.md", page.encode())
-    return study.folder / "ablation.md"
+    page = Page("Ablation of TAPO")
+    figure = page.picture("ablation", plots.ablation(found))
+    page.add("Differences to SFT", table(found), note=legend(study, rates), figure=figure)
+    return page.write(study.folder)

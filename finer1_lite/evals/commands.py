@@ -158,7 +158,7 @@ def _add_report(commands) -> None:
     rep = commands.add_parser(
         "report",
         help="remake every table and figure of a run from its records",
-        description="Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 "
+        description="Writes report.html and report.md into RUN. With RUN2: a page in RUN2 "
         "that puts the two side by side, with the pictures on which they differ.",
     )
     rep.add_argument(
@@ -259,19 +259,13 @@ def run_evaluate(args) -> None:
 
 
 def run_report(args) -> None:
-    from finer1_lite.evals import evalreport
+    from finer1_lite.evals import report
 
-    photos = evalreport.photo_source(args.photos)
-    if args.other is None and (args.run / "analysis.jsonl").exists():
-        print(f"report: {evalreport.write_analysis(args.run)}")
-    elif args.other is None:
-        if (args.run / "chains.jsonl").exists():  # a run of `lab` has a report of its own
-            from finer1_lite.evals.report import write_report
-
-            print(f"report: {write_report(args.run, photos)}")
-        print(f"report: {evalreport.write(args.run)}")
+    photos = report.photo_source(args.photos) if args.photos else None
+    if args.other is None:
+        print(f"report: {report.write_report(args.run, photos)}")
     else:
-        print(f"report: {evalreport.write_comparison(args.run, args.other, photos)}")
+        print(f"report: {report.write_comparison(args.run, args.other, photos)}")
 
 
 def _add_analyse(commands) -> None:
@@ -280,7 +274,7 @@ def _add_analyse(commands) -> None:
         help="better use of knowledge, or more? probes, quiz, faithfulness",
         description="Measures a student before and after training (linear probes, CKA, a quiz in "
         "words, whether answers follow the chain and the picture, a covered mark) and writes "
-        "OUT/NAME/analysis.jsonl and analysis.html. Killed and started again, it resumes.",
+        "OUT/NAME/analysis.jsonl and report.html. Killed and started again, it resumes.",
     )
     option = run.add_argument
     option("models", nargs=2, metavar="MODEL", help="before and after: folders or hub names")

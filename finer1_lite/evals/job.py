@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finer1_lite import models, paperbirds
 from finer1_lite.benchmark import NO_PROMPT, Benchmark, Condition
-from finer1_lite.evals import analysis, baselines, evalreport, questions, similarity
+from finer1_lite.evals import analysis, baselines, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join
 from finer1_lite.generation import Student
@@ -105,7 +105,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
         answerer = baselines.make(name, benchmark, collection, student, job.clip)
         evaluate_all(answerer, benchmark, list(plain.values()), job.folder, job.preset.eval_batch)
     write_records(job)
-    page = evalreport.write(job.folder)
+    page = report.write_report(job.folder)
     if left:
         raise DataError(left, f"not all is answered ({page}); the same command asks the rest:")
     return page
@@ -176,7 +176,7 @@ def run_analysis(job: Job, fresh: bool = False) -> Path:
             bar.update()
     rows = [row for path in paths.values() for _, row in files.read(path)]
     files.write_lines(job.folder / "analysis.jsonl", rows)
-    return evalreport.write_analysis(job.folder)
+    return report.write_report(job.folder)
 
 
 # --- models ----------------------------------------------------------------------------------
