@@ -162,11 +162,11 @@ def test_the_command_reports_what_is_left_and_the_same_command_asks_it(
         (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
         assert "org/m answer-open: 30 questions without answer" in said
         run = tmp_path / "evaluation"
-        page = (run / "evaluation.md").read_text()
+        page = (run / "report.md").read_text()
         assert "| org/m | answer | open | 30 of 60 | no answer:" in page
         moods.default = "good"
         assert main(command) == 0
-    assert "Not scored" not in (run / "evaluation.md").read_text()
+    assert "Not scored" not in (run / "report.md").read_text()
     assert json.loads((run / "requests.json").read_text())["from cache"] == 30
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and KEY.encode() in f.read_bytes()]
 

@@ -39,16 +39,16 @@ def test_a_run_is_answered_reported_resumed_and_guarded(saved, tmp_path, caplog,
     records = (run / "records.jsonl").read_bytes()
     rows = [json.loads(line) for line in records.splitlines()]
     assert len(rows) == 60 * 2 * 3  # two tasks; with the picture and without, the baseline
-    page = (run / "evaluation.md").read_text()
+    page = (run / "report.md").read_text()
     for said in ("novice, no picture", "always the first option", "baseline vision_tower"):
         assert said in page
     answers = run / "answers" / "novice" / "answer-open.jsonl"
     answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[:7]))
-    for name in ("records.jsonl", "evaluation.md"):
+    for name in ("records.jsonl", "report.md"):
         (run / name).unlink()
     assert main([*command, "--baselines", "vision_tower"]) == 0
     assert (run / "records.jsonl").read_bytes() == records
-    assert (run / "evaluation.md").read_text() == page
+    assert (run / "report.md").read_text() == page
     said = refused(caplog, *command, "--baselines", "vision_tower", "--letters")
     assert "conditions" in said and "--fresh" in said
     assert (run / "records.jsonl").read_bytes() == records
@@ -106,8 +106,8 @@ def test_adapters_of_one_folder_name_stand_side_by_side(saved, fresh, tmp_path):
     assert len({r["photo"] for r in rows}) * 4 == len(rows)
     assert (
         "dapo/seed0/tapo (answer) minus lab/seed0/tapo (answer)"
-        in (run / "evaluation.md").read_text()
-        or "lab/seed0/tapo (answer) minus dapo" in (run / "evaluation.md").read_text()
+        in (run / "report.md").read_text()
+        or "lab/seed0/tapo (answer) minus dapo" in (run / "report.md").read_text()
     )
 
 
@@ -184,7 +184,7 @@ def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, m
     found = json.loads((run / "analysis.json").read_text())
     assert found["CKA, vision"] == pytest.approx(1)
     assert found["linear probe, vision"]["before"]["n"] == 120
-    page, rows = (run / "analysis.md").read_text(), (run / "analysis.jsonl").read_bytes()
+    page, rows = (run / "report.md").read_text(), (run / "analysis.jsonl").read_bytes()
     for said in (
         "linear probe, language",
         "quiz in words, unseen",
@@ -194,13 +194,13 @@ def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, m
     ):
         assert f"| {said}" in page or said in page
     (run / "parts" / "quiz.jsonl").unlink()
-    (run / "analysis.md").unlink()
+    (run / "report.md").unlink()
     monkeypatch.setattr(analysis, "vision_features", None)  # to look again would fail
     assert main(command) == 0
     assert (run / "analysis.jsonl").read_bytes() == rows
-    (run / "analysis.md").unlink()
+    (run / "report.md").unlink()
     assert main(["report", str(run)]) == 0
-    assert (run / "analysis.md").read_text() == page
+    assert (run / "report.md").read_text() == page
 
 
 def test_analyse_needs_pictures_to_learn_from(saved, tmp_path, caplog):

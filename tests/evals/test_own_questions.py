@@ -120,7 +120,7 @@ def test_two_files_become_two_data_sets_of_one_report(student, tmp_path, birds):
         )
         == 0
     )
-    page = (tmp_path / "runs/evaluation/evaluation.md").read_text()
+    page = (tmp_path / "runs/evaluation/report.md").read_text()
     for said in (
         "## Data sets, open world",
         "## Data sets, closed world",
