@@ -114,7 +114,8 @@ def _splits(found: Sequence[Question]) -> list[Finding]:
         if not (seen and unseen):
             continue
         offered = {option for q in rows if q.split == "seen" for option in q.options}
-        both, shown = sorted(seen & unseen), len(offered & unseen)
+        both = sorted(seen & unseen)
+        shown = len(offered & unseen)
         findings += [
             Finding(
                 f"{dataset}: classes both seen and unseen", len(both), len(seen | unseen), both

@@ -135,7 +135,9 @@ def own_problem(row: object) -> str:
     problem = _texts_problem(row, ("image", "question", "answer"))
     if problem:
         return problem
-    answer, options, others = row["answer"], row.get("options"), row.get("aliases") or []
+    answer = row["answer"]
+    options = row.get("options")
+    others = row.get("aliases") or []
     if not rewards.normalise(answer):
         return f"answer {answer!r}: nothing is left of it once normalised; reword"
     if options is not None and (problem := _options_problem(options, answer)):
