@@ -29,7 +29,7 @@ class Question:
     dataset: str
     split: str  # seen | unseen
     label: str
-    image: Callable[[], Image.Image] = field(repr=False, compare=False)
+    image: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
     coarse: str = ""  # what the picture shows, in a word
     fine: str = "kind"  # what its exact name is called
     options: tuple[str, ...] | None = None

@@ -172,7 +172,8 @@ def evaluate(
     Whole batches are appended: an interrupted file is cut back to its last whole batch and
     goes on with the batches of an undisturbed run.
     """
-    asked, samples = questions(benchmark, condition), condition.samples
+    asked = questions(benchmark, condition)
+    samples = condition.samples
     path = folder / f"{condition.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = _whole_batches(path, batch_size * samples, len(asked) * samples) // samples
@@ -208,7 +209,8 @@ def evaluate_all(
 ) -> None:
     """Every condition into the run's folder, with a progress bar each."""
     for condition in conditions:
-        total, where = len(questions(benchmark, condition)), answers_folder(folder, answerer.name)
+        total = len(questions(benchmark, condition))
+        where = answers_folder(folder, answerer.name)
         with progress_bar(total, f"{folder.name} {answerer.name} {condition.name}") as bar:
             for done in evaluate(answerer, benchmark, condition, where, batch_size):
                 bar.update(done - bar.n)

@@ -125,7 +125,8 @@ def prepare_base(job: Run, collection: Collection | None) -> Path | str:
 
 def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:
     """The teacher's chain for every training picture, into chains.jsonl."""
-    path, train = job.folder / "chains.jsonl", collection.train
+    path = job.folder / "chains.jsonl"
+    train = collection.train
     if not path.exists():
         chains = cot.make_chains(collection, teacher, seed=0)
         rows = [{"photo": p.id, "species": p.species, "chain": chains[p.id]} for p in train]

@@ -40,17 +40,10 @@ def judge(
 ) -> Verdict:
     """Score a completion.
 
-    Args:
-        completion: What was written.
-        label: The right name.
-        classes: Every name that counts as a name; one that was not offered is wrong, but named.
-        options: What was offered, in the order shown; None in the open world, where `included`
-            reads the whole completion if it holds no answer, as released.
-        letters: Whether (A), (B), ... stood before the options.
-        prompt: A key of `prompts.PROMPTS`; those of `WHOLE_TEXT` ask for no tags.
-        aliases: Further names of classes.
-        released_path: The picture's path in a released file, from which the released rule tells
-            cars; "" for other pictures.
+    classes: every name that counts as a name at all; options: what was offered, in the order
+    shown (None: open world). A class that was not offered is wrong, but named. In the open world
+    `included` reads the whole completion where it holds no answer, as released; released_path:
+    the picture's path in a released file, from which the released rule tells cars.
     """
     answer = rewards.parse_answer(completion)
     if answer is None and prompt in WHOLE_TEXT and "<" not in completion:

@@ -74,7 +74,9 @@ ROWS = {
     "random_negative": Row("random negatives", changes={"negative": "random"}),
 }
 RATES = (5e-4, 1e-3, 2e-3)
-SEARCH_SEED, SEARCH_WORLD, SEARCH_PICTURES = 100, 0, 144
+SEARCH_SEED = 100
+SEARCH_WORLD = 0
+SEARCH_PICTURES = 144
 STARTS = {"sft": "SFT", "sft_long": "SFT, as many steps more"}
 
 
@@ -194,7 +196,8 @@ def do(task: Task) -> None:
     """Train and evaluate one task, or what a killed run left of it."""
     if task.done:
         return
-    start, preset = time.time(), task.study.preset
+    start = time.time()
+    preset = task.study.preset
     world = paperbirds.make_world(task.world)
     pictures = preset.test_pictures if task.split == "test" else SEARCH_PICTURES
     birds = paperbirds.collection(world, shots=preset.shots, test=pictures, split=task.split)
@@ -211,7 +214,8 @@ def do(task: Task) -> None:
 
 def train(task: Task, world: paperbirds.World, birds: Collection) -> Student:
     """The student of a task: SFT from the base, or reinforcement from SFT or the base."""
-    preset, folder = task.study.preset, task.folder
+    preset = task.study.preset
+    folder = task.folder
     student = models.load_student(lab.prepare_base(task.study.run(task.world), birds), preset)
     if task.row in STARTS:
         if task.row == "sft_long":
@@ -265,7 +269,8 @@ def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
 
 def measure(study: Study, rates: dict[str, float]) -> dict:
     """Row -> accuracy, differences to SFT, DAPO and TAPO with intervals, marks, minutes."""
-    records, found = {}, {}
+    records = {}
+    found = {}
     for name in (*STARTS, *ROWS):
         tasks = study.finished(name, rates.get(ROWS[name].rate_of, 1.0) if name in ROWS else 0.0)
         if not tasks:

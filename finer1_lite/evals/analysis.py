@@ -68,9 +68,10 @@ def probe_right(
     few = sorted(label for label, n in counts.items() if n < folds)
     if few:
         raise ValueError(f"fewer than {folds} pictures of {', '.join(few[:5])}")
-    probe, split = RidgeClassifier(alpha=ridge), PredefinedSplit(fold)
-    named = cross_val_predict(probe, unit(features), np.array(labels), cv=split)
-    return (named == np.array(labels)).tolist()
+    probe = RidgeClassifier(alpha=ridge)
+    right = np.array(labels)
+    named = cross_val_predict(probe, unit(features), right, cv=PredefinedSplit(fold))
+    return (named == right).tolist()
 
 
 # --- looking into a student ------------------------------------------------------------------
@@ -84,7 +85,8 @@ def vision_features(student: Student, photos: Sequence[Photo]) -> np.ndarray:
 @torch.no_grad()
 def language_states(student: Student, photos: Sequence[Photo], question: str) -> np.ndarray:
     """The language model's last state when it has read picture and question; (N, width)."""
-    core, parts = generation.core_of(student.model), []
+    core = generation.core_of(student.model)
+    parts = []
     for at in range(0, len(photos), BATCH):
         images = [p.image() for p in photos[at : at + BATCH]]
         asked = [question] * len(images)
@@ -105,7 +107,8 @@ def complete(
     if begun is None:
         batches = evaluate.ask(student, questions, images, batch_size=BATCH, **limit)
         return [text for batch in batches for text in batch.completions]
-    model, processor = student.model, student.processor
+    model = student.model
+    processor = student.processor
     told = []
     for at in range(0, len(questions), BATCH):
         part = slice(at, at + BATCH)
@@ -238,8 +241,9 @@ def _rival(world: paperbirds.World, name: str, rng: random.Random) -> str:
 
 def _marks_to(world: paperbirds.World, name: str, other: str) -> dict[str, str]:
     """What must be rewritten to describe `other` instead of `name`."""
-    own, wanted = world.marks[name], world.marks[other]
-    return {f"{m} {own[m]}": f"{m} {wanted[m]}" for m in world.differing(name, other)}
+    marks = world.marks
+    differing = world.differing(name, other)
+    return {f"{m} {marks[name][m]}": f"{m} {marks[other][m]}" for m in differing}
 
 
 # --- before and after ------------------------------------------------------------------------

@@ -47,18 +47,7 @@ def audit_questions(paths: Iterable[Path | str]) -> list[Finding]:
 
     DataError for a file that is not there or is not named <data set>_<split>.jsonl.
     """
-    found: list[Question] = []
-    broken: list[str] = []
-    unreadable: list[str] = []
-    for path in paths:
-        try:
-            for number, question, problem in questions.scan(path):
-                found += [question] if question else []
-                broken += [f"{path}, line {number}: {problem}"] if problem else []
-        except OSError as error:
-            unreadable.append(f"{path}: cannot be read ({error.strerror})")
-        except DataError as error:
-            unreadable += error.problems
+    found, broken, unreadable = questions.gather(paths)
     if unreadable:
         raise DataError(unreadable, "nothing to audit in:")
     return [
@@ -82,11 +71,9 @@ def _rows(
 def _positions(found: Sequence[Question]) -> list[Finding]:
     """How often the right option stands at each position."""
     places = Counter(q.options.index(q.label) for q in found)
-    ranks = ("first", "second", "third", "fourth")
-    return [
-        Finding(f"the right option stands {ranks[i] if i < 4 else i + 1}", n, len(found))
-        for i, n in sorted(places.items())
-    ]
+    ranks = {0: "first", 1: "second", 2: "third", 3: "fourth"}
+    what = "the right option stands"
+    return [Finding(f"{what} {ranks.get(i, i + 1)}", places[i], len(found)) for i in sorted(places)]
 
 
 def _wrong(question: Question) -> list[str]:
@@ -122,15 +109,13 @@ def _splits(found: Sequence[Question]) -> list[Finding]:
     """Classes that are an answer on both sides; unseen classes that seen rows mention."""
     findings = []
     for dataset in dict.fromkeys(q.dataset for q in found):
-        answers, offered = defaultdict(set), set()
-        for q in found:
-            if q.dataset == dataset:
-                answers[q.split].add(q.label)
-                offered |= set(q.options) if q.split == "seen" else set()
-        if len(answers) < 2:
+        rows = [q for q in found if q.dataset == dataset]
+        seen, unseen = ({q.label for q in rows if q.split == split} for split in questions.SPLITS)
+        if not (seen and unseen):
             continue
-        seen, unseen = answers["seen"], answers["unseen"]
-        both, shown = sorted(seen & unseen), len(offered & unseen)
+        offered = {option for q in rows if q.split == "seen" for option in q.options}
+        both = sorted(seen & unseen)
+        shown = len(offered & unseen)
         findings += [
             Finding(
                 f"{dataset}: classes both seen and unseen", len(both), len(seen | unseen), both

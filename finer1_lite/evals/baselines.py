@@ -46,7 +46,8 @@ def prototype_scores(
     support: np.ndarray, labels: Sequence[str], classes: Sequence[str], queries: np.ndarray
 ) -> np.ndarray:
     """Cosine to each class's mean shot (Snell et al. 2017). (Q, classes); -inf without shots."""
-    known, at = _known(labels, classes), np.asarray(labels)
+    known = _known(labels, classes)
+    at = np.asarray(labels)
     means = [unit(support)[at == name].mean(0) for name in known]
     return _columns(cosine_similarity(queries, means), known, classes)
 
@@ -55,7 +56,8 @@ def neighbour_scores(
     support: np.ndarray, labels: Sequence[str], classes: Sequence[str], queries: np.ndarray
 ) -> np.ndarray:
     """Cosine to each class's nearest shot. (Q, classes); -inf without shots."""
-    known, at = _known(labels, classes), np.asarray(labels)
+    known = _known(labels, classes)
+    at = np.asarray(labels)
     near = cosine_similarity(queries, support)
     return _columns(np.stack([near[:, at == name].max(1) for name in known], 1), known, classes)
 
@@ -120,7 +122,8 @@ def lite0_features() -> Features:
 
     @torch.no_grad()
     def features(images: Sequence[Image.Image]) -> np.ndarray:
-        size, how = (SIDE, SIDE), Image.Resampling.BICUBIC
+        size = (SIDE, SIDE)
+        how = Image.Resampling.BICUBIC
         shown = np.stack([np.asarray(i.convert("RGB").resize(size, how)) for i in images])
         pixels = torch.from_numpy(shown).permute(0, 3, 1, 2).float()
         return unit(model.extract_features((pixels - 127) / 128).mean((2, 3)).numpy())
@@ -215,7 +218,8 @@ class Baseline:
         """(data set, photo) -> scores (classes,), or why the picture cannot be read."""
         score = self.load()
         pictures = {(item.dataset, item.photo): item.image for item in self.benchmark.items}
-        keys, found = list(pictures), {}
+        keys = list(pictures)
+        found = {}
         for at in range(0, len(keys), BATCH):
             read = {key: read_image(pictures[key]) for key in keys[at : at + BATCH]}
             found |= read

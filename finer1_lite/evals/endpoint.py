@@ -10,21 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finer1_lite import prompts
-<<<<<<< HEAD
 from finer1_lite.benchmark import Benchmark, Condition, Question, questions
-from finer1_lite.chains.client import Endpoint
-from finer1_lite.chains.make import in_parallel
-from finer1_lite.chains.teachers import Cached, Ledger, Reply, TeacherError
-=======
-from finer1_lite.chains.client import (
-    Cached,
-    Endpoint,
-    Ledger,
-    Reply,
-    TeacherError,
-    in_parallel,
-)
->>>>>>> 219b29692edf15f62b317d14a442bbd695d799d2
+from finer1_lite.chains.client import Cached, Endpoint, Ledger, Reply, TeacherError, in_parallel
 from finer1_lite.data.images import PictureError
 from finer1_lite.evaluate import Completion, answers_folder, evaluate
 from finer1_lite.runtime import files
@@ -55,17 +42,9 @@ class Remote:
 
     def endpoint(self, model: str, ledger: Ledger, max_tokens: int, temperature: float) -> Endpoint:
         """ValueError for an address that cannot work or holds a key."""
-        return Endpoint(
-            self.url,
-            model,
-            ledger,
-            key_env=self.key_env,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            workers=self.workers,
-            tries=self.tries,
-            timeout=self.timeout,
-        )
+        settings = {k: getattr(self, k) for k in ("key_env", "workers", "tries", "timeout")}
+        limits = {"max_tokens": max_tokens, "temperature": temperature}
+        return Endpoint(self.url, model, ledger, **limits, **settings)
 
 
 @dataclass
@@ -108,11 +87,7 @@ def _ask(teacher: Cached, question: Question, condition: Condition) -> list[Comp
     photo = Photo(question.photo, question.label, question.image) if condition.picture else None
     samples = range(condition.samples)
     try:
-<<<<<<< HEAD
-        replies = teacher.ask(photo, prompts.Asked("evaluate", question.text), samples)
-=======
-        return teacher.ask(photo, prompts.TeacherPrompt("evaluate", one.text), range(block.samples))
->>>>>>> 219b29692edf15f62b317d14a442bbd695d799d2
+        replies = teacher.ask(photo, prompts.TeacherPrompt("evaluate", question.text), samples)
     except PictureError as error:
         return [Completion(error=str(error))] * condition.samples
     return [_completion(reply) for reply in replies]

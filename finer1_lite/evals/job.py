@@ -130,8 +130,10 @@ def _check(job: Job, names: dict[str, str]) -> None:
 
 def _ask_endpoint(job: Job, benchmark: Benchmark) -> list[str]:
     """Every condition by every model of the endpoint; returns what is left unanswered."""
-    ledger, left = job.endpoint.ledger(), []
-    limit, cache = job.preset.max_new_tokens, job.folder / "cache"
+    ledger = job.endpoint.ledger()
+    left = []
+    limit = job.preset.max_new_tokens
+    cache = job.folder / "cache"
     for model in job.endpoint.models:
         answerer = EndpointAnswerer(model, job.endpoint, ledger, cache, limit)
         for condition in job.conditions:
@@ -159,7 +161,8 @@ def run_analysis(job: Job, fresh: bool = False) -> Path:
 
     A part that was measured is kept, so that a killed analysis goes on with the next.
     """
-    collection, names = job.collection(), model_names(job)
+    collection = job.collection()
+    names = model_names(job)
     if collection is None:
         problem = "--files: bring no descriptions and no training pictures; give --photos"
         raise DataError([problem], "nothing to analyse:")

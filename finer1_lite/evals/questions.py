@@ -57,29 +57,26 @@ def of_questions(paths: Sequence[Path], images: Path, allow_missing: bool = Fals
     Several about one picture are numbered, so that each has an id of its own.
     """
     found = read_questions(paths, scan_own)
-    kept = _with_pictures(found, images, allow_missing)
     times: Counter[tuple[str, str]] = Counter()
     items = []
-    for question in kept:
+    for question in _with_pictures(found, images, allow_missing):
         times[question.dataset, question.photo] += 1
         n = times[question.dataset, question.photo]
         items.append(question if n == 1 else replace(question, photo=f"{question.photo}#{n}"))
     aliases = {q.label: q.aliases for q in found if q.aliases}
-    missing = len(found) - len(kept)
+    missing = len(found) - len(items)
     return Benchmark(tuple(items), classes_of(found), aliases=aliases, missing=missing)
 
 
 def _with_pictures(found: list[Question], images: Path, allow_missing: bool) -> list[Question]:
     """The questions whose picture is there, with the way to it."""
+    kept = [q for q in found if (images / q.photo).is_file()]
     lost = [str(images / q.photo) for q in found if not (images / q.photo).is_file()]
-    if lost and (not allow_missing or len(lost) == len(found)):
-        problem = (
-            f"{len(lost)} of {len(found)} pictures are missing (first: {'; '.join(lost[:3])}); "
-            "give their folder with --images, or --allow-missing to leave them out"
-        )
+    if lost and not (allow_missing and kept):
+        first = "; ".join(lost[:3])
+        problem = f"{len(lost)} of {len(found)} pictures are missing (first: {first}); give their "
+        problem += "folder with --images, or --allow-missing to leave them out"
         raise DataError([problem], "no evaluation:")
-    gone = set(lost)
-    kept = [q for q in found if str(images / q.photo) not in gone]
     return [replace(q, image=partial(pictures.decode, images / q.photo)) for q in kept]
 
 
@@ -100,11 +97,11 @@ def scan(path: Path | str) -> Scanned:
     The id of a picture is its path as it stands there.
     """
     dataset, split = dataset_of(path)
+    words = dict(zip(("coarse", "fine"), coarse_word(dataset), strict=True))
 
     def released(row: dict[str, Any]) -> Question:
-        place = _place(row["image_path"], dataset, split, row["ground_truth"])
-        coarse, fine = coarse_word(dataset)
-        return Question(**place, coarse=coarse, fine=fine, options=tuple(row["options"]))
+        place = (row["image_path"], dataset, split, row["ground_truth"])
+        return Question(*place, options=tuple(row["options"]), **words)
 
     return _scan(path, row_problem, released)
 
@@ -113,17 +110,12 @@ def scan_own(path: Path | str) -> Scanned:
     """As `scan`, of a file of one's own questions."""
 
     def own(row: dict[str, Any]) -> Question:
-        place = _place(row["image"], Path(path).stem, row.get("split", "unseen"), row["answer"])
+        place = (row["image"], Path(path).stem, row.get("split", "unseen"), row["answer"])
         words = {"coarse": "answer", "fine": "", "about": row["question"]}
         options = tuple(row.get("options") or ()) or None
-        return Question(**place, **words, options=options, aliases=tuple(row.get("aliases") or ()))
+        return Question(*place, options=options, aliases=tuple(row.get("aliases") or ()), **words)
 
     return _scan(path, own_problem, own)
-
-
-def _place(photo: str, dataset: str, split: str, label: str) -> dict[str, Any]:
-    image = partial(pictures.decode, Path(photo))
-    return {"photo": photo, "dataset": dataset, "split": split, "label": label, "image": image}
 
 
 def _scan(path: Path | str, problem_of: Callable, make: Callable) -> Scanned:
@@ -143,15 +135,17 @@ def own_problem(row: object) -> str:
     problem = _texts_problem(row, ("image", "question", "answer"))
     if problem:
         return problem
-    if not rewards.normalise(row["answer"]):
-        return f"answer {row['answer']!r}: nothing is left of it once normalised; reword"
-    if row.get("options") is not None:
-        problem = _options_problem(row["options"], row["answer"])
+    answer = row["answer"]
+    options = row.get("options")
     others = row.get("aliases") or []
+    if not rewards.normalise(answer):
+        return f"answer {answer!r}: nothing is left of it once normalised; reword"
+    if options is not None and (problem := _options_problem(options, answer)):
+        return problem
     if not isinstance(others, list) or not all(isinstance(o, str) for o in others):
-        problem = problem or "aliases: give a list of texts"
+        return "aliases: give a list of texts"
     split = row.get("split", "unseen")
-    return problem or ("" if split in SPLITS else f"split {split!r}: write seen or unseen")
+    return "" if split in SPLITS else f"split {split!r}: write seen or unseen"
 
 
 def _texts_problem(row: object, names: Sequence[str]) -> str:
@@ -173,6 +167,25 @@ def _options_problem(options: object, answer: str) -> str:
     return ""
 
 
+def gather(
+    paths: Iterable[Path | str], scan: Callable[[Path | str], Scanned] = scan
+) -> tuple[list[Question], list[str], list[str]]:
+    """(questions, lines that cannot be asked, files that cannot be read), in order."""
+    found: list[Question] = []
+    broken: list[str] = []
+    unreadable: list[str] = []
+    for path in paths:
+        try:
+            for number, question, problem in scan(path):
+                found += [question] if question else []
+                broken += [f"{path}, line {number}: {problem}"] if problem else []
+        except DataError as error:
+            unreadable += error.problems
+        except OSError as error:
+            unreadable.append(f"{path}: cannot be read ({error.strerror}); give a question file")
+    return found, broken, unreadable
+
+
 def read_questions(
     paths: Iterable[Path | str], scan: Callable[[Path | str], Scanned] = scan
 ) -> list[Question]:
@@ -180,23 +193,13 @@ def read_questions(
 
     DataError lists every problem of every file, also names that only differ in spelling.
     """
-    questions: list[Question] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            for number, question, problem in scan(path):
-                questions += [question] if question else []
-                problems += [f"{path}, line {number}: {problem}"] if problem else []
-        except DataError as error:
-            problems += error.problems
-        except OSError as error:
-            problems.append(f"{path}: cannot be read ({error.strerror}); give a question file")
-    problems += spelled_twice(classes_of(questions))
-    if not questions and not problems:
+    found, broken, unreadable = gather(paths, scan)
+    problems = [*broken, *unreadable, *spelled_twice(classes_of(found))]
+    if not found and not problems:
         problems.append("no questions found; give files such as bird_seen.jsonl")
     if problems:
         raise DataError(problems, f"these questions cannot be asked; to mend: {len(problems)}")
-    return questions
+    return found
 
 
 def classes_of(questions: Sequence[Question]) -> dict[str, list[str]]:

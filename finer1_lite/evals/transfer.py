@@ -104,7 +104,8 @@ def measure(complete: Complete, world: World, shown: Sequence[Covered]) -> list[
 
 
 def _row(world: World, way: str, photo: Photo, mark: str, _: Image.Image, text: str) -> dict:
-    said, truth = said_of(text, mark), world.marks[photo.species][mark]
+    said = said_of(text, mark)
+    truth = world.marks[photo.species][mark]
     return {
         "measure": f"covered mark {way}",
         "item": photo.id,

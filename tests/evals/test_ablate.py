@@ -78,8 +78,8 @@ def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
     found = json.loads((study.folder / "ablation.json").read_text())
     assert set(found["rows"]) == {"sft", "sft_long", "dapo", "tapo"}
     assert set(found["rates"]) == {"dapo", "tapo"}
-    assert "| TAPO |" in path.read_text()
-    assert (study.folder / "ablation.png").stat().st_size > 1000
+    assert "| TAPO |" in path.with_suffix(".md").read_text()
+    assert (study.folder / "figures" / "ablation.png").stat().st_size > 1000
     searched = (study.folder / "world0/seed100/tapo-0.001/think-open.jsonl").read_text()
     reported = (study.folder / "world0/seed0/tapo-0.001/think-open.jsonl").read_text()
     assert "/val/" in searched and "/test/" not in searched
@@ -123,7 +123,7 @@ def test_the_table_is_the_mean_over_worlds_and_seeds(study):
     assert found["tapo"]["by_world"]["unseen"] == [0.5, 0.75]
     over = found["tapo"]["over_sft"]["unseen"]
     assert over["mean"] == pytest.approx(0.375) and over["low"] < over["mean"] < over["high"]
-    assert "+37.5 [" in ablate.table(found).rows[1][4]
+    assert "+37.5 [" in ablate.table(found).iloc[1]["unseen over SFT"]
     assert len(plots.ablation(found).axes) == 2
 
 
