@@ -241,9 +241,10 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
     birds = replace(birds, species=(known, *birds.species[1:]))
     photo = next(p for p in (*birds.train, *birds.test) if p.species == known.name)
     text = "<think>\nx\n</think>\n<answer>tiny trill</answer>"
-    row = evaluate.record(
-        evaluate.Cell("base", None, "think", "open"), birds, photo, None, text, 9, False
-    )
+    asked = evaluate.Benchmark.of_collection(replace(birds, train=(), test=(photo,)))
+    condition = evaluate.Condition("think", "open")
+    (one,) = evaluate.questions(asked, condition)
+    row = evaluate.record(asked, condition, one, evaluate.Completion(text), model="base")
     assert row["named"] == known.name and row["correct"]
     trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__negative="confused"))
     triplets = draw_triplets(birds, 2, seed=0, step=0)
