@@ -11,8 +11,8 @@ from finer1_lite.presets import Quantize
 from finer1_lite.runtime.options import REQUIRED, argument, given, option
 
 if TYPE_CHECKING:
-    from finer1_lite.chains.make import Work
-    from finer1_lite.chains.teachers import Ledger, Teacher
+    from finer1_lite.chains.client import Ledger, Teacher
+    from finer1_lite.chains.make import ChainJob
     from finer1_lite.paperbirds import World
     from finer1_lite.species import Collection
 
@@ -88,10 +88,10 @@ class MakeCommand:
     guess: bool = option(False, "hide the label, keep right chains alone (as --teacher student)")
     seed: int = option(0, "order of candidates")
 
-    def job(self) -> Work:
+    def job(self) -> ChainJob:
         """What is to be made. ValueError listing what does not fit together."""
-        from finer1_lite.chains.make import Settings, Work
-        from finer1_lite.chains.teachers import Cached, Ledger
+        from finer1_lite.chains.client import Cached, Ledger
+        from finer1_lite.chains.make import ChainJob, Settings
 
         photos = self.pictures.photos
         kind = self.teacher or ("oracle" if photos is None else "table")
@@ -114,7 +114,7 @@ class MakeCommand:
             **given(self, "estimator", "beta", "per_picture", "rounds", "seed"),
             **given(self, descriptions_a_picture="descriptions"),
         )
-        return Work(self.out, collection, teacher, settings, ledger)
+        return ChainJob(self.out, collection, teacher, settings, ledger)
 
     def _teacher(
         self, kind: str, collection: Collection, world: World | None, ledger: Ledger
@@ -142,9 +142,7 @@ class MakeCommand:
 
     def start(self) -> None:
         """Make chains, and print the report."""
-        from finer1_lite.chains.make import make
-
-        print(json.dumps(make(self.job()), indent=1, ensure_ascii=False))
+        print(json.dumps(self.job().build(), indent=1, ensure_ascii=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +157,12 @@ class CheckCommand:
 
     def start(self) -> None:
         """Print what is wrong, and write it where a file is named."""
-        from finer1_lite.chains import official
+        from finer1_lite.chains import checks, formats
         from finer1_lite.chains.make import write_json
 
-        records, kind = official.read_any(self.file)
-        result = official.audit_chains(records)
-        print(f"{self.file} ({kind})\n{official.audit_text(result)}")
+        records, kind = formats.read_any(self.file)
+        result = checks.audit_chains(records)
+        print(f"{self.file} ({kind})\n{checks.audit_text(result)}")
         if self.json:
             found = {k: [str(f) for f in v] for k, v in result.pop("found").items() if v}
             write_json(self.json, result | {"found": found})
@@ -185,15 +183,14 @@ class ReviewCommand:
 
     def start(self) -> None:
         """Apply the decisions, and print how many chains are left."""
-        from finer1_lite.chains import make as chain_job
         from finer1_lite.chains import review
 
         folder, undecided = self.folder, not self.decided_only
         if self.undo:
-            undone = chain_job.open_review(folder)
+            undone = review.open_review(folder)
             print(f"taken back: {undone.undo()}")
             undone.write_csv(folder / "review.csv")
-        state = chain_job.apply_review(folder, undecided=undecided)
+        state = review.apply_review(folder, undecided=undecided)
         kept = f"-> {len(state.results(undecided))} chains in {folder / 'reviewed.jsonl'}"
         print(json.dumps(review.summary(state)), kept)
 
@@ -213,23 +210,20 @@ class ConvertCommand:
 
     def start(self) -> None:
         """Write a file of chains or triplets in another format."""
-        from finer1_lite.chains import formats, official
+        from finer1_lite.chains import formats
 
         source, out, root = self.file, self.out, self.pictures
         if self.to in ("triplets", "parquet"):
             packed = source.suffix == ".parquet"
-            rows = official.read_parquet(source, root) if packed else formats.read_triplets(source)
+            rows = formats.read_parquet(source, root) if packed else formats.read_triplets(source)
             if self.to == "parquet":
-                official.write_parquet(out, rows, root)
+                formats.write_parquet(out, rows, root)
             else:
                 formats.write_triplets(out, rows)
             print(f"{len(rows)} triplets -> {out}")
             return
-        records, kind = official.read_any(source)
-        if self.to == "sharegpt":
-            official.write_sharegpt(out, records, carry=not self.bare)
-        else:
-            {"ours": formats.write_records, "trl": formats.write_trl}[self.to](out, records)
+        records, kind = formats.read_any(source)
+        formats.write_records(out, records, self.to, carry=not self.bare)
         print(f"{len(records)} chains: {kind} -> {self.to}, {out}")
 
 

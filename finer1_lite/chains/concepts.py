@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import snowballstemmer
 from numpy.typing import NDArray
 from rapidfuzz import fuzz
@@ -208,6 +209,28 @@ def select(
     scores = count_scores(rates, [list(described).index(c) for c in classes], beta)
     others = np.zeros(len(concepts)) if of_class.all() else rates[:, ~of_class].mean(1)
     return select_count(concepts, scores, rates[:, of_class].mean(1), others, least)
+
+
+def over_beta(
+    name: str,
+    described: Mapping[str, Sequence[Sequence[str]]],
+    concepts: Sequence[str],
+    beta: float = BETA,
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
+    """What `plots.bottleneck` draws: (shares, scores, the concepts that beta keeps of a class).
+
+    described: class -> for each picture its descriptions, equally many pictures a class. A row
+    a concept, the kept ones first. shares: in what share of each class's descriptions it occurs;
+    scores: I(concept; class) - beta I(concept; picture) for beta from 0 to 1.
+    """
+    chosen = select(name, described, concepts, beta=beta, least=0)
+    shown = [*chosen.kept, *chosen.dropped]
+    kinds = [name, *(c for c in described if c != name)]
+    index = np.array([i for i, c in enumerate(kinds) for _ in described[c]])
+    rates = mention_rates(shown, [p for c in kinds for p in described[c]])
+    shares = {c: rates[:, index == i].mean(1) for i, c in enumerate(kinds)}
+    scores = {b: count_scores(rates, index, b) for b in np.linspace(0, 1, 21)}
+    return pd.DataFrame(shares, shown), pd.DataFrame(scores, shown), chosen.kept
 
 
 def of_picture(selection: Selection, texts: Sequence[str], least: int = LEAST) -> list[str]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finer1_lite.data.hubsets import HUBSETS
-from finer1_lite.runtime.options import REQUIRED, argument, given, option
-
-if TYPE_CHECKING:
-    from finer1_lite.data.fetch import Wanted
+from finer1_lite.runtime.options import REQUIRED, argument, option
 
 KEYS = "; ".join(f"{name}: {one.repository} ({one.licence})" for name, one in HUBSETS.items())
+
+OWN = ("out", "allow_missing")  # options that are no field of `Wanted`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +19,7 @@ class FetchCommand:
 
     Draws some pictures of each class in one pass over the shards and writes OUT/<class>/*.jpg,
     classes.csv (names; which classes are seen, where that was released) and index.csv (split).
-    Killed, the same command goes on from its last row.
+    Killed, the same command reads again and ends with the same bytes.
     """
 
     source: str = argument(
@@ -46,21 +44,11 @@ class FetchCommand:
     config: str = option("", "of a data set that has several")
     revision: str = option("", "branch or commit; refs/convert/parquet: the hub's own conversion")
 
-    def wanted(self) -> Wanted:
-        """What to fetch, from where."""
-        from finer1_lite.data.fetch import Wanted
-        from finer1_lite.data.hubstreams import Source
-
-        names = ("origin", "config", "revision", "image_column", "label_column")
-        splits = ("train_splits", "test_splits")
-        source = Source(self.source, **given(self, *names, *splits))
-        return Wanted(source, **given(self, "train", "test", "classes", "seed"))
-
     def start(self) -> None:
         """Fetch, and say what came and how to use it."""
-        from finer1_lite.data.fetch import fetch
+        from finer1_lite.data.hub import Wanted, fetch
 
-        wanted = self.wanted()
+        wanted = Wanted(**{name: value for name, value in vars(self).items() if name not in OWN})
         record = fetch(wanted, self.out, self.allow_missing)
         for what in ("broken", "copies_of_test_pictures", "two_labels", "left_out"):
             if record[what]:
@@ -68,7 +56,7 @@ class FetchCommand:
         parts = ("classes", "pictures")
         classes, pictures = (", ".join(f"{n} {key}" for key, n in record[p].items()) for p in parts)
         print(f"{self.out}: classes: {classes}; pictures: {pictures}")
-        hubset = wanted.source.hubset
+        hubset = wanted.hubset
         print(f"use it with --photos {self.out}" + (f" --coarse {hubset.coarse}" if hubset else ""))
         print(
             "lab and the table teacher want descriptions.csv (class,description) there; "

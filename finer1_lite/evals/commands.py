@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,7 +13,7 @@ from finer1_lite.runtime.options import argument, given, key_values, option, rea
 
 if TYPE_CHECKING:
     from finer1_lite.evals.ablate import Study
-    from finer1_lite.evals.examine import Job
+    from finer1_lite.evals.job import Job
 
 Task = Literal["open", "closed"]
 ENDPOINT_TOKENS = 1024  # of a completion over HTTP, where no limit is given
@@ -67,7 +66,7 @@ class JobOptions:
 
         limit: of tokens, where no --max-new-tokens is given.
         """
-        from finer1_lite.evals.examine import Job
+        from finer1_lite.evals.job import Job
 
         problems = self.problems()
         if problems:
@@ -132,8 +131,8 @@ class EvaluateCommand(JobOptions):
 
     def job(self) -> Job:
         """What is to be evaluated."""
+        from finer1_lite.benchmark import Condition
         from finer1_lite.evals.endpoint import Remote
-        from finer1_lite.evals.exam import Block
 
         order = "as_is" if self.protocol == "released" else self.order
         pictures = (True,) if self.no_blind else (True, False)
@@ -143,7 +142,7 @@ class EvaluateCommand(JobOptions):
             remote = Remote(self.endpoint, self.model, **vars(self.service))
         return self.make_job(
             limit=ENDPOINT_TOKENS if remote else None,
-            blocks=tuple(Block(*kind, order, self.letters, self.samples) for kind in kinds),
+            conditions=tuple(Condition(*k, order, self.letters, self.samples) for k in kinds),
             endpoint=remote,
             **given(self, "questions", "baselines", "similarity", "clip"),
         )
@@ -172,9 +171,9 @@ class EvaluateCommand(JobOptions):
 
     def start(self) -> None:
         """Evaluate, and name the page."""
-        from finer1_lite.evals import examine
+        from finer1_lite.evals.job import run_evaluation
 
-        print(f"report: {examine.run(self.job(), fresh=self.fresh)}")
+        print(f"report: {run_evaluation(self.job(), fresh=self.fresh)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,25 +189,14 @@ class ReportCommand:
 
     def start(self) -> None:
         """Write the page and name it."""
-        from finer1_lite.evals import evalreport
+        from finer1_lite.evals.report import photo_source, write_comparison, write_report
 
-        photos = evalreport.photo_source(self.photos)
+        photos = photo_source(self.photos)
         if self.other is None:
-            page = _write_page(self.run, photos)
+            page = write_report(self.run, photos)
         else:
-            page = evalreport.write_comparison(self.run, self.other, photos)
+            page = write_comparison(self.run, self.other, photos)
         print(f"report: {page}")
-
-
-def _write_page(run: Path, photos: Callable) -> Path:
-    """The page of a run, until `evals.report.write_report` knows every kind of run."""
-    from finer1_lite.evals import evalreport, report
-
-    if (run / "analysis.jsonl").exists():
-        return evalreport.write_analysis(run)
-    if (run / "chains.jsonl").exists():  # of `lab`
-        return report.write_report(run, photos)
-    return evalreport.write(run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,13 +212,13 @@ class AnalyseCommand(JobOptions):
 
     def job(self) -> Job:
         """What is to be analysed."""
-        return self.make_job(blocks=())
+        return self.make_job()
 
     def start(self) -> None:
         """Measure, and name the page."""
-        from finer1_lite.evals import examine
+        from finer1_lite.evals.job import run_analysis
 
-        print(f"report: {examine.analyse(self.job(), fresh=self.fresh)}")
+        print(f"report: {run_analysis(self.job(), fresh=self.fresh)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +251,6 @@ class AblateCommand:
 
     def start(self) -> None:
         """Train what is missing, and name the table."""
-        from finer1_lite.evals import ablate
+        from finer1_lite.evals.ablate import run_study
 
-        print(f"table: {ablate.run(self.job(), workers=self.workers)}")
+        print(f"table: {run_study(self.job(), workers=self.workers)}")

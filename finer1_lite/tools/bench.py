@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from finer1_lite.evals.pages import aligned
+from finer1_lite.evals.tables import aligned
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import write_atomically
 from finer1_lite.tools import benchrow

@@ -72,13 +72,9 @@ class LabCommand:
 
         job = self.job()
         folder = lab.run(job, workers=self.workers, fresh=self.fresh)
-        if not distributed.is_main():
-            return
-        page = folder
-        if folder.suffix != ".html":  # until `lab.run` returns the folder
+        if distributed.is_main():
             photos = {photo.id: photo for photo in job.collection()[0].test}
-            page = write_report(folder, lambda name: photos[name].image())
-        print(f"report: {page}")
+            print(f"report: {write_report(folder, lambda name: photos[name].image())}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from finer1_lite import models
-from finer1_lite.evals.pages import aligned
+from finer1_lite.evals.tables import aligned
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.students import lab_student, random_weights

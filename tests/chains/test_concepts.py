@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from finer1_lite import plots
 from finer1_lite.chains import concepts
 from finer1_lite.chains.teachers import Oracle
 from finer1_lite.prompts import TeacherPrompt
@@ -181,18 +182,18 @@ def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, e
 
 
 def test_the_figure_shows_every_concept_and_a_line_for_each():
-    from finer1_lite.chains.concept_plot import KEPT, bottleneck_figure
-
     described = {
         "a": [["red crown, short bill", "red crown"], ["red crown", "red crown, green leaf"]],
         "b": [["blue crown, short bill", "blue crown"], ["blue crown", "blue crown"]],
     }
-    figure = bottleneck_figure(
-        "a", described, ["red crown", "blue crown", "short bill", "green leaf"]
-    )
+    phrases = ["red crown", "blue crown", "short bill", "green leaf"]
+    shares, scores, kept = concepts.over_beta("a", described, phrases)
+    figure = plots.bottleneck(shares, scores, kept, concepts.BETA)
     left, right = figure.axes
     shown = {t.get_text(): t.get_color() for t in left.get_yticklabels()}
     assert set(shown) == {"red crown", "short bill", "green leaf"}  # of b's own mark a says nothing
-    assert [name for name, colour in shown.items() if colour == KEPT] == ["red crown"]
+    assert [name for name, colour in shown.items() if colour == plots.COLOURS["tapo"]] == [
+        "red crown"
+    ]
     crossing = [line.get_ydata() for line in right.lines[:3]]
     assert all(y[0] >= -1e-9 for y in crossing) and sum(y[-2] > 0 for y in crossing) == 1
