@@ -262,9 +262,10 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
         return out
 
     monkeypatch.setattr(generation, "generate", speak)
-    groups = stage.rollout(triplets, torch.Generator())
-    assert [g.accuracy.tolist() for g in groups] == [[1.0] * 4, [0.0] * 4]
-    tapo.note_confusions(stage.miner, groups, birds)
+    monkeypatch.setattr(tapo.triplets, "draw_triplets", lambda *_, **__: triplets)
+    stage.change(draws=1)
+    stage.sample()
+    assert [g.accuracy.tolist() for g in stage.dropped] == [[1.0] * 4, [0.0] * 4]
     assert stage.miner.counts == {triplets[1].anchor.species: {known.name: 4}}
 
 

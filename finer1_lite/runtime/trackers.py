@@ -21,7 +21,9 @@ def require(report_to: str | GeneralTracker) -> str | GeneralTracker | None:
     if report_to == "none":
         return None
     if report_to not in map(str, get_available_trackers()):
-        raise ValueError(f"report_to is {report_to!r}, which is not installed: pip install {report_to}")
+        raise ValueError(
+            f"report_to is {report_to!r}, which is not installed: pip install {report_to}"
+        )
     return report_to
 
 
