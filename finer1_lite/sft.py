@@ -62,12 +62,10 @@ class Progress(TrainerCallback):
         self.bar = bar
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move on to the step that was done."""
+        """Move on to the step that was done; show the last loss."""
+        losses = [f"{row['loss']:.2f}" for row in state.log_history if "loss" in row]
+        self.bar.set_postfix(loss=losses[-1] if losses else "", refresh=False)
         self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict, **_: Any) -> None:
-        """Show the loss."""
-        self.bar.set_postfix({k: f"{logs[k]:.2f}" for k in ("loss",) if k in logs}, refresh=False)
 
 
 class ChainTrainer(SFTTrainer):
@@ -84,10 +82,9 @@ class ChainTrainer(SFTTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | None = None
     ) -> Tensor:
-        """TRL's own. Where memory ran out, the gradient of all micro-batches is made anew.
+        """TRL's own; where memory ran out, all micro-batches since the last step in parts.
 
-        Of those since the last step, in parts: each part's loss is divided by the tokens of
-        the step.
+        Each part's loss is divided by the tokens of the step, so the gradient is the same.
         """
         limits = next(c for c in self.callback_handler.callbacks if isinstance(c, SavedLimits))
         rows = len(inputs["labels"])
@@ -118,9 +115,9 @@ class ChainTrainer(SFTTrainer):
 def one_card(args: TrainingArguments) -> TrainingArguments:
     """The same, for one device a process.
 
-    With several cards in sight, Trainer would copy the model to all of them in every pass
-    (DataParallel), which 4-bit weights do not bear. Several processes on a CPU are told
-    "cpu:0", where `torch.load` knows only "cpu".
+    With several cards in sight, Trainer would copy the model to all of them (DataParallel),
+    which 4-bit weights do not bear. Several processes on a CPU are told "cpu:0", where
+    `torch.load` knows only "cpu".
     """
     args._n_gpu = min(args.n_gpu, 1)
     if args.device.type == "cpu":

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from finer1_lite import advantages, generation, logprobs, losses, models, prompts, rewards, triplets
 from finer1_lite.generation import PromptBatch, Rollouts, Student
 from finer1_lite.presets import Preset, TAPOSettings
-from finer1_lite.runtime import distributed
+from finer1_lite.runtime import distributed, trackers
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.oom import Limits
 from finer1_lite.species import Collection
@@ -74,12 +74,6 @@ class Batch:
         start, end = self._bounds(*distributed.world())
         return [self.rows(slice(at, min(at + size, end))) for at in range(start, end, size)]
 
-    def rows_each(self) -> int:
-        """The most completions that any process has."""
-        processes = distributed.world()[1]
-        bounds = [self._bounds(rank, processes) for rank in range(processes)]
-        return max(end - start for start, end in bounds)
-
     def _bounds(self, part: int, parts: int) -> tuple[int, int]:
         """First and last row of one of several equal shares of whole groups."""
         groups = len(self.completion_ids) // self.group_size
@@ -128,7 +122,8 @@ def train_tapo(
             batch = make_batch(kept, s)
             if batch and s.updates > 1:  # later steps meet a policy that has moved
                 batch.old_logps = old_log_probs(student, batch, preset, loop.limits)
-            loop.log_table(rollout_rows, kept + dropped, s)
+            for tracker in loop.accelerator.trackers:
+                trackers.log_table(tracker, rollout_rows((kept + dropped)[0], s), step + 1)
         share = batch and batch.share(step % s.updates, s.updates)
         if not share:  # no group has reward variance: no gradient, no step
             loop.skip(step_log(s, kept, dropped, seconds))
@@ -144,18 +139,19 @@ def train_tapo(
 
 def choose_miner(student: Student, collection: Collection, preset: Preset) -> Miner | str:
     """What `triplets.make_triplet` takes as the hard negative."""
-    kind = preset.tapo.negative
-    question = prompts.question(preset.tapo.prompt, collection.coarse)
+    s = preset.tapo
+    if s.negative == "confused":
+        return triplets.ByConfusion()
+    if s.negative != "embedding":
+        fixed = {"nearest": triplets.nearest, "random": triplets.at_random, "masked": "masked"}
+        return fixed[s.negative]
+    questions = [prompts.question(s.prompt, collection.coarse)]
 
     def embed(image: Image.Image) -> Tensor:
-        batch = generation.encode_prompts(student.model, student.processor, [question], [image])
+        batch = generation.encode_prompts(student.model, student.processor, questions, [image])
         return batch.image_features[0].float().mean(0)
 
-    if kind == "embedding":
-        return triplets.ByEmbedding(collection, embed)
-    if kind == "confused":
-        return triplets.ByConfusion()
-    return {"nearest": triplets.nearest, "random": triplets.at_random, "masked": "masked"}[kind]
+    return triplets.ByEmbedding(collection, embed)
 
 
 def sample_groups(
@@ -188,7 +184,10 @@ def sample_groups(
         if len(kept) == s.groups:
             break
     if isinstance(miner, triplets.ByConfusion):
-        note_confusions(miner, kept + dropped, collection)
+        for group in kept + dropped:
+            for answer in map(rewards.parse_answer, group.completions):
+                named = rewards.match_class(answer, collection.names, collection.aliases)
+                miner.note(group.triplet.anchor.species, named)
     return kept, dropped
 
 
@@ -280,7 +279,9 @@ def reward_group(
             format_weight=s.format_weight,
             penalty=rewards.overlong_penalty(length, preset.max_new_tokens, s.overlong_tokens),
         )
-        for completion, label, length in zip(out.completions, labels, out.lengths, strict=True)
+        for completion, label, length in zip(
+            out.completions, labels, out.lengths.tolist(), strict=True
+        )
     ]
     return Group(
         triplet,
@@ -290,17 +291,6 @@ def reward_group(
         format=torch.tensor(rewards.format(out.completions)),
         reward=torch.tensor(paid),
     )
-
-
-def note_confusions(
-    miner: triplets.ByConfusion, groups: Sequence[Group], collection: Collection
-) -> None:
-    """Count which other class each completion named."""
-    for group in groups:
-        for completion in group.completions:
-            answer = rewards.parse_answer(completion)
-            named = rewards.match_class(answer, collection.names, collection.aliases)
-            miner.note(group.triplet.anchor.species, named)
 
 
 # --- advantages and loss -----------------------------------------------------------------
@@ -410,8 +400,7 @@ def old_log_probs(student: Student, batch: Batch, preset: Preset, limits: Limits
         parts = batch.micro_batches(size)
         return [_score(student, part, part.scored_on, preset) for part in parts]
 
-    wished = min(preset.tapo.micro_batch, batch.rows_each())
-    parts = limits.fit(MICRO, wished, score_all, LOWER, together=True)
+    parts = limits.fit(MICRO, preset.tapo.micro_batch, score_all, LOWER, together=True)
     shares = distributed.gather(parts, student.device)
     return torch.cat([logps for share in shares for logps in share])
 
@@ -458,21 +447,18 @@ def step_log(
     }
     if generate_s:
         log["tokens_per_second"] = lengths.sum() / generate_s
-    counts = (settings.anchor_rollouts, settings.positive_rollouts)
     if settings.positive_rollouts:  # kept groups without variance inside any picture
-        longest = torch.arange(max(counts))
-        sides = right.split(counts, dim=1)
+        sides = right.split((settings.anchor_rollouts, settings.positive_rollouts), dim=1)
+        longest = torch.arange(max(side.shape[1] for side in sides))
         even = [side[:, longest % side.shape[1]] for side in sides]  # repeated: no new variance
         log["flat_share"] = advantages.share_without_variance(torch.stack(even, 1))
-    log = {name: round(float(value), 5) for name, value in (log | dict(parts or {})).items()}
-    return log | {"loss": parts["total"] if parts else 0.0}
+    parts = dict(parts or {})
+    loss = {"loss": parts.pop("total", 0.0)}
+    return loss | {name: round(float(value), 5) for name, value in (log | parts).items()}
 
 
-def rollout_rows(
-    groups: Sequence[Group], settings: TAPOSettings
-) -> list[tuple[Image.Image, str, float]]:
-    """(picture, completion, reward) of the first group's rollouts."""
-    group = groups[0]
+def rollout_rows(group: Group, settings: TAPOSettings) -> list[tuple[Image.Image, str, float]]:
+    """(picture, completion, reward) of a group's rollouts."""
     t = group.triplet
     photos = [t.anchor] * settings.anchor_rollouts + [t.positive] * settings.positive_rollouts
     pictures = [photo.image() for photo in photos]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from finer1_lite.species import Collection, Photo
 
@@ -44,9 +45,7 @@ def at_random(collection: Collection, name: str, others: list[str], rng: random.
 class ByEmbedding:
     """The class whose training pictures look most alike to a vision tower."""
 
-    def __init__(
-        self, collection: Collection, embed: Callable[[Image.Image], torch.Tensor]
-    ) -> None:
+    def __init__(self, collection: Collection, embed: Callable[[Image.Image], Tensor]) -> None:
         """Embed each training picture once; `embed`: a picture -> (width,)."""
         vectors = {
             name: torch.stack([embed(p.image()) for p in collection.train if p.species == name])

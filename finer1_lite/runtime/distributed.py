@@ -75,23 +75,30 @@ def on_main_process(call: Callable[[], Any]) -> Any:
 
     What is called may ask for the others: it is told that there are none.
     """
-    global _alone
-    value, failed = None, None
+    box = (None, 0)
     if is_main():
-        outer, _alone = _alone, True
         try:
-            value = call()
+            with _nobody_else():
+                box = (call(), 0)
         except Exception:
-            failed = 2
+            broadcast((None, 2))
             raise
-        finally:
-            _alone = outer
-            if failed:
-                broadcast((None, failed))
-    value, failed = broadcast((value, failed))
+    value, failed = broadcast(box)
     if failed:
         raise SystemExit(failed)
     return value
+
+
+@contextmanager
+def _nobody_else() -> Iterator[None]:
+    """A world of one, for a while."""
+    global _alone
+    before = _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def sum_over_processes(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -117,10 +124,7 @@ def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @contextmanager
 def no_engine() -> Iterator[None]:
-    """Without the engine that a launcher asks for, or that an earlier stage had set up.
-
-    An Accelerator that is made here holds whole models.
-    """
+    """Without the engine that a launcher asks for, or that an earlier stage has set up."""
     held = {name: os.environ.pop(name) for name in ENGINES if name in os.environ}
     AcceleratorState._reset_state(reset_partial_state=True)  # as TrainingArguments does
     try:
