@@ -142,22 +142,27 @@ def table(records: Iterable[Mapping], schema: type[Record] = Record) -> pd.DataF
 
 def _problems(rows: Sequence[Mapping], schema: type[Record]) -> list[str]:
     """A line for every record with something wrong, in their order."""
-    wrong: dict[int, str] = {}
+    wrong: dict[int, list[str]] = {}
+    lacking: dict[int, list[str]] = {}
     try:
         TypeAdapter(list[schema]).validate_python(rows)
     except ValidationError as caught:
         for error in caught.errors():
             number, *field = error["loc"]
-            given = f" {error['input']!r:.60}" if field and error["type"] != "missing" else ""
-            told = f"{', '.join(field)}{given}: {error['msg']}".removeprefix(": ")
-            wrong[number] = f"{wrong[number]}; {told}" if number in wrong else told
+            given = f"{field[0]} {error['input']!r:.60}: " if field else ""
+            if error["type"] == "missing":
+                lacking.setdefault(number, []).append(field[0])
+            else:
+                wrong.setdefault(number, []).append(given + error["msg"])
+    for number, names in lacking.items():
+        wrong.setdefault(number, []).append(f"lacks {', '.join(names)}; evaluate again")
     seen = set()
-    for number, row in enumerate(rows):
-        key = number if number in wrong else tuple(row[name] for name in schema.unique) or number
+    for number, row in enumerate(rows if schema.unique else ()):
+        key = number if number in wrong else tuple(row[name] for name in schema.unique)
         if key in seen:
-            wrong[number] = f"{key} stands there twice; keep one"
+            wrong[number] = [f"{key} stands there twice; keep one"]
         seen.add(key)
-    return [f"record {number + 1}: {wrong[number]}" for number in sorted(wrong)]
+    return [f"record {number + 1}: {'; '.join(wrong[number])}" for number in sorted(wrong)]
 
 
 def entries(frame: pd.DataFrame) -> dict[Entry, pd.DataFrame]:
@@ -364,7 +369,8 @@ def paired_bootstrap(
 def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Mean of a - b in each draw, (draws,)."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    problems = [f"shape {x.shape}" for x in (a, b) if x.ndim != 2 or not x.size]
+    sides = zip("ab", (a, b), strict=True)
+    problems = [f"{name} has shape {x.shape}" for name, x in sides if x.ndim != 2 or not x.size]
     if not problems and a.shape[1] != b.shape[1]:
         problems = [f"{a.shape[1]} photos in a, {b.shape[1]} in b"]
     problems += [f"draws={draws}: give 1 or more"] if draws < 1 else []

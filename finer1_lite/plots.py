@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,51 +33,97 @@ Logs = Mapping[int, Sequence[Mapping]]  # training seed -> rows of its log
 
 
 def accuracy(found: Mapping, controls: Mapping[str, float] | None = None) -> Figure:
-    """Accuracy of every answerer on seen and unseen classes, open beside closed world.
+    """Accuracy of every entry on seen and unseen classes, open beside closed world.
 
     found: as `metrics.scores`, `lab_scores` or `summarise` return it. Dots are means over training
     seeds with 95 % intervals, rings single seeds. controls: name -> share, lines in the closed
     world; without them the chance level that `found` knows.
     """
-    rows = {STAGES.get(who, who): cells for who, cells in found.items() if who != "differences"}
-    cells = {
-        task: {who: [of.get(split, {}).get(task) for split in SPLITS] for who, of in rows.items()}
-        for task in TASKS
-    }
-    height = max(1.5 + 0.36 * len(rows), 2.6)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(1, len(TASKS), sharey=True)
-    for axis, (task, lines) in zip(axes, cells.items(), strict=True):
-        for y, pair in enumerate(lines.values()):
-            for cell, colour, shift in zip(pair, PAIR, (-0.17, 0.17), strict=True):
-                if cell:
-                    _score(axis, y + shift, cell, colour, numbered=len(rows) <= MAX_NUMBERS)
-        axis.set(xlim=(-2, 107), xlabel="right answers, %", title=f"{task} world")
-        axis.set_xticks(range(0, 101, 20))
-        _tidy(axis, "x")
-    axes[0].set_yticks(range(len(rows)), [_plain(str(who)) for who in rows], fontsize=9)
-    axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    there = [cell for pairs in cells.values() for pair in pairs.values() for cell in pair if cell]
-    chance = [("chance", cell["chance"]) for cell in there if "chance" in cell]
+    names = {key: str(STAGES.get(key, key)) for key in found if key != "differences"}
+    figure, axes = _panels(TASKS, len(names), 0.36)
+    chance, several = {}, False
+    for axis, task in zip(axes, TASKS, strict=True):
+        for split, colour, shift in zip(SPLITS, PAIR, (-0.17, 0.17), strict=True):
+            for y, key in enumerate(names):
+                if cell := found[key].get(split, {}).get(task):
+                    _interval(axis, y + shift, cell, "accuracy", colour)
+                    several |= _seeds(axis, y + shift, cell, len(names) <= MAX_NUMBERS)
+                    chance |= {"chance": cell["chance"]} if "chance" in cell else {}
+        axis.set(xlim=(-2, 107), xticks=range(0, 101, 20), title=f"{task} world")
+        _name_lines(axis, names.values(), "right answers, %")
     handles = [_key(f"{s} classes", c, marker="o") for s, c in zip(SPLITS, PAIR, strict=True)]
-    if any(len(cell["seeds"]) > 1 for cell in there):
+    if several:
         handles.append(_key("one training seed", marker="o", ls="", markerfacecolor="white"))
-    shares = (controls or dict(chance)).items()
-    for (name, share), style in zip(shares, DASHES, strict=False):
-        axes[1].axvline(100 * share, color=INK, linestyle=style, linewidth=1, zorder=1)
+    for (name, share), style in zip((controls or chance).items(), DASHES, strict=False):
+        axes[-1].axvline(100 * share, color=INK, linestyle=style, linewidth=1, zorder=1)
         handles.append(_key(f"{name}, {100 * share:.0f} %", linestyle=style))
     return _with_legend(figure, handles)
 
 
-def _score(axis: Axes, y: float, cell: Mapping, colour: str, numbered: bool) -> None:
-    """A cell's dot, the rings of its training seeds, and its number."""
-    _interval(axis, y, cell, "accuracy", colour)
+def _seeds(axis: Axes, y: float, cell: Mapping, numbered: bool) -> bool:
+    """A ring for each of several training seeds, and the number; whether there are several."""
     seeds = [100 * value for value in cell["seeds"]] if len(cell["seeds"]) > 1 else []
     ring = {"s": 12, "color": "white", "edgecolors": INK, "linewidths": 0.7, "zorder": 4}
     axis.scatter(seeds, [y] * len(seeds), **ring)
     if numbered:
         end = max([100 * cell["high"], *seeds]) + 1.5
         axis.text(end, y, f"{100 * cell['accuracy']:.0f}", va="center", fontsize=8, color=INK)
+    return bool(seeds)
+
+
+def ablation(found: Mapping) -> Figure:
+    """Differences to SFT on seen and unseen classes, a line a row, with 95 % intervals.
+
+    found: as `ablate.measure` returns it. Filled dots: the interval leaves out zero.
+    """
+    rows = [cell for cell in found.values() if "over_sft" in cell]
+    figure, axes = _panels(SPLITS, len(rows), 0.36)
+    for axis, split in zip(axes, SPLITS, strict=True):
+        for y, cell in enumerate(rows):
+            over = cell["over_sft"][split]
+            colour = COLOURS["tapo"] if cell["label"] == STAGES["tapo"].model else INK
+            inside = "white" if over["low"] <= 0 <= over["high"] else colour
+            _interval(axis, y, over, "mean", colour, inside)
+        axis.axvline(0, color=INK, linewidth=0.8, linestyle="--")
+        axis.set_title(f"{split} classes")
+        _name_lines(axis, [cell["label"] for cell in rows], "points over SFT (open world)")
+    return figure
+
+
+def changes(found: Mapping) -> Figure:
+    """Each measurement before and after training with 95 % intervals; controls as crosses.
+
+    found: as `changes.summary` returns it.
+    """
+    cells = {name: cell for name, cell in found.items() if isinstance(cell, Mapping)}
+    cells = {name: cell for name, cell in cells.items() if {"before", "share"} & cell.keys()}
+    figure, (axis,) = _panels(("all",), len(cells), 0.34)
+    handles = [_key("control", marker="x", linestyle="")]
+    for when, colour, shift in zip(("after", "before"), PAIR, (0.15, -0.15), strict=True):
+        handles.insert(0, _key(f"{when} training", colour, marker="o"))
+        for y, cell in enumerate(cells.values()):
+            if cell.get(when, {}).get("n"):
+                _interval(axis, y + shift, cell[when], "share", colour)
+            elif "share" in cell:
+                axis.plot(100 * cell["share"], y, "x", color=INK)
+    axis.set_xlim(-2, 102)
+    _name_lines(axis, cells, "right, %")
+    return _with_legend(figure, handles)
+
+
+def _panels(names: Sequence[str], lines: int, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with panels side by side, all of so many lines."""
+    size = (WIDTH, max(1.5 + height * lines, 2.6))
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+
+
+def _name_lines(axis: Axes, names: Iterable[str], label: str) -> None:
+    """The names of a panel's lines, from the top, and what its dots are."""
+    shown = [_plain(name) for name in names]
+    axis.set_yticks(range(len(shown)), shown, fontsize=9)
+    axis.set(ylim=(max(len(shown), 1) - 0.5, -0.5), xlabel=label)
+    _tidy(axis, "x")
 
 
 def _interval(
@@ -88,51 +134,6 @@ def _interval(
     spread = [[max(middle - low, 0)], [max(high - middle, 0)]]
     style = {"fmt": "o", "markersize": 5, "capsize": 2.5, "lw": 1.2, "zorder": 3}
     axis.errorbar(middle, y, xerr=spread, color=colour, mfc=inside or colour, **style)
-
-
-def ablation(found: Mapping) -> Figure:
-    """Differences to SFT on seen and unseen classes, a line a row, with 95 % intervals.
-
-    found: as `ablate.measure` returns it. Filled dots: the interval leaves out zero.
-    """
-    rows = [cell for cell in found.values() if "over_sft" in cell]
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.36 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, len(SPLITS), sharey=True)
-    for axis, split in zip(axes, SPLITS, strict=True):
-        for y, cell in enumerate(rows):
-            over = cell["over_sft"][split]
-            colour = COLOURS["tapo"] if cell["label"] == STAGES["tapo"].model else INK
-            inside = colour if over["low"] > 0 or over["high"] < 0 else "white"
-            _interval(axis, y, over, "mean", colour, inside)
-        axis.axvline(0, color=INK, linewidth=0.8, linestyle="--")
-        axis.set(title=f"{split} classes", xlabel="points over SFT (open world)")
-        _tidy(axis)
-    axes[0].set_yticks(range(len(rows)), [cell["label"] for cell in rows])
-    axes[0].invert_yaxis()
-    return figure
-
-
-def changes(found: Mapping) -> Figure:
-    """Each measurement before and after training with 95 % intervals; controls as crosses.
-
-    found: as `changes.summary` returns it.
-    """
-    cells = {name: cell for name, cell in found.items() if isinstance(cell, Mapping)}
-    cells = {name: c for name, c in cells.items() if {"before", "share"} & set(c)}
-    figure = Figure(figsize=(WIDTH, 1.4 + 0.34 * len(cells)), layout="constrained")
-    axis = figure.subplots()
-    handles = [_key("control", marker="x", linestyle="")]
-    for when, colour, shift in zip(("before", "after"), reversed(PAIR), (-0.15, 0.15), strict=True):
-        handles.insert(-1, _key(f"{when} training", colour, marker="o"))
-        for y, cell in enumerate(cells.values()):
-            if cell.get(when, {}).get("n"):
-                _interval(axis, y + shift, cell[when], "share", colour)
-            elif "share" in cell:
-                axis.plot(100 * cell["share"], y, "x", color=INK)
-    axis.set_yticks(range(len(cells)), list(cells), fontsize=8)
-    axis.set(xlim=(-2, 102), ylim=(len(cells) - 0.5, -0.5), xlabel="right, %")
-    _tidy(axis, "x")
-    return _with_legend(figure, handles)
 
 
 def length_curve(frame: pd.DataFrame) -> Figure:

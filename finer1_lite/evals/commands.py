@@ -45,7 +45,7 @@ def _add_evaluate(commands) -> None:
         "evaluate",
         help="examine any model, adapter or hub model",
         description="Asks every model every question under every prompt, with and without the "
-        "picture, and writes OUT/NAME/records.jsonl and evaluation.html. Killed and started again, "
+        "picture, and writes OUT/NAME/records.jsonl and report.html. Killed and started again, "
         "it resumes.",
     )
     option = run.add_argument

@@ -295,8 +295,10 @@ def _add_details(page: Page, frame: pd.DataFrame) -> None:
         page.add("Confusions", tables.confusion_table(*student))
         if drawn := plots.confusion(student[1]):
             page.add("Confusion matrix", figure=page.picture("confusion", drawn))
-    curve = page.picture("length", plots.length_curve(frame))
-    page.add("Accuracy against length", tables.length_table(frame), figure=curve)
+    lengths = tables.length_table(frame)
+    if not lengths.empty:
+        curve = page.picture("length", plots.length_curve(frame))
+        page.add("Accuracy against length", lengths, figure=curve)
     page.add("Several samples", tables.sample_table(frame))
 
 
