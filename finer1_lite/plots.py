@@ -4,8 +4,6 @@ Sized for a page about 900 pixels wide. Colours are Okabe and Ito's, which stay 
 forms of colour blindness.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,7 +139,8 @@ def length_curve(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     axes = figure.subplots(1, len(TASKS), sharey=True)
     found = {w: rows for w, rows in entries(frame).items() if w.picture and w.prompt != "none"}
-    models, prompts = ([*dict.fromkeys(names)] for names in list(zip(*found, strict=True))[:2])
+    models = list(dict.fromkeys(who.model for who in found))
+    prompts = list(dict.fromkeys(who.prompt for who in found))
     handles = {}
     for axis, task in zip(axes, TASKS, strict=True):
         for who, rows in found.items():

@@ -6,8 +6,6 @@ beside it; metrics.json alone serves where the records were not kept. The words 
 stands in a fence that it cannot end.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -74,7 +72,12 @@ class Page:
     def picture(self, name: str, picture: Figure | Image.Image) -> str:
         """Keep a picture of the page; returns its path below the page's folder."""
         path = f"figures/{name}.png"
-        self.images[path] = png(picture)
+        data = io.BytesIO()
+        if isinstance(picture, Figure):
+            picture.savefig(data, format="png", dpi=200)
+        else:
+            picture.save(data, format="PNG")
+        self.images[path] = data.getvalue()
         return path
 
     def write(self, folder: Path, name: str = "report") -> Path:
@@ -133,16 +136,6 @@ def fence(text: str) -> str:
     return f"{mark}text\n{text.strip()}\n{mark}"
 
 
-def png(picture: Figure | Image.Image) -> bytes:
-    """A figure or picture as the bytes of a PNG file."""
-    data = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(data, format="png", dpi=200)
-    else:
-        picture.save(data, format="PNG")
-    return data.getvalue()
-
-
 def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
     """Photo id -> picture: a paper bird is drawn from its id, a file lies below `root`.
 
@@ -183,24 +176,22 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
     drawn, and of other photos the text stands alone. What has not run yet is left out.
     DataError lists everything that is missing or unreadable.
     """
-    folder, problems = Path(folder), []
+    folder = Path(folder)
+    problems: list[str] = []
     if (folder / "analysis.jsonl").exists():
         page = _analysis_page(folder)
     else:
         page = _run_page(folder, photos, problems)
     for name, title in FILES.items():
         found = _read(folder / name, _read_object, problems)
+        if found and name == "timing.json":
+            found |= {"platform": platform.platform(), "processors": os.cpu_count()}
+            found["python"] = platform.python_version()
         if found:
-            found |= _machine() if name == "timing.json" else {}
             page.add(title, code=json.dumps(found, indent=1, ensure_ascii=False))
     if problems:
         raise DataError(problems, f"no report of {folder}:")
     return page.write(folder)
-
-
-def _machine() -> dict:
-    names = {"platform": platform.platform(), "processors": os.cpu_count()}
-    return names | {"python": platform.python_version()}
 
 
 def _analysis_page(folder: Path) -> Page:
@@ -224,7 +215,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
         problems.append(f"{folder}: neither records.jsonl nor metrics.json; evaluate first")
     if problems:
         return page
-    lab = frame is None or set(entries(frame)) <= set(STAGES.values())
+    lab = frame is None or {*STAGES.values()} >= {*entries(frame)} > set()
     if frame is not None:
         found = metrics.lab_scores(frame) if lab else metrics.scores(frame)
     if lab:
@@ -271,7 +262,7 @@ def summary(found: Mapping) -> str:
 def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: str = "") -> None:
     """The main figure and tables, data sets, and what was not scored."""
     shares = {}
-    if frame is not None and "closed" in set(frame["task"]):
+    if frame is not None:
         controls = tables.controls(frame[frame["task"] == "closed"], "closed")
         shares = {name: scored["correct"].mean() for name, scored in controls.items()}
     if not run:
@@ -353,7 +344,8 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
 
     photos as in `write_report`; where a picture is not there, the text stands alone.
     """
-    folders, problems = [Path(first), Path(second)], []
+    folders = [Path(first), Path(second)]
+    problems: list[str] = []
     names = [folder.resolve().name for folder in folders]
     if names[0] == names[1]:
         names = [str(folder) for folder in folders]
@@ -370,22 +362,17 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
         pairs = tables.between(left, right)
         table = tables.difference_table(tables.differences(pairs, left, right, runs))
         page.add(f"Differences, {task} world", table, about="Differences")
-        if pairs:
-            a, b = pairs[-1]
-            found = tables.differing(left[a], right[b])
-            samples = [
-                _sample(
-                    page,
-                    f"differ/{task}-{number}",
-                    thumbnail(photos, records[0]["photo"]),
-                    dict(zip((f"{runs[0]}{a}", f"{runs[1]}{b}"), records, strict=True)),
-                )
-                for number, records in enumerate(found[:DIFFERING], 1)
-            ]
+        found = tables.differing(left[pairs[-1][0]], right[pairs[-1][1]]) if pairs else []
+        if found:
+            who = [f"{run}{entry}" for run, entry in zip(runs, pairs[-1], strict=True)]
+            samples = []
+            for number, records in enumerate(found[:DIFFERING], 1):
+                picture = thumbnail(photos, records[0]["photo"])
+                told = dict(zip(who, records, strict=True))
+                samples.append(_sample(page, f"differ/{task}-{number}", picture, told))
             note = f"{len(found)} pictures that exactly one of the two names rightly; the first "
             note += f"{len(samples)} in the order of a hash of the photo's id."
-            if samples:
-                page.add(f"Where they differ, {task} world", note=note, samples=samples)
+            page.add(f"Where they differ, {task} world", note=note, samples=samples)
     return page.write(folders[1], f"compared-with-{folders[0].resolve().name}")
 
 

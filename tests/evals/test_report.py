@@ -142,6 +142,7 @@ def test_html_holds_no_tag_of_a_model(report):
     sources = [value for _, name, value in page.attributes if name in ("src", "href")]
     assert len(sources) == 4 + 6 and all(s.startswith("data:image/png;base64,") for s in sources)
     assert page.tags.count("article") == 6 and page.tags.count("h1") == 1
+    assert "default-src 'none'; img-src data:" in text  # nothing is loaded, nothing runs
     assert "lab &lt;b&gt;" in text and "<b>" not in text
     assert "\u202e" not in text and "\\u202e" in text and "\\ud800" in text
 

@@ -79,6 +79,12 @@ def test_completions_that_are_not_there_are_counted_and_never_scored():
     ]
 
 
+def test_a_run_without_any_completion_has_a_page(tmp_path):
+    rows = [record("1", False, error="refused"), record("2", False, error="x", task="open")]
+    text = report.write_report(save(tmp_path / "run", rows)).with_suffix(".md").read_text()
+    assert "## Not scored" in text and "refused" in text and "## Closed world" not in text
+
+
 def test_the_open_table_names_the_encoder():
     rows = [record(str(i), i == 0, task="open") for i in range(2)]
     similarity.add(rows, similarity.TextEncoder("toy", lambda texts: np.eye(len(texts))))
