@@ -14,15 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from transformers import TrainerCallback
-
 from finer1_lite import cot, metrics, models, paperbirds
 from finer1_lite.benchmark import Benchmark, Condition
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files
-from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import fingerprint, open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
@@ -77,14 +73,14 @@ class Run:
 def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     """Do the whole job; returns the run's folder, which holds metrics.json when it is done."""
     collection, teacher = job.collection()
-    distributed.by_main(lambda: open_folder(job.folder, job.config(collection), fresh))
-    if distributed.tell((job.folder / "metrics.json").exists()):
+    distributed.on_main_process(lambda: open_folder(job.folder, job.config(collection), fresh))
+    if distributed.broadcast((job.folder / "metrics.json").exists()):
         log.info("this run is finished; --fresh starts it over")
         return job.folder
     start = time.time()
     resumed = (job.folder / "chains.jsonl").exists()
-    base = distributed.by_main(lambda: prepare_base(job, collection))
-    distributed.by_main(lambda: write_chains(job, collection, teacher))
+    base = distributed.on_main_process(lambda: prepare_base(job, collection))
+    distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     preset = job.preset
     student = StudentAnswerer(models.load_student(base, preset), "base", preset.max_new_tokens)
     evaluate_on(collection, student, job.folder / "base", preset, "answer", "think")
@@ -93,7 +89,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     distributed.wait()
     minutes = round((time.time() - start) / 60, 1)
     facts = {"minutes of the start that finished": minutes, "resumed": resumed}
-    distributed.by_main(lambda: finish(job, facts))
+    distributed.on_main_process(lambda: finish(job, facts))
     return job.folder
 
 
@@ -133,6 +129,12 @@ def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> 
         files.write_lines(path, rows)
 
 
+def read_chains(job: Run) -> dict[str, str]:
+    """Photo id -> its chain."""
+    rows = files.read(job.folder / "chains.jsonl", objects=True)
+    return {row["photo"]: row["chain"] for _, row in rows}
+
+
 def evaluate_on(
     collection: Collection, answerer: StudentAnswerer, folder: Path, preset: Preset, *prompts: str
 ) -> None:
@@ -142,7 +144,7 @@ def evaluate_on(
     """
     benchmark = Benchmark.of_collection(collection, as_drawn=True)
     worlds = [(prompt, task) for prompt in prompts for task in ("open", "closed")]
-    conditions = [Condition(*world, order="shuffle") for world in distributed.mine(worlds)]
+    conditions = [Condition(*world, order="shuffle") for world in distributed.shard(worlds)]
     evaluate_all(answerer, benchmark, conditions, folder, preset.eval_batch)
 
 
@@ -153,7 +155,14 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
     for stage, model in STAGES.items():
         out = folder / stage
         if not (out / "done").exists():
-            train_stage(job, collection, base, stage, seed)
+            student = models.load_student(base, job.preset)
+            if stage == "sft":
+                student = models.add_adapter(student, job.preset, seed)
+                rows = chain_rows(collection, read_chains(job))
+                train_sft(student, rows, job.preset, seed, out)
+            else:
+                student = models.load_adapter(student, folder / "sft", trainable=True)
+                train_tapo(student, collection, job.preset, seed, out)
             if distributed.is_main():
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)
                 (out / "done").touch()
@@ -161,22 +170,6 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
         student = models.load_adapter(models.load_student(base, job.preset), out)
         answerer = StudentAnswerer(student, model, job.preset.max_new_tokens, seed)
         evaluate_on(collection, answerer, folder, job.preset, "think")
-
-
-def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, seed: int) -> None:
-    """Train the adapter of one stage: "sft", or "tapo" from where "sft" ended."""
-    folder = job.folder / f"seed{seed}"
-    student = models.load_student(base, job.preset)
-    steps = getattr(job.preset, stage).steps
-    with progress_bar(steps, f"{folder.name} {stage}") as bar:
-        if stage == "sft":
-            student = models.add_adapter(student, job.preset, seed)
-            chains = files.read(job.folder / "chains.jsonl", objects=True)
-            rows = chain_rows(collection, {row["photo"]: row["chain"] for _, row in chains})
-            train_sft(student, rows, job.preset, seed, folder / stage, [Progress(bar)])
-        else:
-            student = models.load_adapter(student, folder / "sft", trainable=True)
-            train_tapo(student, collection, job.preset, seed, folder / stage, [Progress(bar)])
 
 
 def run_seeds(job: Run, base: Path | str, workers: int) -> None:
@@ -198,21 +191,3 @@ def finish(job: Run, facts: Mapping[str, Any]) -> None:
     summary = metrics.summarise(metrics.read_records(job.folder / "records.jsonl"))
     write_atomically(job.folder / "timing.json", json.dumps(facts).encode())
     write_atomically(job.folder / "metrics.json", json.dumps(summary, indent=1).encode())
-
-
-class Progress(TrainerCallback):
-    """A line that says where a training is and how it goes."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self.bar = bar
-
-    def show(self, step: int, logs: Mapping[str, float]) -> None:
-        """After a step, with what was logged of it."""
-        self.bar.update(step - self.bar.n)
-        shown = {k: logs.get(k) for k in ("loss", "reward", "groups_kept")}
-        found = {k: f"{value:.2f}" for k, value in shown.items() if value is not None}
-        self.bar.set_postfix(found, refresh=False)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The same, called by transformers' Trainer."""
-        self.show(state.global_step, (state.log_history or [{}])[-1])

@@ -243,7 +243,7 @@ def do_all(tasks: list[Task], workers: int) -> None:
     on_gpu = models.choose_device().type == "cuda"
     workers = min(choose_workers(len(left), workers, "training", on_gpu), len(left))
     rows = ", ".join(dict.fromkeys(task.name for task in left))
-    with progress_bar(len(left), rows[:60]) as bar, worker_pool(workers) as pool:
+    with progress_bar(len(left), rows[:60]) as bar, worker_pool(workers, bars=False) as pool:
         for _ in pool.map(do, left):
             bar.update()
 

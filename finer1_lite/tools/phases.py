@@ -12,7 +12,7 @@ from finer1_lite.tools.memory import FLOAT, Sizes
 
 TEXT_TOKENS = 96  # of a prompt beside its picture: question, names of turns; an allowance
 TRL_CHUNK, TRL_COPIES = 256, 5  # tokens whose logits TRL's SFT loss makes at a time
-LOGIT_COPIES = {"sampled": 3, "full": 6}  # in float32, in a backward pass, by tapo.entropy
+LOGIT_COPIES = 3  # in float32, in a backward pass
 Parts = dict[str, int]
 
 
@@ -153,8 +153,7 @@ def update(load: Load) -> Parts:
     """Backward: a chunk of logits, or a layer that is recomputed; then the optimiser."""
     s, whole, answer = load.sizes, load.whole, load.preset.max_new_tokens
     rows, _ = _micro_batch(load)
-    copies = LOGIT_COPIES[load.preset.tapo.entropy]
-    chunk = {"logits": copies * memory.logits_at_once(s, rows * answer)}
+    chunk = {"logits": LOGIT_COPIES * memory.logits_at_once(s, rows * answer)}
     layer = {"activations": memory.backward(s, rows, answer)}
     if load.preset.gradient_checkpointing:
         again = memory.saved(s, rows, whole, whole, masked=rows > 1)
