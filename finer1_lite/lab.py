@@ -42,6 +42,7 @@ class Run:
     photos: Path | None = None  # a folder of photographs instead of paper birds
     descriptions: Path | None = None
     coarse: str = "bird"
+    report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
     def collection(self) -> tuple[Collection, cot.ChainWriter]:
         """The data and the teacher that writes chains about them."""
@@ -162,7 +163,7 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
                 train_sft(student, rows, job.preset, seed, out)
             else:
                 student = models.load_adapter(student, folder / "sft", trainable=True)
-                train_tapo(student, collection, job.preset, seed, out)
+                train_tapo(student, collection, job.preset, seed, out, report_to=job.report_to)
             if distributed.is_main():
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)
                 (out / "done").touch()
