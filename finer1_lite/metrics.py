@@ -6,8 +6,6 @@ interval is about the photos alone; the interval of a difference resamples photo
 seeds, crossed. A photo counts once, with the mean of its rotations and samples.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ Sized for a page about 900 pixels wide. Colours are Okabe and Ito's, which stay 
 forms of colour blindness.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence

@@ -28,9 +28,8 @@ from tiny_tapo import (
     weights,
 )
 
-from finer1_lite import advantages, generation, logprobs, models, rewards, tapo, trainer
-from finer1_lite.evals import scoring
-from finer1_lite.runtime import console, distributed
+from finer1_lite import advantages, generation, logprobs, models, rewards, scoring, tapo, trainer
+from finer1_lite.runtime import console, distributed, trackers
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets
 
@@ -480,6 +479,15 @@ def test_a_tracker_is_told_every_step_and_shown_some_rollouts(fresh, birds, spre
         (t, *_), pictures = draw_triplets(birds, 2, 0, step - 1), [row[0] for row in rows]
         shown = [p.tobytes() for p in (t.anchor.image(), t.positive.image())]
         assert [p.tobytes() for p in pictures] == [shown[0], shown[0], shown[1], shown[1]]
+
+
+def test_a_tracker_that_is_not_there_is_named_with_its_package(fresh, birds, tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["tensorboard"])
+    assert trackers.require("none") is None and trackers.require("tensorboard") == "tensorboard"
+    with pytest.raises(ValueError, match="'wandb', which is not installed: pip install wandb"):
+        train_tapo(adapted(fresh), birds, TINY, 0, tmp_path, report_to="wandb")
+    with pytest.raises(ValueError, match="'paper': choose none, tensorboard, wandb, trackio"):
+        trackers.require("paper")
 
 
 def test_bars_show_the_steps_and_what_a_long_step_does(fresh, birds, spread, tmp_path, monkeypatch):

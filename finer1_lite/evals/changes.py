@@ -4,8 +4,6 @@ A row is one thing that was measured once: measure, when (before, after, control
 correct; rows of faithfulness have changes and follows, rows of CKA a value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

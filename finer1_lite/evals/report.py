@@ -6,8 +6,6 @@ beside it; metrics.json alone serves where the records were not kept. The words 
 stands in a fence that it cannot end.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -5,12 +5,10 @@ Most tables have a line an answerer and prompt; columns in which nothing stands 
 records (`metrics.table`) or its numbers goes in.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -294,27 +292,30 @@ def last_student(frame: pd.DataFrame) -> tuple[Entry, pd.DataFrame] | None:
     return None
 
 
-def each_entry(frame: pd.DataFrame) -> Iterable[tuple[dict[str, str], pd.DataFrame]]:
-    """(start of a line, rows) of every task and answerer."""
+def per_entry(frame: pd.DataFrame, tell: Callable[[pd.DataFrame], dict]) -> pd.DataFrame:
+    """A line a task and entry, with what `tell` says of its rows; none where it says nothing."""
+    lines = []
     for task in TASKS:
         for who, rows in entries(frame[frame["task"] == task]).items():
-            yield _who(who) | {"world": task}, rows
+            told = tell(rows)
+            lines += [_who(who) | {"world": task} | told] if told else []
+    return text_table(lines)
 
 
 def error_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Where completions go: the right class, one of its group (genus), another group, none."""
-    lines = []
-    for line, rows in each_entry(frame[frame["group"] != ""]):
+
+    def tell(rows: pd.DataFrame) -> dict[str, str]:
         right, none = rows["correct"] == 1, rows["named"].isna()
         inside = ~right & ~none & (rows["group"] == rows["named_group"])
-        kinds = {
-            "right, %": right,
-            "wrong class of the right group, %": inside,
-            "other group, %": ~right & ~none & ~inside,
-            "no class, %": none,
+        return {
+            "right, %": percent(right.mean()),
+            "wrong class of the right group, %": percent(inside.mean()),
+            "other group, %": percent((~right & ~none & ~inside).mean()),
+            "no class, %": percent(none.mean()),
         }
-        lines.append(line | {name: percent(kind.mean()) for name, kind in kinds.items()})
-    return text_table(lines)
+
+    return per_entry(frame[frame["group"] != ""], tell)
 
 
 def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
@@ -364,38 +365,36 @@ def described(who: Entry, seed: int | None) -> str:
 
 def length_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy in bins of the completion's length (`metrics.by_length`)."""
-    lines = []
-    for line, rows in each_entry(frame):
-        bins = metrics.by_length(rows)
-        if len(bins) > 1:
-            shares = [
-                f"{b.shortest:.0f}-{b.longest:.0f}: {percent(b.accuracy)} % of {b.n}"
-                for b in bins.itertuples()
-            ]
-            lines.append(line | {"tokens of the completion: right": "; ".join(shares)})
-    return text_table(lines)
+
+    def tell(rows: pd.DataFrame) -> dict[str, str]:
+        bins = metrics.by_length(rows).itertuples()
+        told = [f"{b.shortest:.0f}-{b.longest:.0f}: {percent(b.accuracy)} % of {b.n}" for b in bins]
+        return {"tokens of the completion: right": "; ".join(told)} if len(told) > 1 else {}
+
+    return per_entry(frame, tell)
 
 
 def sample_table(frame: pd.DataFrame) -> pd.DataFrame:
     """pass@k, majority vote and its calibration, where questions were asked repeatedly."""
-    lines = []
-    for line, rows in each_entry(frame):
+
+    def tell(rows: pd.DataFrame) -> dict[str, str]:
         asked = rows.groupby([rows["seed"].fillna(-1), *PHOTO, "rotation"])
         n = int(asked.size().min())
-        if n < 2:
-            continue
-        counts = asked["correct"].agg(["size", "sum"]).astype(int)
+        counts = asked["correct"].agg(["size", "sum"]).astype(int).to_numpy()
         ks = sorted({1, *(2**i for i in range(1, n.bit_length()) if 2**i < n), n})
-        passed = [np.mean([pass_at_k(m, right, k) for m, right in counts.to_numpy()]) for k in ks]
+        passed = {k: np.mean([pass_at_k(m, right, k) for m, right in counts]) for k in ks}
         votes = [(*majority(part["named"]), part["label"].iat[0]) for _, part in asked]
         hits = [name == label for name, _, label in votes]
         error = calibration_error([share for _, share, _ in votes], hits)
-        line |= {"samples": str(n), "majority vote, %": percent(np.mean(hits))}
-        line["pass@k, %"] = "; ".join(
-            f"k = {k}: {percent(p)}" for k, p in zip(ks, passed, strict=True)
-        )
-        lines.append(line | {"calibration error": f"{error:.3f}"})
-    return text_table(lines)
+        found = {
+            "samples": str(n),
+            "pass@k, %": "; ".join(f"k = {k}: {percent(p)}" for k, p in passed.items()),
+            "majority vote, %": percent(np.mean(hits)),
+            "calibration error": f"{error:.3f}",
+        }
+        return found if n > 1 else {}
+
+    return per_entry(frame, tell)
 
 
 def not_scored_table(frame: pd.DataFrame) -> pd.DataFrame:
