@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from finer1_lite import generation, scoring
-from finer1_lite.benchmark import Benchmark, Condition, Question, questions
+from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
 from finer1_lite.generation import Rollouts, Student
 from finer1_lite.runtime.console import progress_bar

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finer1_lite import cot, metrics, models, paperbirds
-from finer1_lite.benchmark import Benchmark, Condition
+from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files

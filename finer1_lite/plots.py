@@ -1,4 +1,4 @@
-"""All figures. Each function returns a matplotlib Figure and leaves pyplot alone.
+"""Figures that notebooks teach with: each function returns a Figure and leaves pyplot alone.
 
 Sized for a page about 900 pixels wide. Colours are Okabe and Ito's, which stay apart for the common
 forms of colour blindness.
@@ -15,15 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from finer1_lite.metrics import SPLITS, STAGES, TASKS, by_length, entries
+from finer1_lite.metrics import SPLITS, STAGES, TASKS
 
 WIDTH = 9.0  # inches: 900 pixels at 100 dots an inch
 COLOURS = {"base": "#999999", "base_think": "#56B4E9", "sft": "#E69F00", "tapo": "#0072B2"}
 PAIR = (COLOURS["tapo"], "#D55E00")  # seen and unseen, after and before
-MODELS = (*PAIR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, PALE = "#333333", "#dddddd"
 DASHES = ("-", "--", ":", "-.")
-MAX_CLASSES = 60  # a confusion matrix with more is unreadable
 MAX_NUMBERS = 12  # with more answerers, no numbers beside their dots
 TITLE_LINES = 2
 
@@ -38,24 +36,24 @@ def accuracy(found: Mapping, controls: Mapping[str, float] | None = None) -> Fig
     world; without them the chance level that `found` knows.
     """
     names = {key: str(STAGES.get(key, key)) for key in found if key != "differences"}
-    figure, axes = _panels(TASKS, len(names), 0.36)
+    figure, axes = panels(TASKS, len(names), 0.36)
     chance, several = {}, False
     for axis, task in zip(axes, TASKS, strict=True):
         for split, colour, shift in zip(SPLITS, PAIR, (-0.17, 0.17), strict=True):
             for y, key in enumerate(names):
                 if cell := found[key].get(split, {}).get(task):
-                    _interval(axis, y + shift, cell, "accuracy", colour)
+                    interval(axis, y + shift, cell, "accuracy", colour)
                     several |= _seeds(axis, y + shift, cell, len(names) <= MAX_NUMBERS)
                     chance |= {"chance": cell["chance"]} if "chance" in cell else {}
         axis.set(xlim=(-2, 107), xticks=range(0, 101, 20), title=f"{task} world")
-        _name_lines(axis, names.values(), "right answers, %")
-    handles = [_key(f"{s} classes", c, marker="o") for s, c in zip(SPLITS, PAIR, strict=True)]
+        name_lines(axis, names.values(), "right answers, %")
+    handles = [legend_key(f"{s} classes", c, marker="o") for s, c in zip(SPLITS, PAIR, strict=True)]
     if several:
-        handles.append(_key("one training seed", marker="o", ls="", markerfacecolor="white"))
+        handles.append(legend_key("one training seed", marker="o", ls="", markerfacecolor="white"))
     for (name, share), style in zip((controls or chance).items(), DASHES, strict=False):
         axes[-1].axvline(100 * share, color=INK, linestyle=style, linewidth=1, zorder=1)
-        handles.append(_key(f"{name}, {100 * share:.0f} %", linestyle=style))
-    return _with_legend(figure, handles)
+        handles.append(legend_key(f"{name}, {100 * share:.0f} %", linestyle=style))
+    return with_legend(figure, handles)
 
 
 def _seeds(axis: Axes, y: float, cell: Mapping, numbered: bool) -> bool:
@@ -69,62 +67,22 @@ def _seeds(axis: Axes, y: float, cell: Mapping, numbered: bool) -> bool:
     return bool(seeds)
 
 
-def ablation(found: Mapping) -> Figure:
-    """Differences to SFT on seen and unseen classes, a line a row, with 95 % intervals.
-
-    found: as `ablate.measure` returns it. Filled dots: the interval leaves out zero.
-    """
-    rows = [cell for cell in found.values() if "over_sft" in cell]
-    figure, axes = _panels(SPLITS, len(rows), 0.36)
-    for axis, split in zip(axes, SPLITS, strict=True):
-        for y, cell in enumerate(rows):
-            over = cell["over_sft"][split]
-            colour = COLOURS["tapo"] if cell["label"] == STAGES["tapo"].model else INK
-            inside = "white" if over["low"] <= 0 <= over["high"] else colour
-            _interval(axis, y, over, "mean", colour, inside)
-        axis.axvline(0, color=INK, linewidth=0.8, linestyle="--")
-        axis.set_title(f"{split} classes")
-        _name_lines(axis, [cell["label"] for cell in rows], "points over SFT (open world)")
-    return figure
-
-
-def changes(found: Mapping) -> Figure:
-    """Each measurement before and after training with 95 % intervals; controls as crosses.
-
-    found: as `changes.summary` returns it.
-    """
-    cells = {name: cell for name, cell in found.items() if isinstance(cell, Mapping)}
-    cells = {name: cell for name, cell in cells.items() if {"before", "share"} & cell.keys()}
-    figure, (axis,) = _panels(("all",), len(cells), 0.34)
-    handles = [_key("control", marker="x", linestyle="")]
-    for when, colour, shift in zip(("after", "before"), PAIR, (0.15, -0.15), strict=True):
-        handles.insert(0, _key(f"{when} training", colour, marker="o"))
-        for y, cell in enumerate(cells.values()):
-            if cell.get(when, {}).get("n"):
-                _interval(axis, y + shift, cell[when], "share", colour)
-            elif "share" in cell:
-                axis.plot(100 * cell["share"], y, "x", color=INK)
-    axis.set_xlim(-2, 102)
-    _name_lines(axis, cells, "right, %")
-    return _with_legend(figure, handles)
-
-
-def _panels(names: Sequence[str], lines: int, height: float) -> tuple[Figure, Sequence[Axes]]:
+def panels(names: Sequence[str], lines: int, height: float) -> tuple[Figure, Sequence[Axes]]:
     """A figure with panels side by side, all of so many lines."""
     size = (WIDTH, max(1.5 + height * lines, 2.6))
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
 
 
-def _name_lines(axis: Axes, names: Iterable[str], label: str) -> None:
+def name_lines(axis: Axes, names: Iterable[str], label: str) -> None:
     """The names of a panel's lines, from the top, and what its dots are."""
-    shown = [_plain(name) for name in names]
+    shown = [plain(name) for name in names]
     axis.set_yticks(range(len(shown)), shown, fontsize=9)
     axis.set(ylim=(max(len(shown), 1) - 0.5, -0.5), xlabel=label)
-    _tidy(axis, "x")
+    tidy(axis, "x")
 
 
-def _interval(
+def interval(
     axis: Axes, y: float, cell: Mapping, share: str, colour: str, inside: str | None = None
 ) -> None:
     """A dot at cell[share], in per cent, with its interval."""
@@ -132,83 +90,6 @@ def _interval(
     spread = [[max(middle - low, 0)], [max(high - middle, 0)]]
     style = {"fmt": "o", "markersize": 5, "capsize": 2.5, "lw": 1.2, "zorder": 3}
     axis.errorbar(middle, y, xerr=spread, color=colour, mfc=inside or colour, **style)
-
-
-def length_curve(frame: pd.DataFrame) -> Figure:
-    """Accuracy in bins of the completion's length: a colour a model, a dash a prompt."""
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    axes = figure.subplots(1, len(TASKS), sharey=True)
-    found = {w: rows for w, rows in entries(frame).items() if w.picture and w.prompt != "none"}
-    models = list(dict.fromkeys(who.model for who in found))
-    prompts = list(dict.fromkeys(who.prompt for who in found))
-    handles = {}
-    for axis, task in zip(axes, TASKS, strict=True):
-        for who, rows in found.items():
-            bins = by_length(rows[rows["task"] == task])
-            colour = MODELS[models.index(who.model) % len(MODELS)]
-            style = DASHES[prompts.index(who.prompt) % len(DASHES)]
-            middle = (bins["shortest"] + bins["longest"]) / 2
-            axis.plot(middle, 100 * bins["accuracy"], style, color=colour, marker="o", ms=3, lw=1)
-            handles[who] = _key(_plain(str(who)), colour, linestyle=style)
-        axis.set(title=f"{task} world", xlabel="tokens of the completion", ylim=(-3, 103))
-        _tidy(axis)
-    axes[0].set_ylabel("right answers, %")
-    return _with_legend(figure, handles.values())
-
-
-def confusion(rows: pd.DataFrame) -> Figure | None:
-    """Who is called what, classes sorted by group; the last column is "no class".
-
-    rows: of one answerer and task. None where there are more classes than can be read.
-    """
-    groups = rows.groupby("label")["group"].first().reset_index().sort_values(["group", "label"])
-    names, group = groups["label"].tolist(), groups["group"].to_numpy()
-    if not 2 <= len(names) <= MAX_CLASSES:
-        return None
-    named = rows["named"].where(rows["named"].isin(names), "no class")
-    shares = pd.crosstab(rows["label"], named, normalize="index")
-    shares = shares.reindex(index=names, columns=[*names, "no class"], fill_value=0)
-    figure = Figure(figsize=(WIDTH * 0.8, WIDTH * 0.75), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    size, shown = 7 if len(names) <= 30 else 5, [_plain(name, 28) for name in names]
-    axis.set_yticks(range(len(names)), shown, fontsize=size)
-    axis.set_xticks(range(len(names) + 1), [*shown, "no class"], fontsize=size, rotation=90)
-    for place in np.flatnonzero(group[1:] != group[:-1]) + 0.5:
-        axis.axhline(place, color=INK, lw=0.5)
-        axis.axvline(place, color=INK, lw=0.5)
-    axis.set(ylabel="right class", xlabel="named")
-    figure.colorbar(image, label="share of the class's answers", shrink=0.6)
-    return figure
-
-
-def bottleneck(
-    shares: pd.DataFrame, scores: pd.DataFrame, kept: Sequence[str], beta: float
-) -> Figure:
-    """What the information bottleneck keeps of a class, and what its price beta does.
-
-    Left: shares, the share of a class's descriptions (columns) that say a concept (rows). Right:
-    scores, I(concept; class) - beta I(concept; picture) over beta (columns); a concept is kept
-    while that is above 0 and the class says it more often than the others.
-    """
-    colours = [COLOURS["tapo" if name in kept else "base"] for name in shares.index]
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.26 * len(shares)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    left.imshow(shares, cmap="Greys", vmin=0, vmax=1.4, aspect="auto")
-    for (row, column), share in np.ndenumerate(shares):
-        left.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8)
-    names = [name.replace(" ", "\n") for name in shares.columns]
-    left.set_xticks(range(len(names)), names, fontsize=8)
-    left.set_yticks(range(len(shares)), shares.index, fontsize=8)
-    left.set_title("% of descriptions that say it (blue: kept)", fontsize=9)
-    for label, colour, line in zip(left.get_yticklabels(), colours, scores.to_numpy(), strict=True):
-        label.set_color(colour)
-        right.plot(scores.columns, line, color=colour, linewidth=1.2)
-    right.axhline(0, color=INK, linewidth=0.8)
-    right.axvline(beta, color=PALE, linewidth=4, zorder=0)
-    right.set_xlabel("beta: price of a bit about the single picture")
-    right.set_title("I(concept; class) - beta I(concept; picture), bits", fontsize=9)
-    return figure
 
 
 # --- learning curves -----------------------------------------------------------------------
@@ -258,7 +139,9 @@ def learning_curves(tapo_logs: Logs, sft_logs: Logs) -> Figure:
     names = ("one training seed", f"mean of {seeds} seeds")
     if seeds == 1:
         names = ("each point of the one seed", "the same, averaged where the axis says so")
-    return _with_legend(figure, [_key(names[0], lw=0.7, alpha=0.6), _key(names[1], lw=2.2)])
+    return with_legend(
+        figure, [legend_key(names[0], lw=0.7, alpha=0.6), legend_key(names[1], lw=2.2)]
+    )
 
 
 def _by_step(logs: Logs) -> dict[int, pd.DataFrame]:
@@ -302,7 +185,7 @@ def _curves(axis: Axes, title: str, first: str, lines: Mapping[str, pd.DataFrame
         axis.set_ylim(-3, 103)
     axis.locator_params(axis="x", nbins=5, integer=True)
     axis.tick_params(labelsize=8)
-    _tidy(axis)
+    tidy(axis)
 
 
 def running_window(points: int) -> int:
@@ -344,24 +227,24 @@ def _fit(title: str, characters: int) -> str:
     return "\n".join(lines)
 
 
-def _plain(name: str, limit: int = 48) -> str:
+def plain(name: str, limit: int = 48) -> str:
     """A name for an axis or legend: long ones end in an ellipsis, and a $ is a $."""
     return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
 
 
-def _key(label: str, colour: str = INK, **style: object) -> Line2D:
+def legend_key(label: str, colour: str = INK, **style: object) -> Line2D:
     """An entry of a legend."""
     return Line2D([], [], color=colour, label=label, **style)
 
 
-def _with_legend(figure: Figure, handles: Sequence[Line2D]) -> Figure:
+def with_legend(figure: Figure, handles: Sequence[Line2D]) -> Figure:
     """The figure with one legend below its panels."""
     place = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 8}
     figure.legend(handles=list(handles), **place)
     return figure
 
 
-def _tidy(axis: Axes, lines: str = "y") -> None:
+def tidy(axis: Axes, lines: str = "y") -> None:
     """No frame but the axes; pale lines to read values by."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis=lines, color=PALE, linewidth=0.6, zorder=0)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from finer1_lite import benchmark, evaluate, metrics, prompts
-from finer1_lite.benchmark import Benchmark, Condition
+from finer1_lite import evaluate, metrics, prompts
+from finer1_lite.data import benchmark
+from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evaluate import Completion, StudentAnswerer
 from finer1_lite.species import OPTION_POOL, Collection
 

@@ -217,7 +217,7 @@ def over_beta(
     concepts: Sequence[str],
     beta: float = BETA,
 ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
-    """What `plots.bottleneck` draws: (shares, scores, the concepts that beta keeps of a class).
+    """What `figures.bottleneck` draws: (shares, scores, the concepts that beta keeps of a class).
 
     described: class -> for each picture its descriptions, equally many pictures a class. A row
     a concept, the kept ones first. shares: in what share of each class's descriptions it occurs;

@@ -18,9 +18,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finer1_lite.evals import questions
-
 _RELEASED = Path(__file__).with_name("released_classes.json")
+COARSE = {  # data set -> (coarse word, what the fine name is called)
+    "aircraft": ("aircraft", "variant"),
+    "bird": ("bird", "species"),
+    "car": ("car", "make, model and year"),
+    "dog": ("dog", "breed"),
+    "flower": ("flower", "species"),
+    "pet": ("pet", "breed"),
+}
 _NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}-)")  # what CUB and ImageNet put before a name
 
 
@@ -42,7 +48,7 @@ class HubSet:
     @property
     def coarse(self) -> str:
         """The word for all of its classes ("bird")."""
-        return questions.coarse_word(self.released)[0]
+        return coarse_word(self.released)[0]
 
 
 _RESEARCH = "non-commercial research; read the terms on the data set's own page"
@@ -107,3 +113,8 @@ def match(hubset: HubSet, labels: Iterable[str]) -> tuple[dict[str, str], list[s
     doubled = {name: found for name, found in spellings.items() if len(found) > 1}
     lacking += [f"{name} ({' and '.join(found)})" for name, found in doubled.items()]
     return matched, strange, lacking
+
+
+def coarse_word(dataset: str) -> tuple[str, str]:
+    """(coarse word, word for the fine name) of a data set; its own name if it is not known."""
+    return COARSE.get(dataset, (dataset, "kind"))

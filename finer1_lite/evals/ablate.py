@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from finer1_lite import cot, lab, metrics, models, paperbirds, plots
-from finer1_lite.benchmark import Benchmark, Condition
+from finer1_lite import cot, lab, metrics, models, paperbirds
 from finer1_lite.chains.text import section
+from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.evals import figures
 from finer1_lite.evals.report import Page
 from finer1_lite.evals.tables import points
 from finer1_lite.evaluate import StudentAnswerer, evaluate
@@ -354,6 +355,6 @@ def write(study: Study, rates: dict[str, float]) -> Path:
     text = json.dumps({"worlds": list(study.worlds), "rates": rates, "rows": found}, indent=1)
     write_atomically(study.folder / "ablation.json", text.encode())
     page = Page("Ablation of TAPO")
-    figure = page.picture("ablation", plots.ablation(found))
+    figure = page.picture("ablation", figures.ablation(found))
     page.add("Differences to SFT", table(found), note=legend(study, rates), figure=figure)
     return page.write(study.folder)

@@ -20,7 +20,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import normalize
 
 from finer1_lite import prompts
-from finer1_lite.benchmark import Benchmark, Condition, Question
+from finer1_lite.data.benchmark import Benchmark, Condition, Question
 from finer1_lite.evaluate import Completion, read_image
 from finer1_lite.generation import Student, image_features
 from finer1_lite.runtime.files import DataError

@@ -131,7 +131,7 @@ class EvaluateCommand(JobOptions):
 
     def job(self) -> Job:
         """What is to be evaluated."""
-        from finer1_lite.benchmark import Condition
+        from finer1_lite.data.benchmark import Condition
         from finer1_lite.evals.endpoint import Remote
 
         order = "as_is" if self.protocol == "released" else self.order

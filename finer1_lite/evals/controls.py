@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from finer1_lite import scoring
-from finer1_lite.benchmark import Question, rotations, shuffled
+from finer1_lite.data.benchmark import Question, rotations, shuffled
 
 QuestionRow = tuple[str, Sequence[str], str]
 

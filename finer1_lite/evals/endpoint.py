@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finer1_lite import prompts
-from finer1_lite.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.chains.client import Cached, Endpoint, Ledger, Reply, TeacherError, in_parallel
+from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
 from finer1_lite.evaluate import Completion, answers_folder, evaluate
 from finer1_lite.runtime import files

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from finer1_lite import models, paperbirds
-from finer1_lite.benchmark import NO_PROMPT, Benchmark, Condition
+from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
 from finer1_lite.evals import analysis, baselines, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join

@@ -19,20 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from finer1_lite import rewards
-from finer1_lite.benchmark import Benchmark, Question
+from finer1_lite.data import hubsets
 from finer1_lite.data import images as pictures
+from finer1_lite.data.benchmark import Benchmark, Question
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError
 
 SPLITS = ("seen", "unseen")
-COARSE = {  # data set -> (coarse word, what the fine name is called)
-    "aircraft": ("aircraft", "variant"),
-    "bird": ("bird", "species"),
-    "car": ("car", "make, model and year"),
-    "dog": ("dog", "breed"),
-    "flower": ("flower", "species"),
-    "pet": ("pet", "breed"),
-}
 Scanned = Iterator[tuple[int, Question | None, str]]
 
 
@@ -97,7 +90,7 @@ def scan(path: Path | str) -> Scanned:
     The id of a picture is its path as it stands there.
     """
     dataset, split = dataset_of(path)
-    words = dict(zip(("coarse", "fine"), coarse_word(dataset), strict=True))
+    words = dict(zip(("coarse", "fine"), hubsets.coarse_word(dataset), strict=True))
 
     def released(row: dict[str, Any]) -> Question:
         place = (row["image_path"], dataset, split, row["ground_truth"])
@@ -220,8 +213,3 @@ def spelled_twice(classes: Mapping[str, Sequence[str]]) -> list[str]:
             if other != name:
                 problems.append(f"{dataset}: {other!r} and {name!r} read alike; spell them one way")
     return problems
-
-
-def coarse_word(dataset: str) -> tuple[str, str]:
-    """(coarse word, word for the fine name) of a data set; its own name if it is not known."""
-    return COARSE.get(dataset, (dataset, "kind"))

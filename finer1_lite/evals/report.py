@@ -30,7 +30,7 @@ from PIL import Image
 from finer1_lite import metrics, paperbirds, plots
 from finer1_lite.chains.text import pieces
 from finer1_lite.data import images
-from finer1_lite.evals import changes, tables
+from finer1_lite.evals import changes, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
 
@@ -199,7 +199,7 @@ def _analysis_page(folder: Path) -> Page:
     found = changes.summary(metrics.read_records(folder / "analysis.jsonl"))
     write_atomically(folder / "analysis.json", json.dumps(found, indent=1).encode())
     page = Page(f"{folder.resolve().name}: what changed")
-    page.add("Before and after training", figure=page.picture("changes", plots.changes(found)))
+    page.add("Before and after training", figure=page.picture("changes", figures.changes(found)))
     for title, table in changes.tables(found).items():
         page.add(title, table)
     return page
@@ -284,11 +284,11 @@ def _add_details(page: Page, frame: pd.DataFrame) -> None:
     if student := tables.last_student(frame):
         page.add("Classes", tables.class_table(*student))
         page.add("Confusions", tables.confusion_table(*student))
-        if drawn := plots.confusion(student[1]):
+        if drawn := figures.confusion(student[1]):
             page.add("Confusion matrix", figure=page.picture("confusion", drawn))
     lengths = tables.length_table(frame)
     if not lengths.empty:
-        curve = page.picture("length", plots.length_curve(frame))
+        curve = page.picture("length", figures.length_curve(frame))
         page.add("Accuracy against length", lengths, figure=curve)
     page.add("Several samples", tables.sample_table(frame))
 

@@ -9,6 +9,7 @@ import pytest
 from finer1_lite import plots
 from finer1_lite.chains import concepts
 from finer1_lite.chains.teachers import Oracle
+from finer1_lite.evals import figures
 from finer1_lite.prompts import TeacherPrompt
 
 
@@ -188,7 +189,7 @@ def test_the_figure_shows_every_concept_and_a_line_for_each():
     }
     phrases = ["red crown", "blue crown", "short bill", "green leaf"]
     shares, scores, kept = concepts.over_beta("a", described, phrases)
-    figure = plots.bottleneck(shares, scores, kept, concepts.BETA)
+    figure = figures.bottleneck(shares, scores, kept, concepts.BETA)
     left, right = figure.axes
     shown = {t.get_text(): t.get_color() for t in left.get_yticklabels()}
     assert set(shown) == {"red crown", "short bill", "green leaf"}  # of b's own mark a says nothing

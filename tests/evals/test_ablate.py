@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from finer1_lite import metrics, paperbirds, plots
-from finer1_lite.evals import ablate, job
+from finer1_lite import metrics, paperbirds
+from finer1_lite.evals import ablate, figures, job
 from finer1_lite.presets import Preset
 
 TINY = Preset.lab().with_(
@@ -124,7 +124,7 @@ def test_the_table_is_the_mean_over_worlds_and_seeds(study):
     over = found["tapo"]["over_sft"]["unseen"]
     assert over["mean"] == pytest.approx(0.375) and over["low"] < over["mean"] < over["high"]
     assert "+37.5 [" in ablate.table(found).iloc[1]["unseen over SFT"]
-    assert len(plots.ablation(found).axes) == 2
+    assert len(figures.ablation(found).axes) == 2
 
 
 def test_bootstrap_over_worlds_of_one_world_is_the_paired_bootstrap():

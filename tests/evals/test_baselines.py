@@ -9,8 +9,8 @@ import pytest
 from paths import SHARED
 
 from finer1_lite import species
-from finer1_lite.benchmark import NO_PROMPT, Benchmark, Condition
 from finer1_lite.data import images
+from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
 from finer1_lite.evals import baselines
 from finer1_lite.evaluate import evaluate
 from finer1_lite.runtime.files import DataError

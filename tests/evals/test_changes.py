@@ -2,8 +2,7 @@
 
 import pytest
 
-from finer1_lite import plots
-from finer1_lite.evals import changes
+from finer1_lite.evals import changes, figures
 
 
 def rows(measure, before, after):
@@ -53,7 +52,7 @@ def test_the_page_holds_every_kind_of_row():
         ("after", "edited marks"),
     ]
     assert [line["answer follows, %"].partition(" ")[0] for line in third] == ["100.0", "0.0"]
-    axis = plots.changes(found).axes[0]
+    axis = figures.changes(found).axes[0]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["quiz", "guess"]
 
 

@@ -8,8 +8,8 @@ from hostile import Moods, server
 
 from finer1_lite import evaluate, prompts
 from finer1_lite.__main__ import main, read_command
-from finer1_lite.benchmark import Benchmark, Condition
 from finer1_lite.chains.client import data_url
+from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evals.endpoint import NO_ANSWER, EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.runtime import files
 from finer1_lite.species import Collection

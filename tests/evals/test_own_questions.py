@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from finer1_lite import benchmark, evaluate, prompts
+from finer1_lite import evaluate, prompts
 from finer1_lite.__main__ import main
-from finer1_lite.benchmark import Condition
+from finer1_lite.data import benchmark
+from finer1_lite.data.benchmark import Condition
 from finer1_lite.evals import questions
 from finer1_lite.evaluate import Completion
 from finer1_lite.runtime.files import DataError

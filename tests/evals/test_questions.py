@@ -7,8 +7,9 @@ import pytest
 from paths import SHARED
 from PIL import Image
 
-from finer1_lite import benchmark, scoring
+from finer1_lite import scoring
 from finer1_lite.__main__ import main
+from finer1_lite.data import benchmark, hubsets
 from finer1_lite.evals import audit, controls
 from finer1_lite.evals import questions as question_files
 from finer1_lite.runtime.files import DataError
@@ -135,7 +136,7 @@ def test_the_released_files_are_whole():
     questions = question_files.read_questions(EVAL)
     assert len(questions) == 35_566
     assert {(q.dataset, q.split) for q in questions} == {
-        (d, s) for d in question_files.COARSE for s in question_files.SPLITS
+        (d, s) for d in hubsets.COARSE for s in question_files.SPLITS
     }
     assert len(question_files.classes_of(questions)["bird"]) == 200
 

@@ -9,10 +9,10 @@ import pytest
 from hostile_texts import HOSTILE
 from scored import NAMES, record, rotated
 
-from finer1_lite import evaluate, plots
+from finer1_lite import evaluate
 from finer1_lite.__main__ import main
-from finer1_lite.benchmark import Benchmark, Condition, questions
-from finer1_lite.evals import report, similarity, tables
+from finer1_lite.data.benchmark import Benchmark, Condition, questions
+from finer1_lite.evals import figures, report, similarity, tables
 from finer1_lite.evaluate import Completion
 from finer1_lite.metrics import Entry, LabRecord, scores, table
 from finer1_lite.runtime.files import DataError
@@ -139,14 +139,14 @@ def test_a_confusion_matrix_holds_shares_of_each_class_with_no_class_at_the_end(
     named = ["red kite", "black kite", None, "sparrow"]
     rows = [record(str(i), n == "red kite", named=n) for i, n in enumerate(named)]
     rows += [record("8", label="black kite"), record("9", False, label="barn owl")]
-    axis = plots.confusion(table(rows)).axes[0]
+    axis = figures.confusion(table(rows)).axes[0]
     assert axis.images[0].get_array().tolist() == [
         [1, 0, 0, 0],
         [0.25, 0.25, 0, 0.5],
         [0, 0, 0, 1],
     ]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["black kite", "red kite", "barn owl"]
-    assert plots.confusion(table(rows[:1])) is None  # one class
+    assert figures.confusion(table(rows[:1])) is None  # one class
 
 
 def test_prompts_that_the_base_was_not_asked_under_are_said():

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from hostile_texts import HOSTILE
 
-from finer1_lite import benchmark, evaluate, generation, prompts, scoring
-from finer1_lite.benchmark import Benchmark, Condition
-from finer1_lite.data import images
+from finer1_lite import evaluate, generation, prompts, scoring
+from finer1_lite.data import benchmark, images
+from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evals import questions
 from finer1_lite.evaluate import Completion, StudentAnswerer
 from finer1_lite.generation import Rollouts
