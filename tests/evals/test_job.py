@@ -105,8 +105,7 @@ def test_adapters_of_one_folder_name_stand_side_by_side(saved, fresh, tmp_path):
     assert {r["model"] for r in rows} == set(names)
     assert len({r["photo"] for r in rows}) * 4 == len(rows)
     assert (
-        "dapo/seed0/tapo (answer) minus lab/seed0/tapo (answer)"
-        in (run / "report.md").read_text()
+        "dapo/seed0/tapo (answer) minus lab/seed0/tapo (answer)" in (run / "report.md").read_text()
         or "lab/seed0/tapo (answer) minus dapo" in (run / "report.md").read_text()
     )
 
