@@ -69,9 +69,9 @@ class StudentAnswerer:
             samples=condition.samples,
             generator=torch.Generator(self.student.device).manual_seed(start),
         )
-        told = (completion for batch in batches for completion in _completions(batch))
+        completions = (completion for batch in batches for completion in _completions(batch))
         return [
-            Completion(error=image) if isinstance(image, str) else next(told)
+            Completion(error=image) if isinstance(image, str) else next(completions)
             for image in images
             for _ in range(condition.samples)
         ]
@@ -172,14 +172,14 @@ def evaluate(
     Whole batches are appended: an interrupted file is cut back to its last whole batch and
     goes on with the batches of an undisturbed run.
     """
-    asked = questions(benchmark, condition)
+    every = questions(benchmark, condition)
     samples = condition.samples
     path = folder / f"{condition.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = _whole_batches(path, batch_size * samples, len(asked) * samples) // samples
+    done = _whole_batches(path, batch_size * samples, len(every) * samples) // samples
     yield done
-    for start in range(done, len(asked), batch_size):
-        part = asked[start : start + batch_size]
+    for start in range(done, len(every), batch_size):
+        part = every[start : start + batch_size]
         lines = []
         for i, completion in enumerate(answerer.answer(part, condition, start)):
             who = {"model": answerer.name, "seed": answerer.seed, "sample": i % samples}

@@ -107,12 +107,12 @@ def questions(benchmark: Benchmark, condition: Condition) -> list[Question]:
     Long ones come first, unless `as_drawn`: batches are then of like lengths, and one that
     does not fit in memory fails at the start. ValueError where options are lacking.
     """
-    asked = [
+    every = [
         replace(item, text=_words(item, condition, options), options=options, rotation=k)
         for item in benchmark.items
         for k, options in enumerate(_orders(item, condition, benchmark.as_drawn))
     ]
-    return asked if benchmark.as_drawn else sorted(asked, key=lambda one: -len(one.text))
+    return every if benchmark.as_drawn else sorted(every, key=lambda one: -len(one.text))
 
 
 def _words(item: Question, condition: Condition, options: Sequence[str] | None) -> str:

@@ -89,8 +89,8 @@ def language_states(student: Student, photos: Sequence[Photo], question: str) ->
     parts = []
     for at in range(0, len(photos), BATCH):
         images = [p.image() for p in photos[at : at + BATCH]]
-        asked = [question] * len(images)
-        batch = generation.encode_prompts(student.model, student.processor, asked, images)
+        prompt_texts = [question] * len(images)
+        batch = generation.encode_prompts(student.model, student.processor, prompt_texts, images)
         parts.append(generation.prefill(core, batch, 1)[0][:, -1].float().cpu().numpy())
     return np.concatenate(parts)
 
@@ -109,14 +109,14 @@ def complete(
         return [text for batch in batches for text in batch.completions]
     model = student.model
     processor = student.processor
-    told = []
+    completions = []
     for at in range(0, len(questions), BATCH):
         part = slice(at, at + BATCH)
         shown = images[part] if images is not None else None
         batch = generation.encode_prompts(model, processor, questions[part], shown)
         batch = continue_with(batch, begun[part], processor.tokenizer)
-        told += generation.generate(model, processor, batch, **limit).completions
-    return [start + text for start, text in zip(begun, told, strict=True)]
+        completions += generation.generate(model, processor, batch, **limit).completions
+    return [start + text for start, text in zip(begun, completions, strict=True)]
 
 
 def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer: object) -> PromptBatch:
@@ -167,10 +167,10 @@ def quiz(student: Student, collection: Collection, max_new_tokens: int = 24) -> 
     """Is a class named from its description alone? Classes without one are left out."""
     described = [s for s in collection.species if s.description]
     question = prompts.question("answer", collection.coarse)
-    asked = [f"A {collection.coarse} has {s.description}. {question}" for s in described]
-    told = complete(student, max_new_tokens, asked, None)
+    prompt_texts = [f"A {collection.coarse} has {s.description}. {question}" for s in described]
+    completions = complete(student, max_new_tokens, prompt_texts, None)
     rows = []
-    for one, text in zip(described, told, strict=True):
+    for one, text in zip(described, completions, strict=True):
         split = "seen" if one.seen else "unseen"
         right = _named(text, collection.names) == one.name
         row = {"measure": f"quiz in words, {split}", "item": one.name, "label": one.name}
@@ -198,9 +198,9 @@ def faithfulness(
     labels = [p.species for p in photos]
 
     def told(which: Sequence[int], shown: Mapping, begun: Mapping | None = None) -> list[str]:
-        asked = [prompts.question("think", "bird")] * len(which)
+        prompt_texts = [prompts.question("think", "bird")] * len(which)
         starts = begun and [begun[i] for i in which]
-        return complete(student, max_new_tokens, asked, [shown[i] for i in which], starts)
+        return complete(student, max_new_tokens, prompt_texts, [shown[i] for i in which], starts)
 
     first = told(range(len(photos)), dict(enumerate(images)))
     rows = []
@@ -272,8 +272,8 @@ def parts(
     def cover() -> Rows:
         shown = transfer.cover(world, photos)
         rows = dated(lambda s: transfer.measure(partial(complete, s, max_new_tokens), world, shown))
-        asked = [r for r in rows if r["when"] == "before" and r["measure"].endswith("one step")]
-        return rows + [r | {"when": "control"} for r in transfer.control_rows(world, asked)]
+        one_step = [r for r in rows if r["when"] == "before" and r["measure"].endswith("one step")]
+        return rows + [r | {"when": "control"} for r in transfer.control_rows(world, one_step)]
 
     found: dict[str, Callable[[], Rows]] = {
         "vision": lambda: features_moved("vision", students, photos, vision_features),

@@ -61,8 +61,8 @@ def score_completions(questions: Sequence[Question]) -> dict[str, dict[str, floa
             said = complete(q.options).strip()
             right[who]["released"] += scoring.released_inclusion(said, q.label)
             for order in orders:
-                told = f"<answer>{complete(order)}</answer>"
-                verdict = scoring.judge(told, q.label, order, options=order)
+                text = f"<answer>{complete(order)}</answer>"
+                verdict = scoring.judge(text, q.label, order, options=order)
                 right[who]["ours"] += verdict.correct / len(orders)
     total = max(len(questions), 1)
     return {who: {p: n / total for p, n in by.items()} for who, by in right.items()}

@@ -83,17 +83,17 @@ def measure(complete: Complete, world: World, shown: Sequence[Covered]) -> list[
     has rows of its own.
     """
     images = [image for *_, image in shown]
-    asked = [prompts.LIST.format(coarse="bird")] * len(shown)
+    questions = [prompts.LIST.format(coarse="bird")] * len(shown)
     rows = []
     for way, pictures in (("in one step", images), ("in one step, no picture", None)):
-        told = complete(asked, pictures)
-        rows += [_row(world, way, *one, text) for one, text in zip(shown, told, strict=True)]
+        completions = complete(questions, pictures)
+        rows += [_row(world, way, *one, text) for one, text in zip(shown, completions, strict=True)]
     for kind in prompts.QUESTIONS:
         first = complete([prompts.question(kind, "bird")] * len(shown), images)
         named = [rewards.match_class(rewards.parse_answer(t), world.names) for t in first]
         known = sorted({name for name in named if name})
-        told = complete([prompts.LOOKS.format(name=name) for name in known], None)
-        looks = dict(zip(known, told, strict=True))
+        completions = complete([prompts.LOOKS.format(name=name) for name in known], None)
+        looks = dict(zip(known, completions, strict=True))
         for one, name, text in zip(shown, named, first, strict=True):
             row = _row(world, f"in two steps ({kind})", *one, looks.get(name, ""))
             wanted = row["label"]
