@@ -126,7 +126,7 @@ def test_stage_1_is_the_same_and_reaches_every_adapter(adapted, birds, world, tm
 
     for on in (False, True):
         with torch.no_grad():
-            for p, value in zip(adapters(adapted.model), start):
+            for p, value in zip(adapters(adapted.model), start, strict=True):
                 p.copy_(value)
         preset = TINY.with_(
             gradient_checkpointing=on, sft__steps=1, sft__batch=4, sft__micro_batch=4

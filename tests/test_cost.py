@@ -188,7 +188,7 @@ def test_scoring_a_vocabulary_of_152k_takes_a_quarter_of_the_naive_memory():
     assert whole >= 3 * 1024 * VOCABULARY * 4  # logits, log-softmax, its gradient
     chunked = peak(ours, 1024)
     assert chunked <= whole / 4
-    for left, right in zip(found[ours], found[naive]):
+    for left, right in zip(found[ours], found[naive], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
     assert peak(ours, 256) >= 0.95 * chunked
     assert peak(with_entropy, 256) <= whole / 4
@@ -209,7 +209,7 @@ def test_a_few_tokens_at_a_time_score_as_all_at_once(monkeypatch, temperature, d
     found = logprobs.token_scores(head, states, tokens, temperature, entropy=True)
     parameters = [states, head.weight, head.bias]
     weights = torch.arange(1.0, 11.0)
-    for ours, theirs in zip(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         grads = [
             torch.autograd.grad((x * weights).sum(), parameters, retain_graph=True)
@@ -217,7 +217,7 @@ def test_a_few_tokens_at_a_time_score_as_all_at_once(monkeypatch, temperature, d
         ]
         loose = dtype == torch.bfloat16  # chunks are summed up in the head's own dtype
         close = dict(rtol=5e-2, atol=2e-2) if loose else dict(rtol=1e-4, atol=1e-4)
-        for ours_grad, theirs_grad in zip(*grads):
+        for ours_grad, theirs_grad in zip(*grads, strict=True):
             torch.testing.assert_close(ours_grad, theirs_grad, **close)
 
 

@@ -146,7 +146,7 @@ def test_a_token_that_cannot_be_scored_is_never_sampled(fresh, birds, name, temp
 
 def test_top_p_keeps_the_token_that_crosses_it(fresh, birds):
     tokens = fresh.processor.tokenizer.convert_tokens_to_ids(["a", "b", "c", "d"])
-    student = with_head(fresh, dict(zip(tokens, (0.4, 0.3, 0.2, 0.1))))
+    student = with_head(fresh, dict(zip(tokens, (0.4, 0.3, 0.2, 0.1), strict=True)))
     batch = encode(student, birds, 1)
     for top_p, kept in ((0.3, 1), (0.5, 2), (0.75, 3), (0.95, 4), (1.0, 4)):
         out = sample(student, batch, num_generations=300, max_new_tokens=1, top_p=top_p)
@@ -155,7 +155,7 @@ def test_top_p_keeps_the_token_that_crosses_it(fresh, birds):
 
 def test_temperature_sharpens_the_draw(fresh, birds):
     tokens = fresh.processor.tokenizer.convert_tokens_to_ids(["a", "b"])
-    student = with_head(fresh, dict(zip(tokens, (0.6, 0.4))))
+    student = with_head(fresh, dict(zip(tokens, (0.6, 0.4), strict=True)))
     batch = encode(student, birds, 1)
     shares = []
     for temperature in (0.25, 1.0, 4.0):
@@ -174,7 +174,7 @@ def test_answers_end_with_the_end_of_turn_or_are_cut(fresh, birds):
     out = sample(student, encode(student, birds, 2), num_generations=16, max_new_tokens=5)
     assert 0 < out.truncated.sum() < 32
     for tokens, mask, text, cut in zip(
-        out.completion_ids, out.completion_mask.bool(), out.completions, out.truncated
+        out.completion_ids, out.completion_mask.bool(), out.completions, out.truncated, strict=True
     ):
         said = tokens[mask].tolist()
         assert mask.tolist() == sorted(mask.tolist(), reverse=True)  # no hole

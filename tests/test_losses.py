@@ -225,7 +225,7 @@ def test_what_a_masked_position_holds_has_no_effect(junk):
         loss = tapo_loss(*tensors, negative_grad=True)
         loss.total.backward()
         results.append([loss.total, loss.ratio_max, logps.grad, negative.grad])
-    for left, right in zip(*results):
+    for left, right in zip(*results, strict=True):
         assert torch.equal(left, right)
 
 

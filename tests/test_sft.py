@@ -55,7 +55,7 @@ def trained(student, few, chains, tmp_path_factory):
 def test_rows_are_conversations_with_a_picture_a_question_and_a_chain(few, chains):
     rows = sft.chain_rows(few, chains)
     assert len(rows) == len(few.train)
-    for photo, row in zip(few.train, rows):
+    for photo, row in zip(few.train, rows, strict=True):
         assert row["prompt"] == [{"role": "user", "content": prompts.question("think", "bird")}]
         assert row["completion"] == [{"role": "assistant", "content": chains[photo.id]}]
         (picture,) = row["images"]
@@ -73,7 +73,7 @@ def test_loss_is_on_the_chain_and_its_end_alone(trained, chains, student):
     _, _, _, batches = trained
     tok, seen = student.processor.tokenizer, set()
     for batch in batches:
-        for ids, labels in zip(batch["input_ids"], batch["labels"]):
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             learned = labels != -100
             assert torch.equal(labels[learned], ids[learned])
             text = tok.decode(labels[learned]).rstrip("\n")

@@ -163,7 +163,7 @@ def sample_with(monkeypatch):
 
         def rollout(student, triplets, *rest):
             groups = real(student, triplets, *rest)
-            for group, accuracy in zip(groups, rounds[len(drawn)]):
+            for group, accuracy in zip(groups, rounds[len(drawn)], strict=True):
                 group.accuracy = torch.tensor(accuracy)
             drawn.append(triplets)
             return groups
@@ -470,7 +470,7 @@ def test_a_tracker_is_told_every_step_and_shown_some_rollouts(fresh, birds, spre
         on_step=lambda step, log: logs.append((step, log)),
     )
     assert [step for step, _ in notes.rows] == [step for step, _ in logs] == [1, 2]
-    for (_, told), (_, log) in zip(notes.rows, logs):
+    for (_, told), (_, log) in zip(notes.rows, logs, strict=True):
         assert told["reward"] == log["reward"] == pytest.approx(0.45)
     assert [step for step, *_ in notes.tables] == [1, 2] and notes.finished
     for step, columns, rows in notes.tables:

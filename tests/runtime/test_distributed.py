@@ -61,7 +61,7 @@ def test_two_processes_train_the_adapter_of_one(folders, case):
 def test_two_processes_report_the_numbers_of_one(folders, case):
     one, two = (log(f / case) for f in folders[:2])
     assert len(one) == len(two)
-    for left, right in zip(one, two):
+    for left, right in zip(one, two, strict=True):
         assert left.keys() == right.keys()
         for key in left:
             assert right[key] == pytest.approx(left[key], abs=2e-5), (case, left["step"], key)

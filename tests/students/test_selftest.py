@@ -125,7 +125,7 @@ def test_a_detached_adapter_is_found_term_by_term(adapted, monkeypatch):
     wrap(monkeypatch, layer.lora_B["default"], torch.Tensor.detach)
     found = selftest.problems(adapted)
     assert len(found) == len(selftest.TERMS)
-    for term, problem in zip(selftest.TERMS, found):
+    for term, problem in zip(selftest.TERMS, found, strict=True):
         assert problem.startswith(f"the gradient of {term} does not reach 1 of 28")
         assert "layers.2.mlp.up_proj" in problem
 

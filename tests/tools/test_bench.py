@@ -218,7 +218,7 @@ def test_ratios_are_medians_of_ratios_within_a_round():
     preset, _ = in_case(Preset.lab().with_(tapo__groups=2))
     rows = [
         bench.row(Job(name, preset, 84, 1), seen, *counted[:2])
-        for name, seen in zip(TRAINERS, counted)
+        for name, seen in zip(TRAINERS, counted, strict=True)
     ]
     assert [row["of_trl"] for row in rows] == [1, 0.5, 0.75, 2]
     assert [row["of_dapo"] for row in rows] == [2, 1, 1.5, 4]
