@@ -506,7 +506,8 @@ def test_bars_show_the_steps_and_what_a_long_step_does(fresh, birds, spread, tmp
     assert "loss" in outer.postfix and "reward=0.45, groups_kept=2.00" in outer.postfix
     names = [(bar.desc, bar.n, bar.leave) for bar in inner]
     assert names == [("8 rollouts", 8, False), ("micro-batches", 2, False)] * 2
-    assert {bar.hidden for bar in bars} == {None}  # None: hidden where no terminal is
+    assert outer.hidden is False  # a log of a run without a terminal tells how far it is
+    assert {bar.hidden for bar in inner} == {None}  # hidden where no terminal is
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     console.progress_bar(1, "elsewhere")
     assert bars[-1].hidden is True

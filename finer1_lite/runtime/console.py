@@ -13,18 +13,20 @@ _bars = True
 
 
 def progress_bar(total: int, what: str, hidden: bool = False, inner: bool = False) -> Any:
-    """The one look of all progress bars; shown by the main process, where a terminal is.
+    """The one look of all progress bars; shown by the main process.
 
-    inner: one within a step of another bar, gone when it is full; workers show none.
+    inner: one within a step of another bar, gone when it is full; only on a terminal or in a
+    notebook (a log would keep them all), and not by workers, which share their screen.
     """
-    beside = inner and multiprocessing.parent_process() is not None
+    alone = multiprocessing.parent_process() is None
+    shown = _bars and not hidden and distributed.is_main() and (alone or not inner)
     return tqdm(
         total=total,
         desc=what,
         mininterval=0.5 if inner else 2.0,
         dynamic_ncols=True,
         leave=not inner,
-        disable=hidden or beside or not _bars or not distributed.is_main() or None,
+        disable=(None if inner else False) if shown else True,
     )
 
 
