@@ -42,9 +42,9 @@ VISION_TARGETS = (
 @cache
 def choose_device() -> torch.device:
     """CUDA where there is one; `FINER1_DEVICE` overrides. Prints why."""
-    asked = os.environ.get("FINER1_DEVICE")
-    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
-    why = "FINER1_DEVICE" if asked else "torch.cuda.is_available()"
+    chosen = os.environ.get("FINER1_DEVICE")
+    name = chosen or ("cuda" if torch.cuda.is_available() else "cpu")
+    why = "FINER1_DEVICE" if chosen else "torch.cuda.is_available()"
     name = distributed.device_name(name)
     log.info("device %s (%s)", name, why)
     return torch.device(name)

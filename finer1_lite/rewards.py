@@ -188,7 +188,9 @@ def section_reward(completion: str, prompt: str = "", *, headings: Sequence[str]
         raise ValueError(f"headings must be one or more different texts: {headings!r}")
     parts = _split(completion, "think")
     chain = _fold(parts[1]) if parts else ""
-    asked, end, paid = _words(_fold(prompt)), 0, 0
+    given = _words(_fold(prompt))
+    end = 0
+    paid = 0
     for mark in marks:
         start = chain.find(mark, end)
         if start < 0 or chain.count(mark) != 1:
@@ -197,7 +199,7 @@ def section_reward(completion: str, prompt: str = "", *, headings: Sequence[str]
         following = [chain.find(other, end) for other in marks]
         stop = min((at for at in following if at >= 0), default=len(chain))
         text = _words(chain[end:stop])
-        paid += text not in asked  # a text without words is in every text
+        paid += text not in given  # a text without words is in every text
     return paid / len(marks)
 
 
@@ -233,17 +235,18 @@ def accuracy(
     if not size == len(label) == len(class_rows) == len(alias_rows):
         rows = f"{len(label)} label, {len(class_rows)} classes, {len(alias_rows)} aliases"
         raise ValueError(f"{size} completions, but rows of the columns: {rows}")
-    rewards, problems = [], []
+    paid: list[float] = []
+    problems: list[str] = []
     for completion, name, names, more in zip(
         completions, label, class_rows, alias_rows, strict=True
     ):
         try:
-            rewards.append(accuracy_reward(_text(completion), name, classes=names, aliases=more))
+            paid.append(accuracy_reward(_text(completion), name, classes=names, aliases=more))
         except ValueError as problem:
             problems.append(str(problem))
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
-    return rewards
+    return paid
 
 
 def format(completions: Sequence[Completion], **_: object) -> list[float]:

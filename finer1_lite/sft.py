@@ -132,8 +132,8 @@ def parts(inputs: dict, size: int) -> list[dict]:
         return [inputs]
     split = split_pixel_values_by_grid(inputs | {"num_images": [1] * rows})
     del split["num_images"]
-    cut = [{k: v[at : at + size] for k, v in split.items()} for at in range(0, rows, size)]
-    return [unsplit_pixel_values_by_grid(part) for part in cut]
+    rows_of = [{k: v[at : at + size] for k, v in split.items()} for at in range(0, rows, size)]
+    return [unsplit_pixel_values_by_grid(part) for part in rows_of]
 
 
 def micro_batches(batch: int, micro_batch: int, processes: int) -> tuple[int, int]:
@@ -162,7 +162,8 @@ def train_sft(
     `folder`/checkpoints; `folder`/log.jsonl holds the learning curve. Of several processes
     the first one writes, and all go on when it is done.
     """
-    settings, work = preset.sft, folder / "checkpoints"
+    settings = preset.sft
+    work = folder / "checkpoints"
     at_once, passes = micro_batches(settings.batch, settings.micro_batch, distributed.world()[1])
     args = SFTConfig(
         str(work),

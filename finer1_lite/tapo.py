@@ -93,8 +93,9 @@ def train_tapo(
     """Train the student's adapter by TAPO and save it to `folder`.
 
     Resumes from the last checkpoint in `folder`/checkpoints; `folder`/log.jsonl holds every
-    step's log. report_to: none, tensorboard, wandb or trackio. Of several processes each holds
-    the whole model, completes and learns from groups of its own, and gradients are added up.
+    step's log. report_to: none, tensorboard, wandb or trackio; on_step(step, log) is called
+    after each step, the first being 1. Of several processes each holds the whole model,
+    completes and learns from groups of its own, and gradients are added up.
     """
     models.prepare_for_stage_two(student, preset)
     s = preset.tapo
@@ -214,7 +215,7 @@ def _rollout_by_all(
         return rollout(student, [drawn[g] for g in part], collection, preset, generators)
 
     while len(groups) < len(share):
-        groups += limits.fit("groups answered at a time", len(share) - len(groups), some, LOWER)
+        groups += limits.fit("groups completed at a time", len(share) - len(groups), some, LOWER)
     bare = [replace(g, triplet=None) for g in groups]  # photos need not fit into a message
     shares = distributed.gather(bare, student.device)
     return [
@@ -267,7 +268,7 @@ def reward_group(
 ) -> Group:
     """The completions of one triplet and what they earn; the anchor's class is the label."""
     s = preset.tapo
-    labels = [triplet.anchor.species] * len(out.completions)
+    label = triplet.anchor.species
     names, aliases = collection.names, collection.aliases
     paid = [
         rewards.tapo_reward(
@@ -279,15 +280,15 @@ def reward_group(
             format_weight=s.format_weight,
             penalty=rewards.overlong_penalty(length, preset.max_new_tokens, s.overlong_tokens),
         )
-        for completion, label, length in zip(
-            out.completions, labels, out.lengths.tolist(), strict=True
-        )
+        for completion, length in zip(out.completions, out.lengths.tolist(), strict=True)
     ]
     return Group(
         triplet,
         batch,
         **vars(out),
-        accuracy=torch.tensor(rewards.accuracy(out.completions, labels, names, aliases)),
+        accuracy=torch.tensor(
+            rewards.accuracy(out.completions, [label] * len(paid), names, aliases)
+        ),
         format=torch.tensor(rewards.format(out.completions)),
         reward=torch.tensor(paid),
     )

@@ -145,7 +145,7 @@ def make_triplet(
     """Positive and negative from the training pictures alone.
 
     positive: `class`, another picture of it, or `distorted`, the anchor under noise;
-    negative: a miner, asked among the other *seen* classes (training touches no others),
+    negative: a miner, choosing among the other *seen* classes (training touches no others),
     or `masked`, the anchor with patches blackened. Raises ValueError where a class has one
     picture or there is no second class.
     """

@@ -36,7 +36,9 @@ class Limits:
         what to lower, where one at a time is too much.
         """
         while True:
-            size, value, problem = self.at_once(kind, wished), None, ""
+            size = self.at_once(kind, wished)
+            value = None
+            problem = ""
             try:
                 value = call(size)
             except RuntimeError as error:

@@ -75,7 +75,8 @@ def problems(student: Student) -> list[str]:
 
 def _problems(student: Student) -> list[str]:
     """`problems` in the mode that the model is in."""
-    core, case = generation.core_of(student.model), _Case(student)
+    core = generation.core_of(student.model)
+    case = _Case(student)
     vocabulary = core.config.get_text_config().vocab_size
     with torch.no_grad():
         head = core.lm_head(core.get_input_embeddings()(case.ids[:1, :1]))
@@ -89,10 +90,12 @@ def _problems(student: Student) -> list[str]:
     if found:
         return found
     with torch.enable_grad():
-        ours, negative = case.score(student.model, [0, 1]), case.score(student.model, [1, 0])
+        ours = case.score(student.model, [0, 1])
+        negative = case.score(student.model, [1, 0])
     theirs = logits[:, -case.ids.shape[1] - 1 : -1].float().log_softmax(-1)
     theirs = theirs.gather(-1, case.ids[..., None])[..., 0]
-    gap, allowed = (ours - theirs).abs().mean().item(), TOLERANCE[core.dtype]
+    gap = (ours - theirs).abs().mean().item()
+    allowed = TOLERANCE[core.dtype]
     if not gap <= allowed:  # nan too
         found.append(
             f"its log-probabilities differ from its own forward pass by {gap:.2g} nats a token "
@@ -135,9 +138,11 @@ class _Case:
     """One answer about two pictures, for our scores and for the model's own forward pass."""
 
     def __init__(self, student: Student) -> None:
-        tok, pictures = student.processor.tokenizer, _pictures()
-        asked = (student.model, student.processor, [prompts.DESCRIBE] * len(pictures), pictures)
-        self.batch, self.inputs = generation.encode_prompts(*asked), generation.tokenise(*asked)
+        tok = student.processor.tokenizer
+        pictures = _pictures()
+        given = (student.model, student.processor, [prompts.DESCRIBE] * len(pictures), pictures)
+        self.batch = generation.encode_prompts(*given)
+        self.inputs = generation.tokenise(*given)
         ids = tok(ANSWER, add_special_tokens=False).input_ids + [tok.eos_token_id]
         self.ids = torch.tensor([ids] * len(pictures), device=self.batch.input_ids.device)
 

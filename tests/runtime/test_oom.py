@@ -110,7 +110,7 @@ def test_with_one_at_a_time_an_error_says_what_to_lower(student, birds, spread, 
     with pytest.raises(MemoryError, match=r"tapo.micro_batch at 1 \(CUDA out of .*lower max_new"):
         trained(student, birds, tmp_path / "a")
     scarce["generate"] = 0
-    with pytest.raises(MemoryError, match="groups answered at a time at 1 .*pixels"):
+    with pytest.raises(MemoryError, match="groups completed at a time at 1 .*pixels"):
         trained(student, birds, tmp_path / "b")
 
 
