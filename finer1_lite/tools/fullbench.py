@@ -21,8 +21,8 @@ from finer1_lite.evals.pages import aligned
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import write_atomically
 from finer1_lite.tools import bench, benchrow
-from finer1_lite.tools.phases import Load, phases
-from finer1_lite.tools.plan import DTYPES, memory_plan
+from finer1_lite.tools.memory import Load
+from finer1_lite.tools.plan import memory_plan
 
 ROWS = ("trl dapo", "dapo", "tapo")  # TRL's and our DAPO first: what ratios refer to
 PHASES = ("generate", "score", "update")
@@ -116,14 +116,14 @@ def _load(job: benchrow.Job, machine: dict) -> Load:
     asked = prompts.messages(prompts.question(preset.tapo.prompt, "bird"), True)
     shown = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     text = len(processor.tokenizer(shown)["input_ids"]) - 1  # the picture's own is counted apart
-    return memory_plan(preset, dtype=DTYPES[machine["dtype"]], text_tokens=text).load
+    return memory_plan(preset, dtype=getattr(torch, machine["dtype"]), text_tokens=text).load
 
 
 def _planned(job: benchrow.Job, load: Load) -> dict:
     """MiB that the plan predicts for each phase; of TRL's trainer it predicts nothing."""
     if benchrow.TRAINERS[job.trainer] is None:
         return {}
-    parts = phases(load)
+    parts = load.phases()
     planned = {f"{name}_planned_mb": sum(parts[name].values()) / MIB for name in PHASES}
     return planned | {"planned_mb": max(planned.values())}
 

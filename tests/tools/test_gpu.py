@@ -17,7 +17,7 @@ from finer1_lite import generation, models
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.tapo import train_tapo
 from finer1_lite.tools import benchrow, fullbench, memory, plan
-from finer1_lite.tools.phases import Load, phases
+from finer1_lite.tools.memory import Load
 
 pytest.importorskip("bitsandbytes")
 GIB = 2**30
@@ -196,7 +196,7 @@ class TestOnACard:
         preset = size.with_(sft__steps=2, sft__batch=1, max_new_tokens=tokens)
         torch.cuda.reset_peak_memory_stats()
         train_sft(student, chain_rows(birds, chains), preset, 0, tmp_path)
-        planned = sum(phases(Load(memory.count(student), preset))["sft"].values()) / GIB
+        planned = sum(Load(memory.count(student), preset).sft().values()) / GIB
         print(f"sft: measured {peak_gib():.2f} GiB, planned {planned:.2f}")
         assert planned == pytest.approx(peak_gib(), rel=0.1)
 
