@@ -23,7 +23,7 @@ BLOCK, BLOCK_OF_BLOCKS = 64, 256  # bitsandbytes: weights a scale, scales a seco
 TABLES = (16 + 256 + 1) * FLOAT  # a layer's: values of NF4, of a scale's 8 bits, scales' mean
 TEXT_TOKENS = 96  # of a prompt beside its picture: question, names of turns; an allowance
 TRL_CHUNK, TRL_COPIES = 256, 5  # tokens whose logits TRL's SFT loss makes at a time
-LOGIT_COPIES = {"sampled": 3, "full": 6}  # in float32, in a backward pass, by tapo.entropy
+LOGIT_COPIES = 3  # in float32, in a backward pass
 PHASES = ("generate", "score", "update", "sft", "evaluate")
 Parts = dict[str, int]  # what lies on the card -> bytes
 
@@ -300,7 +300,7 @@ class Load:
         """Backward: a chunk of logits, or a layer that is recomputed; then the optimiser."""
         s, length = self.sizes, self.preset.max_new_tokens
         rows, _ = self._micro_batch()
-        logits = LOGIT_COPIES[self.preset.tapo.entropy] * s.logits_at_once(rows * length)
+        logits = LOGIT_COPIES * s.logits_at_once(rows * length)
         layer = s.backward(rows, length)
         if self.preset.gradient_checkpointing:
             layer = s.saved(rows, self.whole, self.whole, masked=rows > 1)
