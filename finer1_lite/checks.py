@@ -28,8 +28,8 @@ def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def assert_image_tokens_match(batch: PromptBatch) -> None:
     """Every prompt holds exactly as many picture tokens as its picture has features."""
-    shown = batch.types.sum(-1).tolist()
-    made = [len(f) for f in batch.features] or [0] * len(shown)
+    shown = batch.mm_token_type_ids.sum(-1).tolist()
+    made = [len(f) for f in batch.image_features] or [0] * len(shown)
     _require(
         shown == made,
         f"{shown} picture tokens stand for {made} picture features: the model would read a "
@@ -80,10 +80,10 @@ def assert_some_spread(groups: Tensor | Sequence) -> float:
 def assert_not_all_cut(rollouts: Rollouts | Sequence) -> float:
     """Some answer came to its end; returns the share that was cut off.
 
-    rollouts: one `Rollouts`, or several objects that carry `.cut` (B,).
+    rollouts: one `Rollouts`, or several objects that carry `.truncated` (B,).
     """
-    parts = [rollouts] if hasattr(rollouts, "cut") else list(rollouts)
-    cut = torch.cat([part.cut for part in parts])
+    parts = [rollouts] if hasattr(rollouts, "truncated") else list(rollouts)
+    cut = torch.cat([part.truncated for part in parts])
     _require(
         not bool(cut.all()),
         f"all {len(cut)} answers were cut off at the length limit, so none has an answer to "

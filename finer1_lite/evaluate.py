@@ -157,7 +157,9 @@ def evaluate(
         (out,) = ask(student, asked, images, max_new_tokens=max_new_tokens, batch_size=len(part))
         return [
             record(cell, collection, *row)
-            for row in zip(part, options, out.texts, out.lengths.tolist(), out.cut.tolist())
+            for row in zip(
+                part, options, out.completions, out.lengths.tolist(), out.truncated.tolist()
+            )
         ]
 
     return append_batches(folder / f"{cell.name}.jsonl", collection.test, batch_size, answer)

@@ -1,21 +1,21 @@
-"""From (picture, question) to answers and their log-probabilities.
+"""From (picture, question) to completions: the rollouts of GRPO, DAPO and TAPO.
 
 Works on Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers, plain, quantised or wrapped by
-PEFT. Each distinct picture is encoded once, each prompt is prefilled once, and all rollouts
-of a prompt share that cache. It grows with the answers and shrinks when some have ended: a
-static cache does neither and took 3 times as long (64 answers of 96 tokens by the lab student
-on one CPU core: 4.4 against 1.4 s); transformers' continuous batching takes token ids alone,
-no pictures.
+PEFT. Each distinct picture is encoded once, each prompt is prefilled once, and all completions
+of a prompt share that cache. It grows with the completions and shrinks when some have ended: a
+static cache does neither and took 3 times as long (64 completions of 96 tokens by the lab
+student on one CPU core: 4.4 against 1.4 s); transformers' continuous batching takes token ids
+alone, no pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from finer1_lite import prompts
 
@@ -32,11 +32,12 @@ VISION_TOKENS = (
 class Student:
     """A model and its processor."""
 
-    model: torch.nn.Module
-    processor: object
+    model: nn.Module
+    processor: Any
 
     @property
     def device(self) -> torch.device:
+        """Where the model's weights are."""
         return next(self.model.parameters()).device
 
 
@@ -44,53 +45,70 @@ class Student:
 class PromptBatch:
     """P prompts, left-padded to length L, with the features of their pictures."""
 
-    ids: Tensor  # (P, L)
-    mask: Tensor  # (P, L) 1 on real tokens
-    types: Tensor  # (P, L) 1 on picture tokens
-    places: Tensor  # (3, P, L) Qwen-VL's position numbers: time, height, width
-    features: tuple[Tensor, ...]  # a picture each, see `picture_features`; () without pictures
+    input_ids: Tensor  # (P, L)
+    attention_mask: Tensor  # (P, L) 1 on real tokens
+    mm_token_type_ids: Tensor  # (P, L) 1 on picture tokens
+    position_ids: Tensor  # (3, P, L) Qwen-VL's: time, height, width
+    image_features: tuple[Tensor, ...]  # a picture each, see `image_features`; () without
 
     def rows(self, rows: Sequence[int]) -> "PromptBatch":
         """Some prompts, padded as they were."""
         rows = list(rows)
-        cut = (self.ids[rows], self.mask[rows], self.types[rows], self.places[:, rows])
-        return PromptBatch(*cut, tuple(self.features[r] for r in rows) if self.features else ())
+        return PromptBatch(
+            self.input_ids[rows],
+            self.attention_mask[rows],
+            self.mm_token_type_ids[rows],
+            self.position_ids[:, rows],
+            tuple(self.image_features[r] for r in rows) if self.image_features else (),
+        )
 
 
 def join(batches: Sequence[PromptBatch]) -> PromptBatch:
     """One batch of several, all with pictures or all without; padded to the longest."""
-    length = max(b.ids.shape[1] for b in batches)
+    length = max(b.input_ids.shape[1] for b in batches)
 
-    def stack(name: str, dim: int) -> Tensor:
+    def stack(name: str, dim: int = 0) -> Tensor:
         parts = [getattr(b, name) for b in batches]
         return torch.cat([F.pad(x, (length - x.shape[-1], 0)) for x in parts], dim)
 
-    features = tuple(f for b in batches for f in b.features)
     return PromptBatch(
-        stack("ids", 0), stack("mask", 0), stack("types", 0), stack("places", 1), features
+        stack("input_ids"),
+        stack("attention_mask"),
+        stack("mm_token_type_ids"),
+        stack("position_ids", 1),
+        tuple(f for b in batches for f in b.image_features),
     )
 
 
 @dataclass
 class Rollouts:
-    """B sampled answers of at most T tokens."""
+    """B sampled completions of at most T tokens."""
 
-    tokens: Tensor  # (B, T), pad after the end
-    mask: Tensor  # (B, T) 1 up to and with the end-of-turn token
-    texts: list[str]
-    cut: Tensor  # (B,) True where the length limit came before the end
+    completion_ids: Tensor  # (B, T), pad after the end
+    completion_mask: Tensor  # (B, T) 1 up to and with the end-of-turn token
+    completions: list[str]
+    truncated: Tensor  # (B,) True where the length limit came before the end
 
     @property
     def lengths(self) -> Tensor:
-        return self.mask.sum(-1)
+        """Tokens of each completion, the end of turn included: (B,)."""
+        return self.completion_mask.sum(-1)
 
 
-def core_of(model):
+# --- prompts -----------------------------------------------------------------------------
+
+
+def core_of(model: nn.Module) -> nn.Module:
     """The Qwen-VL inside a PEFT wrapper; the model itself without one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def tokenise(model, processor, questions: Sequence[str], images: Sequence[Image.Image] | None):
+def tokenise(
+    model: nn.Module,
+    processor: Any,
+    questions: Sequence[str],
+    images: Sequence[Image.Image] | None,
+) -> Any:
     """The inputs of a forward pass: chat template, token ids, pixels; padded on the left."""
     texts = [
         processor.apply_chat_template(
@@ -109,7 +127,10 @@ def tokenise(model, processor, questions: Sequence[str], images: Sequence[Image.
 
 
 def encode_prompts(
-    model, processor, questions: Sequence[str], images: Sequence[Image.Image] | None
+    model: nn.Module,
+    processor: Any,
+    questions: Sequence[str],
+    images: Sequence[Image.Image] | None,
 ) -> PromptBatch:
     """Tokenise the questions, encode the pictures (without gradient).
 
@@ -117,21 +138,22 @@ def encode_prompts(
     of reusing one picture's tokens for another of a different size.
     """
     batch = tokenise(model, processor, questions, images)
-    features = ()
+    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+    types = batch["mm_token_type_ids"]
+    grids = batch.get("image_grid_thw")
+    features: tuple[Tensor, ...] = ()
     if images is not None:
         with torch.no_grad():
-            features = tuple(
-                picture_features(model, batch["pixel_values"], batch["image_grid_thw"])
-            )
-    ids, mask, types = batch["input_ids"], batch["attention_mask"], batch["mm_token_type_ids"]
-    shown, made = types.sum(-1).tolist(), [len(f) for f in features]
-    if shown != (made or [0] * len(shown)):
-        raise ValueError(f"{shown} image tokens but {made} image features: tokenise per picture")
-    places = _positions(core_of(model), ids, mask, types, batch.get("image_grid_thw"))
-    return PromptBatch(ids, mask, types, places, features)
+            features = tuple(image_features(model, batch["pixel_values"], grids))
+    wanted = types.sum(-1).tolist()
+    made = [len(f) for f in features] or [0] * len(wanted)
+    if wanted != made:
+        raise ValueError(f"{wanted} image tokens but {made} image features: tokenise per picture")
+    positions = _position_ids(core_of(model), input_ids, attention_mask, types, grids)
+    return PromptBatch(input_ids, attention_mask, types, positions, features)
 
 
-def picture_features(model, pixels: Tensor, grids: Tensor) -> Sequence[Tensor]:
+def image_features(model: nn.Module, pixels: Tensor, grids: Tensor) -> Sequence[Tensor]:
     """Vision tower and merger, once for each picture: (visual tokens, width).
 
     Qwen3-VL's vision tower hands more to the first language layers (DeepStack, arXiv
@@ -146,36 +168,51 @@ def picture_features(model, pixels: Tensor, grids: Tensor) -> Sequence[Tensor]:
     return [torch.cat(picture, -1) for picture in zip(*parts, strict=True)]
 
 
-def _shown(core, ids: Tensor, types: Tensor, features: Sequence[Tensor]) -> dict:
-    """What the language model is shown: words (B, L, width), the pictures in their places."""
-    embeds = core.get_input_embeddings()(ids)
+def embed_prompt(
+    core: nn.Module, input_ids: Tensor, types: Tensor, features: Sequence[Tensor]
+) -> dict[str, Any]:
+    """The language model's inputs: embeddings (B, L, width) with the pictures in their places."""
+    embeds = core.get_input_embeddings()(input_ids)
     if not features:
         return {"inputs_embeds": embeds}
-    flat, width, seen = torch.cat(list(features)), embeds.shape[-1], types == 1
-    shown = {
-        "inputs_embeds": embeds.masked_scatter(seen[..., None], flat[:, :width].to(embeds.dtype))
+    flat = torch.cat(list(features))
+    width = embeds.shape[-1]
+    visual = types == 1
+    filled = embeds.masked_scatter(visual[..., None], flat[:, :width].to(embeds.dtype))
+    if flat.shape[1] == width:
+        return {"inputs_embeds": filled}
+    return {
+        "inputs_embeds": filled,
+        "visual_pos_masks": visual,
+        "deepstack_visual_embeds": list(flat[:, width:].split(width, -1)),
     }
-    if flat.shape[1] > width:
-        deep = list(flat[:, width:].split(width, -1))
-        shown |= {"visual_pos_masks": seen, "deepstack_visual_embeds": deep}
-    return shown
 
 
-def _positions(core, ids: Tensor, mask: Tensor, types: Tensor, grids: Tensor | None) -> Tensor:
-    """Three position numbers a token; an answer counts on from the largest. (3, P, L)"""
+def _position_ids(
+    core: nn.Module, input_ids: Tensor, mask: Tensor, types: Tensor, grids: Tensor | None
+) -> Tensor:
+    """Three positions a token; a completion counts on from the largest: (3, P, L)."""
     if grids is None:
         return (mask.cumsum(-1) - 1).clamp(min=0)[None].expand(3, -1, -1)
     return core.model.get_rope_index(
-        ids, mm_token_type_ids=types, image_grid_thw=grids, attention_mask=mask
+        input_ids, mm_token_type_ids=types, image_grid_thw=grids, attention_mask=mask
     )[0]
 
 
-def banned_tokens(processor) -> list[int]:
-    """Tokens of pictures and videos, and padding: no answer with one can be scored."""
+def last_positions(batch: PromptBatch) -> Tensor:
+    """The largest position of each prompt, the same on all three axes: (3, P, 1)."""
+    return batch.position_ids.amax((0, 2))[None, :, None].expand(3, -1, -1)
+
+
+# --- completions -------------------------------------------------------------------------
+
+
+def suppress_tokens(processor: Any) -> list[int]:
+    """Tokens of pictures and videos, and padding: no completion with one can be scored."""
     return vision_tokens(processor) + [processor.tokenizer.pad_token_id]
 
 
-def vision_tokens(processor) -> list[int]:
+def vision_tokens(processor: Any) -> list[int]:
     """Those of `VISION_TOKENS` that the tokenizer knows; the others are never sampled."""
     tok = processor.tokenizer
     ids = (tok.convert_tokens_to_ids(token) for token in VISION_TOKENS)
@@ -184,77 +221,89 @@ def vision_tokens(processor) -> list[int]:
 
 @torch.no_grad()
 def generate(
-    model,
-    processor,
+    model: nn.Module,
+    processor: Any,
     batch: PromptBatch,
     *,
-    copies: int | Sequence[int] = 1,
+    num_generations: int | Sequence[int] = 1,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    on_token: Callable[[], object] | None = None,
 ) -> Rollouts:
-    """Answer each prompt `copies` times, or prompt p copies[p] times; p's answers stand together.
+    """Complete each prompt `num_generations` times, or prompt p num_generations[p] times.
 
-    temperature 0 is greedy decoding. Vision tokens and padding are never sampled. The same
-    generator state gives the same answers on one machine. Of several generators each decides
-    an equal share of the answers, whatever others are written beside them.
+    A prompt's completions stand together. temperature 0 is greedy decoding. Vision tokens and
+    padding are never sampled. The same generator state gives the same completions on one
+    machine; of several generators each decides an equal share of the completions, whatever
+    others are written beside them. `on_token` is called after each token of them all.
     """
     core = core_of(model)
     tok = processor.tokenizer
-    hidden, cache, mask, place = prefill(core, batch, copies)
-    banned = torch.tensor(banned_tokens(processor), device=mask.device)
-    rows = torch.arange(len(mask), device=mask.device)  # which answer each live row writes
+    hidden, cache, mask, position = prefill(core, batch, num_generations)
+    suppressed = torch.tensor(suppress_tokens(processor), device=mask.device)
+    rows = torch.arange(len(mask), device=mask.device)  # which completion each live row writes
     going = torch.ones_like(rows, dtype=torch.bool)
-    tokens = torch.full((len(mask), max_new_tokens), tok.pad_token_id, device=mask.device)
-    chances = _uniform(generator, *tokens.shape, mask.device) if temperature else tokens
+    ids = torch.full((len(mask), max_new_tokens), tok.pad_token_id, device=mask.device)
+    draws = _uniform(generator, *ids.shape, mask.device) if temperature else ids
     for t in range(max_new_tokens):
         logits = core.lm_head(hidden[:, -1]).float()
-        logits[:, banned] = -torch.inf
-        token = _pick(logits, temperature, top_p, chances[rows, t])
+        logits[:, suppressed] = -torch.inf
+        token = pick_tokens(logits, temperature, top_p, draws[rows, t])
         token = token.masked_fill(~going, tok.pad_token_id)  # these rows ended before
-        tokens[rows, t] = token
+        ids[rows, t] = token
         going = going & (token != tok.eos_token_id)
+        if on_token:
+            on_token()
         if not going.any():
             break
         if going.sum() < 0.7 * len(going):  # drop finished rows once they are many
             cache.batch_select_indices(going)
-            rows, mask, place, token = rows[going], mask[going], place[:, going], token[going]
+            rows, mask, position, token = rows[going], mask[going], position[:, going], token[going]
             going = going[going]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        place = place + 1
+        position = position + 1
         hidden = core.model.language_model(
             inputs_embeds=core.get_input_embeddings()(token[:, None]),
             attention_mask=mask,
-            position_ids=place,
+            position_ids=position,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-    return _finish(tokens, tok)
+    return _rollouts(ids, tok)
 
 
-def prefill(core, batch: PromptBatch, copies: int | Sequence[int]):
-    """Run each prompt once, then share its cache among its copies."""
+def prefill(
+    core: nn.Module, batch: PromptBatch, num_generations: int | Sequence[int]
+) -> tuple[Tensor, Any, Tensor, Tensor]:
+    """Run each prompt once, then share its cache among its completions.
+
+    Returns the last hidden states (B, 1, width), the cache, the attention mask (B, L) and the
+    last positions (3, B, 1) of the B completions to write.
+    """
     out = core.model.language_model(
-        **_shown(core, batch.ids, batch.types, batch.features),
-        attention_mask=batch.mask,
-        position_ids=batch.places,
+        **embed_prompt(core, batch.input_ids, batch.mm_token_type_ids, batch.image_features),
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
         use_cache=True,
     )
-    prompts, device = torch.arange(len(batch.ids), device=batch.ids.device), batch.ids.device
-    row = prompts.repeat_interleave(torch.as_tensor(copies, device=device))
+    device = batch.input_ids.device
+    prompt = torch.arange(len(batch.input_ids), device=device)
+    row = prompt.repeat_interleave(torch.as_tensor(num_generations, device=device))
     cache = out.past_key_values
     cache.batch_select_indices(row)
-    return out.last_hidden_state[row, -1:], cache, batch.mask[row], _last_places(batch)[:, row]
+    hidden = out.last_hidden_state[row, -1:]
+    return hidden, cache, batch.attention_mask[row], last_positions(batch)[:, row]
 
 
-def _last_places(batch: PromptBatch) -> Tensor:
-    """The largest position of each prompt, the same on all three axes. (3, P, 1)"""
-    return batch.places.amax((0, 2))[None, :, None].expand(3, -1, -1)
-
-
-def _uniform(generator, rows: int, length: int, device: torch.device) -> Tensor:
-    """A number from [0, 1) for each token of each answer. (rows, length)"""
+def _uniform(
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    rows: int,
+    length: int,
+    device: torch.device,
+) -> Tensor:
+    """A number from [0, 1) for each token of each completion: (rows, length)."""
     if isinstance(generator, Sequence):
         share = rows // len(generator)
         return torch.cat([_uniform(g, share, length, device) for g in generator])
@@ -262,9 +311,11 @@ def _uniform(generator, rows: int, length: int, device: torch.device) -> Tensor:
     return torch.rand((rows, length), generator=generator, device=home).to(device)
 
 
-def _pick(logits: Tensor, temperature: float, top_p: float, chances: Tensor) -> Tensor:
-    """Greedy, or from the tempered nucleus the token at which each row's number falls, (B,),
-    in the cumulated probabilities: (B, V) -> (B,)."""
+def pick_tokens(logits: Tensor, temperature: float, top_p: float, draws: Tensor) -> Tensor:
+    """Greedy, or the token of the tempered nucleus at which each row's number falls.
+
+    logits: (B, V); draws: (B,) from [0, 1), places in the cumulated probabilities. (B,)
+    """
     if temperature == 0:
         return logits.argmax(-1)
     probs = (logits / temperature).softmax(-1)
@@ -274,141 +325,21 @@ def _pick(logits: Tensor, temperature: float, top_p: float, chances: Tensor) -> 
         probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
     below = probs.cumsum(-1)
     end = below[:, -1:]
-    place = torch.minimum(chances[:, None] * end, end.nextafter(torch.zeros_like(end)))
+    place = torch.minimum(draws[:, None] * end, end.nextafter(torch.zeros_like(end)))
     token = torch.searchsorted(below, place, right=True)
     # A GPU sums in blocks, and rounding may open a gap at a token without probability.
     token = torch.where(probs.gather(-1, token) > 0, token, probs.argmax(-1, keepdim=True))
     return token[:, 0]
 
 
-def _finish(tokens: Tensor, tok) -> Rollouts:
-    """Trim to the longest answer; mask everything after the first end of turn."""
-    ended = tokens == tok.eos_token_id
+def _rollouts(ids: Tensor, tok: Any) -> Rollouts:
+    """Trim to the longest completion; mask everything after the first end of turn."""
+    ended = ids == tok.eos_token_id
     before = ended.cumsum(-1) - ended.long() == 0
-    mask = before & (tokens != tok.pad_token_id)
+    mask = before & (ids != tok.pad_token_id)
     longest = max(int(mask.sum(-1).max()), 1)
-    texts = [
+    completions = [
         tok.decode(row[keep & (row != tok.eos_token_id)], skip_special_tokens=False)
-        for row, keep in zip(tokens, mask)
+        for row, keep in zip(ids, mask, strict=True)
     ]
-    return Rollouts(tokens[:, :longest], mask[:, :longest].long(), texts, ~ended.any(-1))
-
-
-@dataclass
-class Scores:
-    """What a model thinks of given answers, token by token; zeros where masked."""
-
-    logps: Tensor  # (B, T) log pi(o_t | picture, question, o_<t)
-    entropies: Tensor | None  # (B, T) of the whole vocabulary, in nats, where asked for
-
-
-def log_probs(model, batch, tokens, mask, which, temperature: float = 1.0) -> Tensor:
-    """The log-probabilities of `score` alone. (B, T)"""
-    return score(model, batch, tokens, mask, which, temperature).logps
-
-
-def score(
-    model,
-    batch: PromptBatch,
-    tokens: Tensor,
-    mask: Tensor,
-    which: Sequence[int],
-    temperature: float = 1.0,
-    entropy: bool = False,
-) -> Scores:
-    """Log-probabilities of given answers: tokens and mask (B, T).
-
-    which: (B,) the prompt of `batch` on which each answer is scored. This is how one
-    answer is scored on anchor, positive or negative alike. Gradient reaches whatever
-    of the language model requires it.
-    """
-    core = core_of(model)
-    which_t = torch.as_tensor(which, device=batch.ids.device)
-    through = _recomputed if core.is_gradient_checkpointing and core.training else _shared
-    hidden = through(core, batch, tokens, mask, which_t)  # (B, T, width)
-    keep = mask.bool()
-    logps, entropies = token_scores(core.lm_head, hidden[keep], tokens[keep], temperature, entropy)
-    spread = torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device)
-    return Scores(
-        spread.masked_scatter(keep, logps),
-        spread.masked_scatter(keep, entropies) if entropy else None,
-    )
-
-
-def _shared(core, batch: PromptBatch, tokens: Tensor, mask: Tensor, which: Tensor) -> Tensor:
-    """Hidden states before each token; each prompt runs once, its answers share the cache."""
-    used, row = which.unique(return_inverse=True)
-    features = [batch.features[int(p)] for p in used] if batch.features else []
-    last = _last_places(batch)[:, which]
-    prompt = core.model.language_model(
-        **_shown(core, batch.ids[used], batch.types[used], features),
-        attention_mask=batch.mask[used],
-        position_ids=batch.places[:, used],
-        use_cache=True,
-    )
-    first = prompt.last_hidden_state[row, -1:]
-    if tokens.shape[1] == 1:
-        return first
-    cache = prompt.past_key_values
-    cache.batch_select_indices(row)
-    ahead = torch.arange(1, tokens.shape[1], device=tokens.device)
-    rest = core.model.language_model(
-        inputs_embeds=core.get_input_embeddings()(tokens[:, :-1]),
-        attention_mask=torch.cat([batch.mask[which], mask[:, :-1]], 1),
-        position_ids=last + ahead,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return torch.cat([first, rest], 1)
-
-
-def _recomputed(core, batch: PromptBatch, tokens: Tensor, mask: Tensor, which: Tensor) -> Tensor:
-    """The same in one pass a row: layers that recompute their activations keep no cache."""
-    length = tokens.shape[1]
-    ids = torch.cat([batch.ids[which], tokens], 1)
-    types = torch.cat([batch.types[which], torch.zeros_like(tokens)], 1)
-    features = [batch.features[int(p)] for p in which] if batch.features else []
-    ahead = torch.arange(1, length + 1, device=ids.device)
-    places = torch.cat([batch.places, _last_places(batch) + ahead], 2)[:, which]
-    hidden = core.model.language_model(
-        **_shown(core, ids, types, features),
-        position_ids=places,
-        attention_mask=torch.cat([batch.mask[which], mask], 1),
-        use_cache=False,
-    ).last_hidden_state
-    return hidden[:, -length - 1 : -1]
-
-
-LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
-
-
-def token_scores(
-    head, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each token, and the entropy where it was drawn: (N,), (N,) or None.
-
-    hidden: (N, width), tokens: (N,). A few tokens at a time, and the backward pass computes
-    their logits anew: at most `LOGITS_AT_ONCE` logits live, never (N, vocabulary).
-    """
-    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    parts = []
-    for states, ids in zip(hidden.split(size), tokens.split(size)):
-        call = (_chunk_scores, head, states, ids, temperature, entropy)
-        if torch.is_grad_enabled() and len(tokens) > size:
-            parts.append(torch.utils.checkpoint.checkpoint(*call, use_reentrant=False))
-        else:
-            parts.append(call[0](*call[1:]))
-    logps, entropies = zip(*parts)
-    return torch.cat(logps), torch.cat(entropies) if entropy else None
-
-
-def _chunk_scores(head, states: Tensor, ids: Tensor, temperature: float, entropy: bool):
-    logits = head(states)  # (n, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature != 1:  # no copy of so many numbers for nothing
-        logits = logits / temperature
-    logps = -F.cross_entropy(logits, ids, reduction="none")  # keeps one (n, V), not three
-    if not entropy:
-        return logps, None
-    log_all = logits.log_softmax(-1)
-    return logps, -(log_all.exp() * log_all).sum(-1)
+    return Rollouts(ids[:, :longest], mask[:, :longest].long(), completions, ~ended.any(-1))

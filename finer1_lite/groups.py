@@ -27,10 +27,10 @@ class Group:
 
     triplet: Triplet
     pictures: generation.PromptBatch  # anchor, positive, negative: those that are used, encoded
-    tokens: Tensor  # (n+m, T)
-    mask: Tensor  # (n+m, T)
-    texts: list[str]
-    cut: Tensor  # (n+m,)
+    completion_ids: Tensor  # (n+m, T)
+    completion_mask: Tensor  # (n+m, T)
+    completions: list[str]
+    truncated: Tensor  # (n+m,)
     accuracy: Tensor  # (n+m,)
     format: Tensor  # (n+m,)
     overlong: Tensor  # (n+m,) 0 or a penalty
@@ -77,7 +77,7 @@ class GroupTrainer(StepTrainer):
 
     def _embed_picture(self, image) -> Tensor:
         batch = generation.encode_prompts(self.model, self.student.processor, [self.asked], [image])
-        return batch.features[0].float().mean(0)
+        return batch.image_features[0].float().mean(0)
 
     # --- rollouts and rewards ---------------------------------------------------------
 
@@ -99,7 +99,7 @@ class GroupTrainer(StepTrainer):
             self.model,
             processor,
             batch.rows(answered),
-            copies=counts * len(drawn),
+            num_generations=counts * len(drawn),
             temperature=s.temperature,
             top_p=s.top_p,
             generator=generator,
@@ -112,17 +112,17 @@ class GroupTrainer(StepTrainer):
         ]
 
     def _group(self, triplet: Triplet, pictures, out: generation.Rollouts, rows: slice) -> Group:
-        texts, mask = out.texts[rows], out.mask[rows]
+        texts, mask = out.completions[rows], out.completion_mask[rows]
         labels, known = [triplet.anchor.species] * len(texts), self.collection
         limit, buffer = self.preset.max_new_tokens, self.settings.overlong_tokens
         over = [rewards.overlong_penalty(n, limit, buffer) for n in mask.sum(-1).tolist()]
         return Group(
             triplet,
             pictures,
-            out.tokens[rows],
+            out.completion_ids[rows],
             mask,
             texts,
-            out.cut[rows],
+            out.truncated[rows],
             accuracy=torch.tensor(rewards.accuracy(texts, labels, known.names, known.aliases)),
             format=torch.tensor(rewards.format(texts)),
             overlong=torch.tensor(over),
@@ -181,7 +181,7 @@ class GroupTrainer(StepTrainer):
         if confusions is None:
             return
         for group in self.kept + self.dropped:
-            for text in group.texts:
+            for text in group.completions:
                 named = rewards.match_class(
                     rewards.parse_answer(text), self.collection.names, self.collection.aliases
                 )
@@ -194,14 +194,14 @@ class GroupTrainer(StepTrainer):
         right = torch.stack([g.accuracy for g in groups])
         whole = torch.stack([g.format for g in groups])
         reward = torch.stack([g.reward(self.settings) for g in groups])
-        lengths = torch.cat([g.mask.sum(-1) for g in groups]).float()
+        lengths = torch.cat([g.completion_mask.sum(-1) for g in groups]).float()
         metrics = {
             "reward": reward.mean(),
             "accuracy": right.mean(),
             "format": whole.mean(),
             "groups_kept": len(self.kept),
             "groups_drawn": len(groups),
-            "cut": torch.cat([g.cut for g in groups]).float().mean(),
+            "cut": torch.cat([g.truncated for g in groups]).float().mean(),
             "length": lengths.mean(),
         }
         s = self.settings

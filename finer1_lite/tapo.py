@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from finer1_lite import advantages, generation, losses, models
+from finer1_lite import advantages, generation, logprobs, losses, models
 from finer1_lite.generation import Student
 from finer1_lite.groups import LOWER, GroupTrainer
 from finer1_lite.presets import Preset
@@ -37,8 +37,8 @@ LOGGED = (
 class Batch:
     """The kept groups' answers, ready to be learnt from: B = groups x (n+m)."""
 
-    tokens: Tensor  # (B, T)
-    mask: Tensor  # (B, T)
+    completion_ids: Tensor  # (B, T)
+    completion_mask: Tensor  # (B, T)
     advantages: Tensor  # (B,)
     right: Tensor  # (B,)
     pictures: generation.PromptBatch  # every picture of the groups
@@ -78,10 +78,10 @@ class TAPOTrainer(GroupTrainer):
             advantage = advantages.picture_advantages(scores, counts)
         else:
             advantage = advantages.group_advantages(scores, sum(counts))
-        mask = _pad([row for g in self.kept for row in g.mask], 0)
+        mask = _pad([row for g in self.kept for row in g.completion_mask], 0)
         if s.mask_cut:
-            mask = mask * ~torch.cat([g.cut for g in self.kept])[:, None]
-        tokens = _pad([row for g in self.kept for row in g.tokens], pad)
+            mask = mask * ~torch.cat([g.truncated for g in self.kept])[:, None]
+        tokens = _pad([row for g in self.kept for row in g.completion_ids], pad)
         right = torch.cat([g.accuracy for g in self.kept])
         batch = Batch(
             tokens,
@@ -111,7 +111,7 @@ class TAPOTrainer(GroupTrainer):
         separate = s.scored_on == "own" and s.positive_rollouts > 0
         for group in self.kept:
             own += [at] * s.anchor_rollouts + [at + separate] * s.positive_rollouts
-            at += len(group.pictures.ids)
+            at += len(group.pictures.input_ids)
             negative += [at - 1] * (s.anchor_rollouts + s.positive_rollouts)
         pictures = generation.join([g.pictures for g in self.kept])
         at_pictures = (torch.tensor(rows, device=self.student.device) for rows in (own, negative))
@@ -158,7 +158,7 @@ class TAPOTrainer(GroupTrainer):
             "step_s": done - start,
         }
         if fresh:
-            tokens = sum(int(g.mask.sum()) for g in answers)
+            tokens = sum(int(g.completion_mask.sum()) for g in answers)
             self.metrics["tokens_per_second"] = tokens / (rolled - start)
         self._no_gradient(not parts, scaled=self.accelerator.scaler is not None)
         return torch.tensor(total, device=self.student.device)
@@ -180,18 +180,20 @@ class TAPOTrainer(GroupTrainer):
         size, (at, shares) = s.anchor_rollouts + s.positive_rollouts, (step % s.updates, s.updates)
         share = slice(at * groups // shares * size, (at + 1) * groups // shares * size)
         batch, gamma = self.batch.rows(share), s.inter_class_weight
-        if not batch.mask.any():  # a gradient of zeros would let momentum move the weights
+        if (
+            not batch.completion_mask.any()
+        ):  # a gradient of zeros would let momentum move the weights
             return {}
         if s.inter_class_anneal:
             gamma *= 1 - step / max(1, self.args.max_steps)
-        sums = self._within_memory(lambda: self._backward(batch, gamma), len(batch.tokens))
+        sums = self._within_memory(lambda: self._backward(batch, gamma), len(batch.completion_ids))
         distributed.add_gradients(self.model.parameters())
         return dict(zip(LOGGED, distributed.total([sums[key] for key in LOGGED])))
 
     def _backward(self, batch: Batch, gamma: float) -> dict[str, float]:
         """This process's part of the gradient, of the loss and of its parts: each divides by
         the tokens of all, so that the sum over processes is that of the whole batch."""
-        count, sums = batch.mask.sum(), dict.fromkeys(LOGGED, 0.0)
+        count, sums = batch.completion_mask.sum(), dict.fromkeys(LOGGED, 0.0)
         for part in self._micro_batches(batch):
             loss = self._loss(part, count, gamma)
             self.accelerator.backward(loss.total)
@@ -203,7 +205,9 @@ class TAPOTrainer(GroupTrainer):
         """The answers of this process's groups; no group is on two processes."""
         size = self.settings.anchor_rollouts + self.settings.positive_rollouts
         rank, processes = distributed.world()
-        start, end = (i * (len(batch.tokens) // size) // processes * size for i in (rank, rank + 1))
+        start, end = (
+            i * (len(batch.completion_ids) // size) // processes * size for i in (rank, rank + 1)
+        )
         for at in range(start, end, self._at_once()):
             yield batch.rows(slice(at, min(at + self._at_once(), end)))
 
@@ -220,17 +224,17 @@ class TAPOTrainer(GroupTrainer):
             self.model.zero_grad()  # what the failed passes left
             self.smaller.halve(MICRO, tried, problem or "in another process", LOWER)
 
-    def _score(self, batch: Batch, on: Tensor) -> generation.Scores:
+    def _score(self, batch: Batch, on: Tensor) -> logprobs.Scores:
         """Layers recompute their activations in training mode only: it is on for this call,
         where gradient flows. With dropout 0 everywhere it changes nothing else."""
         s = self.settings
         self.model.train(self.preset.gradient_checkpointing and torch.is_grad_enabled())
         try:
-            return generation.score(
+            return logprobs.score(
                 self.model,
                 batch.pictures,
-                batch.tokens,
-                batch.mask,
+                batch.completion_ids,
+                batch.completion_mask,
                 on,
                 s.temperature or 1.0,
                 entropy=s.entropy == "full",
@@ -238,7 +242,7 @@ class TAPOTrainer(GroupTrainer):
         finally:
             self.model.eval()  # rollouts and passes without gradient keep their cache
 
-    def _score_on_negative(self, batch: Batch) -> generation.Scores:
+    def _score_on_negative(self, batch: Batch) -> logprobs.Scores:
         """Scores of the chosen answers in their places; zeros in the others. (B, T) each"""
         chosen = batch.pushed.nonzero()[:, 0]
         some = self._score(part := batch.rows(chosen), part.negative)
@@ -246,12 +250,12 @@ class TAPOTrainer(GroupTrainer):
         def spread(values: Tensor | None) -> Tensor | None:
             if values is None:
                 return None
-            return values.new_zeros(batch.tokens.shape).index_copy(0, chosen, values)
+            return values.new_zeros(batch.completion_ids.shape).index_copy(0, chosen, values)
 
-        return generation.Scores(spread(some.logps), spread(some.entropies))
+        return logprobs.Scores(spread(some.logps), spread(some.entropies))
 
     def _loss(self, batch: Batch, count: Tensor, gamma: float) -> losses.TapoLoss:
-        s, negative = self.settings, generation.Scores(None, None)
+        s, negative = self.settings, logprobs.Scores(None, None)
         scores = self._score(batch, batch.own)
         if s.reads_negative and batch.pushed.any():
             with torch.set_grad_enabled(s.negative_grad):
@@ -263,7 +267,7 @@ class TAPOTrainer(GroupTrainer):
             old,
             negative.logps,
             batch.advantages,
-            batch.mask,
+            batch.completion_mask,
             clip_low=s.clip_low,
             clip_high=s.clip_high,
             clip_dual=s.clip_dual,

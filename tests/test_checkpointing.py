@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_tapo import TINY, adapters, gathered, make_trainer, shorten, stir, update
 
-from finer1_lite import cot, generation, models, sft
+from finer1_lite import cot, generation, logprobs, models, sft
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
@@ -53,10 +53,12 @@ def test_an_update_is_the_same_and_keeps_less(adapted, birds, spread, tmp_path):
     trainer = held(adapted, birds, tmp_path)
     assert not generation.core_of(adapted.model).is_gradient_checkpointing
     parts, gradient = update(trainer)
-    kept = saved_bytes(lambda: trainer._loss(trainer.batch, trainer.batch.mask.sum(), 0.01))
+    kept = saved_bytes(
+        lambda: trainer._loss(trainer.batch, trainer.batch.completion_mask.sum(), 0.01)
+    )
 
     recomputing = held(adapted, birds, tmp_path, gradient_checkpointing=True)
-    assert [g.texts for g in recomputing.kept] == [g.texts for g in trainer.kept]
+    assert [g.completions for g in recomputing.kept] == [g.completions for g in trainer.kept]
     again, other = update(recomputing)
     assert again == pytest.approx(parts, abs=1e-6)
     torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-6)
@@ -64,7 +66,9 @@ def test_an_update_is_the_same_and_keeps_less(adapted, birds, spread, tmp_path):
     for name, p in adapted.model.named_parameters():
         assert p.requires_grad == ("lora_" in name)
         assert not p.requires_grad or p.grad.abs().max() > 0, name
-    less = saved_bytes(lambda: recomputing._loss(trainer.batch, trainer.batch.mask.sum(), 0.01))
+    less = saved_bytes(
+        lambda: recomputing._loss(trainer.batch, trainer.batch.completion_mask.sum(), 0.01)
+    )
     assert less < 0.5 * kept
     assert not adapted.model.training
 
@@ -93,7 +97,13 @@ def test_training_mode_changes_nothing_but_recomputing(fresh, birds, spread, tmp
         trainer.model.train(training)
         with torch.no_grad():
             scores.append(
-                generation.score(trainer.model, batch.pictures, batch.tokens, batch.mask, batch.own)
+                logprobs.score(
+                    trainer.model,
+                    batch.pictures,
+                    batch.completion_ids,
+                    batch.completion_mask,
+                    batch.own,
+                )
             )
     assert torch.equal(scores[0].logps, scores[1].logps)
 

@@ -8,7 +8,7 @@ from sized import peak_of
 from tiny_tapo import TINY, adapters, gradients, make_trainer, stir, weights
 from transformers import TrainerCallback
 
-from finer1_lite import generation, losses
+from finer1_lite import generation, logprobs, losses
 
 # --- vision tower --------------------------------------------------------------------
 
@@ -73,13 +73,13 @@ def test_a_second_update_encodes_nothing_anew(fresh, birds, spread, encoded, tmp
 @pytest.fixture
 def passes(monkeypatch):
     """Each scoring pass: the number of rows and whether gradient flowed."""
-    calls, real = [], generation.score
+    calls, real = [], logprobs.score
 
     def spy(model, batch, tokens, *rest, **more):
         calls.append((len(tokens), torch.is_grad_enabled()))
         return real(model, batch, tokens, *rest, **more)
 
-    monkeypatch.setattr(generation, "score", spy)
+    monkeypatch.setattr(logprobs, "score", spy)
     return calls
 
 
@@ -169,10 +169,10 @@ def test_scoring_a_vocabulary_of_152k_takes_a_quarter_of_the_naive_memory():
         return head(states).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
     def ours(states, ids):
-        return generation.token_scores(head, states, ids)[0]
+        return logprobs.token_scores(head, states, ids)[0]
 
     def with_entropy(states, ids):
-        return torch.stack(generation.token_scores(head, states, ids, entropy=True)).sum(0)
+        return torch.stack(logprobs.token_scores(head, states, ids, entropy=True)).sum(0)
 
     def peak(score, count):
         states = hidden[:count].clone().requires_grad_()
@@ -206,8 +206,8 @@ def test_a_few_tokens_at_a_time_score_as_all_at_once(monkeypatch, temperature, d
     wide = head(states).to(torch.promote_types(dtype, torch.float32))
     whole = (wide / temperature).log_softmax(-1)
     expected = [whole.gather(-1, tokens[:, None])[:, 0], -(whole.exp() * whole).sum(-1)]
-    monkeypatch.setattr(generation, "LOGITS_AT_ONCE", 3 * 50)
-    found = generation.token_scores(head, states, tokens, temperature, entropy=True)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 3 * 50)
+    found = logprobs.token_scores(head, states, tokens, temperature, entropy=True)
     parameters = [states, head.weight, head.bias]
     weights = torch.arange(1.0, 11.0)
     for ours, theirs in zip(found, expected):
@@ -228,12 +228,12 @@ def test_the_head_never_sees_more_tokens_than_allowed_nor_any_padding(
     trainer = make_trainer(fresh, birds, tmp_path)
     trainer.collect(0)
     for g in trainer.kept:
-        g.mask[:, 5:] = 0
+        g.completion_mask[:, 5:] = 0
     trainer.batch = trainer.prepare()
     rows, head = [], generation.core_of(trainer.model).lm_head
-    monkeypatch.setattr(generation, "LOGITS_AT_ONCE", 7 * head.weight.shape[0])
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 7 * head.weight.shape[0])
     hook = head.register_forward_hook(lambda module, args, out: rows.append(len(out)))
     with torch.no_grad():
         trainer._score(trainer.batch, trainer.batch.own)
     hook.remove()
-    assert max(rows) == 7 and sum(rows) == int(trainer.batch.mask.sum()) == 40
+    assert max(rows) == 7 and sum(rows) == int(trainer.batch.completion_mask.sum()) == 40

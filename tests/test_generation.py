@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from prompted import SIZES, asked, plain_inputs, sample
 
-from finer1_lite import generation, models, prompts
+from finer1_lite import generation, logprobs, models, prompts
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.students import lab_student
@@ -45,12 +45,12 @@ def test_greedy_answers_are_those_of_transformers(student, birds):
         do_sample=False,
         max_new_tokens=20,
         use_cache=True,
-        suppress_tokens=generation.banned_tokens(student.processor),
+        suppress_tokens=generation.suppress_tokens(student.processor),
     )[:, length:]
     batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
     ours = generation.generate(student.model, student.processor, batch, max_new_tokens=20)
-    assert torch.equal(ours.tokens, theirs)
-    assert len({tuple(row) for row in ours.tokens.tolist()}) > 1  # the pictures matter
+    assert torch.equal(ours.completion_ids, theirs)
+    assert len({tuple(row) for row in ours.completion_ids.tolist()}) > 1  # the pictures matter
 
 
 def test_text_alone_is_answered_as_transformers_do(student):
@@ -67,29 +67,31 @@ def test_text_alone_is_answered_as_transformers_do(student):
         do_sample=False,
         max_new_tokens=12,
         use_cache=True,
-        suppress_tokens=generation.banned_tokens(student.processor),
+        suppress_tokens=generation.suppress_tokens(student.processor),
     )[:, inputs["input_ids"].shape[1] :]
     batch = generation.encode_prompts(student.model, student.processor, questions, None)
     ours = generation.generate(student.model, student.processor, batch, max_new_tokens=12)
-    assert torch.equal(ours.tokens, theirs)
+    assert torch.equal(ours.completion_ids, theirs)
 
 
 def test_copies_of_a_prompt_stand_together(student, birds):
     batch = encode(student, birds, 3)
-    one = sample(student, batch, copies=1, temperature=0.0)
-    three = sample(student, batch, copies=3, temperature=0.0)
-    assert torch.equal(three.tokens, one.tokens.repeat_interleave(3, 0))
-    assert three.texts == [text for text in one.texts for _ in range(3)]
-    assert len(set(one.texts)) > 1
+    one = sample(student, batch, num_generations=1, temperature=0.0)
+    three = sample(student, batch, num_generations=3, temperature=0.0)
+    assert torch.equal(three.completion_ids, one.completion_ids.repeat_interleave(3, 0))
+    assert three.completions == [text for text in one.completions for _ in range(3)]
+    assert len(set(one.completions)) > 1
 
 
 def test_prompts_may_be_answered_each_its_own_number_of_times(student, birds):
     batch = encode(student, birds, 3)
-    one = sample(student, batch, copies=1, temperature=0.0)
-    some = sample(student, batch, copies=[2, 0, 3], temperature=0.0)
-    assert some.texts == [one.texts[p] for p in (0, 0, 2, 2, 2)]
-    drawn = sample(student, batch, copies=[2, 2, 2])
-    assert torch.equal(drawn.tokens, sample(student, batch, copies=2).tokens)
+    one = sample(student, batch, num_generations=1, temperature=0.0)
+    some = sample(student, batch, num_generations=[2, 0, 3], temperature=0.0)
+    assert some.completions == [one.completions[p] for p in (0, 0, 2, 2, 2)]
+    drawn = sample(student, batch, num_generations=[2, 2, 2])
+    assert torch.equal(
+        drawn.completion_ids, sample(student, batch, num_generations=2).completion_ids
+    )
 
 
 def test_prompts_encoded_apart_are_answered_as_if_together(student, birds):
@@ -100,16 +102,23 @@ def test_prompts_encoded_apart_are_answered_as_if_together(student, birds):
         generation.encode_prompts(student.model, student.processor, questions[a:b], pictures[a:b])
         for a, b in ((0, 1), (1, 3), (3, 4))
     ]
-    assert len({part.ids.shape[1] for part in parts}) > 1
+    assert len({part.input_ids.shape[1] for part in parts}) > 1
     joined = generation.join(parts)
-    assert torch.equal(joined.mask, together.mask) and torch.equal(joined.types, together.types)
-    expected = sample(student, together, copies=1, temperature=0.0)
-    assert sample(student, joined, copies=1, temperature=0.0).texts == expected.texts
-    turned = sample(student, joined.rows([3, 1]), copies=1, temperature=0.0)
-    assert turned.texts == [expected.texts[3], expected.texts[1]]
+    assert torch.equal(joined.attention_mask, together.attention_mask) and torch.equal(
+        joined.mm_token_type_ids, together.mm_token_type_ids
+    )
+    expected = sample(student, together, num_generations=1, temperature=0.0)
+    assert (
+        sample(student, joined, num_generations=1, temperature=0.0).completions
+        == expected.completions
+    )
+    turned = sample(student, joined.rows([3, 1]), num_generations=1, temperature=0.0)
+    assert turned.completions == [expected.completions[3], expected.completions[1]]
     with torch.no_grad():
         scores = [
-            generation.log_probs(student.model, b, expected.tokens, expected.mask, range(4))
+            logprobs.log_probs(
+                student.model, b, expected.completion_ids, expected.completion_mask, range(4)
+            )
             for b in (joined, together)
         ]
     torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
@@ -119,9 +128,9 @@ def test_the_same_generator_seed_gives_the_same_answers(student, birds):
     batch = encode(student, birds)
     first = sample(student, batch, seed=5)
     torch.manual_seed(123)  # the global generator plays no part
-    assert torch.equal(sample(student, batch, seed=5).tokens, first.tokens)
-    assert not torch.equal(sample(student, batch, seed=6).tokens, first.tokens)
-    assert len(set(first.texts)) == 8  # copies are drawn apart
+    assert torch.equal(sample(student, batch, seed=5).completion_ids, first.completion_ids)
+    assert not torch.equal(sample(student, batch, seed=6).completion_ids, first.completion_ids)
+    assert len(set(first.completions)) == 8  # copies are drawn apart
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -132,7 +141,7 @@ def test_a_token_that_cannot_be_scored_is_never_sampled(fresh, birds, name, temp
     ids = fresh.processor.tokenizer.convert_tokens_to_ids
     student = with_head(fresh, {ids(name): 0.99, ids("a"): 0.01})
     out = sample(student, encode(student, birds, 2), max_new_tokens=4, temperature=temperature)
-    assert (out.tokens == ids("a")).all()
+    assert (out.completion_ids == ids("a")).all()
 
 
 def test_top_p_keeps_the_token_that_crosses_it(fresh, birds):
@@ -140,8 +149,8 @@ def test_top_p_keeps_the_token_that_crosses_it(fresh, birds):
     student = with_head(fresh, dict(zip(tokens, (0.4, 0.3, 0.2, 0.1))))
     batch = encode(student, birds, 1)
     for top_p, kept in ((0.3, 1), (0.5, 2), (0.75, 3), (0.95, 4), (1.0, 4)):
-        out = sample(student, batch, copies=300, max_new_tokens=1, top_p=top_p)
-        assert set(out.tokens.flatten().tolist()) == set(tokens[:kept]), top_p
+        out = sample(student, batch, num_generations=300, max_new_tokens=1, top_p=top_p)
+        assert set(out.completion_ids.flatten().tolist()) == set(tokens[:kept]), top_p
 
 
 def test_temperature_sharpens_the_draw(fresh, birds):
@@ -150,8 +159,10 @@ def test_temperature_sharpens_the_draw(fresh, birds):
     batch = encode(student, birds, 1)
     shares = []
     for temperature in (0.25, 1.0, 4.0):
-        out = sample(student, batch, copies=1000, max_new_tokens=1, temperature=temperature)
-        shares.append((out.tokens == tokens[0]).float().mean().item())
+        out = sample(
+            student, batch, num_generations=1000, max_new_tokens=1, temperature=temperature
+        )
+        shares.append((out.completion_ids == tokens[0]).float().mean().item())
     powers = [0.6 ** (1 / t) / (0.6 ** (1 / t) + 0.4 ** (1 / t)) for t in (0.25, 1.0, 4.0)]
     assert shares == pytest.approx(powers, abs=0.05)
 
@@ -160,15 +171,17 @@ def test_answers_end_with_the_end_of_turn_or_are_cut(fresh, birds):
     tok = fresh.processor.tokenizer
     word = tok.convert_tokens_to_ids("a")
     student = with_head(fresh, {tok.eos_token_id: 0.25, word: 0.75})
-    out = sample(student, encode(student, birds, 2), copies=16, max_new_tokens=5)
-    assert 0 < out.cut.sum() < 32
-    for tokens, mask, text, cut in zip(out.tokens, out.mask.bool(), out.texts, out.cut):
+    out = sample(student, encode(student, birds, 2), num_generations=16, max_new_tokens=5)
+    assert 0 < out.truncated.sum() < 32
+    for tokens, mask, text, cut in zip(
+        out.completion_ids, out.completion_mask.bool(), out.completions, out.truncated
+    ):
         said = tokens[mask].tolist()
         assert mask.tolist() == sorted(mask.tolist(), reverse=True)  # no hole
         assert said == ([word] * 5 if cut else [word] * (len(said) - 1) + [tok.eos_token_id])
         assert text == "a" * (len(said) - (not cut))
         assert (tokens[~mask] == tok.pad_token_id).all()
-    assert out.lengths.tolist() == out.mask.sum(-1).tolist()
+    assert out.lengths.tolist() == out.completion_mask.sum(-1).tolist()
 
 
 def test_generation_stops_when_the_last_answer_has_ended(fresh, birds, monkeypatch):
@@ -183,8 +196,8 @@ def test_generation_stops_when_the_last_answer_has_ended(fresh, birds, monkeypat
         "forward",
         lambda *a, **k: sizes.append(len(k["inputs_embeds"])) or forward(*a, **k),
     )
-    out = sample(student, batch, copies=16, max_new_tokens=200)
-    assert not out.cut.any()
+    out = sample(student, batch, num_generations=16, max_new_tokens=200)
+    assert not out.truncated.any()
     assert len(sizes) == int(out.lengths.max())  # the prompt, then each token but the last
     for t, size in enumerate(sizes[1:], 1):  # rows that ended are dropped on the way
         assert 0.7 * size <= (out.lengths > t).sum() <= size
@@ -197,17 +210,21 @@ def test_log_probs_of_a_padded_batch_are_those_of_single_rows(student, birds):
     questions, pictures = asked(birds, 4)
     batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
     out = sample(student, batch)
-    out.mask[3, 5:] = 0  # an answer that ends early
+    out.completion_mask[3, 5:] = 0  # an answer that ends early
     which = [p for p in range(4) for _ in range(2)]
     with torch.no_grad():
-        together = generation.log_probs(student.model, batch, out.tokens, out.mask, which)
+        together = logprobs.log_probs(
+            student.model, batch, out.completion_ids, out.completion_mask, which
+        )
         for row, p in enumerate(which):
             one = generation.encode_prompts(
                 student.model, student.processor, questions[p : p + 1], pictures[p : p + 1]
             )
-            length = int(out.mask[row].sum())
-            tokens, mask = (x[row : row + 1, :length] for x in (out.tokens, out.mask))
-            alone = generation.log_probs(student.model, one, tokens, mask, [0])
+            length = int(out.completion_mask[row].sum())
+            tokens, mask = (
+                x[row : row + 1, :length] for x in (out.completion_ids, out.completion_mask)
+            )
+            alone = logprobs.log_probs(student.model, one, tokens, mask, [0])
             torch.testing.assert_close(together[row, :length], alone[0], rtol=0, atol=1e-5)
 
 
@@ -215,20 +232,22 @@ def test_log_probs_of_a_padded_batch_are_those_of_single_rows(student, birds):
 def test_log_probs_are_those_of_a_plain_forward_pass(student, birds, temperature):
     questions, pictures = asked(birds, 4)
     batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
-    out = sample(student, batch, copies=1)
+    out = sample(student, batch, num_generations=1)
     inputs = plain_inputs(student, questions, pictures)
-    length = out.tokens.shape[1]
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], out.tokens], 1)
-    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], out.mask], 1)
+    length = out.completion_ids.shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], out.completion_ids], 1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], out.completion_mask], 1)
     types = inputs["mm_token_type_ids"]
-    inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(out.tokens)], 1)
+    inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(out.completion_ids)], 1)
     with torch.no_grad():
         logits = student.model(**inputs).logits[:, -length - 1 : -1] / temperature
-        ours = generation.log_probs(
-            student.model, batch, out.tokens, out.mask, range(4), temperature
+        ours = logprobs.log_probs(
+            student.model, batch, out.completion_ids, out.completion_mask, range(4), temperature
         )
-    theirs = logits.log_softmax(-1).gather(-1, out.tokens[..., None])[..., 0]
-    torch.testing.assert_close(ours * out.mask, theirs * out.mask, rtol=0, atol=1e-5)
+    theirs = logits.log_softmax(-1).gather(-1, out.completion_ids[..., None])[..., 0]
+    torch.testing.assert_close(
+        ours * out.completion_mask, theirs * out.completion_mask, rtol=0, atol=1e-5
+    )
 
 
 def test_answers_are_scored_with_the_chances_that_they_were_sampled_with(student, birds):
@@ -242,12 +261,16 @@ def test_answers_are_scored_with_the_chances_that_they_were_sampled_with(student
         out = sample(student, batch)
     finally:
         hook.remove()
-    drawn = torch.stack(steps[: out.tokens.shape[1]], 1)  # (B, T, V): no row has ended early
-    drawn = drawn.gather(-1, out.tokens[..., None])[..., 0]
+    drawn = torch.stack(
+        steps[: out.completion_ids.shape[1]], 1
+    )  # (B, T, V): no row has ended early
+    drawn = drawn.gather(-1, out.completion_ids[..., None])[..., 0]
     with torch.no_grad():
         which = [p for p in range(4) for _ in range(2)]
-        scores = generation.log_probs(student.model, batch, out.tokens, out.mask, which)
-    assert out.cut.all()
+        scores = logprobs.log_probs(
+            student.model, batch, out.completion_ids, out.completion_mask, which
+        )
+    assert out.truncated.all()
     torch.testing.assert_close(scores, drawn, rtol=0, atol=1e-5)
 
 
@@ -256,11 +279,11 @@ def test_an_answer_can_be_scored_on_another_picture(student, birds):
     question = prompts.question("think", "bird")
     pictures = [p.image() for p in birds.test[:3]]
     batch = generation.encode_prompts(student.model, student.processor, [question] * 3, pictures)
-    out = sample(student, batch, copies=1)
-    same = [out.tokens[0].expand(3, -1), out.mask[0].expand(3, -1)]
+    out = sample(student, batch, num_generations=1)
+    same = [out.completion_ids[0].expand(3, -1), out.completion_mask[0].expand(3, -1)]
     with torch.no_grad():
-        scores = generation.log_probs(student.model, batch, *same, [0, 1, 2])
-        turned = generation.log_probs(student.model, batch, *same, [2, 1, 0])
+        scores = logprobs.log_probs(student.model, batch, *same, [0, 1, 2])
+        turned = logprobs.log_probs(student.model, batch, *same, [2, 1, 0])
     torch.testing.assert_close(turned, scores.flip(0), rtol=0, atol=1e-5)
     assert (scores[0] - scores[1]).abs().max() > 1e-4
 
@@ -268,21 +291,25 @@ def test_an_answer_can_be_scored_on_another_picture(student, birds):
 def test_adapters_answer_and_score(fresh, birds):
     """Through the wrapper as in the merged weights: no half bypasses the adapters."""
     batch = encode(fresh, birds, 2)
-    before = sample(fresh, batch, copies=1)
+    before = sample(fresh, batch, num_generations=1)
     adapted = models.add_adapter(fresh, Preset.lab(), seed=0)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in adapted.model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.1)
-    after, which = sample(adapted, batch, copies=1), [0, 1]
-    assert after.texts != before.texts
+    after, which = sample(adapted, batch, num_generations=1), [0, 1]
+    assert after.completions != before.completions
     with torch.no_grad():
-        scores = generation.log_probs(adapted.model, batch, after.tokens, after.mask, which)
+        scores = logprobs.log_probs(
+            adapted.model, batch, after.completion_ids, after.completion_mask, which
+        )
     merged = Student(adapted.model.merge_and_unload(), fresh.processor)
-    assert sample(merged, batch, copies=1).texts == after.texts
+    assert sample(merged, batch, num_generations=1).completions == after.completions
     with torch.no_grad():
-        again = generation.log_probs(merged.model, batch, after.tokens, after.mask, which)
+        again = logprobs.log_probs(
+            merged.model, batch, after.completion_ids, after.completion_mask, which
+        )
     torch.testing.assert_close(scores, again, rtol=0, atol=1e-4)
 
 
@@ -292,8 +319,8 @@ def test_adapters_answer_and_score(fresh, birds):
 def test_a_picture_has_as_many_tokens_as_features(student, birds):
     questions, pictures = asked(birds, len(SIZES))
     batch = generation.encode_prompts(student.model, student.processor, questions, pictures)
-    counts = batch.types.sum(-1).tolist()
-    assert counts == [len(f) for f in batch.features]
+    counts = batch.mm_token_type_ids.sum(-1).tolist()
+    assert counts == [len(f) for f in batch.image_features]
     assert counts == [9, 8, 7, 1]  # 28 x 28 pixels each, in a budget of 84 x 84
 
 
@@ -337,11 +364,13 @@ def test_the_vision_tower_sees_each_picture_once(student, birds):
     )
     try:
         batch = encode(student, birds, 3)
-        out = sample(student, batch, copies=4)
+        out = sample(student, batch, num_generations=4)
         which = [p for p in range(3) for _ in range(4)]
         with torch.no_grad():
-            generation.log_probs(student.model, batch, out.tokens, out.mask, which)
-            generation.log_probs(student.model, batch, out.tokens, out.mask, which[::-1])
+            logprobs.log_probs(student.model, batch, out.completion_ids, out.completion_mask, which)
+            logprobs.log_probs(
+                student.model, batch, out.completion_ids, out.completion_mask, which[::-1]
+            )
     finally:
         hook.remove()
     assert seen == [3]
@@ -351,7 +380,7 @@ def test_pictures_of_any_mode_and_shape_are_encoded(student):
     for mode, size in (("L", (90, 30)), ("RGB", (1000, 40))):
         picture = [Image.new(mode, size, 128).convert("RGB")]
         batch = generation.encode_prompts(student.model, student.processor, ["x"], picture)
-        assert torch.isfinite(batch.features[0]).all()
+        assert torch.isfinite(batch.image_features[0]).all()
 
 
 # --- random numbers of one's own -----------------------------------------------------
@@ -364,12 +393,12 @@ def test_with_a_generator_each_answers_do_not_depend_on_what_is_answered_beside_
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     batch = encode(student, birds)
-    settings = dict(copies=2, max_new_tokens=8, temperature=1.0)
+    settings = dict(num_generations=2, max_new_tokens=8, temperature=1.0)
 
     def said(rows, *seeds):
         return generation.generate(
             student.model, student.processor, batch.rows(rows), generator=dice(*seeds), **settings
-        ).texts
+        ).completions
 
     together = said(range(4), 0, 1, 2, 3)
     assert together == [t for g in range(4) for t in said([g], g)]
@@ -379,5 +408,5 @@ def test_with_a_generator_each_answers_do_not_depend_on_what_is_answered_beside_
 @pytest.mark.parametrize("chance, token", [(0.0, 1), (0.49, 1), (0.51, 3), (0.9999999, 3)])
 def test_a_number_falls_on_a_token_and_never_on_one_without_chances(chance, token):
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
-    assert generation._pick(logits, 1.0, 1.0, torch.tensor([chance])).tolist() == [token]
-    assert generation._pick(logits, 1.0, 0.4, torch.tensor([chance])).tolist() in ([1], [3])
+    assert generation.pick_tokens(logits, 1.0, 1.0, torch.tensor([chance])).tolist() == [token]
+    assert generation.pick_tokens(logits, 1.0, 0.4, torch.tensor([chance])).tolist() in ([1], [3])

@@ -11,7 +11,7 @@ from tiny_tapo import TINY, make_trainer, stir, weights
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaConfig
 from trl import SFTConfig
 
-from finer1_lite import generation, models, prompts
+from finer1_lite import generation, logprobs, models, prompts
 from finer1_lite.evals import examine
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
@@ -45,7 +45,9 @@ def test_each_family_loads_from_a_folder(name, quantize, tmp_path, birds):
     found = {n.split(".lora_")[0] for n, p in adapted.model.named_parameters() if p.requires_grad}
     assert len(found) == 7 * layers and all("language_model" in n for n in found)
     batch = generation.encode_prompts(adapted.model, adapted.processor, *asked(birds, 2))
-    assert generation.generate(adapted.model, adapted.processor, batch, max_new_tokens=3).texts
+    assert generation.generate(
+        adapted.model, adapted.processor, batch, max_new_tokens=3
+    ).completions
 
 
 @pytest.mark.parametrize(
@@ -123,16 +125,20 @@ def seen(student, birds):
     out = generation.generate(student.model, student.processor, batch, max_new_tokens=4)
     inputs = plain_inputs(student, questions, pictures)
     more = {
-        "input_ids": out.tokens,
-        "attention_mask": out.mask,
-        "mm_token_type_ids": torch.zeros_like(out.tokens),
+        "input_ids": out.completion_ids,
+        "attention_mask": out.completion_mask,
+        "mm_token_type_ids": torch.zeros_like(out.completion_ids),
     }
     inputs |= {k: torch.cat([inputs[k], v], 1) for k, v in more.items()}
     with torch.no_grad():
-        ours = generation.log_probs(student.model, batch, out.tokens, out.mask, [0, 1])
-        theirs = student.model(**inputs).logits[:, -out.tokens.shape[1] - 1 : -1].log_softmax(-1)
-    theirs = theirs.gather(-1, out.tokens[..., None])[..., 0] * out.mask
-    return torch.cat(batch.features), ours, theirs
+        ours = logprobs.log_probs(
+            student.model, batch, out.completion_ids, out.completion_mask, [0, 1]
+        )
+        theirs = (
+            student.model(**inputs).logits[:, -out.completion_ids.shape[1] - 1 : -1].log_softmax(-1)
+        )
+    theirs = theirs.gather(-1, out.completion_ids[..., None])[..., 0] * out.completion_mask
+    return torch.cat(batch.image_features), ours, theirs
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -199,7 +205,9 @@ def test_an_adapter_is_examined_at_the_pixels_it_was_trained_at(birds, tmp_path,
     picture = [birds.test[0].image().resize((200, 200))]
     counts = [
         len(
-            generation.encode_prompts(s.model, s.processor, [prompts.DESCRIBE], picture).features[0]
+            generation.encode_prompts(
+                s.model, s.processor, [prompts.DESCRIBE], picture
+            ).image_features[0]
         )
         for s in (adapted, student, examine.load(str(base), job))
     ]

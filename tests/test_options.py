@@ -21,7 +21,7 @@ from tiny_tapo import (
     update,
 )
 
-from finer1_lite import generation, losses, models, rewards
+from finer1_lite import generation, logprobs, losses, models, rewards
 from finer1_lite.generation import Rollouts, Student
 from finer1_lite.species import Photo
 from finer1_lite.triplets import draw_triplets
@@ -71,16 +71,16 @@ def reached(trainer, monkeypatch, term: str) -> set[str]:
 
     Asserts on the way that it is all of their answers' tokens or none, and no padding.
     """
-    calls, real = [], generation.score
+    calls, real = [], logprobs.score
 
     def spy(model, batch, tokens, mask, which, *rest, **more):
         out = real(model, batch, tokens, mask, which, *rest, **more)
         if out.logps.requires_grad:
             out.logps.retain_grad()
-        calls.append(([batch.features[p] for p in which], mask.bool(), out.logps))
+        calls.append(([batch.image_features[p] for p in which], mask.bool(), out.logps))
         return out
 
-    monkeypatch.setattr(generation, "score", spy)
+    monkeypatch.setattr(logprobs, "score", spy)
     change(trainer, **weights_of(term))
     trainer.model.eval()
     trainer.batch = trainer.prepare()
@@ -105,7 +105,7 @@ def names_of(trainer) -> dict[bytes, str]:
             batch = generation.encode_prompts(
                 trainer.model, trainer.student.processor, [trainer.asked], [image]
             )
-            found[batch.features[0].numpy().tobytes()] = name
+            found[batch.image_features[0].numpy().tobytes()] = name
     return found
 
 
@@ -194,7 +194,9 @@ def test_annealing_lowers_gamma_step_by_step(trainer, monkeypatch):
 def true_entropies(trainer, on) -> torch.Tensor:
     """Of the whole vocabulary at each token, from a plain forward pass. (B, T)"""
     core, b = generation.core_of(trainer.model), trainer.batch
-    hidden = generation._recomputed(core, b.pictures, b.tokens, b.mask, torch.tensor(on))
+    hidden = logprobs.recomputed_hidden(
+        core, b.pictures, b.completion_ids, b.completion_mask, torch.tensor(on)
+    )
     logps = core.lm_head(hidden).log_softmax(-1)
     return -(logps.exp() * logps).sum(-1)
 
@@ -207,7 +209,7 @@ def test_full_entropy_is_that_of_the_vocabulary_and_so_is_its_gradient(trainer, 
     trainer.batch.advantages *= 0
     trainer.model.zero_grad()
     sums, ours = trainer._update(0), gathered(trainer.model)
-    mask = trainer.batch.mask
+    mask = trainer.batch.completion_mask
     own, other = (
         (true_entropies(trainer, on) * mask).sum() / mask.sum()
         for on in (trainer.batch.own, trainer.batch.negative)
@@ -252,25 +254,25 @@ def test_long_answers_earn_less_the_nearer_they_come_to_the_limit(trainer):
 
 def test_masked_answers_weigh_in_the_baseline_and_not_in_the_loss(trainer):
     cut = torch.tensor([False, True, False, False])
-    trainer.kept = [replace(g, cut=cut) for g in trainer.kept]
+    trainer.kept = [replace(g, truncated=cut) for g in trainer.kept]
     change(trainer, **weights_of("policy"))
     whole = trainer.prepare()
     change(trainer, mask_cut=True)
     sums, gradient = update(trainer)
     assert torch.equal(trainer.batch.advantages, whole.advantages)
     kept = ~torch.cat([cut, cut])
-    assert torch.equal(trainer.batch.mask, whole.mask * kept[:, None])
+    assert torch.equal(trainer.batch.completion_mask, whole.completion_mask * kept[:, None])
     rows = replace(  # the same, with the cut answers taken out by hand
         whole,
-        tokens=whole.tokens[kept],
-        mask=whole.mask[kept],
+        completion_ids=whole.completion_ids[kept],
+        completion_mask=whole.completion_mask[kept],
         right=whole.right[kept],
         advantages=whole.advantages[kept],
         own=list(itertools.compress(whole.own, kept)),
         negative=list(itertools.compress(whole.negative, kept)),
     )
     trainer.model.zero_grad()
-    loss = trainer._loss(rows, rows.mask.sum(), 0.0)
+    loss = trainer._loss(rows, rows.completion_mask.sum(), 0.0)
     loss.total.backward()
     assert sums["total"] == pytest.approx(loss.total.item(), abs=1e-6)
     torch.testing.assert_close(gradient, gathered(trainer.model), rtol=1e-4, atol=1e-5)
@@ -280,7 +282,7 @@ def test_a_step_whose_answers_were_all_cut_is_skipped(fresh, birds, spread, tmp_
     """A gradient of zeros would still let the optimiser's momentum move the weights."""
     trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__mask_cut=True))
     trainer.training_step(trainer.model, {"step": 0})
-    assert all(g.cut.all() for g in trainer.kept)
+    assert all(g.truncated.all() for g in trainer.kept)
     assert trainer.metrics["skipped"] == 1 and trainer.metrics["cut"] == 1
     assert all(p.grad is None for p in adapters(trainer.model))
 
@@ -296,7 +298,7 @@ def test_any_ratio_of_anchor_and_positive_rollouts(fresh, birds, spread, tmp_pat
     trainer = make_trainer(fresh, birds, tmp_path, preset)
     assert gradients(trainer).abs().max() > 0
     (group,) = trainer.kept
-    assert len(group.texts) == n + m == len(trainer.batch.tokens)
+    assert len(group.completions) == n + m == len(trainer.batch.completion_ids)
     assert trainer.batch.own.tolist() == [0] * n + [1] * m
     assert trainer.batch.negative.tolist() == [1 + (m > 0)] * (n + m)
 
@@ -332,17 +334,17 @@ def test_three_pictures_of_any_size_have_as_many_tokens_as_features(
     for step in range(4):
         assert gradients(trainer, step).isfinite().all()
         pictures = trainer.batch.pictures
-        counts = [len(features) for features in pictures.features]
-        assert pictures.types.sum(-1).tolist() == counts
+        counts = [len(features) for features in pictures.image_features]
+        assert pictures.mm_token_type_ids.sum(-1).tolist() == counts
         image_pad = fresh.processor.image_token_id
-        assert (pictures.ids == image_pad).sum(-1).tolist() == counts
+        assert (pictures.input_ids == image_pad).sum(-1).tolist() == counts
         sizes |= {tuple(counts[:3]), tuple(counts[3:])}
     assert any(len(set(three)) == 3 for three in sizes)  # three sizes in one group
 
 
 def test_a_student_that_wants_to_say_vision_tokens_cannot(fresh, birds, tmp_path):
     """Nor padding: with one of them in an answer, no picture could be scored with it."""
-    banned = generation.banned_tokens(fresh.processor)
+    banned = generation.suppress_tokens(fresh.processor)
 
     def pushed(module, args, logits):
         logits[..., banned] += 1e4
@@ -353,14 +355,16 @@ def test_a_student_that_wants_to_say_vision_tokens_cannot(fresh, birds, tmp_path
     groups = trainer.answer(draw_triplets(birds, 2, 0, 0), torch.Generator().manual_seed(0))
     hook.remove()
     for group in groups:
-        assert not torch.isin(group.tokens[group.mask.bool()], torch.tensor(banned)).any()
+        assert not torch.isin(
+            group.completion_ids[group.completion_mask.bool()], torch.tensor(banned)
+        ).any()
 
 
 def test_the_settings_that_turn_the_negative_off_leave_its_picture_unread(trainer):
     def pictures_of_a_group(**settings):
         change(trainer, **settings)
         trainer.collect(0)
-        return len((trainer.kept + trainer.dropped)[0].pictures.features)
+        return len((trainer.kept + trainer.dropped)[0].pictures.image_features)
 
     off = {k.removeprefix("tapo__"): v for k, v in OFF.items()}
     assert pictures_of_a_group(**off) == 2  # anchor and positive

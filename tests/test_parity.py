@@ -20,7 +20,7 @@ from tiny_tapo import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from finer1_lite import generation, models, prompts, rewards
+from finer1_lite import generation, logprobs, models, prompts, rewards
 from finer1_lite.generation import Student
 
 ALL_ON = dict(
@@ -89,7 +89,7 @@ def trl_trainer(trainer, folder, parts: int) -> GRPOTrainer:
 def trl_rows(trainer, rows: slice, old: torch.Tensor) -> dict:
     """Some answers of the trainer's groups, as TRL lays them out: a picture each row."""
     processor, batch = trainer.student.processor, trainer.batch
-    pictures = [g.triplet.anchor.image() for g in trainer.kept for _ in g.texts][rows]
+    pictures = [g.triplet.anchor.image() for g in trainer.kept for _ in g.completions][rows]
     chat = prompts.messages(trainer.asked)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     seen = processor(
@@ -100,19 +100,19 @@ def trl_rows(trainer, rows: slice, old: torch.Tensor) -> dict:
         return_tensors="pt",
         return_mm_token_type_ids=True,
     )
-    types = [seen["mm_token_type_ids"], torch.zeros_like(batch.tokens[rows])]
+    types = [seen["mm_token_type_ids"], torch.zeros_like(batch.completion_ids[rows])]
     return {
         "prompt_ids": seen["input_ids"],
         "prompt_mask": seen["attention_mask"],
-        "completion_ids": batch.tokens[rows],
-        "completion_mask": batch.mask[rows],
+        "completion_ids": batch.completion_ids[rows],
+        "completion_mask": batch.completion_mask[rows],
         "pixel_values": seen["pixel_values"],
         "image_grid_thw": seen["image_grid_thw"],
         "mm_token_type_ids": torch.cat(types, 1),
         "num_images": [1] * len(pictures),
         "advantages": batch.advantages[rows],
         "old_per_token_logps": old[rows],
-        "num_items_in_batch": batch.mask.sum(),  # of the whole step, in each micro-batch
+        "num_items_in_batch": batch.completion_mask.sum(),  # of the whole step, in each micro-batch
     }
 
 
@@ -150,7 +150,7 @@ def test_without_the_extras_loss_and_gradient_are_those_of_trl(dapo, tmp_path, p
 def scored(trainer, batch, tokens, mask, which) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (B, T), and the gradient of a weighted sum of them."""
     trainer.model.zero_grad()
-    logps = generation.log_probs(trainer.model, batch, tokens, mask, which)
+    logps = logprobs.log_probs(trainer.model, batch, tokens, mask, which)
     (logps * torch.arange(1, 1 + tokens.shape[1]) * mask).sum().backward()
     return logps.detach(), gathered(trainer.model)
 
@@ -198,9 +198,9 @@ def test_a_shared_prompt_scores_and_learns_as_a_row_of_its_own(dapo, answers, mo
     dapo.model.eval()
     shared, gradient = scored(dapo, batch, tokens, mask, which)
     with torch.no_grad():
-        without = generation.log_probs(dapo.model, batch, tokens, mask, which)
+        without = logprobs.log_probs(dapo.model, batch, tokens, mask, which)
     assert torch.equal(without, shared)
-    monkeypatch.setattr(generation, "_shared", generation._recomputed)
+    monkeypatch.setattr(logprobs, "shared_hidden", logprobs.recomputed_hidden)
     again, whole = scored(dapo, batch, tokens, mask, which)
     torch.testing.assert_close(shared, again, rtol=0, atol=1e-5)
     torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-4)
@@ -209,8 +209,8 @@ def test_a_shared_prompt_scores_and_learns_as_a_row_of_its_own(dapo, answers, mo
 def test_answers_of_one_token_are_scored_by_the_prompt_alone(dapo, answers):
     *_, batch, tokens, mask = answers
     with torch.no_grad():
-        whole = generation.log_probs(dapo.model, batch, tokens, mask, WHICH)
-        first = generation.log_probs(dapo.model, batch, tokens[:, :1], mask[:, :1], WHICH)
+        whole = logprobs.log_probs(dapo.model, batch, tokens, mask, WHICH)
+        first = logprobs.log_probs(dapo.model, batch, tokens[:, :1], mask[:, :1], WHICH)
     torch.testing.assert_close(first, whole[:, :1], rtol=0, atol=1e-5)
 
 

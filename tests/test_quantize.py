@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_tapo import TINY, every_other, make_trainer, weights
 
-from finer1_lite import generation, models, rewards
+from finer1_lite import generation, logprobs, models, rewards
 
 bnb = pytest.importorskip("bitsandbytes")
 NF4 = TINY.with_(quantize="nf4")
@@ -43,7 +43,7 @@ def test_its_log_probs_are_near_those_of_the_plain_student(quantized, student, b
         tokens = torch.arange(300, 308)[None]
         with torch.no_grad():
             scores.append(
-                generation.log_probs(one.model, batch, tokens, torch.ones_like(tokens), [0])
+                logprobs.log_probs(one.model, batch, tokens, torch.ones_like(tokens), [0])
             )
     gap = (scores[0] - scores[1]).abs().max()
     assert 0 < gap < 0.5  # rounded to 4 bits: near, but not the same
@@ -76,7 +76,9 @@ def test_a_saved_adapter_is_put_on_four_bits_again(quantized, folder, birds, tmp
         batch = generation.encode_prompts(
             one.model, one.processor, ["Describe the bird."], [birds.test[0].image()]
         )
-        said.append(generation.generate(one.model, one.processor, batch, max_new_tokens=8).texts)
+        said.append(
+            generation.generate(one.model, one.processor, batch, max_new_tokens=8).completions
+        )
     assert said[0] == said[1]
 
 
@@ -94,7 +96,9 @@ def test_gradients_flow_through_four_bit_layers_after_rollouts(quantized, birds)
     )
     adapted.model.eval()
     out = generation.generate(adapted.model, adapted.processor, batch, max_new_tokens=4)
-    generation.log_probs(adapted.model, batch, out.tokens, out.mask, [0]).sum().backward()
+    logprobs.log_probs(
+        adapted.model, batch, out.completion_ids, out.completion_mask, [0]
+    ).sum().backward()
     got = {n: p.grad for n, p in adapted.model.named_parameters() if "lora_B" in n}
     plain = []
     for name, module in adapted.model.named_modules():
@@ -107,7 +111,9 @@ def test_gradients_flow_through_four_bit_layers_after_rollouts(quantized, birds)
         parent, _, leaf = name.rpartition(".")
         setattr(adapted.model.get_submodule(parent), leaf, linear)
     adapted.model.zero_grad()
-    generation.log_probs(adapted.model, batch, out.tokens, out.mask, [0]).sum().backward()
+    logprobs.log_probs(
+        adapted.model, batch, out.completion_ids, out.completion_mask, [0]
+    ).sum().backward()
     for name, weight in adapted.model.named_parameters():
         if name in got:
             torch.testing.assert_close(got[name], weight.grad, rtol=1e-3, atol=1e-4)

@@ -58,10 +58,10 @@ def test_every_recipe_trains_by_the_same_trainer(name, fresh, birds, spread, tmp
     assert gradients(trainer).abs().max() > 0
     anchors, positives, pictures, question = ROWS[name]
     assert trainer.asked == prompts.question(question, "bird")
-    assert len(trainer.batch.pictures.features) == 2 * (pictures + (positives > 0))
+    assert len(trainer.batch.pictures.image_features) == 2 * (pictures + (positives > 0))
     for group in trainer.kept:
         t = group.triplet
-        assert len(group.texts) == anchors + positives == 4
+        assert len(group.completions) == anchors + positives == 4
         assert t.positive.id.endswith("#distorted") == (name == "noisy_rollout")
         assert t.negative.id.endswith("#masked") == (name == "papo")
     pushed = trainer.metrics["inter_class_kl"] > 0

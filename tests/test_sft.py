@@ -90,7 +90,7 @@ def test_the_question_is_the_one_that_evaluation_asks(trained, student, few):
     image = [few.train[0].image()]
     asked = generation.encode_prompts(
         student.model, student.processor, [prompts.question("think", "bird")], image
-    ).ids[0]
+    ).input_ids[0]
     ids, labels = batches[0]["input_ids"][0], batches[0]["labels"][0]
     start = int((labels != -100).nonzero()[0])
     assert ids[start - len(asked) : start].tolist() == asked.tolist()

@@ -23,7 +23,7 @@ from tiny_tapo import (
 )
 from transformers import TrainerCallback
 
-from finer1_lite import advantages, evaluate, generation, models, rewards
+from finer1_lite import advantages, evaluate, generation, logprobs, models, rewards
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets
 
@@ -37,14 +37,14 @@ def all_wrong(completions, *_):
 @pytest.fixture
 def scored(monkeypatch):
     """Every call of `score`: the pictures' features of each row, and what came out."""
-    calls, real = [], generation.score
+    calls, real = [], logprobs.score
 
     def spy(model, batch, tokens, mask, which, temperature=1.0, entropy=False):
         out = real(model, batch, tokens, mask, which, temperature, entropy)
-        calls.append(([batch.features[p] for p in which], out.logps))
+        calls.append(([batch.image_features[p] for p in which], out.logps))
         return out
 
-    monkeypatch.setattr(generation, "score", spy)
+    monkeypatch.setattr(logprobs, "score", spy)
     return calls
 
 
@@ -95,12 +95,12 @@ def test_the_step_favours_rewarded_answers(fresh, birds, spread, tmp_path):
     trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(**OFF))
     gradients(trainer)
     batch, own, _ = trainer._pictures()
-    tokens = torch.cat([g.tokens for g in trainer.kept])
-    mask = torch.cat([g.mask for g in trainer.kept])
+    tokens = torch.cat([g.completion_ids for g in trainer.kept])
+    mask = torch.cat([g.completion_mask for g in trainer.kept])
 
     def likelihood():
         with torch.no_grad():
-            scores = generation.log_probs(trainer.model, batch, tokens, mask, own)
+            scores = logprobs.log_probs(trainer.model, batch, tokens, mask, own)
         return (scores * mask).sum(-1)
 
     before = likelihood()
@@ -207,12 +207,12 @@ def test_a_group_holds_the_anchors_answers_first(fresh, birds, tmp_path):
         trainer.model,
         fresh.processor,
         generation.encode_prompts(trainer.model, fresh.processor, [trainer.asked] * 4, pictures),
-        copies=[3, 1, 3, 1],
+        num_generations=[3, 1, 3, 1],
         temperature=1.0,
         max_new_tokens=8,
         generator=torch.Generator().manual_seed(1),
-    ).texts
-    assert [g.texts for g in groups] == [texts[:4], texts[4:]]
+    ).completions
+    assert [g.completions for g in groups] == [texts[:4], texts[4:]]
     assert [g.triplet for g in groups] == triplets and len(set(texts)) == 8
 
 
@@ -226,7 +226,7 @@ def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypa
 
     def speak(*args, **settings):
         out = real(*args, **settings)
-        out.texts = said * 2
+        out.completions = said * 2
         return out
 
     monkeypatch.setattr(generation, "generate", speak)
@@ -252,7 +252,7 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
 
     def speak(*args, **settings):
         out = real(*args, **settings)
-        out.texts = [text] * 8
+        out.completions = [text] * 8
         return out
 
     monkeypatch.setattr(generation, "generate", speak)
@@ -293,7 +293,9 @@ def test_a_positives_answers_are_scored_on_the_chosen_picture(
     for g, group in enumerate(trainer.kept):
         t = group.triplet
         images = [t.anchor.image(), t.positive.image(), t.negative.image()]
-        seen = generation.encode_prompts(trainer.model, fresh.processor, ["x"] * 3, images).features
+        seen = generation.encode_prompts(
+            trainer.model, fresh.processor, ["x"] * 3, images
+        ).image_features
         expected = [0, 0, 1, 1] if scored_on == "own" else [0, 0, 0, 0]
         for row in range(4):
             torch.testing.assert_close(own[4 * g + row], seen[expected[row]])

@@ -133,6 +133,6 @@ def test_a_step_is_a_function_of_its_number(student, birds, spread, tmp_path):
         trainer = make_trainer(mine, birds, tmp_path)
         torch.manual_seed(len(found))  # the global generator plays no part
         gradient = gradients(trainer, step=5)
-        found.append((gradient, [g.texts for g in trainer.kept], trainer.metrics["policy"]))
+        found.append((gradient, [g.completions for g in trainer.kept], trainer.metrics["policy"]))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
     assert not torch.equal(gradients(trainer, step=6), found[0][0])

@@ -139,33 +139,33 @@ def answers(
         batch = generation.encode_prompts(
             student.model, student.processor, questions[part], images[part] if images else None
         )
-        begun = list(started[part]) if started else [""] * len(batch.ids)
+        begun = list(started[part]) if started else [""] * len(batch.input_ids)
         if started:
             batch = continue_with(batch, begun, student.processor.tokenizer)
         out = generation.generate(
             student.model, student.processor, batch, max_new_tokens=max_new_tokens
         )
-        told += [start + text for start, text in zip(begun, out.texts)]
+        told += [start + text for start, text in zip(begun, out.completions)]
     return told
 
 
 def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer) -> PromptBatch:
     """The prompts with the beginning of an answer behind each, padded on the left again."""
     rows = []
-    last = batch.places.amax((0, 2))  # (P,)
+    last = batch.position_ids.amax((0, 2))  # (P,)
     for p, text in enumerate(begun):
         more = torch.tensor(
             tokenizer.encode(text, add_special_tokens=False),
             dtype=torch.long,
-            device=batch.ids.device,
+            device=batch.input_ids.device,
         )
-        keep = batch.mask[p].bool()
+        keep = batch.attention_mask[p].bool()
         ahead = last[p] + 1 + torch.arange(len(more), device=more.device)
         rows.append(
             (
-                torch.cat([batch.ids[p][keep], more]),
-                torch.cat([batch.types[p][keep], torch.zeros_like(more)]),
-                torch.cat([batch.places[:, p][:, keep], ahead.expand(3, -1)], 1),
+                torch.cat([batch.input_ids[p][keep], more]),
+                torch.cat([batch.mm_token_type_ids[p][keep], torch.zeros_like(more)]),
+                torch.cat([batch.position_ids[:, p][:, keep], ahead.expand(3, -1)], 1),
             )
         )
     length = max(len(ids) for ids, _, _ in rows)
@@ -174,11 +174,11 @@ def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer) -> Prompt
         return torch.nn.functional.pad(values, (length - values.shape[-1], 0), value=fill)
 
     return PromptBatch(
-        ids=torch.stack([pad(ids, tokenizer.pad_token_id) for ids, _, _ in rows]),
-        mask=torch.stack([pad(torch.ones_like(ids), 0) for ids, _, _ in rows]),
-        types=torch.stack([pad(types, 0) for _, types, _ in rows]),
-        places=torch.stack([pad(places, 0) for *_, places in rows], 1),
-        features=batch.features,
+        input_ids=torch.stack([pad(ids, tokenizer.pad_token_id) for ids, _, _ in rows]),
+        attention_mask=torch.stack([pad(torch.ones_like(ids), 0) for ids, _, _ in rows]),
+        mm_token_type_ids=torch.stack([pad(types, 0) for _, types, _ in rows]),
+        position_ids=torch.stack([pad(places, 0) for *_, places in rows], 1),
+        image_features=batch.image_features,
     )
 
 

@@ -129,13 +129,13 @@ def lite0_features() -> Features:
 
 def tower_features(student: Student) -> Features:
     """The student's own vision tower: the mean of its visual tokens. (N, width)"""
-    from finer1_lite.generation import picture_features
+    from finer1_lite.generation import image_features
 
     @torch.no_grad()
     def features(images):
         made = student.processor.image_processor(list(images), return_tensors="pt")
         made = made.to(student.device)
-        found = picture_features(student.model, made["pixel_values"], made["image_grid_thw"])
+        found = image_features(student.model, made["pixel_values"], made["image_grid_thw"])
         return unit(np.stack([f.float().mean(0).cpu().numpy() for f in found]))
 
     return features

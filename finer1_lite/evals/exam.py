@@ -246,7 +246,7 @@ def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]
             student.model,
             student.processor,
             batch,
-            copies=block.samples,
+            num_generations=block.samples,
             max_new_tokens=max_new_tokens,
             generator=generator,
             temperature=1.0 if block.samples > 1 else 0.0,
@@ -255,12 +255,12 @@ def _answer(student, exam, block, model, part, at, max_new_tokens) -> list[dict]
     for i, one in enumerate(part):
         for sample in range(block.samples):
             row = good.index(i) * block.samples + sample if i in good else None
-            text = "" if row is None else out.texts[row]
+            text = "" if row is None else out.completions[row]
             record = record_of(exam, block, model, one, text, sample)
             if row is None:
                 record |= {"problem": images[i], "tokens": 0, "cut": False}
             else:
-                record |= {"tokens": int(out.lengths[row]), "cut": bool(out.cut[row])}
+                record |= {"tokens": int(out.lengths[row]), "cut": bool(out.truncated[row])}
             records.append(record)
     return records
 

@@ -49,7 +49,7 @@ def probe(student: Student, world: paperbirds.World, per_species: int = 4) -> di
 
 def _told(student, questions, images=None, max_new_tokens: int = 40) -> list[str]:
     parts = ask(student, questions, images, max_new_tokens=max_new_tokens)
-    return [text for part in parts for text in part.texts]
+    return [text for part in parts for text in part.completions]
 
 
 def _share(texts, labels, world) -> float:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finer1_lite import generation, losses, prompts
+from finer1_lite import generation, logprobs, losses, prompts
 
 if TYPE_CHECKING:
     from finer1_lite.generation import Student
@@ -35,11 +35,13 @@ def overflow(student: Student, tokens: int = 8) -> str:
     """
     model, processor = student.model, student.processor
     batch = generation.encode_prompts(model, processor, [prompts.DESCRIBE], _pictures()[:1])
-    if not all(torch.isfinite(f).all() for f in batch.features):
+    if not all(torch.isfinite(f).all() for f in batch.image_features):
         return "the features of a picture are not finite"
     out = generation.generate(model, processor, batch, max_new_tokens=tokens)
     with torch.no_grad():  # the entropy reads every logit
-        scores = generation.score(model, batch, out.tokens, out.mask, [0], entropy=True)
+        scores = logprobs.score(
+            model, batch, out.completion_ids, out.completion_mask, [0], entropy=True
+        )
     finite = torch.isfinite(scores.logps).all() and torch.isfinite(scores.entropies).all()
     return "" if finite else f"the logits of an answer of {tokens} tokens are not finite"
 
@@ -149,11 +151,11 @@ class _Case:
             generation.tokenise(student.model, student.processor, questions, pictures),
         )
         ids = tok(ANSWER, add_special_tokens=False).input_ids + [tok.eos_token_id]
-        self.tokens = torch.tensor([ids] * len(pictures), device=self.batch.ids.device)
+        self.tokens = torch.tensor([ids] * len(pictures), device=self.batch.input_ids.device)
         self.mask = torch.ones_like(self.tokens)
 
     def score(self, model, on: list[int]) -> Tensor:
-        return generation.log_probs(model, self.batch, self.tokens, self.mask, on)
+        return logprobs.log_probs(model, self.batch, self.tokens, self.mask, on)
 
     def hidden(self, core) -> Tensor:
         return core.get_input_embeddings()(self.tokens[:1, :1])

@@ -17,7 +17,7 @@ from datasets import Dataset, Features, Image, List, Value
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from finer1_lite import generation, models, paperbirds, prompts, rewards, triplets
+from finer1_lite import generation, logprobs, models, paperbirds, prompts, rewards, triplets
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection, Photo
@@ -223,7 +223,7 @@ class Meter(TrainerCallback):
         core.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
         tok = student.processor.tokenizer
         ends = {tok.eos_token_id, *_listed(core.generation_config.eos_token_id)}
-        never = sorted(ends.union(generation.banned_tokens(student.processor)))
+        never = sorted(ends.union(generation.suppress_tokens(student.processor)))
 
         def suppress(module, args, logits):
             if not torch.is_grad_enabled():
@@ -344,5 +344,5 @@ def _learn(head, hidden, tokens, naive: bool) -> None:
     if naive:
         logps = head(hidden).float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
     else:
-        logps, _ = generation.token_scores(head, hidden, tokens)
+        logps, _ = logprobs.token_scores(head, hidden, tokens)
     logps.sum().backward()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finer1_lite import generation
+from finer1_lite import generation, logprobs
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 
@@ -98,8 +98,8 @@ class Sizes:
         return rows * queries * self.inner * (self.number + FLOAT)
 
     def logits_at_once(self, tokens: int) -> int:
-        """Logits of one chunk of `generation.token_scores`, in float32."""
-        chunk = max(1, generation.LOGITS_AT_ONCE // self.vocabulary)
+        """Logits of one chunk of `logprobs.token_scores`, in float32."""
+        chunk = max(1, logprobs.LOGITS_AT_ONCE // self.vocabulary)
         return min(tokens, chunk) * self.vocabulary * FLOAT
 
     def sampling(self, rows: int, top_p: float = 1.0) -> int:

@@ -86,20 +86,28 @@ def test_an_answer_goes_on_exactly_where_it_was_cut(student, few):
     batch = generation.encode_prompts(student.model, student.processor, asked, images)
     whole = generation.generate(student.model, student.processor, batch, max_new_tokens=8)
     kept = [2, 5, 0]
-    begun = [student.processor.tokenizer.decode(row[:n]) for row, n in zip(whole.tokens, kept)]
+    begun = [
+        student.processor.tokenizer.decode(row[:n]) for row, n in zip(whole.completion_ids, kept)
+    ]
     again = [student.processor.tokenizer.encode(text, add_special_tokens=False) for text in begun]
-    same = [ids == row[:n].tolist() for ids, row, n in zip(again, whole.tokens, kept)]
+    same = [ids == row[:n].tolist() for ids, row, n in zip(again, whole.completion_ids, kept)]
     more = analysis.continue_with(batch, begun, student.processor.tokenizer)
     for p, (ids, n) in enumerate(zip(again, kept)):
-        real = more.mask[p].bool()
-        assert more.ids[p][real].tolist() == batch.ids[p][batch.mask[p].bool()].tolist() + ids
-        places = more.places[:, p][:, real]
+        real = more.attention_mask[p].bool()
+        assert (
+            more.input_ids[p][real].tolist()
+            == batch.input_ids[p][batch.attention_mask[p].bool()].tolist() + ids
+        )
+        places = more.position_ids[:, p][:, real]
         assert (places[:, len(places[0]) - len(ids) :].diff() == 1).all()
     out = generation.generate(student.model, student.processor, more, max_new_tokens=3)
     for p, n in enumerate(kept):
         if same[p]:
             length = min(3, 8 - n)
-            assert out.tokens[p, :length].tolist() == whole.tokens[p, n : n + length].tolist()
+            assert (
+                out.completion_ids[p, :length].tolist()
+                == whole.completion_ids[p, n : n + length].tolist()
+            )
     assert any(same)
 
 

@@ -158,16 +158,16 @@ def test_an_endless_model_is_cut_and_counted(student, five, tmp_path, monkeypatc
     """A student that never ends its turn: the limit ends it, the record says so."""
     tokenizer = student.processor.tokenizer
     word = tokenizer.encode("wren")[0]
-    monkeypatch.setattr(generation, "_pick", lambda logits, *_: logits.argmax(-1) * 0 + word)
+    monkeypatch.setattr(generation, "pick_tokens", lambda logits, *_: logits.argmax(-1) * 0 + word)
     found = rows_of(answer(student, five, OPEN, tmp_path, limit=7))
     assert all(r["cut"] and r["tokens"] == 7 and r["named"] is None for r in found)
 
 
 def test_a_batch_of_hostile_answers_becomes_records(student, five, tmp_path, monkeypatch):
-    def generate(model, processor, batch, *, copies, **_):
+    def generate(model, processor, batch, *, num_generations, **_):
         import torch
 
-        texts = (list(HOSTILE.values()) * 9)[: len(batch.ids) * copies]
+        texts = (list(HOSTILE.values()) * 9)[: len(batch.input_ids) * num_generations]
         ones = torch.ones(len(texts), 1, dtype=torch.long)
         return Rollouts(ones, ones, texts, torch.ones(len(texts), dtype=torch.bool))
 

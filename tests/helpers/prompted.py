@@ -17,7 +17,7 @@ def asked(birds, count: int, sizes=SIZES):
 
 
 def sample(student, batch, **settings):
-    settings = dict(copies=2, max_new_tokens=8, temperature=1.0) | settings
+    settings = dict(num_generations=2, max_new_tokens=8, temperature=1.0) | settings
     return generation.generate(
         student.model,
         student.processor,

@@ -67,8 +67,8 @@ def stir(model) -> None:
 def shorten(groups) -> None:
     """Answers of different lengths, as trained students give them."""
     for g in groups:
-        for row in range(len(g.mask)):
-            g.mask[row, 2 * row + 1 :] = 0
+        for row in range(len(g.completion_mask)):
+            g.completion_mask[row, 2 * row + 1 :] = 0
 
 
 def gradients(trainer, step=0) -> torch.Tensor:

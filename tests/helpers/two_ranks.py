@@ -15,7 +15,7 @@ from killed import Killed
 from tiny_tapo import TINY
 from transformers import TrainerCallback
 
-from finer1_lite import cot, generation, models, paperbirds, rewards, sft
+from finer1_lite import cot, logprobs, models, paperbirds, rewards, sft
 from finer1_lite.generation import Student
 from finer1_lite.runtime import distributed
 from finer1_lite.species import Collection
@@ -97,7 +97,7 @@ def run(folder: Path, names=tuple(CASES)) -> None:
     for name in names:
         with pytest.MonkeyPatch.context() as patch:
             if name == "memory":
-                patch.setattr(generation, "score", short_of_memory(generation.score))
+                patch.setattr(logprobs, "score", short_of_memory(logprobs.score))
             for kill in (6, 0) if name == "killed" and distributed.world()[1] > 1 else (0,):
                 moment = Moment(kill)
                 patch.setattr(rewards, "accuracy", by_text(moment))

@@ -9,7 +9,7 @@ from killed import KillAt, Killed
 from tiny_tapo import TINY, gradients, make_trainer, stir, weights
 from transformers import TrainerCallback
 
-from finer1_lite import cot, generation, models, sft
+from finer1_lite import cot, generation, logprobs, models, sft
 from finer1_lite.generation import Student
 from finer1_lite.runtime import oom
 from finer1_lite.species import Collection
@@ -34,7 +34,7 @@ def adapted(student) -> Student:
 def scarce(monkeypatch):
     """Memory for so many answers in a scoring pass; for so many prompts to be answered."""
     fits = {"score": 99, "generate": 99}
-    score, generate = generation.score, generation.generate
+    score, generate = logprobs.score, generation.generate
 
     def scoring(model, batch, tokens, *rest, **more):
         out = score(model, batch, tokens, *rest, **more)
@@ -45,11 +45,11 @@ def scarce(monkeypatch):
         return out
 
     def answering(model, processor, batch, **more):
-        if len(batch.ids) > fits["generate"]:
+        if len(batch.input_ids) > fits["generate"]:
             out_of_memory()
         return generate(model, processor, batch, **more)
 
-    monkeypatch.setattr(generation, "score", scoring)
+    monkeypatch.setattr(logprobs, "score", scoring)
     monkeypatch.setattr(generation, "generate", answering)
     return fits
 
@@ -118,7 +118,7 @@ def test_other_errors_are_not_taken_for_it(student, birds, spread, monkeypatch, 
     def broken(*_, **__):
         raise RuntimeError("device-side assert triggered")
 
-    monkeypatch.setattr(generation, "score", broken)
+    monkeypatch.setattr(logprobs, "score", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         trained(student, birds, tmp_path)
 

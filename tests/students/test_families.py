@@ -6,7 +6,7 @@ from families import FAMILIES, tiny
 from prompted import asked, plain_inputs, sample
 from tiny_tapo import TINY, make_trainer, weights
 
-from finer1_lite import generation, models
+from finer1_lite import generation, logprobs, models
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -42,38 +42,44 @@ def test_greedy_answers_are_those_of_the_model_itself(family, birds):
         do_sample=False,
         max_new_tokens=12,
         use_cache=True,
-        suppress_tokens=generation.banned_tokens(family.processor),
+        suppress_tokens=generation.suppress_tokens(family.processor),
     )[:, inputs["input_ids"].shape[1] :]
     batch = encoded(family, birds)
     ours = generation.generate(family.model, family.processor, batch, max_new_tokens=12)
-    assert torch.equal(ours.tokens, theirs)
+    assert torch.equal(ours.completion_ids, theirs)
     assert len({tuple(row) for row in theirs.tolist()}) > 1  # the pictures matter
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_log_probs_are_those_of_the_models_own_forward(own, birds, checkpointing):
     batch = encoded(own, birds)
-    out = sample(own, batch, copies=1)
-    out.mask[1, 3:] = 0
+    out = sample(own, batch, num_generations=1)
+    out.completion_mask[1, 3:] = 0
     if checkpointing:
         own.model.gradient_checkpointing_enable({"use_reentrant": False})
         own.model.train()
-    ours = generation.log_probs(own.model, batch, out.tokens, out.mask, range(4))
+    ours = logprobs.log_probs(own.model, batch, out.completion_ids, out.completion_mask, range(4))
     own.model.eval()
     with torch.no_grad():
-        theirs = full_forward(own, birds, out.tokens, out.mask)
+        theirs = full_forward(own, birds, out.completion_ids, out.completion_mask)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_pictures_travel_with_their_rows(family, birds):
     """Qwen3-VL's features for deeper layers must be cut and joined with the others."""
     batch = encoded(family, birds)
-    out = sample(family, batch, copies=1)
+    out = sample(family, batch, num_generations=1)
     turned = generation.join([batch.rows([3, 1]), batch.rows([0, 2])])
     with torch.no_grad():
-        first = generation.log_probs(family.model, batch, out.tokens, out.mask, range(4))
-        again = generation.log_probs(family.model, turned, out.tokens, out.mask, [2, 1, 3, 0])
-        other = generation.log_probs(family.model, batch, out.tokens, out.mask, [3, 2, 1, 0])
+        first = logprobs.log_probs(
+            family.model, batch, out.completion_ids, out.completion_mask, range(4)
+        )
+        again = logprobs.log_probs(
+            family.model, turned, out.completion_ids, out.completion_mask, [2, 1, 3, 0]
+        )
+        other = logprobs.log_probs(
+            family.model, batch, out.completion_ids, out.completion_mask, [3, 2, 1, 0]
+        )
     torch.testing.assert_close(again, first, rtol=0, atol=1e-5)
     assert (other - first).abs().max() > 1e-3
 
@@ -83,18 +89,18 @@ def test_deepstack_reaches_the_language_layers(birds):
     student = tiny("qwen3_vl")
     batch = encoded(student, birds)
     width = student.model.config.text_config.hidden_size
-    assert {f.shape[1] for f in batch.features} == {3 * width}  # itself and two layers
-    out = sample(student, batch, copies=1)
+    assert {f.shape[1] for f in batch.image_features} == {3 * width}  # itself and two layers
+    out = sample(student, batch, num_generations=1)
     flat = generation.PromptBatch(
-        batch.ids,
-        batch.mask,
-        batch.types,
-        batch.places,
-        tuple(f[:, :width] for f in batch.features),
+        batch.input_ids,
+        batch.attention_mask,
+        batch.mm_token_type_ids,
+        batch.position_ids,
+        tuple(f[:, :width] for f in batch.image_features),
     )
     with torch.no_grad():
         a, b = (
-            generation.log_probs(student.model, x, out.tokens, out.mask, range(4))
+            logprobs.log_probs(student.model, x, out.completion_ids, out.completion_mask, range(4))
             for x in (batch, flat)
         )
     assert (a - b).abs().max() > 1e-3
@@ -108,10 +114,12 @@ def test_gradients_are_those_of_the_models_own_loss(own, birds):
         if "lora_B" in name:
             p.data.normal_(std=0.05, generator=noise)
     batch = encoded(adapted, birds)
-    out, found = sample(adapted, batch, copies=1), []
+    out, found = sample(adapted, batch, num_generations=1), []
     for scored in (
-        lambda: generation.log_probs(adapted.model, batch, out.tokens, out.mask, range(4)),
-        lambda: full_forward(adapted, birds, out.tokens, out.mask),
+        lambda: logprobs.log_probs(
+            adapted.model, batch, out.completion_ids, out.completion_mask, range(4)
+        ),
+        lambda: full_forward(adapted, birds, out.completion_ids, out.completion_mask),
     ):
         adapted.model.zero_grad()
         scored().sum().backward()
@@ -139,7 +147,7 @@ def test_no_token_of_pictures_or_videos_is_ever_sampled(family):
     tok = family.processor.tokenizer
     special = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ids = {getattr(family.model.config, name, None) for name in special} - {None}
-    banned = generation.banned_tokens(family.processor)
+    banned = generation.suppress_tokens(family.processor)
     assert ids <= set(banned)
     assert tok.convert_tokens_to_ids("<|vision_pad|>") in banned
     assert tok.convert_tokens_to_ids("<|video_pad|>") in banned

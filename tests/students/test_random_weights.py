@@ -5,7 +5,7 @@ import torch
 from sized import SIZES, adapted, answers, preset_of, prompts_of
 from tiny_tapo import make_trainer, weights
 
-from finer1_lite import generation, models
+from finer1_lite import generation, logprobs, models
 from finer1_lite.presets import Preset
 from finer1_lite.students import random_weights
 from finer1_lite.tapo import TAPOTrainer
@@ -113,11 +113,11 @@ def test_the_processor_is_saved_and_read_again(tiny, tmp_path):
 def test_it_answers_and_scores_over_the_whole_vocabulary(tiny):
     batch = prompts_of(tiny, 2)
     out = generation.generate(
-        tiny.model, tiny.processor, batch, copies=4, max_new_tokens=16, temperature=1.0
+        tiny.model, tiny.processor, batch, num_generations=4, max_new_tokens=16, temperature=1.0
     )
-    assert out.tokens.max() > 100_000 and len(out.texts) == 8
+    assert out.completion_ids.max() > 100_000 and len(out.completions) == 8
     tokens, mask = answers(4, 6)
-    scores = generation.log_probs(tiny.model, batch, tokens, mask, [0, 0, 1, 1])
+    scores = logprobs.log_probs(tiny.model, batch, tokens, mask, [0, 0, 1, 1])
     assert (scores[:, :5] + 11.9).abs().max() < 2  # log 151,936
 
 

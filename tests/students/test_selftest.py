@@ -8,7 +8,7 @@ import torch
 from families import FAMILIES, tiny
 from tiny_tapo import TINY, stir
 
-from finer1_lite import generation, losses, models
+from finer1_lite import generation, logprobs, losses, models
 from finer1_lite.generation import Student
 from finer1_lite.students import selftest
 from finer1_lite.tapo import train_tapo
@@ -63,9 +63,9 @@ def test_a_card_keeps_within_the_tolerance(name, quantize, tmp_path, monkeypatch
 def test_checkpointing_is_tried_in_both_modes(adapted, monkeypatch):
     adapted.model.gradient_checkpointing_enable({"use_reentrant": False})
     adapted.model.enable_input_require_grads()
-    modes, score = [], generation.score
+    modes, score = [], logprobs.score
     monkeypatch.setattr(
-        generation, "score", lambda m, *a, **k: modes.append(m.training) or score(m, *a, **k)
+        logprobs, "score", lambda m, *a, **k: modes.append(m.training) or score(m, *a, **k)
     )
     assert selftest.problems(adapted) == []
     assert set(modes) == {False, True}

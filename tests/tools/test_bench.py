@@ -155,8 +155,8 @@ def test_every_answer_has_the_longest_length(trained):
     """The end of the turn is never drawn: the same number of tokens for all."""
     for name in ("dapo", "tapo", "tapo, negative_grad"):
         trainer = trained[name][0]
-        assert [g.mask.sum(-1).tolist() for g in trainer.kept] == [[4, 4], [4, 4]]
-        assert all(g.cut.all() for g in trainer.kept)
+        assert [g.completion_mask.sum(-1).tolist() for g in trainer.kept] == [[4, 4], [4, 4]]
+        assert all(g.truncated.all() for g in trainer.kept)
     logged = [row for row in trained["trl dapo"][0].state.log_history if "loss" in row]
     for row in logged:
         assert row["completions/min_length"] == row["completions/max_length"] == 4

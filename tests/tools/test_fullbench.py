@@ -121,7 +121,7 @@ def test_a_prompt_is_counted_as_long_as_it_is(birds):
     asked = prompts.question("think", "bird")
     picture = benchrow.pictures(preset, 112).train[0].image()
     batch = generation.encode_prompts(student.model, student.processor, [asked], [picture])
-    assert load.prompt == batch.ids.shape[1] and load.visual == 16
+    assert load.prompt == batch.input_ids.shape[1] and load.visual == 16
 
 
 def test_without_a_gpu_full_says_so_and_what_runs(caplog):

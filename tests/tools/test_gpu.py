@@ -13,7 +13,7 @@ import torch
 from sized import answers, prompts_of, widened
 from tiny_tapo import weights
 
-from finer1_lite import generation, models
+from finer1_lite import logprobs, models
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.tapo import train_tapo
 from finer1_lite.tools import benchrow, fullbench, memory, plan
@@ -110,7 +110,7 @@ def test_gradients_reach_every_adapter_through_four_bits(student, checkpointing)
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
         student.model.train()
     batch, tokens, mask = on_device(student, 2, 12)
-    generation.log_probs(student.model, batch, tokens, mask, [0, 0]).sum().backward()
+    logprobs.log_probs(student.model, batch, tokens, mask, [0, 0]).sum().backward()
     for name, weight in student.model.named_parameters():
         if weight.requires_grad:
             assert weight.grad is not None and weight.grad.isfinite().all(), name
@@ -131,9 +131,9 @@ def test_log_probs_in_16_bits_are_near_float32s(size, dtype, mean, most, monkeyp
     short = models.load_student(size.student, size)
     batch, tokens, mask = on_device(short, 2, 12)
     with torch.no_grad():
-        found = generation.log_probs(short.model, batch, tokens, mask, [0, 0])
+        found = logprobs.log_probs(short.model, batch, tokens, mask, [0, 0])
         long = widened(short)
-        expected = generation.log_probs(long.model, prompts_of(long), tokens, mask, [0, 0])
+        expected = logprobs.log_probs(long.model, prompts_of(long), tokens, mask, [0, 0])
     gap = (found - expected).abs()[mask.bool()]
     print(f"{dtype}: mean gap {gap.mean():.4f}, largest {gap.max():.4f}")
     assert 0 < gap.mean() < mean and gap.max() < most

@@ -14,7 +14,7 @@ from sized import (
     tensors_of,
 )
 
-from finer1_lite import generation, models
+from finer1_lite import generation, logprobs, models
 from finer1_lite.students import random_weights
 from finer1_lite.tools import memory, plan
 from finer1_lite.tools.memory import Load
@@ -62,7 +62,7 @@ def load_of(student, rows, length, **changes) -> Load:
         tapo__negative_entropy_weight=0.0,
         **changes,
     )
-    text = prompts_of(student).ids.shape[1] - 64
+    text = prompts_of(student).input_ids.shape[1] - 64
     return Load(memory.count(student, 4), preset, text)
 
 
@@ -128,11 +128,16 @@ def test_the_cache_of_the_rollouts_has_the_bytes_of_a_real_one(made, name, monke
     monkeypatch.setattr(generation, "prefill", spy)
     batch = prompts_of(student, 2)
     generation.generate(
-        student.model, student.processor, batch, copies=3, max_new_tokens=5, temperature=1.0
+        student.model,
+        student.processor,
+        batch,
+        num_generations=3,
+        max_new_tokens=5,
+        temperature=1.0,
     )
     cache = caches[0][1]
     held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
-    tokens = 6 * (batch.ids.shape[1] + 5)
+    tokens = 6 * (batch.input_ids.shape[1] + 5)
     assert held == tokens * memory.count(student).kv_token
 
 
@@ -146,11 +151,11 @@ def test_kept_activations_are_those_of_torch(made, name, dtype, checkpointing, m
     """Within 5 %: float32 and 16-bit hidden states, recomputed layers or not."""
     student, rows, length = made(name, "nf4", dtype), 3, 24
     batch, (tokens, mask) = prompts_of(student), answers(rows, length)
-    monkeypatch.setattr(generation, "LOGITS_AT_ONCE", CHUNK)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", CHUNK)
     with recomputed(student.model, checkpointing):
         real = saved_bytes(
             student.model,
-            lambda: generation.log_probs(student.model, batch, tokens, mask, [0] * rows),
+            lambda: logprobs.log_probs(student.model, batch, tokens, mask, [0] * rows),
         )
     load = load_of(student, rows, length, name=name)
     assert load.kept(checkpointing) == pytest.approx(real, rel=0.05)
@@ -160,7 +165,7 @@ def test_kept_activations_of_the_lab_student(fresh):
     lab = models.add_adapter(fresh, preset_of("tiny"), seed=0)
     batch, (tokens, mask) = prompts_of(lab), answers(4, 40)
     real = saved_bytes(
-        lab.model, lambda: generation.log_probs(lab.model, batch, tokens, mask, [0] * 4)
+        lab.model, lambda: logprobs.log_probs(lab.model, batch, tokens, mask, [0] * 4)
     )
     logits = 160 * lab.model.config.get_text_config().vocab_size * 4  # one chunk: kept
     assert load_of(lab, 4, 40).kept(False) + logits == pytest.approx(real, rel=0.05)
@@ -175,10 +180,10 @@ def test_the_update_peaks_where_the_plan_says(made, checkpointing, dtype, monkey
     """Without checkpointing logits make the peak here, with it a layer that is recomputed."""
     student, rows, length = made("middle", "nf4", dtype), 4, 96
     batch, (tokens, mask) = prompts_of(student), answers(rows, length)
-    monkeypatch.setattr(generation, "LOGITS_AT_ONCE", CHUNK)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", CHUNK)
 
     def step():
-        generation.log_probs(student.model, batch, tokens, mask, [0] * rows).sum().backward()
+        logprobs.log_probs(student.model, batch, tokens, mask, [0] * rows).sum().backward()
 
     with recomputed(student.model, checkpointing):
         step()  # a micro-batch before this one: gradients are there
@@ -199,7 +204,7 @@ def test_answering_peaks_where_the_plan_says(made):
             student.model,
             student.processor,
             batch,
-            copies=rows,
+            num_generations=rows,
             max_new_tokens=length,
             temperature=1.0,
         )

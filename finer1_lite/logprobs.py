@@ -1,0 +1,152 @@
+"""Log-probabilities of given completions: what the policy thinks of them on any picture.
+
+A prompt runs once and its completions share the cache; where layers recompute their
+activations (gradient checkpointing) each completion runs with its prompt in one pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from finer1_lite.generation import PromptBatch, core_of, embed_prompt, last_positions
+
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
+
+
+@dataclass
+class Scores:
+    """What a model thinks of given completions, token by token; zeros where masked."""
+
+    logps: Tensor  # (B, T) log pi(o_t | picture, question, o_<t)
+    entropies: Tensor | None = None  # (B, T) of the whole vocabulary, in nats, where asked for
+
+
+def log_probs(
+    model: nn.Module,
+    batch: PromptBatch,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    which: Sequence[int] | Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """The log-probabilities of `score` alone: (B, T)."""
+    return score(model, batch, completion_ids, completion_mask, which, temperature).logps
+
+
+def score(
+    model: nn.Module,
+    batch: PromptBatch,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    which: Sequence[int] | Tensor,
+    temperature: float = 1.0,
+    entropy: bool = False,
+) -> Scores:
+    """Log-probabilities of given completions: ids and mask (B, T).
+
+    which: (B,) the prompt of `batch` on which each completion is scored. This is how one
+    completion is scored on anchor, positive or negative alike. Gradient reaches whatever
+    of the language model requires it.
+    """
+    core = core_of(model)
+    which = torch.as_tensor(which, device=batch.input_ids.device)
+    recompute = core.is_gradient_checkpointing and core.training
+    hidden_states = recomputed_hidden if recompute else shared_hidden
+    hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
+    keep = completion_mask.bool()
+    logps, entropies = token_scores(
+        core.lm_head, hidden[keep], completion_ids[keep], temperature, entropy
+    )
+    blank = torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device)
+    return Scores(
+        blank.masked_scatter(keep, logps),
+        None if entropies is None else blank.masked_scatter(keep, entropies),
+    )
+
+
+def shared_hidden(
+    core: nn.Module, batch: PromptBatch, ids: Tensor, mask: Tensor, which: Tensor
+) -> Tensor:
+    """Hidden states before each token; each prompt runs once, its completions share the cache.
+
+    ids, mask: (B, T); which: (B,). Returns (B, T, width).
+    """
+    used, row = which.unique(return_inverse=True)
+    features = [batch.image_features[int(p)] for p in used] if batch.image_features else []
+    prompt = core.model.language_model(
+        **embed_prompt(core, batch.input_ids[used], batch.mm_token_type_ids[used], features),
+        attention_mask=batch.attention_mask[used],
+        position_ids=batch.position_ids[:, used],
+        use_cache=True,
+    )
+    first = prompt.last_hidden_state[row, -1:]
+    if ids.shape[1] == 1:
+        return first
+    cache = prompt.past_key_values
+    cache.batch_select_indices(row)
+    ahead = torch.arange(1, ids.shape[1], device=ids.device)
+    rest = core.model.language_model(
+        inputs_embeds=core.get_input_embeddings()(ids[:, :-1]),
+        attention_mask=torch.cat([batch.attention_mask[which], mask[:, :-1]], 1),
+        position_ids=last_positions(batch)[:, which] + ahead,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([first, rest], 1)
+
+
+def recomputed_hidden(
+    core: nn.Module, batch: PromptBatch, ids: Tensor, mask: Tensor, which: Tensor
+) -> Tensor:
+    """The same in one pass a row: layers that recompute their activations keep no cache."""
+    length = ids.shape[1]
+    types = torch.cat([batch.mm_token_type_ids[which], torch.zeros_like(ids)], 1)
+    features = [batch.image_features[int(p)] for p in which] if batch.image_features else []
+    ahead = torch.arange(1, length + 1, device=ids.device)
+    positions = torch.cat([batch.position_ids, last_positions(batch) + ahead], 2)
+    hidden = core.model.language_model(
+        **embed_prompt(core, torch.cat([batch.input_ids[which], ids], 1), types, features),
+        position_ids=positions[:, which],
+        attention_mask=torch.cat([batch.attention_mask[which], mask], 1),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden[:, -length - 1 : -1]
+
+
+def token_scores(
+    head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each token, and the entropy where it was drawn: (N,), (N,) or None.
+
+    hidden: (N, width), tokens: (N,). A few tokens at a time, and the backward pass computes
+    their logits anew: at most `LOGITS_AT_ONCE` logits live, never (N, vocabulary).
+    """
+    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    parts = []
+    for states, ids in zip(hidden.split(size), tokens.split(size), strict=True):
+        call = (_chunk_scores, head, states, ids, temperature, entropy)
+        if torch.is_grad_enabled() and len(tokens) > size:
+            parts.append(torch.utils.checkpoint.checkpoint(*call, use_reentrant=False))
+        else:
+            parts.append(call[0](*call[1:]))
+    logps, entropies = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies) if entropy else None
+
+
+def _chunk_scores(
+    head: nn.Module, states: Tensor, ids: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`token_scores` of a few tokens: (n,), (n,) or None."""
+    logits = head(states)  # (n, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1:  # no copy of so many numbers for nothing
+        logits = logits / temperature
+    logps = -F.cross_entropy(logits, ids, reduction="none")  # keeps one (n, V), not three
+    if not entropy:
+        return logps, None
+    log_all = logits.log_softmax(-1)
+    return logps, -(log_all.exp() * log_all).sum(-1)
