@@ -1,6 +1,6 @@
 """Advantages: how much better a rollout did than the others of its group.
 
-A group is every rollout to one question: n on the anchor picture, n on the positive.
+A group is every rollout to one question: n on the anchor picture, m on the positive.
 No value network: the group's own mean is the baseline (GRPO, arXiv 2402.03300; DAPO,
 arXiv 2503.14476; Fine-R1, arXiv 2602.07605).
 """
@@ -16,23 +16,17 @@ from torch import Tensor
 def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Tensor:
     """(reward - mean) / (std + eps) within each group; std is the unbiased one.
 
-    Args:
-        rewards: (B,), the groups one after the other.
-        group_size: rollouts in a group, at least 2.
-        eps: keeps a group without spread at 0 instead of 0 / 0.
-
-    Returns:
-        (B,) in the dtype of `rewards` (float32 if they are whole numbers).
-
-    Raises:
-        ValueError: wrong shape or sizes, or a reward that is no finite number.
+    rewards: (B,), the groups one after the other; group_size: rollouts in a group, at least 2;
+    eps keeps a group without reward variance at 0 instead of 0 / 0. Returns (B,) in the dtype
+    of `rewards` (float32 if they are whole numbers). Raises ValueError for a wrong shape or
+    size, or a reward that is no finite number.
     """
     rewards = torch.as_tensor(rewards)
     problems = []
     if rewards.dim() != 1:
         problems.append(f"rewards must be (B,), not {tuple(rewards.shape)}")
     if group_size < 2:
-        problems.append(f"group_size is {group_size}: a spread needs at least 2 rollouts")
+        problems.append(f"group_size is {group_size}: variance needs at least 2 rollouts")
     elif rewards.numel() % group_size:
         problems.append(f"{rewards.numel()} rewards do not fill groups of {group_size}")
     bad = (~torch.isfinite(rewards)).flatten().nonzero().flatten().tolist()
@@ -54,31 +48,28 @@ def picture_advantages(rewards: Tensor, counts: Sequence[int], eps: float = 1e-6
     A picture whose rollouts all earned the same then teaches nothing, though the group's
     other picture fared better or worse.
 
-    Args:
-        rewards: (B,), the groups one after the other, each picture's rollouts together.
-        counts: rollouts of each picture of a group, (n, m); a 0 is left out.
-
-    Returns:
-        (B,), as `group_advantages`. Raises ValueError as it does.
+    rewards: (B,), the groups one after the other, each picture's rollouts together;
+    counts: rollouts of each picture of a group, (n, m), a 0 is left out. Returns and raises
+    as `group_advantages`.
     """
-    rewards, counts = torch.as_tensor(rewards), [n for n in counts if n]
+    rewards = torch.as_tensor(rewards)
+    counts = [n for n in counts if n]
     if rewards.dim() != 1 or not counts or len(rewards) % sum(counts):
         shape = tuple(rewards.shape)
         raise ValueError(f"rewards {shape} do not fill groups of {' + '.join(map(str, counts))}")
     parts = rewards.view(-1, sum(counts)).split(counts, dim=1)
-    scaled = [group_advantages(p.flatten(), n, eps).view(-1, n) for p, n in zip(parts, counts)]
+    scaled = [
+        group_advantages(part.flatten(), n, eps).view(-1, n)
+        for part, n in zip(parts, counts, strict=True)
+    ]
     return torch.cat(scaled, dim=1).flatten()
 
 
 def keep_group(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:
-    """Dynamic sampling: which groups have something to teach.
+    """Dynamic sampling (DAPO): which groups have something to teach.
 
-    Args:
-        accuracies: (G, rollouts), 1 where the answer was right.
-        low, high: a group stays if its mean lies strictly between them.
-
-    Returns:
-        (G,) bool.
+    accuracies: (G, rollouts), 1 where the answer was right; a group stays if its mean lies
+    strictly between `low` and `high`. Returns (G,) bool.
     """
     if accuracies.dim() != 2 or accuracies.shape[1] == 0:
         raise ValueError(f"accuracies must be (G, rollouts), not {tuple(accuracies.shape)}")
@@ -86,18 +77,14 @@ def keep_group(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> Ten
     return (mean > low) & (mean < high)
 
 
-def spread_within(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> float:
-    """Share of kept groups in which no picture has a spread of its own.
+def share_without_variance(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> float:
+    """Share of kept groups in which no picture's rollouts differ among themselves.
 
     Such a group (all right on the anchor, all wrong on the positive, say) passes the
     filter, and its advantages tell the pictures apart and not the answers.
 
-    Args:
-        accuracies: (G, pictures, rollouts), 1 where the answer was right.
-        low, high: as in `keep_group`.
-
-    Returns:
-        A share in [0, 1]; 0.0 if no group is kept.
+    accuracies: (G, pictures, rollouts), 1 where the answer was right; low, high: as in
+    `keep_group`. Returns a share in [0, 1]; 0.0 if no group is kept.
     """
     if accuracies.dim() != 3 or 0 in accuracies.shape[1:]:
         shape = tuple(accuracies.shape)

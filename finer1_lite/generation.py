@@ -19,13 +19,9 @@ from torch import Tensor, nn
 
 from finer1_lite import prompts
 
-VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+VISION_TOKENS = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+Images = Sequence[Image.Image] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, or equal shares
 
 
 @dataclass
@@ -89,6 +85,12 @@ class Rollouts:
     completions: list[str]
     truncated: Tensor  # (B,) True where the length limit came before the end
 
+    def rows(self, first: int, count: int) -> "Rollouts":
+        """Some completions that stand together."""
+        return Rollouts(
+            **{name: column[first : first + count] for name, column in vars(self).items()}
+        )
+
     @property
     def lengths(self) -> Tensor:
         """Tokens of each completion, the end of turn included: (B,)."""
@@ -103,12 +105,7 @@ def core_of(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def tokenise(
-    model: nn.Module,
-    processor: Any,
-    questions: Sequence[str],
-    images: Sequence[Image.Image] | None,
-) -> Any:
+def tokenise(model: nn.Module, processor: Any, questions: Sequence[str], images: Images) -> Any:
     """The inputs of a forward pass: chat template, token ids, pixels; padded on the left."""
     texts = [
         processor.apply_chat_template(
@@ -127,10 +124,7 @@ def tokenise(
 
 
 def encode_prompts(
-    model: nn.Module,
-    processor: Any,
-    questions: Sequence[str],
-    images: Sequence[Image.Image] | None,
+    model: nn.Module, processor: Any, questions: Sequence[str], images: Images
 ) -> PromptBatch:
     """Tokenise the questions, encode the pictures (without gradient).
 
@@ -138,8 +132,7 @@ def encode_prompts(
     of reusing one picture's tokens for another of a different size.
     """
     batch = tokenise(model, processor, questions, images)
-    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-    types = batch["mm_token_type_ids"]
+    ids, mask, types = (batch[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids"))
     grids = batch.get("image_grid_thw")
     features: tuple[Tensor, ...] = ()
     if images is not None:
@@ -149,8 +142,8 @@ def encode_prompts(
     made = [len(f) for f in features] or [0] * len(wanted)
     if wanted != made:
         raise ValueError(f"{wanted} image tokens but {made} image features: tokenise per picture")
-    positions = _position_ids(core_of(model), input_ids, attention_mask, types, grids)
-    return PromptBatch(input_ids, attention_mask, types, positions, features)
+    positions = _position_ids(core_of(model), ids, mask, types, grids)
+    return PromptBatch(ids, mask, types, positions, features)
 
 
 def image_features(model: nn.Module, pixels: Tensor, grids: Tensor) -> Sequence[Tensor]:
@@ -178,14 +171,11 @@ def embed_prompt(
     flat = torch.cat(list(features))
     width = embeds.shape[-1]
     visual = types == 1
-    filled = embeds.masked_scatter(visual[..., None], flat[:, :width].to(embeds.dtype))
-    if flat.shape[1] == width:
-        return {"inputs_embeds": filled}
-    return {
-        "inputs_embeds": filled,
-        "visual_pos_masks": visual,
-        "deepstack_visual_embeds": list(flat[:, width:].split(width, -1)),
-    }
+    inputs = {"inputs_embeds": embeds.masked_scatter(visual[..., None], flat[:, :width].to(embeds))}
+    if flat.shape[1] > width:
+        deep = list(flat[:, width:].split(width, -1))
+        inputs |= {"visual_pos_masks": visual, "deepstack_visual_embeds": deep}
+    return inputs
 
 
 def _position_ids(
@@ -215,7 +205,7 @@ def suppress_tokens(processor: Any) -> list[int]:
 def vision_tokens(processor: Any) -> list[int]:
     """Those of `VISION_TOKENS` that the tokenizer knows; the others are never sampled."""
     tok = processor.tokenizer
-    ids = (tok.convert_tokens_to_ids(token) for token in VISION_TOKENS)
+    ids = (tok.convert_tokens_to_ids(f"<|{name}|>") for name in VISION_TOKENS)
     return [i for i in ids if i is not None and i != tok.unk_token_id]
 
 
@@ -229,15 +219,14 @@ def generate(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    generator: Generators = None,
     on_token: Callable[[], object] | None = None,
 ) -> Rollouts:
     """Complete each prompt `num_generations` times, or prompt p num_generations[p] times.
 
     A prompt's completions stand together. temperature 0 is greedy decoding. Vision tokens and
     padding are never sampled. The same generator state gives the same completions on one
-    machine; of several generators each decides an equal share of the completions, whatever
-    others are written beside them. `on_token` is called after each token of them all.
+    machine, whatever others are written beside them. on_token: called after each token of all.
     """
     core = core_of(model)
     tok = processor.tokenizer
@@ -279,8 +268,8 @@ def prefill(
 ) -> tuple[Tensor, Any, Tensor, Tensor]:
     """Run each prompt once, then share its cache among its completions.
 
-    Returns the last hidden states (B, 1, width), the cache, the attention mask (B, L) and the
-    last positions (3, B, 1) of the B completions to write.
+    Of the B completions to write: the last hidden states (B, 1, width), the cache, the
+    attention mask (B, L) and the last positions (3, B, 1).
     """
     out = core.model.language_model(
         **embed_prompt(core, batch.input_ids, batch.mm_token_type_ids, batch.image_features),
@@ -291,18 +280,12 @@ def prefill(
     device = batch.input_ids.device
     prompt = torch.arange(len(batch.input_ids), device=device)
     row = prompt.repeat_interleave(torch.as_tensor(num_generations, device=device))
-    cache = out.past_key_values
-    cache.batch_select_indices(row)
-    hidden = out.last_hidden_state[row, -1:]
-    return hidden, cache, batch.attention_mask[row], last_positions(batch)[:, row]
+    out.past_key_values.batch_select_indices(row)
+    hidden, mask = out.last_hidden_state[row, -1:], batch.attention_mask[row]
+    return hidden, out.past_key_values, mask, last_positions(batch)[:, row]
 
 
-def _uniform(
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    rows: int,
-    length: int,
-    device: torch.device,
-) -> Tensor:
+def _uniform(generator: Generators, rows: int, length: int, device: torch.device) -> Tensor:
     """A number from [0, 1) for each token of each completion: (rows, length)."""
     if isinstance(generator, Sequence):
         share = rows // len(generator)

@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import TrainerCallback
-
 from finer1_lite import cot, evaluate, metrics, models, paperbirds
 from finer1_lite.evals import report
 from finer1_lite.evaluate import Cell, cells
@@ -76,15 +74,15 @@ class Run:
 def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     """Do the whole job and return the path of the report."""
     collection, teacher = job.collection()
-    distributed.by_main(lambda: open_folder(job.folder, job.config(collection), fresh))
-    if distributed.tell((job.folder / "report.html").exists()):
+    distributed.on_main_process(lambda: open_folder(job.folder, job.config(collection), fresh))
+    if distributed.broadcast((job.folder / "report.html").exists()):
         log.info("this run is finished; --fresh starts it over")
         return job.folder / "report.html"
     start, resumed = time.time(), (job.folder / "chains.jsonl").exists()
-    base = distributed.by_main(lambda: prepare_base(job, collection))
-    distributed.by_main(lambda: write_chains(job, collection, teacher))
+    base = distributed.on_main_process(lambda: prepare_base(job, collection))
+    distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     student = models.load_student(base, job.preset)
-    for cell in distributed.mine(cells("base", None, ("answer", "think"))):
+    for cell in distributed.shard(cells("base", None, ("answer", "think"))):
         answer_cell(student, job, collection, cell, job.folder / "base")
     del student
     run_seeds(job, base, workers)
@@ -92,7 +90,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     minutes = {"minutes of the start that finished": round((time.time() - start) / 60, 1)}
     if distributed.is_main():
         _write(job.folder / "timing.json", json.dumps(minutes | {"resumed": resumed}))
-    distributed.by_main(lambda: finish(job, collection))
+    distributed.on_main_process(lambda: finish(job, collection))
     return job.folder / "report.html"
 
 
@@ -167,26 +165,23 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
     """Both stages and their evaluation for one training seed."""
     collection, _ = job.collection()
     folder = job.folder / f"seed{seed}"
-    steps = {"sft": job.preset.sft.steps, "tapo": job.preset.tapo.steps}
     for stage in ("sft", "tapo"):
         out = folder / stage
         if not (out / "done").exists():
             student = models.load_student(base, job.preset)
-            with progress_bar(steps[stage], f"{folder.name} {stage}") as bar:
-                report_to = [ProgressBar(bar)]
-                if stage == "sft":
-                    student = models.add_adapter(student, job.preset, seed)
-                    rows = chain_rows(collection, read_chains(job))
-                    train_sft(student, rows, job.preset, seed, out, report_to)
-                else:
-                    student = models.load_adapter(student, folder / "sft", trainable=True)
-                    train_tapo(student, collection, job.preset, seed, out, report_to)
+            if stage == "sft":
+                student = models.add_adapter(student, job.preset, seed)
+                rows = chain_rows(collection, read_chains(job))
+                train_sft(student, rows, job.preset, seed, out)
+            else:
+                student = models.load_adapter(student, folder / "sft", trainable=True)
+                train_tapo(student, collection, job.preset, seed, out)
             if distributed.is_main():
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)
                 (out / "done").touch()
         distributed.wait()
         student = models.load_adapter(models.load_student(base, job.preset), out)
-        for cell in distributed.mine(cells(stage, seed)):
+        for cell in distributed.shard(cells(stage, seed)):
             answer_cell(student, job, collection, cell, folder)
 
 
@@ -211,22 +206,3 @@ def finish(job: Run, collection: Collection) -> None:
     _write(job.folder / "metrics.json", json.dumps(summary, indent=1))
     photos = {p.id: p for p in collection.test}
     report.write_report(job.folder, lambda photo: photos[photo].image())
-
-
-# --- progress ----------------------------------------------------------------------------
-
-
-class ProgressBar(TrainerCallback):
-    """A line that says where a training is and how it goes."""
-
-    def __init__(self, bar):
-        self.bar = bar
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {
-            k: f"{logs[k]:.2f}" for k in ("loss", "reward", "groups_kept") if k in (logs or {})
-        }
-        self.bar.set_postfix(shown, refresh=False)

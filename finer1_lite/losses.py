@@ -35,6 +35,12 @@ class TapoLoss:
     clip_share: Tensor
     ratio_max: Tensor
 
+    def sums(self) -> dict[str, float]:
+        """The parts that add up over micro-batches, as numbers."""
+        parts = {name: float(part.detach()) for name, part in vars(self).items()}
+        del parts["ratio_max"]
+        return parts
+
 
 def token_mean(values: Tensor, mask: Tensor, token_count: Tensor | float | None = None) -> Tensor:
     """Mean of the values (B, T) where mask (B, T) is not 0; 0 where nothing is kept.
@@ -72,30 +78,40 @@ def sampled_entropy(
     return -token_mean(logps, mask, token_count)
 
 
-def _entropy(logps: Tensor, entropies: Tensor | None, keep: Tensor, token_count) -> Tensor:
-    """Mean of the given entropies, or the sampled estimate where there are none."""
-    if entropies is None:
-        return sampled_entropy(logps, keep, token_count)
-    return token_mean(_clean(entropies, keep, logps.dtype), keep, token_count)
+def negative_terms(
+    logps: Tensor,
+    negative_logps: Tensor | None,
+    keep: Tensor,
+    *,
+    weights: Tensor | None = None,
+    rows: Tensor | None = None,
+    grad: bool = False,
+    token_count: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What the hard negative adds (Fine-R1, section 3.2): (inter-class KL, negative entropy).
 
+    The policy is pushed away from what it would say of a picture of a look-alike class, and
+    towards being sure of its words there. Both are 0 without a negative.
 
-def _negative_terms(logps, negative_logps, entropies, rows, weights, keep, grad, token_count):
-    """(inter-class KL, negative entropy); zeros without a negative. See `tapo_loss`."""
+    logps, negative_logps: (B, T) of the same tokens, on the anchor and on the negative;
+    keep: (B, T) bool, the response tokens; all of them divide, whoever takes part;
+    weights: (B,) of each rollout in both terms, 0: not scored on the negative;
+    rows: (B,) not 0 where a rollout counts in the inter-class term;
+    grad: True sends gradient through `negative_logps`;
+    token_count: response tokens of the whole batch, see `token_mean`.
+    """
     if negative_logps is None:
         return logps.new_zeros(()), logps.new_zeros(())
     if not grad:
         negative_logps = negative_logps.detach()
-        entropies = None if entropies is None else entropies.detach()
     count = keep.sum() if token_count is None else token_count
-    weight = 1.0
+    weight = 1.0 if weights is None else weights.to(logps)[:, None]
     if weights is not None:
-        weight = weights.to(logps)[:, None]
         keep = keep & (weight != 0)  # what was never scored may hold anything
-    negative = _clean(negative_logps, keep, logps.dtype)
+    negative_logps = _clean(negative_logps, keep, logps.dtype)
     counted = keep if rows is None else keep & rows.bool()[:, None]
-    divergence = token_mean(weight * k3(logps, negative), counted, count)
-    spread = -negative if entropies is None else _clean(entropies, keep, logps.dtype)
-    return divergence, token_mean(weight * spread, keep, count)
+    divergence = token_mean(weight * k3(logps, negative_logps), counted, count)
+    return divergence, token_mean(weight * -negative_logps, keep, count)
 
 
 def _policy_terms(ratio: Tensor, advantages: Tensor, clips: tuple[float, ...]) -> Tensor:
@@ -121,13 +137,21 @@ def _clean(values: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).masked_fill(~keep, 0.0)
 
 
-def _check(tensors: dict[str, Tensor | None], advantages: Tensor, clips: tuple[float, ...]) -> None:
+def _check(
+    logps: Tensor,
+    old_logps: Tensor,
+    negative_logps: Tensor | None,
+    mask: Tensor,
+    advantages: Tensor,
+    clips: tuple[float, ...],
+) -> None:
     """ValueError listing every wrong shape and every impossible clip."""
-    shape = tensors["logps"].shape
+    shape = logps.shape
     low, high, dual = clips
+    others = {"old_logps": old_logps, "negative_logps": negative_logps, "mask": mask}
     problems = [
         f"{name} is {tuple(tensor.shape)}, logps is {tuple(shape)}"
-        for name, tensor in tensors.items()
+        for name, tensor in others.items()
         if tensor is not None and tensor.shape != shape
     ]
     if len(shape) != 2:
@@ -156,60 +180,44 @@ def tapo_loss(
     negative_grad: bool = False,
     inter_class_rows: Tensor | None = None,
     negative_rows: Tensor | None = None,
-    entropies: Tensor | None = None,
-    negative_entropies: Tensor | None = None,
     token_count: Tensor | float | None = None,
 ) -> TapoLoss:
     """The loss of one batch, or of a micro-batch where `token_count` is given.
 
-    Args:
-        logps, old_logps, negative_logps: (B, T) of the sampled tokens: on the anchor, when
-            sampled (never gets a gradient), on the hard negative (None: its terms are 0).
-        advantages: (B,) one a rollout; mask: (B, T) not 0 where a response token counts.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        clip_dual: cap of the loss in units of |A| where A < 0; inf switches it off.
-        inter_class_weight: gamma, of a term to grow; the entropies': eta1, eta2, to shrink.
-        negative_grad: True sends gradient through `negative_logps`, as the paper writes it.
-        inter_class_rows: (B,) not 0 where a rollout counts in the inter-class term.
-        negative_rows: (B,) weight in both terms of the negative, 0: not computed there.
-        entropies, negative_entropies: (B, T) of the whole vocabulary, in place of samples.
-        token_count: response tokens of the whole batch, see `token_mean`.
+    logps, old_logps, negative_logps: (B, T) of the sampled tokens: on the anchor, when sampled
+    (never gets a gradient), on the hard negative (None: its terms are 0);
+    advantages: (B,) one a rollout; mask: (B, T) not 0 where a response token counts;
+    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high];
+    clip_dual: cap of the loss in units of |A| where A < 0; inf switches it off;
+    inter_class_weight: gamma, of a term to grow; the entropies': eta1, eta2, to shrink;
+    negative_grad: True sends gradient through `negative_logps`, as the paper writes it;
+    inter_class_rows, negative_rows: (B,) `rows` and `weights` of `negative_terms`;
+    token_count: response tokens of the whole batch, see `token_mean`.
 
     Returns TapoLoss in float32 (float64 for float64 `logps`): half precision is widened
     before any exponential. Raises ValueError listing shapes and clips that make no sense.
     """
     clips = (clip_low, clip_high, clip_dual)
-    _check(
-        dict(
-            logps=logps,
-            old_logps=old_logps,
-            negative_logps=negative_logps,
-            mask=mask,
-            entropies=entropies,
-            negative_entropies=negative_entropies,
-        ),
-        advantages,
-        clips,
-    )
+    _check(logps, old_logps, negative_logps, mask, advantages, clips)
     dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
-    keep, scale = mask.bool(), advantages.detach().to(dtype).unsqueeze(1)  # (B, T), (B, 1)
-    logps, old_logps = _clean(logps, keep, dtype), _clean(old_logps.detach(), keep, dtype)
+    keep = mask.bool()  # (B, T)
+    scale = advantages.detach().to(dtype).unsqueeze(1)  # (B, 1)
+    logps = _clean(logps, keep, dtype)
+    old_logps = _clean(old_logps.detach(), keep, dtype)
     ratio = (logps - old_logps).clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX).exp()  # (B, T)
     policy = token_mean(_policy_terms(ratio, scale, clips), keep, token_count)
-    entropy = _entropy(logps, entropies, keep, token_count)
-    divergence, negative_entropy = _negative_terms(
+    entropy = sampled_entropy(logps, keep, token_count)
+    divergence, negative_entropy = negative_terms(
         logps,
         negative_logps,
-        negative_entropies,
-        inter_class_rows,
-        negative_rows,
         keep,
-        negative_grad,
-        token_count,
+        weights=negative_rows,
+        rows=inter_class_rows,
+        grad=negative_grad,
+        token_count=token_count,
     )
     total = policy - inter_class_weight * divergence + anchor_entropy_weight * entropy
     total = total + negative_entropy_weight * negative_entropy
     clip_share = token_mean(_stopped(ratio.detach(), scale, clips), keep, token_count)
-    kept = torch.cat([ratio.detach()[keep], ratio.new_zeros(1)])  # the 0: none kept
-    parts = (policy, divergence, entropy, negative_entropy)
-    return TapoLoss(total, *parts, clip_share, kept.max())
+    ratio_max = torch.cat([ratio.detach()[keep], ratio.new_zeros(1)]).max()  # 0: none kept
+    return TapoLoss(total, policy, divergence, entropy, negative_entropy, clip_share, ratio_max)

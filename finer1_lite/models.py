@@ -7,9 +7,11 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -61,7 +63,7 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return dtype
 
 
-def load_processor(source: str | Path, pixels: int | None = None):
+def load_processor(source: str | Path, pixels: int | None = None) -> Any:
     """The stock processor where torchvision is installed, else pictures and text alone.
 
     pixels: the budget a picture is reduced to; None keeps the one that was saved.
@@ -133,7 +135,8 @@ def load_student(source: str | Path, preset: Preset) -> Student:
     return _load(source, preset, device, torch.float32)
 
 
-def _load(source, preset: Preset, device: torch.device, dtype: torch.dtype) -> Student:
+def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch.dtype) -> Student:
+    """Model and processor in this precision."""
     if preset.backend == "unsloth":
         model = unsloth.load(source, preset, device, dtype)
     else:
@@ -142,7 +145,9 @@ def _load(source, preset: Preset, device: torch.device, dtype: torch.dtype) -> S
     return Student(model.eval(), load_processor(source, preset.pixels))
 
 
-def read_weights(source, device: torch.device, dtype: torch.dtype | str, quantize: str = "none"):
+def read_weights(
+    source: str | Path, device: torch.device, dtype: torch.dtype | str, quantize: str = "none"
+) -> nn.Module:
     """The plain model, its language layers in 4 bits where asked. dtype: also "auto"."""
     quantization = four_bits(quantize, dtype)
     if random_weights.is_random(source):
@@ -188,7 +193,7 @@ def add_adapter(student: Student, preset: Preset, seed: int) -> Student:
 
 def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Student:
     """Put a saved adapter on a plain student, with the pixel budget that it was trained at."""
-    model = put_on(student.model, folder, trainable)
+    model = load_adapter_on(student.model, folder, trainable)
     processor = student.processor
     if (Path(folder) / "processor_config.json").is_file():
         processor = load_processor(folder)
@@ -200,7 +205,7 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     return Student(model.eval(), processor)
 
 
-def put_on(model, folder: Path, trainable: bool = False) -> PeftModel:
+def load_adapter_on(model: nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
     """A plain model with a saved adapter. ValueError where it was made for another base."""
     try:
         return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
@@ -209,11 +214,14 @@ def put_on(model, folder: Path, trainable: bool = False) -> PeftModel:
         raise ValueError(f"{folder} does not fit this base; name its own: {reason}") from error
 
 
-def before_stage_two(student: Student, preset: Preset) -> None:
+def prepare_for_stage_two(student: Student, preset: Preset) -> None:
     """What holds for every student of TAPO; ValueError where another backend's model is unfit."""
     freeze_vision(student)
     if preset.backend != "transformers":
         selftest.require_trainable(student)
+    if preset.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    student.model.eval()  # no dropout: rollouts and scores come from the same network
 
 
 def freeze_vision(student: Student) -> None:
@@ -229,7 +237,7 @@ def freeze_vision(student: Student) -> None:
         log.info("stage 2 leaves the %d matrices of the vision adapters as they are", len(found))
 
 
-def widen_adapter(model) -> None:
+def widen_adapter(model: nn.Module) -> None:
     """Trainable weights in float32 at least.
 
     TRL's SFTTrainer turns adapters on 4-bit weights to bfloat16, whatever the card: small
@@ -266,5 +274,6 @@ def save_adapter(student: Student, folder: Path, weights: dict | None = None) ->
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def trainable_parameters(model) -> int:
+def trainable_parameters(model: nn.Module) -> int:
+    """How many numbers learn."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -140,7 +140,7 @@ _PANELS = (
     ),
     _Panel("TAPO: inter-class KL (k3)", "tapo", (("", _key("inter_class_kl")),)),
     _Panel("TAPO: answer length, tokens", "tapo", (("", _key("length")),)),
-    _Panel("TAPO: answers cut off, %", "tapo", (("", _key("cut")),), percent=True),
+    _Panel("TAPO: answers cut off, %", "tapo", (("", _key("truncated")),), percent=True),
 )
 
 

@@ -15,8 +15,7 @@ CHOICES = {
     "tapo.negative": ("nearest", "random", "embedding", "confused", "masked"),
     "tapo.baseline": ("group", "picture"),
     "tapo.inter_class_on": ("all", "right"),
-    "tapo.entropy": ("sampled", "full"),
-    "tapo.keep": ("spread", "all"),
+    "tapo.keep": ("variance", "all"),
 }
 LARGEST, SMALLEST = sys.float_info.max, sys.float_info.min
 RANGES = {  # of the numbers that need not just be finite
@@ -94,9 +93,7 @@ class TAPOSettings:
     negative: str = "nearest"  # nearest | random | embedding | confused species, or masked anchor
     baseline: str = "group"  # advantages against the mean of the group, or of each picture
     inter_class_on: str = "all"  # rollouts that the hard negative pushes: all, or right ones
-    inter_class_anneal: bool = False  # gamma falls linearly, to 0 after the last step
-    entropy: str = "sampled"  # sampled: -log p of the drawn token; full: of the vocabulary
-    keep: str = "spread"  # dynamic sampling keeps groups with spread; all: keeps every group
+    keep: str = "variance"  # dynamic sampling keeps groups with reward variance; all: every group
     draws: int = 2  # dynamic sampling: rounds of prompts until the batch is full, at most
     updates: int = 1  # optimiser steps that share one batch of rollouts, a share each
     overlong_tokens: int = 0  # soft penalty grows to -1 over so many last tokens (DAPO)

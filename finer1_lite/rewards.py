@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 Aliases = Mapping[str, Sequence[str]] | None  # class -> further names of it
 Completion = str | list[dict[str, object]]  # text, or TRL's list of messages
-SECTIONS = ("analysis:", "candidates:", "comparison:", "prediction:")
 
 # Unicode's Default_Ignorable_Code_Point: zero-width spaces and joiners, soft hyphens,
 # marks of writing direction, variation selectors, fillers.
@@ -148,20 +147,6 @@ def format_reward(completion: str) -> float:
     return float(think[2].lstrip().startswith("<answer>"))
 
 
-def tapo_reward(
-    completion: str,
-    label: str,
-    *,
-    classes: Sequence[str],
-    aliases: Aliases = None,
-    accuracy_weight: float = 0.9,
-    format_weight: float = 0.1,
-) -> float:
-    """Weighted sum of accuracy and format; the weights are the released ones."""
-    right = accuracy_reward(completion, label, classes=classes, aliases=aliases)
-    return accuracy_weight * right + format_weight * format_reward(completion)
-
-
 def overlong_penalty(length: int, limit: int, buffer: int) -> float:
     """DAPO's soft punishment (arXiv 2503.14476, section 3.4), from 0 down to -1.
 
@@ -172,10 +157,26 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
     return -min(1.0, max(0.0, (length - (limit - buffer)) / buffer))
 
 
-def section_reward(
-    completion: str, prompt: str = "", *, headings: Sequence[str] = SECTIONS
+def tapo_reward(
+    completion: str,
+    label: str,
+    *,
+    classes: Sequence[str],
+    aliases: Aliases = None,
+    accuracy_weight: float = 0.9,
+    format_weight: float = 0.1,
+    penalty: float = 0.0,
 ) -> float:
-    """Share of the chain's sections that are there, in order, with words of their own.
+    """What training pays: weighted accuracy and format, and a penalty (`overlong_penalty`).
+
+    The weights are the released ones.
+    """
+    right = accuracy_reward(completion, label, classes=classes, aliases=aliases)
+    return accuracy_weight * right + format_weight * format_reward(completion) + penalty
+
+
+def section_reward(completion: str, prompt: str = "", *, headings: Sequence[str]) -> float:
+    """Share of the chain's sections (`prompts.SECTIONS`) that are there, in order, with words.
 
     A shaped variant, not part of the paper's reward. Inside the one ``<think>`` each
     heading pays 1 / len(headings) if it occurs once, after the headings paid before
@@ -233,7 +234,9 @@ def accuracy(
         rows = f"{len(label)} label, {len(class_rows)} classes, {len(alias_rows)} aliases"
         raise ValueError(f"{size} completions, but rows of the columns: {rows}")
     rewards, problems = [], []
-    for completion, name, names, more in zip(completions, label, class_rows, alias_rows):
+    for completion, name, names, more in zip(
+        completions, label, class_rows, alias_rows, strict=True
+    ):
         try:
             rewards.append(accuracy_reward(_text(completion), name, classes=names, aliases=more))
         except ValueError as problem:

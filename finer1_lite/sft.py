@@ -1,10 +1,15 @@
 """Stage 1: supervised fine-tuning on chains, with TRL's SFTTrainer and LoRA."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset, Features, Image, List, Value
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
@@ -12,9 +17,10 @@ from finer1_lite import models, prompts
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, oom
+from finer1_lite.runtime.console import progress_bar
 from finer1_lite.species import Collection
 from finer1_lite.students import unsloth
-from finer1_lite.trainer import one_card, train
+from finer1_lite.trainer import last_checkpoint, save_trained
 
 MICRO = "sft.micro_batch"
 
@@ -27,11 +33,11 @@ def chain_rows(collection: Collection, chains: dict[str, str], kind: str = "thin
     missing = [p.id for p in collection.train if p.id not in chains]
     if missing:
         raise ValueError(f"no chain for {len(missing)} training pictures: {', '.join(missing[:5])}")
-    asked = prompts.question(kind, collection.coarse)
+    question = prompts.question(kind, collection.coarse)
     rows = [
         {
             "images": [photo.image()],
-            "prompt": [{"role": "user", "content": asked}],
+            "prompt": [{"role": "user", "content": question}],
             "completion": [{"role": "assistant", "content": chains[photo.id]}],
         }
         for photo in collection.train
@@ -41,43 +47,82 @@ def chain_rows(collection: Collection, chains: dict[str, str], kind: str = "thin
     return Dataset.from_list(rows, features=features)
 
 
+class SavedLimits(TrainerCallback, ExportableState, oom.Limits):
+    """How much at a time fits, in the checkpoints of a Trainer."""
+
+    def state(self) -> dict:
+        """What a checkpoint keeps: how this object is made again."""
+        return {"args": {"limits": self.state_dict()}, "attributes": {}}
+
+
+class Progress(TrainerCallback):
+    """A line that says where a training is and how it goes."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move on to the step that was done; show the last loss."""
+        losses = [f"{row['loss']:.2f}" for row in state.log_history if "loss" in row]
+        self.bar.set_postfix(loss=losses[-1] if losses else "", refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+
 class ChainTrainer(SFTTrainer):
     """TRL's SFTTrainer, that goes on with fewer rows at a time where memory runs out."""
 
-    def __init__(self, model, args, **kwargs):
+    def __init__(self, model: nn.Module, args: SFTConfig, **kwargs: Any) -> None:
         super().__init__(model, one_card(args), **kwargs)
-        self.add_callback(oom.Smaller())
+        self.add_callback(SavedLimits())
         # Qwen-VL says it takes no token count, and the mean would be one of micro-batches'
         # means; TRL's loss takes it: a mean over the tokens of the whole step, of all processes.
         self.model_accepts_loss_kwargs = True
         self.so_far: list[dict] = []  # micro-batches since the last optimiser step
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """TRL's own. Where memory ran out, the gradient of all micro-batches since the last
-        step is made anew, in parts: each part's loss is divided by the tokens of the step.
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """TRL's own; where memory ran out, all micro-batches since the last step in parts.
+
+        Each part's loss is divided by the tokens of the step, so the gradient is the same.
         """
-        smaller, rows = oom.Smaller.of(self), len(inputs["labels"])
+        limits = next(c for c in self.callback_handler.callbacks if isinstance(c, SavedLimits))
+        rows = len(inputs["labels"])
         self.so_far.append(inputs)
         todo = self.so_far[-1:]
         while True:
-            size = smaller.at_once(MICRO, rows)
-            losses, problem = oom.attempt(
-                lambda: [self._in_parts(model, b, size, num_items_in_batch) for b in todo]
-            )
-            if not problem:
+            size = limits.at_once(MICRO, rows)
+            try:
+                losses = [self._in_parts(model, b, size, num_items_in_batch) for b in todo]
                 break
+            except RuntimeError as error:
+                problem = oom.shortage(error)
             if distributed.world()[1] > 1:  # the others wait inside a pass that never comes
                 raise MemoryError(f"out of memory ({problem}): lower {MICRO} ({rows}) or pixels")
-            smaller.halve(MICRO, size, problem, "pixels")
+            limits.halve(MICRO, size, problem, "pixels")
             model.zero_grad()
             todo = self.so_far
         if self.accelerator.sync_gradients:
             self.so_far = []
         return losses[-1]
 
-    def _in_parts(self, model, inputs: dict, size: int, count) -> Tensor:
+    def _in_parts(self, model: nn.Module, inputs: dict, size: int, count: Tensor | None) -> Tensor:
+        """The loss of a micro-batch, at most `size` rows a pass."""
         step = super().training_step
         return sum(step(model, part, num_items_in_batch=count) for part in parts(inputs, size))
+
+
+def one_card(args: TrainingArguments) -> TrainingArguments:
+    """The same, for one device a process.
+
+    With several cards in sight, Trainer would copy the model to all of them (DataParallel),
+    which 4-bit weights do not bear. Several processes on a CPU are told "cpu:0", where
+    `torch.load` knows only "cpu".
+    """
+    args._n_gpu = min(args.n_gpu, 1)
+    if args.device.type == "cpu":
+        vars(args)["_setup_devices"] = torch.device("cpu")
+    return args
 
 
 def parts(inputs: dict, size: int) -> list[dict]:
@@ -104,12 +149,18 @@ def micro_batches(batch: int, micro_batch: int, processes: int) -> tuple[int, in
 
 
 def train_sft(
-    student: Student, rows: Dataset, preset: Preset, seed: int, folder: Path, callbacks=()
+    student: Student,
+    rows: Dataset,
+    preset: Preset,
+    seed: int,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Student:
     """Train the student's adapter on the rows and save it to `folder`.
 
-    Loss on the answer's tokens only. Resumes from the last checkpoint in
-    `folder`/checkpoints; `folder`/log.jsonl holds the learning curve.
+    Loss on the completion's tokens only. Resumes from the last checkpoint in
+    `folder`/checkpoints; `folder`/log.jsonl holds the learning curve. Of several processes
+    the first one writes, and all go on when it is done.
     """
     settings, work = preset.sft, folder / "checkpoints"
     at_once, passes = micro_batches(settings.batch, settings.micro_batch, distributed.world()[1])
@@ -142,13 +193,20 @@ def train_sft(
         restore_callback_states_from_checkpoint=True,
         **unsloth.sft_options(preset),
     )
-    trainer = ChainTrainer(
-        student.model,
-        args,
-        train_dataset=rows,
-        processing_class=student.processor,
-        callbacks=list(callbacks),
-        data_collator=unsloth.collator(student, preset),
-    )
-    models.widen_adapter(student.model)
-    return train(trainer, student, folder)
+    with progress_bar(settings.steps, f"{folder.parent.name} {folder.name}") as bar:
+        trainer = ChainTrainer(
+            student.model,
+            args,
+            train_dataset=rows,
+            processing_class=student.processor,
+            callbacks=[*callbacks, Progress(bar)],
+            data_collator=unsloth.collator(student, preset),
+        )
+        trainer.remove_callback(PrinterCallback)
+        models.widen_adapter(student.model)
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    whole = None
+    if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all give their parts
+    save_trained(student, folder, trainer.state.log_history, whole)
+    return student

@@ -1,334 +1,465 @@
 """Stage 2: TAPO, Triplet Augmented Policy Optimisation (Fine-R1, section 3.2).
 
-One step: draw triplets -> answer anchors and positives -> reward -> keep groups with
-spread (all that in `groups`) -> advantages -> log-probabilities on anchor and hard negative
--> loss. Of `transformers.Trainer` it uses the optimiser, the schedule, checkpoints and
-logging.
+`train_tapo` is the method: draw triplets, complete anchors and positives, reward, keep groups
+with reward variance, advantages, log-probabilities on anchor and hard negative, loss. GRPO,
+DAPO, CLS-RL, PAPO and NoisyRollout are settings of it: `presets.RECIPES`.
 """
 
-import time
-from dataclasses import dataclass, fields
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from accelerate.tracking import GeneralTracker
+from PIL import Image
 from torch import Tensor
-from transformers import TrainingArguments
+from torch.nn.utils.rnn import pad_sequence
 
-from finer1_lite import advantages, generation, logprobs, losses, models
-from finer1_lite.generation import Student
-from finer1_lite.groups import LOWER, GroupTrainer
-from finer1_lite.presets import Preset
-from finer1_lite.runtime import distributed, oom
+from finer1_lite import advantages, generation, logprobs, losses, models, prompts, rewards, triplets
+from finer1_lite.generation import PromptBatch, Rollouts, Student
+from finer1_lite.presets import Preset, TAPOSettings
+from finer1_lite.runtime import distributed, trackers
+from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.oom import Limits
 from finer1_lite.species import Collection
-from finer1_lite.trainer import train
+from finer1_lite.trainer import LOWER, MICRO, Loop, save_trained
+from finer1_lite.triplets import Miner, Triplet
 
-MICRO = "tapo.micro_batch"
-LOGGED = (
-    "total",
-    "policy",
-    "inter_class_kl",
-    "anchor_entropy",
-    "negative_entropy",
-    "clip_share",
-)
+
+@dataclass
+class Group:
+    """One triplet, its n + m completions (the anchor's first) and what they earned."""
+
+    triplet: Triplet
+    prompts: PromptBatch  # anchor, positive, negative: those that are used, encoded
+    completion_ids: Tensor  # (n+m, T)
+    completion_mask: Tensor  # (n+m, T)
+    completions: list[str]
+    truncated: Tensor  # (n+m,)
+    accuracy: Tensor  # (n+m,)
+    format: Tensor  # (n+m,)
+    reward: Tensor  # (n+m,)
 
 
 @dataclass
 class Batch:
-    """The kept groups' answers, ready to be learnt from: B = groups x (n+m)."""
+    """The kept groups' completions, ready to be learnt from: B = groups x (n+m)."""
 
+    prompts: PromptBatch  # every picture of the groups
+    group_size: int  # n+m
+    token_count: int  # of the whole batch: every part of it divides by this
     completion_ids: Tensor  # (B, T)
     completion_mask: Tensor  # (B, T)
     advantages: Tensor  # (B,)
-    right: Tensor  # (B,)
-    pictures: generation.PromptBatch  # every picture of the groups
-    own: Tensor  # (B,) which picture scores the answer
-    negative: Tensor  # (B,) which one pushes it away
-    pushed: Tensor  # (B,) weight in the terms of the negative, 0: not scored there
+    correct: Tensor  # (B,)
+    scored_on: Tensor  # (B,) the prompt that a completion is scored on
+    negative: Tensor  # (B,) the prompt that pushes it away
+    negative_weights: Tensor  # (B,) weight in the terms of the negative, 0: not scored there
     old_logps: Tensor | None = None  # (B, T) where several updates share the batch
 
     def rows(self, rows: slice | Tensor) -> "Batch":
-        """Some answers, with the same pictures."""
-        cut = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pictures"}
-        return Batch(
-            pictures=self.pictures,
-            **{name: v if v is None else v[rows] for name, v in cut.items()},
-        )
+        """Some completions, with the same prompts."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[rows] for k, v in columns.items() if isinstance(v, Tensor)})
 
+    def share(self, part: int, parts: int) -> "Batch | None":
+        """One of several equal shares of the groups; None where it has nothing to learn from."""
+        share = self.rows(slice(*self._bounds(part, parts)))
+        tokens = int(share.completion_mask.sum())
+        return replace(share, token_count=tokens) if tokens else None
 
-class TAPOTrainer(GroupTrainer):
-    """TAPO on any Qwen-VL with adapters.
+    def micro_batches(self, size: int) -> list["Batch"]:
+        """This process's completions, `size` at a time; no group is on two processes."""
+        start, end = self._bounds(*distributed.world())
+        return [self.rows(slice(at, min(at + size, end))) for at in range(start, end, size)]
 
-    GRPO, DAPO, CLS-RL, PAPO and NoisyRollout are settings of it: `presets.RECIPES`.
-    """
-
-    def __init__(self, student: Student, *args, **kwargs):
-        self.batch: Batch | None = None
-        self.metrics: dict[str, float] = {}
-        super().__init__(student, *args, **kwargs)
-        if self.preset.gradient_checkpointing:
-            student.model.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def prepare(self) -> Batch:
-        """The kept groups as tensors."""
-        s, pad = self.settings, self.student.processor.tokenizer.pad_token_id
-        scores = torch.cat([g.reward(s) for g in self.kept])  # (B,)
-        counts = (s.anchor_rollouts, s.positive_rollouts)
-        if s.baseline == "picture":
-            advantage = advantages.picture_advantages(scores, counts)
-        else:
-            advantage = advantages.group_advantages(scores, sum(counts))
-        mask = _pad([row for g in self.kept for row in g.completion_mask], 0)
-        if s.mask_cut:
-            mask = mask * ~torch.cat([g.truncated for g in self.kept])[:, None]
-        tokens = _pad([row for g in self.kept for row in g.completion_ids], pad)
-        right = torch.cat([g.accuracy for g in self.kept])
-        batch = Batch(
-            tokens,
-            mask,
-            advantage.to(tokens.device),
-            right.to(tokens.device),
-            *self._pictures(),
-            self._pushed().repeat(len(self.kept)).to(tokens.device),
-        )
-        if s.updates > 1:  # later shares meet a policy that has moved: remember the first
-            parts = self._within_memory(lambda: self._old_logps(batch), len(tokens))
-            shares = distributed.gather(parts, tokens.device)
-            batch.old_logps = torch.cat([logps for share in shares for logps in share])
-        return batch
-
-    @torch.no_grad()
-    def _old_logps(self, batch: Batch) -> list[Tensor]:
-        """What the policy thinks of this process's answers before it moves: (rows, T) each."""
-        return [self._score(b, b.own).logps for b in self._micro_batches(batch)]
-
-    def _pictures(self) -> tuple[generation.PromptBatch, Tensor, Tensor]:
-        """The kept groups' pictures; which one scores which answer, and which pushes it away.
-
-        The vision tower is frozen, so what it made of them for the rollouts still holds.
-        """
-        s, own, negative, at = self.settings, [], [], 0
-        separate = s.scored_on == "own" and s.positive_rollouts > 0
-        for group in self.kept:
-            own += [at] * s.anchor_rollouts + [at + separate] * s.positive_rollouts
-            at += len(group.pictures.input_ids)
-            negative += [at - 1] * (s.anchor_rollouts + s.positive_rollouts)
-        pictures = generation.join([g.pictures for g in self.kept])
-        at_pictures = (torch.tensor(rows, device=self.student.device) for rows in (own, negative))
-        return pictures, *at_pictures
-
-    def _pushed(self) -> Tensor:
-        """Which of a group's rollouts are scored on the negative, and what each stands for.
-
-        They are evenly spaced, so anchor's and positive's take part alike. Rollouts of a
-        picture are drawn alike: the weighted mean over some has the expectation of all.
-        """
-        s = self.settings
-        size = s.anchor_rollouts + s.positive_rollouts
-        count = s.negative_rollouts or size
-        weights = torch.zeros(size)
-        weights[torch.arange(count) * size // count] = size / count
-        return weights
-
-    # --- one optimiser step -----------------------------------------------------------
-
-    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Rollouts and the gradient of the TAPO loss; returns the loss, a scalar.
-
-        A step in which no group has spread is skipped and counted: no gradient at all.
-        With `updates` = k, k steps share one batch of rollouts, a kth of its groups each.
-        """
-        start, step, shares = time.time(), inputs["step"], self.settings.updates
-        model.eval()  # no dropout: rollouts and scores come from the same network
-        fresh = step % shares == 0
-        if fresh:
-            self.collect(step // shares)
-        rolled = time.time()
-        if fresh:
-            self.batch = self.prepare() if self.kept else None
-        parts = self._update(step) if self.batch else {}
-        total = parts.get("total", 0.0)
-        self.metrics = self._metrics() | {k: v for k, v in parts.items() if k != "total"}
-        done = time.time()
-        answers = self.kept + self.dropped
-        self.metrics |= {
-            "skipped": float(not parts),
-            "generate_s": rolled - start,
-            "update_s": done - rolled,
-            "step_s": done - start,
-        }
-        if fresh:
-            tokens = sum(int(g.completion_mask.sum()) for g in answers)
-            self.metrics["tokens_per_second"] = tokens / (rolled - start)
-        self._no_gradient(not parts, scaled=self.accelerator.scaler is not None)
-        return torch.tensor(total, device=self.student.device)
-
-    def create_optimizer(self, *args, **kwargs):
-        optimizer = super().create_optimizer(*args, **kwargs)
-        optimizer.register_step_pre_hook(lambda *_: self._no_gradient(self.metrics["skipped"]))
-        return optimizer
-
-    def _no_gradient(self, skipped: float, scaled: bool = False) -> None:
-        """After a skipped step the optimiser finds no gradient; a loss scaler finds zeros
-        before it, since it refuses a step without any."""
-        for p in self.model.parameters() if skipped else ():
-            p.grad = torch.zeros_like(p) if scaled and p.requires_grad else None
-
-    def _update(self, step: int) -> dict[str, float]:
-        """Backward passes over micro-batches; each divides by the whole share's tokens."""
-        s, groups = self.settings, len(self.kept)
-        size, (at, shares) = s.anchor_rollouts + s.positive_rollouts, (step % s.updates, s.updates)
-        share = slice(at * groups // shares * size, (at + 1) * groups // shares * size)
-        batch, gamma = self.batch.rows(share), s.inter_class_weight
-        if (
-            not batch.completion_mask.any()
-        ):  # a gradient of zeros would let momentum move the weights
-            return {}
-        if s.inter_class_anneal:
-            gamma *= 1 - step / max(1, self.args.max_steps)
-        sums = self._within_memory(lambda: self._backward(batch, gamma), len(batch.completion_ids))
-        distributed.add_gradients(self.model.parameters())
-        return dict(zip(LOGGED, distributed.total([sums[key] for key in LOGGED])))
-
-    def _backward(self, batch: Batch, gamma: float) -> dict[str, float]:
-        """This process's part of the gradient, of the loss and of its parts: each divides by
-        the tokens of all, so that the sum over processes is that of the whole batch."""
-        count, sums = batch.completion_mask.sum(), dict.fromkeys(LOGGED, 0.0)
-        for part in self._micro_batches(batch):
-            loss = self._loss(part, count, gamma)
-            self.accelerator.backward(loss.total)
-            for key in LOGGED:
-                sums[key] += float(getattr(loss, key).detach())
-        return sums
-
-    def _micro_batches(self, batch: Batch):
-        """The answers of this process's groups; no group is on two processes."""
-        size = self.settings.anchor_rollouts + self.settings.positive_rollouts
-        rank, processes = distributed.world()
-        start, end = (
-            i * (len(batch.completion_ids) // size) // processes * size for i in (rank, rank + 1)
-        )
-        for at in range(start, end, self._at_once()):
-            yield batch.rows(slice(at, min(at + self._at_once(), end)))
-
-    def _at_once(self) -> int:
-        return self.smaller.at_once(MICRO, self.settings.micro_batch)
-
-    def _within_memory(self, call, rows: int):
-        """call(); where memory runs out in any process, all call again with smaller batches."""
-        while True:
-            tried = min(self._at_once(), -(-rows // distributed.world()[1]))
-            done, problem = oom.attempt(call)
-            if not any(distributed.total([bool(problem)])):
-                return done
-            self.model.zero_grad()  # what the failed passes left
-            self.smaller.halve(MICRO, tried, problem or "in another process", LOWER)
-
-    def _score(self, batch: Batch, on: Tensor) -> logprobs.Scores:
-        """Layers recompute their activations in training mode only: it is on for this call,
-        where gradient flows. With dropout 0 everywhere it changes nothing else."""
-        s = self.settings
-        self.model.train(self.preset.gradient_checkpointing and torch.is_grad_enabled())
-        try:
-            return logprobs.score(
-                self.model,
-                batch.pictures,
-                batch.completion_ids,
-                batch.completion_mask,
-                on,
-                s.temperature or 1.0,
-                entropy=s.entropy == "full",
-            )
-        finally:
-            self.model.eval()  # rollouts and passes without gradient keep their cache
-
-    def _score_on_negative(self, batch: Batch) -> logprobs.Scores:
-        """Scores of the chosen answers in their places; zeros in the others. (B, T) each"""
-        chosen = batch.pushed.nonzero()[:, 0]
-        some = self._score(part := batch.rows(chosen), part.negative)
-
-        def spread(values: Tensor | None) -> Tensor | None:
-            if values is None:
-                return None
-            return values.new_zeros(batch.completion_ids.shape).index_copy(0, chosen, values)
-
-        return logprobs.Scores(spread(some.logps), spread(some.entropies))
-
-    def _loss(self, batch: Batch, count: Tensor, gamma: float) -> losses.TapoLoss:
-        s, negative = self.settings, logprobs.Scores(None, None)
-        scores = self._score(batch, batch.own)
-        if s.reads_negative and batch.pushed.any():
-            with torch.set_grad_enabled(s.negative_grad):
-                negative = self._score_on_negative(batch)
-        # One update a batch of rollouts: the old policy is this one, nothing to recompute.
-        old = scores.logps.detach() if batch.old_logps is None else batch.old_logps
-        return losses.tapo_loss(
-            scores.logps,
-            old,
-            negative.logps,
-            batch.advantages,
-            batch.completion_mask,
-            clip_low=s.clip_low,
-            clip_high=s.clip_high,
-            clip_dual=s.clip_dual,
-            inter_class_weight=gamma,
-            anchor_entropy_weight=s.anchor_entropy_weight,
-            negative_entropy_weight=s.negative_entropy_weight,
-            negative_grad=s.negative_grad,
-            inter_class_rows=batch.right if s.inter_class_on == "right" else None,
-            negative_rows=batch.pushed,
-            entropies=scores.entropies,
-            negative_entropies=negative.entropies,
-            token_count=count,
-        )
-
-    def log(self, logs: dict, start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs = logs | {k: round(v, 5) for k, v in self.metrics.items()}
-        super().log(logs, start_time)
-
-
-def _pad(rows: list[Tensor], value: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+    def _bounds(self, part: int, parts: int) -> tuple[int, int]:
+        """First and last row of one of several equal shares of whole groups."""
+        groups = len(self.completion_ids) // self.group_size
+        return tuple(i * groups // parts * self.group_size for i in (part, part + 1))
 
 
 def train_tapo(
-    student: Student, collection: Collection, preset: Preset, seed: int, folder: Path, callbacks=()
+    student: Student,
+    collection: Collection,
+    preset: Preset,
+    seed: int,
+    folder: Path,
+    *,
+    report_to: str | GeneralTracker = "none",
+    on_step: Callable[[int, dict], object] | None = None,
 ) -> Student:
     """Train the student's adapter by TAPO and save it to `folder`.
 
-    Resumes from the last checkpoint in `folder`/checkpoints; `folder`/log.jsonl holds
-    every step's metrics. Of several processes each holds the whole model and answers and
-    learns from groups of its own; gradients are added up here, whatever engine the launcher
-    has set up for stage 1.
+    Resumes from the last checkpoint in `folder`/checkpoints; `folder`/log.jsonl holds every
+    step's log. report_to: none, tensorboard, wandb or trackio. Of several processes each holds
+    the whole model, completes and learns from groups of its own, and gradients are added up.
     """
-    models.before_stage_two(student, preset)
-    settings, work = preset.tapo, folder / "checkpoints"
-    save_every = max(5, settings.steps // 4)
-    save_every += -save_every % settings.updates  # never in the middle of a batch of rollouts
-    with distributed.no_engine():
-        args = TrainingArguments(
-            str(work),
-            max_steps=settings.steps,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=3,
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-            logging_steps=1,
-            logging_first_step=True,
-            save_steps=save_every,
-            save_total_limit=1,
-            seed=seed,
-            report_to=[],
-            restore_callback_states_from_checkpoint=True,
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            per_device_train_batch_size=1,
-            use_cpu=student.device.type == "cpu",
-            dataloader_pin_memory=False,
-            bf16=student.model.dtype == torch.bfloat16,
-            fp16=student.model.dtype == torch.float16,
+    models.prepare_for_stage_two(student, preset)
+    s = preset.tapo
+    miner = choose_miner(student, collection, preset)
+    save_every = max(5, s.steps // 4)
+    loop = Loop(
+        student.model,
+        folder / "checkpoints",
+        steps=s.steps,
+        learning_rate=s.learning_rate,
+        weight_decay=0.01,
+        micro_batch=s.micro_batch,
+        save_every=save_every + -save_every % s.updates,  # never within a batch of rollouts
+        states=(miner,) if isinstance(miner, triplets.ByConfusion) else (),
+        report_to=report_to,
+        on_step=on_step,
+    )
+    for step in loop:
+        seconds = 0.0
+        if step % s.updates == 0:  # so many steps share a batch of rollouts
+            kept, dropped = sample_groups(
+                student, collection, preset, seed, step // s.updates, miner, loop.limits
+            )
+            seconds = loop.seconds()
+            batch = make_batch(kept, s)
+            if batch and s.updates > 1:  # later steps meet a policy that has moved
+                batch.old_logps = old_log_probs(student, batch, preset, loop.limits)
+            for tracker in loop.accelerator.trackers:
+                trackers.log_table(tracker, rollout_rows((kept + dropped)[0], s), step + 1)
+        share = batch and batch.share(step % s.updates, s.updates)
+        if not share:  # no group has reward variance: no gradient, no step
+            loop.skip(step_log(s, kept, dropped, seconds))
+            continue
+        parts = loop.backward(share, lambda part: batch_loss(student, part, preset))
+        loop.step(step_log(s, kept, dropped, seconds, parts))
+    save_trained(student, folder, loop.history)
+    return student
+
+
+# --- rollouts and rewards ----------------------------------------------------------------
+
+
+def choose_miner(student: Student, collection: Collection, preset: Preset) -> Miner | str:
+    """What `triplets.make_triplet` takes as the hard negative."""
+    s = preset.tapo
+    if s.negative == "confused":
+        return triplets.ByConfusion()
+    if s.negative != "embedding":
+        fixed = {"nearest": triplets.nearest, "random": triplets.at_random, "masked": "masked"}
+        return fixed[s.negative]
+    questions = [prompts.question(s.prompt, collection.coarse)]
+
+    def embed(image: Image.Image) -> Tensor:
+        batch = generation.encode_prompts(student.model, student.processor, questions, [image])
+        return batch.image_features[0].float().mean(0)
+
+    return triplets.ByEmbedding(collection, embed)
+
+
+def sample_groups(
+    student: Student,
+    collection: Collection,
+    preset: Preset,
+    seed: int,
+    step: int,
+    miner: Miner | str = triplets.nearest,
+    limits: Limits | None = None,
+) -> tuple[list[Group], list[Group]]:
+    """Dynamic sampling (DAPO, arXiv 2503.14476): the (kept, dropped) groups of a step.
+
+    Draws until `groups` of them have reward variance, `draws` rounds at most. Every process
+    holds all groups afterwards, so that all keep the same.
+    """
+    s = preset.tapo
+    kept: list[Group] = []
+    dropped: list[Group] = []
+    for round_ in range(s.draws):
+        drawn = triplets.draw_triplets(
+            collection, s.groups, seed, step, round_, positive=s.positive, negative=miner
         )
-        trainer = TAPOTrainer(student, collection, preset, seed, args, callbacks=list(callbacks))
-        return train(trainer, student, folder)
+        dice = f"rollouts/{seed}/{step}/{round_}"
+        groups = _rollout_by_all(student, drawn, collection, preset, dice, limits or Limits())
+        varied = advantages.keep_group(torch.stack([g.accuracy for g in groups]))
+        for group, varies in zip(groups, varied.tolist(), strict=True):
+            keep = (varies or s.keep == "all") and len(kept) < s.groups
+            (kept if keep else dropped).append(group)
+        if len(kept) == s.groups:
+            break
+    if isinstance(miner, triplets.ByConfusion):
+        for group in kept + dropped:
+            for answer in map(rewards.parse_answer, group.completions):
+                named = rewards.match_class(answer, collection.names, collection.aliases)
+                miner.note(group.triplet.anchor.species, named)
+    return kept, dropped
+
+
+def _rollout_by_all(
+    student: Student,
+    drawn: Sequence[Triplet],
+    collection: Collection,
+    preset: Preset,
+    dice: str,
+    limits: Limits,
+) -> list[Group]:
+    """`rollout` of all triplets, each process a share of them, as many at a time as fit.
+
+    Each group has random numbers of its own: who completes it, and beside which others, does
+    not change it.
+    """
+    share = distributed.shard(range(len(drawn)))
+    groups: list[Group] = []
+
+    def some(size: int) -> list[Group]:
+        part = share[len(groups) :][:size]
+        seeds = [random.Random(f"{dice}/{g}").getrandbits(63) for g in part]
+        generators = [torch.Generator().manual_seed(number) for number in seeds]
+        return rollout(student, [drawn[g] for g in part], collection, preset, generators)
+
+    while len(groups) < len(share):
+        groups += limits.fit("groups answered at a time", len(share) - len(groups), some, LOWER)
+    bare = [replace(g, triplet=None) for g in groups]  # photos need not fit into a message
+    shares = distributed.gather(bare, student.device)
+    return [
+        replace(shares[at % len(shares)][at // len(shares)], triplet=triplet)
+        for at, triplet in enumerate(drawn)
+    ]
+
+
+def rollout(
+    student: Student,
+    drawn: Sequence[Triplet],
+    collection: Collection,
+    preset: Preset,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> list[Group]:
+    """Complete each anchor n times and each positive m times; with their rewards.
+
+    generator: one for all, or a list with one for each group. One pass through the vision
+    tower and one loop over tokens: negatives are encoded along, and anchors and positives are
+    completed side by side.
+    """
+    s = preset.tapo
+    counts = [n for n in (s.anchor_rollouts, s.positive_rollouts) if n]
+    size = sum(counts)
+    parts = ["anchor", "positive"][: len(counts)] + ["negative"] * s.reads_negative
+    images = [getattr(t, part).image() for t in drawn for part in parts]
+    questions = [prompts.question(s.prompt, collection.coarse)] * len(images)
+    batch = generation.encode_prompts(student.model, student.processor, questions, images)
+    rows = [range(g * len(parts), (g + 1) * len(parts)) for g in range(len(drawn))]
+    with progress_bar(preset.max_new_tokens, f"{size * len(drawn)} rollouts", inner=True) as bar:
+        out = generation.generate(
+            student.model,
+            student.processor,
+            batch.rows([row for group in rows for row in group[: len(counts)]]),
+            num_generations=counts * len(drawn),
+            temperature=s.temperature,
+            top_p=s.top_p,
+            generator=generator,
+            max_new_tokens=preset.max_new_tokens,
+            on_token=bar.update,
+        )
+    return [
+        reward_group(t, batch.rows(rows[g]), out.rows(g * size, size), collection, preset)
+        for g, t in enumerate(drawn)
+    ]
+
+
+def reward_group(
+    triplet: Triplet, batch: PromptBatch, out: Rollouts, collection: Collection, preset: Preset
+) -> Group:
+    """The completions of one triplet and what they earn; the anchor's class is the label."""
+    s = preset.tapo
+    labels = [triplet.anchor.species] * len(out.completions)
+    names, aliases = collection.names, collection.aliases
+    paid = [
+        rewards.tapo_reward(
+            completion,
+            label,
+            classes=names,
+            aliases=aliases,
+            accuracy_weight=s.accuracy_weight,
+            format_weight=s.format_weight,
+            penalty=rewards.overlong_penalty(length, preset.max_new_tokens, s.overlong_tokens),
+        )
+        for completion, label, length in zip(
+            out.completions, labels, out.lengths.tolist(), strict=True
+        )
+    ]
+    return Group(
+        triplet,
+        batch,
+        **vars(out),
+        accuracy=torch.tensor(rewards.accuracy(out.completions, labels, names, aliases)),
+        format=torch.tensor(rewards.format(out.completions)),
+        reward=torch.tensor(paid),
+    )
+
+
+# --- advantages and loss -----------------------------------------------------------------
+
+
+def make_batch(kept: Sequence[Group], settings: TAPOSettings) -> Batch | None:
+    """The kept groups as tensors, with their advantages; None where no group is kept."""
+    if not kept:
+        return None
+    s = settings
+    counts = (s.anchor_rollouts, s.positive_rollouts)
+    reward = torch.cat([g.reward for g in kept])  # (B,)
+    if s.baseline == "picture":
+        advantage = advantages.picture_advantages(reward, counts)
+    else:
+        advantage = advantages.group_advantages(reward, sum(counts))
+    mask = pad_sequence([row for g in kept for row in g.completion_mask], batch_first=True)
+    if s.mask_cut:
+        mask = mask * ~torch.cat([g.truncated for g in kept])[:, None]
+    scored_on, negative = prompt_rows(kept, s)
+    return Batch(
+        generation.join([g.prompts for g in kept]),
+        sum(counts),
+        int(mask.sum()),
+        pad_sequence([row for g in kept for row in g.completion_ids], batch_first=True),
+        mask,
+        advantage.to(mask.device),
+        torch.cat([g.accuracy for g in kept]).to(mask.device),
+        scored_on.to(mask.device),
+        negative.to(mask.device),
+        negative_weights(s).repeat(len(kept)).to(mask.device),
+    )
+
+
+def prompt_rows(kept: Sequence[Group], settings: TAPOSettings) -> tuple[Tensor, Tensor]:
+    """Which of the joined prompts scores each completion, and which pushes it away: (B,) each.
+
+    The vision tower is frozen, so what it made of the pictures for the rollouts still holds.
+    """
+    n, m = settings.anchor_rollouts, settings.positive_rollouts
+    separate = settings.scored_on == "own" and m > 0
+    scored_on: list[int] = []
+    negative: list[int] = []
+    first = 0
+    for group in kept:
+        scored_on += [first] * n + [first + separate] * m
+        first += len(group.prompts.input_ids)
+        negative += [first - 1] * (n + m)
+    return torch.tensor(scored_on), torch.tensor(negative)
+
+
+def negative_weights(settings: TAPOSettings) -> Tensor:
+    """Which of a group's rollouts are scored on the negative, and what each stands for: (n+m,).
+
+    They are evenly spaced, so anchor's and positive's take part alike. Rollouts of a
+    picture are drawn alike: the weighted mean over some has the expectation of all.
+    """
+    size = settings.anchor_rollouts + settings.positive_rollouts
+    count = settings.negative_rollouts or size
+    weights = torch.zeros(size)
+    weights[torch.arange(count) * size // count] = size / count
+    return weights
+
+
+def batch_loss(student: Student, batch: Batch, preset: Preset) -> losses.TapoLoss:
+    """The TAPO loss of a batch, or of a part of one: see `Batch.token_count`."""
+    s = preset.tapo
+    logps = _score(student, batch, batch.scored_on, preset)
+    negative_logps = None
+    if s.reads_negative and batch.negative_weights.any():
+        with torch.set_grad_enabled(s.negative_grad):
+            negative_logps = score_on_negative(student, batch, preset)
+    # One update a batch of rollouts: the old policy is this one, nothing to recompute.
+    old_logps = logps.detach() if batch.old_logps is None else batch.old_logps
+    return losses.tapo_loss(
+        logps,
+        old_logps,
+        negative_logps,
+        batch.advantages,
+        batch.completion_mask,
+        clip_low=s.clip_low,
+        clip_high=s.clip_high,
+        clip_dual=s.clip_dual,
+        inter_class_weight=s.inter_class_weight,
+        anchor_entropy_weight=s.anchor_entropy_weight,
+        negative_entropy_weight=s.negative_entropy_weight,
+        negative_grad=s.negative_grad,
+        inter_class_rows=batch.correct if s.inter_class_on == "right" else None,
+        negative_rows=batch.negative_weights,
+        token_count=batch.token_count,
+    )
+
+
+def score_on_negative(student: Student, batch: Batch, preset: Preset) -> Tensor:
+    """Log-probabilities of the chosen completions in their places, zeros elsewhere: (B, T)."""
+    chosen = batch.negative_weights.nonzero()[:, 0]
+    some = batch.rows(chosen)
+    logps = _score(student, some, some.negative, preset)
+    return logps.new_zeros(batch.completion_ids.shape).index_copy(0, chosen, logps)
+
+
+def old_log_probs(student: Student, batch: Batch, preset: Preset, limits: Limits) -> Tensor:
+    """What the policy thinks of the completions before it moves: (B, T)."""
+
+    @torch.no_grad()
+    def score_all(size: int) -> list[Tensor]:
+        parts = batch.micro_batches(size)
+        return [_score(student, part, part.scored_on, preset) for part in parts]
+
+    parts = limits.fit(MICRO, preset.tapo.micro_batch, score_all, LOWER, together=True)
+    shares = distributed.gather(parts, student.device)
+    return torch.cat([logps for share in shares for logps in share])
+
+
+def _score(student: Student, batch: Batch, on: Tensor, preset: Preset) -> Tensor:
+    """Log-probabilities of a batch's completions on some of its prompts: (B, T).
+
+    Layers recompute their activations in training mode only: it is on for this call, where
+    gradient flows. With dropout 0 everywhere it changes nothing else.
+    """
+    student.model.train(preset.gradient_checkpointing and torch.is_grad_enabled())
+    try:
+        ids, mask = batch.completion_ids, batch.completion_mask
+        temperature = preset.tapo.temperature or 1.0
+        return logprobs.log_probs(student.model, batch.prompts, ids, mask, on, temperature)
+    finally:
+        student.model.eval()  # rollouts and passes without gradient keep their cache
+
+
+# --- what to look at ---------------------------------------------------------------------
+
+
+def step_log(
+    settings: TAPOSettings,
+    kept: Sequence[Group],
+    dropped: Sequence[Group],
+    generate_s: float = 0.0,
+    parts: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """What `log.jsonl` says of a step; `parts` of the loss are missing where it was skipped."""
+    groups = [*kept, *dropped]
+    right = torch.stack([g.accuracy for g in groups])
+    lengths = torch.cat([g.completion_mask.sum(-1) for g in groups]).float()
+    log = {
+        "reward": torch.stack([g.reward for g in groups]).mean(),
+        "accuracy": right.mean(),
+        "format": torch.stack([g.format for g in groups]).mean(),
+        "groups_kept": len(kept),
+        "groups_drawn": len(groups),
+        "truncated": torch.cat([g.truncated for g in groups]).float().mean(),
+        "length": lengths.mean(),
+        "skipped": not parts,
+        "generate_s": generate_s,
+    }
+    if generate_s:
+        log["tokens_per_second"] = lengths.sum() / generate_s
+    if settings.positive_rollouts:  # kept groups without variance inside any picture
+        sides = right.split((settings.anchor_rollouts, settings.positive_rollouts), dim=1)
+        longest = torch.arange(max(side.shape[1] for side in sides))
+        even = [side[:, longest % side.shape[1]] for side in sides]  # repeated: no new variance
+        log["flat_share"] = advantages.share_without_variance(torch.stack(even, 1))
+    parts = dict(parts or {})
+    loss = {"loss": parts.pop("total", 0.0)}
+    return loss | {name: round(float(value), 5) for name, value in (log | parts).items()}
+
+
+def rollout_rows(group: Group, settings: TAPOSettings) -> list[tuple[Image.Image, str, float]]:
+    """(picture, completion, reward) of a group's rollouts."""
+    t = group.triplet
+    photos = [t.anchor] * settings.anchor_rollouts + [t.positive] * settings.positive_rollouts
+    pictures = [photo.image() for photo in photos]
+    return list(zip(pictures, group.completions, group.reward.tolist(), strict=True))

@@ -1,115 +1,224 @@
-"""Training whose randomness is a function of the step alone, and safe checkpoints.
+"""The training loop: optimiser, schedule, clipping, checkpoints with exact resume, trackers.
 
-A step's data are made from its number, so a run that was killed resumes from a checkpoint
-of `transformers.Trainer` with no further state, and ends with the same weights.
+A step's data are made from its number, so a run that was killed goes on from a checkpoint
+with no further state, and ends with the same weights. Everything else is accelerate's.
 """
 
 import json
 import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import get_scheduler
+from transformers.trainer_pt_utils import get_parameter_names
 
 from finer1_lite import models
 from finer1_lite.generation import Student
-from finer1_lite.runtime import distributed
+from finer1_lite.runtime import distributed, trackers
+from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.oom import Limits
 
-CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
-OF_SEVERAL = {"rng_state.pth": "rng_state_*.pth"}  # what several processes write in its place
-
-
-class Steps(torch.utils.data.Dataset):
-    """0, 1, ... steps - 1."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> int:
-        return step
+# Of a checkpoint of ours, and of transformers' Trainer; the last one is written last.
+STATE = "trainer_state.json"
+CHECKPOINT_FILES = ("optimizer.*", "scheduler.*", "r*_state*", "*.safetensors", STATE)
+UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+MAX_GRAD_NORM = 1.0
+SHOWN = ("loss", "reward", "groups_kept")  # on the progress bar
+MICRO = "tapo.micro_batch"
+LOWER = "max_new_tokens, pixels or tapo.anchor_rollouts and tapo.positive_rollouts"
 
 
-class StepTrainer(Trainer):
-    """A Trainer that is handed step numbers, in order, and makes the batch itself.
+@dataclass(eq=False)
+class Loop:
+    """`for step in loop:`, with one call of `step` or `skip` in its body.
 
-    Of several processes each is handed every step.
+    `work` holds the newest checkpoint, from which a run goes on; `history` every step's log.
     """
 
-    def __init__(self, model, args, **kwargs):
-        super().__init__(
-            model,
-            one_card(args),
-            train_dataset=Steps(args.max_steps),
-            data_collator=lambda batch: {"step": batch[0]},
-            **kwargs,
-        )
+    model: nn.Module  # its trainable weights learn
+    work: Path
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    save_every: int
+    micro_batch: int = 1
+    schedule: str = "constant_with_warmup"
+    warmup_steps: int = 3
+    betas: tuple[float, float] = (0.9, 0.999)
+    states: tuple[Any, ...] = ()  # have state_dict and load_state_dict; go into checkpoints
+    report_to: str | GeneralTracker = "none"  # see `runtime.trackers`
+    on_step: Callable[[int, dict], object] | None = None  # after a step, before its checkpoint
+    done: int = 0
+    history: list[dict] = field(default_factory=list)
+    limits: Limits = field(default_factory=Limits)
 
-    def _get_train_sampler(self, dataset=None):
-        return [
-            step for step in range(len(self.train_dataset)) for _ in range(distributed.world()[1])
-        ]
+    def __post_init__(self) -> None:
+        half = self.model.dtype == torch.float16  # small gradients vanish in it: scale the loss
+        with distributed.no_engine():
+            self.accelerator = Accelerator(
+                cpu=next(self.model.parameters()).device.type == "cpu",
+                mixed_precision="fp16" if half else "no",
+                log_with=trackers.require(self.report_to),
+                project_dir=self.work.parent,
+                step_scheduler_with_optimizer=False,
+            )
+        groups = parameter_groups(self.model, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, self.learning_rate, self.betas, fused=True)
+        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, self.steps)
+        self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
+        self.accelerator.register_for_checkpointing(self.limits, *self.states)
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers of the steps that are left, from 0 on."""
+        self.resume()
+        self.accelerator.init_trackers("finer1_lite")
+        name = f"{self.work.parent.parent.name} {self.work.parent.name}"
+        with progress_bar(self.steps, name) as self.bar:
+            self.bar.update(self.done)
+            while self.done < self.steps:
+                self.started = time.time()
+                yield self.done
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    # --- a step --------------------------------------------------------------------------
+
+    def seconds(self) -> float:
+        """Since the step began."""
+        return time.time() - self.started
+
+    def backward(self, batch: Any, loss_of: Callable[[Any], Any]) -> dict[str, float]:
+        """Add up the gradient of a batch, part by part: smaller ones where memory runs out.
+
+        batch: `micro_batches(size)` are this process's parts; loss_of: a part -> its share of
+        the loss, with `total` and `sums()`. Returns the sums over all parts and processes.
+        """
+
+        def add_up(size: int) -> Counter:
+            self.model.zero_grad()  # what a failed try left
+            sums: Counter = Counter()
+            parts = batch.micro_batches(size)
+            with progress_bar(len(parts), "micro-batches", inner=True) as bar:
+                for part in parts:
+                    loss = loss_of(part)
+                    self.accelerator.backward(loss.total)
+                    sums.update(loss.sums())
+                    bar.update()
+            return sums
+
+        sums = self.limits.fit(MICRO, self.micro_batch, add_up, LOWER, together=True)
+        distributed.add_gradients(self.model.parameters())
+        return distributed.sum_over_processes(sums)
+
+    def step(self, log: dict[str, float]) -> None:
+        """Clip the gradient and let the optimiser make its step."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()  # in float16 it leaves out gradients that overflowed
+        self._finish(log | {"grad_norm": float(norm)})
+
+    def skip(self, log: dict[str, float]) -> None:
+        """Count a step without a gradient: not even momentum or decay move the weights."""
+        self._finish(log | {"grad_norm": 0.0})
+
+    def _finish(self, log: dict[str, float]) -> None:
+        """Log the step, tell everyone, and write a checkpoint where it is time for one."""
+        self.model.zero_grad()
+        self.done += 1
+        times = {"step_s": self.seconds()}
+        times["update_s"] = times["step_s"] - log.get("generate_s", 0.0)
+        log = log | times | {"learning_rate": self.scheduler.get_last_lr()[0], "step": self.done}
+        self.scheduler.step()
+        self.history.append(log)
+        self.accelerator.log(log, step=self.done)
+        self.bar.set_postfix({k: f"{log[k]:.2f}" for k in SHOWN if k in log}, refresh=False)
+        self.bar.update()
+        if self.on_step:
+            self.on_step(self.done, log)
+        if self.done % self.save_every == 0 or self.done == self.steps:
+            self.save()
+
+    # --- checkpoints ---------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint under another name; it gets its own when it is whole."""
+        whole = self.work / f"checkpoint-{self.done}"
+        draft = self.work / f"draft-{self.done}"
+        self.accelerator.save_state(str(draft))
+        distributed.wait()
+        if distributed.is_main():
+            save_file(self._weights(), draft / "trained.safetensors")
+            state = {"global_step": self.done, "log_history": self.history}
+            (draft / STATE).write_text(json.dumps(state), encoding="utf-8")
+            draft.rename(whole)
+            for other in self.work.iterdir():
+                if other != whole:
+                    shutil.rmtree(other)
+        distributed.wait()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found = last_checkpoint(self.work)
+        if found is None:
+            return
+        self.accelerator.load_state(found)
+        saved = load_file(Path(found) / "trained.safetensors")
+        for name, weight in self._weights().items():
+            weight.copy_(saved[name])
+        state = json.loads((Path(found) / STATE).read_text(encoding="utf-8"))
+        self.done, self.history = state["global_step"], state["log_history"]
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What learns, by name."""
+        return {n: p.data for n, p in self.model.named_parameters() if p.requires_grad}
 
 
-def one_card(args: TrainingArguments) -> TrainingArguments:
-    """The same, for one device a process.
-
-    With several cards in sight, Trainer would copy the model to all of them in every pass
-    (DataParallel), which neither 4-bit weights nor step numbers bear. Several processes on a
-    CPU are told "cpu:0", where `torch.load` knows only "cpu".
-    """
-    args._n_gpu = min(args.n_gpu, 1)
-    if args.device.type == "cpu":
-        vars(args)["_setup_devices"] = torch.device("cpu")
-    return args
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """What learns, as transformers' Trainer groups it: norms and biases do not decay."""
+    decays = set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED))
+    learning = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for n, p in learning if n in decays], "weight_decay": weight_decay},
+        {"params": [p for n, p in learning if n not in decays], "weight_decay": 0.0},
+    ]
 
 
-def train(trainer: Trainer, student: Student, folder: Path) -> Student:
-    """Train from the last checkpoint in `folder`/checkpoints; save adapter and log to `folder`.
-
-    Of several processes the first one writes, and all go on when it is done.
-    """
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    whole = None
-    if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all give their parts
+def save_trained(
+    student: Student, folder: Path, history: list[dict], weights: dict | None = None
+) -> None:
+    """Write the adapter (weights: see `models.save_adapter`) and log.jsonl; all wait for it."""
     if distributed.is_main():
-        models.save_adapter(student, folder, whole)
-        write_log(trainer.state.log_history, folder / "log.jsonl")
+        models.save_adapter(student, folder, weights)
+        lines = [json.dumps(row) + "\n" for row in history if "loss" in row]
+        (folder / "log.jsonl").write_text("".join(lines), encoding="utf-8")
     distributed.wait()
-    return student
-
-
-def write_log(history: list[dict], path: Path) -> None:
-    """The trainer's history, a JSON line a logged step."""
-    lines = [json.dumps(row) + "\n" for row in history if "loss" in row]
-    path.write_text("".join(lines), encoding="utf-8")
 
 
 def last_checkpoint(work: Path) -> str | None:
     """The newest whole checkpoint in `work`; one torn by a kill is deleted."""
-    return distributed.tell(_last_whole(work) if distributed.is_main() else None)
+    return distributed.broadcast(_last_whole(work) if distributed.is_main() else None)
 
 
 def _last_whole(work: Path) -> str | None:
+    """`last_checkpoint` of the main process."""
     found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
-    while found:
-        if _whole(found[-1]):
-            return str(found[-1])
+    while found and not _is_whole(found[-1]):
         shutil.rmtree(found.pop())
-    return None
+    return str(found[-1]) if found else None
 
 
-def _whole(checkpoint: Path) -> bool:
-    lacking = [n for n in CHECKPOINT_FILES if not (checkpoint / n).exists()]
-    if any(not any(checkpoint.glob(OF_SEVERAL.get(name, name))) for name in lacking):
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether all files are there and the last one can be read."""
+    try:
+        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
-    try:  # written last, so all else is whole when this one is
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return any(checkpoint.glob("*.safetensors"))
+    return all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES)

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
+from torch import Tensor
 
 from finer1_lite.species import Collection, Photo
 
@@ -22,6 +22,8 @@ Miner = Callable[[Collection, str, list[str], random.Random], str]
 
 @dataclass(frozen=True)
 class Triplet:
+    """What a group is made of (Fine-R1, section 3.2)."""
+
     anchor: Photo
     positive: Photo  # another picture of the anchor's class: intra-class augmentation
     negative: Photo  # a picture of the most similar other class: inter-class augmentation
@@ -43,8 +45,8 @@ def at_random(collection: Collection, name: str, others: list[str], rng: random.
 class ByEmbedding:
     """The class whose training pictures look most alike to a vision tower."""
 
-    def __init__(self, collection: Collection, embed: Callable[[Image.Image], torch.Tensor]):
-        """embed: a picture -> (width,). Each training picture is embedded once."""
+    def __init__(self, collection: Collection, embed: Callable[[Image.Image], Tensor]) -> None:
+        """Embed each training picture once; `embed`: a picture -> (width,)."""
         vectors = {
             name: torch.stack([embed(p.image()) for p in collection.train if p.species == name])
             for name in collection.seen_names
@@ -52,35 +54,47 @@ class ByEmbedding:
         centre = torch.cat(list(vectors.values())).mean(0)  # what all pictures share
         means = [(v - centre).mean(0) for v in vectors.values()]
         alike = torch.nn.functional.normalize(torch.stack(means), dim=-1)
-        self.names, self.likeness = list(vectors), alike @ alike.T  # (classes, classes)
+        self.names = list(vectors)
+        self.likeness = alike @ alike.T  # (classes, classes)
 
-    def __call__(self, collection, name: str, others: list[str], rng) -> str:
+    def __call__(
+        self, collection: Collection, name: str, others: list[str], rng: random.Random
+    ) -> str:
+        """Among `others` the one most like `name`."""
         row = self.likeness[self.names.index(name)]
         return max(others, key=lambda other: float(row[self.names.index(other)]))
 
 
-class ByConfusion(TrainerCallback, ExportableState):
+class ByConfusion:
     """The class that the policy itself answers most often in place of the right one.
 
-    `nearest` until a class was first confused. The counts travel with the trainer's
-    checkpoints, so that a resumed run mines the same negatives.
+    `nearest` until a class was first confused. The counts travel with the checkpoints, so that
+    a resumed run mines the same negatives.
     """
 
-    def __init__(self, counts: dict[str, dict[str, int]] | None = None):
-        self.counts = {name: Counter(row) for name, row in (counts or {}).items()}
+    def __init__(self) -> None:
+        self.counts: dict[str, Counter] = {}
 
     def note(self, label: str, named: str | None) -> None:
+        """Count an answer to a picture of `label`; a right one or none is no confusion."""
         if named is not None and named != label:
             self.counts.setdefault(label, Counter())[named] += 1
 
-    def __call__(self, collection, name: str, others: list[str], rng) -> str:
+    def __call__(
+        self, collection: Collection, name: str, others: list[str], rng: random.Random
+    ) -> str:
+        """Among `others` the one most often named in place of `name`."""
         seen = {other: self.counts.get(name, {}).get(other, 0) for other in others}
         most = max(seen.values())
         return nearest(collection, name, [o for o, n in seen.items() if n == most], rng)
 
-    def state(self) -> dict:
-        counts = {name: dict(row) for name, row in self.counts.items()}
-        return {"args": {"counts": counts}, "attributes": {}}
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        """What a checkpoint keeps: label -> name -> count."""
+        return {name: dict(row) for name, row in self.counts.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
+        """What a checkpoint kept."""
+        self.counts = {name: Counter(row) for name, row in state.items()}
 
 
 # --- pictures made from the anchor -------------------------------------------------------
@@ -97,7 +111,9 @@ def distorted(photo: Photo, rng: random.Random) -> Photo:
 
 
 def _mask(photo: Photo, seed: float, cells: int = 6) -> Image.Image:
-    image, rng = photo.image().copy(), random.Random(seed)  # the photo may hand out its own
+    """Blacken cells that the seed chooses."""
+    image = photo.image().copy()  # the photo may hand out its own
+    rng = random.Random(seed)
     columns, rows = ([i * size // cells for i in range(cells + 1)] for size in image.size)
     grid = [(x, y) for x in range(cells) for y in range(cells)]
     for x, y in rng.sample(grid, round(MASKED_SHARE * len(grid))):
@@ -106,6 +122,7 @@ def _mask(photo: Photo, seed: float, cells: int = 6) -> Image.Image:
 
 
 def _noise(photo: Photo, seed: float) -> Image.Image:
+    """Add the seed's noise to every channel of every pixel."""
     image = photo.image()
     generator = torch.Generator().manual_seed(int(seed * 2**31))
     noise = torch.randn((image.height, image.width, 3), generator=generator) * NOISE
@@ -147,7 +164,7 @@ def make_triplet(
 
 
 def draw_triplets(
-    collection: Collection, count: int, seed: int, step: int, round_: int = 0, **how
+    collection: Collection, count: int, seed: int, step: int, round_: int = 0, **how: Any
 ) -> list[Triplet]:
     """The triplets of one step: a function of (seed, step, round) alone.
 
@@ -164,6 +181,7 @@ def draw_triplets(
 
 
 def _epoch_item(pool: list[Photo], seed: int, position: int) -> Photo:
+    """The item at a position of one endless sequence of shuffled epochs."""
     epoch, place = divmod(position, len(pool))
     order = list(range(len(pool)))
     random.Random(f"epoch/{seed}/{epoch}").shuffle(order)

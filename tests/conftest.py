@@ -41,9 +41,9 @@ def fresh(student):
 
 @pytest.fixture
 def spread(monkeypatch):
-    """A random student never names a bird: every other answer is called right."""
+    """A random student never names a bird: every other completion is called right."""
     from tiny_tapo import every_other
 
     from finer1_lite import rewards
 
-    monkeypatch.setattr(rewards, "accuracy", every_other)
+    monkeypatch.setattr(rewards, "accuracy_reward", every_other())

@@ -10,7 +10,7 @@ from finer1_lite.advantages import (
     group_advantages,
     keep_group,
     picture_advantages,
-    spread_within,
+    share_without_variance,
 )
 
 torch.set_num_threads(1)
@@ -98,16 +98,16 @@ def test_keep_group_wants_some_right_and_some_wrong():
         keep_group(torch.zeros(4))
 
 
-def test_spread_within_counts_the_groups_that_only_tell_the_pictures_apart():
+def test_share_without_variance_counts_the_groups_that_only_tell_the_pictures_apart():
     split = [[1.0, 1.0], [0.0, 0.0]]  # anchor all right, positive all wrong
     mixed = [[1.0, 0.0], [0.0, 0.0]]
     solved = [[1.0, 1.0], [1.0, 1.0]]  # not kept, so not counted
-    assert spread_within(torch.tensor([split, mixed, solved])) == 0.5
-    assert spread_within(torch.tensor([split])) == 1.0
-    assert spread_within(torch.tensor([mixed, mixed])) == 0.0
-    assert spread_within(torch.tensor([solved])) == 0.0
+    assert share_without_variance(torch.tensor([split, mixed, solved])) == 0.5
+    assert share_without_variance(torch.tensor([split])) == 1.0
+    assert share_without_variance(torch.tensor([mixed, mixed])) == 0.0
+    assert share_without_variance(torch.tensor([solved])) == 0.0
     with pytest.raises(ValueError, match=r"\(2, 4\)"):
-        spread_within(torch.zeros(2, 4))
+        share_without_variance(torch.zeros(2, 4))
 
 
 def test_pooling_two_pictures_makes_a_signal_that_neither_has():

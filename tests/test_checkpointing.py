@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_tapo import TINY, adapters, gathered, make_trainer, shorten, stir, update
+from tiny_tapo import TINY, Stage, adapters, gathered, shorten, stir, update
 
 from finer1_lite import cot, generation, logprobs, models, sft
 from finer1_lite.generation import Student
@@ -29,11 +29,11 @@ def adapted(request, student, tmp_path):
 
 
 def held(student, birds, folder, **settings):
-    """A trainer with two groups of answers of different lengths."""
-    trainer = make_trainer(student, birds, folder, PRESET.with_(**settings))
-    trainer.collect(0)
-    shorten(trainer.kept)
-    return trainer
+    """A stage with two groups of answers of different lengths."""
+    stage = Stage(student, birds, folder, PRESET.with_(**settings))
+    stage.sample(0)
+    shorten(stage.kept)
+    return stage
 
 
 def saved_bytes(call) -> int:
@@ -50,15 +50,13 @@ def saved_bytes(call) -> int:
 
 
 def test_an_update_is_the_same_and_keeps_less(adapted, birds, spread, tmp_path):
-    trainer = held(adapted, birds, tmp_path)
+    stage = held(adapted, birds, tmp_path)
     assert not generation.core_of(adapted.model).is_gradient_checkpointing
-    parts, gradient = update(trainer)
-    kept = saved_bytes(
-        lambda: trainer._loss(trainer.batch, trainer.batch.completion_mask.sum(), 0.01)
-    )
+    parts, gradient = update(stage)
+    kept = saved_bytes(lambda: stage.loss(stage.batch))
 
     recomputing = held(adapted, birds, tmp_path, gradient_checkpointing=True)
-    assert [g.completions for g in recomputing.kept] == [g.completions for g in trainer.kept]
+    assert [g.completions for g in recomputing.kept] == [g.completions for g in stage.kept]
     again, other = update(recomputing)
     assert again == pytest.approx(parts, abs=1e-6)
     torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-6)
@@ -66,43 +64,41 @@ def test_an_update_is_the_same_and_keeps_less(adapted, birds, spread, tmp_path):
     for name, p in adapted.model.named_parameters():
         assert p.requires_grad == ("lora_" in name)
         assert not p.requires_grad or p.grad.abs().max() > 0, name
-    less = saved_bytes(
-        lambda: recomputing._loss(trainer.batch, trainer.batch.completion_mask.sum(), 0.01)
-    )
+    less = saved_bytes(lambda: recomputing.loss(stage.batch))
     assert less < 0.5 * kept
     assert not adapted.model.training
 
 
 def test_answers_are_written_with_a_cache(fresh, birds, tmp_path, monkeypatch):
     """One token a pass: in training mode, checkpointed layers would drop the cache."""
-    trainer = make_trainer(fresh, birds, tmp_path, PRESET.with_(gradient_checkpointing=True))
+    stage = Stage(fresh, birds, tmp_path, PRESET.with_(gradient_checkpointing=True))
     widths = []
-    core = generation.core_of(trainer.model)
+    core = generation.core_of(stage.model)
     core.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(kwargs["inputs_embeds"].shape[1]),
         with_kwargs=True,
     )
-    trainer.collect(0)
+    stage.sample(0)
     assert core.is_gradient_checkpointing and widths[1] == 1
 
 
 def test_training_mode_changes_nothing_but_recomputing(fresh, birds, spread, tmp_path):
     """No layer draws: dropout is 0 in the adapters, the attention and everywhere else."""
-    trainer = held(fresh, birds, tmp_path)
-    core, batch = generation.core_of(trainer.model), trainer.prepare()
-    assert not [m for m in trainer.model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
+    stage = held(fresh, birds, tmp_path)
+    core, batch = generation.core_of(stage.model), stage.prepare()
+    assert not [m for m in stage.model.modules() if isinstance(m, torch.nn.Dropout) and m.p]
     assert core.config.text_config.attention_dropout == 0
     scores = []
     for training in (False, True):
-        trainer.model.train(training)
+        stage.model.train(training)
         with torch.no_grad():
             scores.append(
                 logprobs.score(
-                    trainer.model,
-                    batch.pictures,
+                    stage.model,
+                    batch.prompts,
                     batch.completion_ids,
                     batch.completion_mask,
-                    batch.own,
+                    batch.scored_on,
                 )
             )
     assert torch.equal(scores[0].logps, scores[1].logps)

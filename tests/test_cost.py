@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 import torch
 from sized import peak_of
-from tiny_tapo import TINY, adapters, gradients, make_trainer, stir, weights
-from transformers import TrainerCallback
+from tiny_tapo import TINY, Stage, adapted, gradients, stir, weights
 
-from finer1_lite import generation, logprobs, losses
+from finer1_lite import generation, logprobs, losses, tapo
+from finer1_lite.tapo import train_tapo
 
 # --- vision tower --------------------------------------------------------------------
 
@@ -34,7 +34,6 @@ CASES = {  # settings -> pictures encoded for a group in a whole step
     "own pictures": (dict(scored_on="own"), 3),
     "own, both branches": (dict(scored_on="own", negative_grad=True), 3),
     "small micro-batches": (dict(scored_on="own", micro_batch=1), 3),
-    "full entropy": (dict(entropy="full", scored_on="own"), 3),
     "dapo": (dict(recipe="dapo"), 1),
     "papo": (dict(recipe="papo"), 2),
 }
@@ -47,24 +46,29 @@ def test_each_picture_is_encoded_once_a_step(case, fresh, birds, spread, encoded
     settings = dict(settings)
     preset = TINY.with_(tapo__groups=1).recipe(settings.pop("recipe", "tapo"))
     preset = preset.with_(**{f"tapo__{k}": v for k, v in settings.items()})
-    trainer = make_trainer(fresh, birds, tmp_path, preset)
-    trainer.model.eval()
-    trainer.collect(0)
+    stage = Stage(fresh, birds, tmp_path, preset)
+    stage.model.eval()
+    stage.sample(0)
     answered = Counter(encoded)
     encoded.clear()
-    trainer.batch = trainer.prepare()
-    trainer._update(0)
+    stage.prepare()
+    stage.learn()
     assert set(answered.values()) == {1} and not encoded
     assert len(answered) == expected <= 3
 
 
 def test_a_second_update_encodes_nothing_anew(fresh, birds, spread, encoded, tmp_path):
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__updates=2))
-    trainer.training_step(trainer.model, {"step": 0})
-    assert encoded
-    encoded.clear()
-    trainer.training_step(trainer.model, {"step": 1})
-    assert not encoded
+    seen = []
+    preset = TINY.with_(tapo__updates=2, tapo__steps=4)
+    train_tapo(
+        adapted(fresh, preset),
+        birds,
+        preset,
+        0,
+        tmp_path,
+        on_step=lambda step, log: seen.append(len(encoded)),
+    )
+    assert 0 < seen[0] == seen[1] < seen[2] == seen[3]
 
 
 # --- several updates share a batch of rollouts ---------------------------------------
@@ -101,7 +105,7 @@ def test_with_one_update_nothing_is_scored_to_know_the_old_policy(
     fresh, birds, spread, passes, lost, tmp_path
 ):
     """The old policy is the policy: its log-probabilities are those just computed."""
-    gradients(make_trainer(fresh, birds, tmp_path))
+    gradients(Stage(fresh, birds, tmp_path))
     assert passes == [(8, True), (8, False)]  # own picture, negative; no third pass
     ((logps, old, *_, loss),) = lost
     assert torch.equal(logps, old) and not old.requires_grad and loss.ratio_max == 1.0
@@ -113,16 +117,14 @@ def test_later_updates_measure_how_far_the_policy_has_moved(
     preset = TINY.with_(
         tapo__updates=2, tapo__inter_class_weight=0.0, tapo__negative_entropy_weight=0.0
     )
-    trainer = make_trainer(fresh, birds, tmp_path, preset, max_steps=2, learning_rate=3e-2)
-    stir(trainer.model)
     held = []
 
-    class Watch(TrainerCallback):
-        def on_step_end(self, *_, **__):
-            held.append((trainer.batch, weights(trainer.model)))
+    def watch(step, log):
+        held.append((stage.batch, weights(stage.model)))
 
-    trainer.add_callback(Watch())
-    trainer.train()
+    stage = Stage(fresh, birds, tmp_path, preset, steps=2, learning_rate=3e-2, on_step=watch)
+    stir(stage.model)
+    stage.train()
     (first, before), (second, after) = held
     assert first is second  # one batch of rollouts, each step with a group of its own
     assert passes == [(8, False), (4, True), (4, True)]
@@ -136,22 +138,19 @@ def test_later_updates_measure_how_far_the_policy_has_moved(
 
 
 def test_fewer_kept_groups_than_updates_leave_a_step_without_a_share(
-    fresh, birds, tmp_path, spread
+    fresh, birds, tmp_path, spread, monkeypatch
 ):
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__updates=2))
-    collect = trainer.collect
+    preset, real = TINY.with_(tapo__updates=2, tapo__steps=2), tapo.sample_groups
 
-    def one_group(step):
-        collect(step)
-        del trainer.kept[1:]
+    def one_group(*args):
+        kept, dropped = real(*args)
+        return kept[:1], kept[1:] + dropped
 
-    trainer.collect, skipped = one_group, []
-    for step in range(2):
-        trainer.model.zero_grad()
-        trainer.training_step(trainer.model, {"step": step})
-        moved = any(p.grad is not None for p in adapters(trainer.model))
-        skipped.append((trainer.metrics["skipped"], moved))
-    assert skipped == [(1, False), (0, True)]
+    monkeypatch.setattr(tapo, "sample_groups", one_group)
+    logs = []
+    student = adapted(fresh, preset)
+    train_tapo(student, birds, preset, 0, tmp_path, on_step=lambda step, log: logs.append(log))
+    assert [(log["skipped"], log["grad_norm"] > 0) for log in logs] == [(1, False), (0, True)]
 
 
 # --- log-softmax ---------------------------------------------------------------------
@@ -225,15 +224,15 @@ def test_a_few_tokens_at_a_time_score_as_all_at_once(monkeypatch, temperature, d
 def test_the_head_never_sees_more_tokens_than_allowed_nor_any_padding(
     fresh, birds, spread, tmp_path, monkeypatch
 ):
-    trainer = make_trainer(fresh, birds, tmp_path)
-    trainer.collect(0)
-    for g in trainer.kept:
+    stage = Stage(fresh, birds, tmp_path)
+    stage.sample(0)
+    for g in stage.kept:
         g.completion_mask[:, 5:] = 0
-    trainer.batch = trainer.prepare()
-    rows, head = [], generation.core_of(trainer.model).lm_head
+    stage.prepare()
+    rows, head = [], generation.core_of(stage.model).lm_head
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 7 * head.weight.shape[0])
     hook = head.register_forward_hook(lambda module, args, out: rows.append(len(out)))
     with torch.no_grad():
-        trainer._score(trainer.batch, trainer.batch.own)
+        stage.logps()
     hook.remove()
-    assert max(rows) == 7 and sum(rows) == int(trainer.batch.completion_mask.sum()) == 40
+    assert max(rows) == 7 and sum(rows) == int(stage.batch.completion_mask.sum()) == 40

@@ -50,7 +50,7 @@ def test_oracle_chain_has_the_four_parts_and_the_full_reward(world):
         assert len(set(parts["candidates"])) == 4 and name in parts["candidates"]
         assert list(parts["comparison"]) == parts["candidates"]
         assert rewards.tapo_reward(chain, name, classes=world.names) == pytest.approx(1.0)
-        assert rewards.section_reward(chain) == 1.0
+        assert rewards.section_reward(chain, headings=prompts.SECTIONS) == 1.0
 
 
 def test_oracle_tells_the_true_marks(world):

@@ -264,19 +264,13 @@ def test_one_error_lists_all_faults():
         assert problem in str(caught.value)
 
 
-def options(seed=5):
-    """Rows of the inter-class term and entropies of both pictures, for `batch`."""
-    noise = torch.Generator().manual_seed(seed)
-    own, other = torch.rand(2, 6, 5, generator=noise, dtype=torch.float64)
-    return dict(
-        inter_class_rows=torch.tensor([1, 0, 1, 1, 0, 0]), entropies=own, negative_entropies=other
-    )
+ROWS = torch.tensor([1, 0, 1, 1, 0, 0])  # of the inter-class term
 
 
 def test_rows_left_out_of_the_inter_class_term_still_count_in_its_mean():
     """Otherwise few right answers would be pushed as hard as many."""
     logps, old, negative, advantages, mask = batch()
-    rows = options()["inter_class_rows"]
+    rows = ROWS
     logps.requires_grad_()
     loss = tapo_loss(logps, old, negative, advantages, mask, inter_class_rows=rows)
     tokens = k3(logps, negative) * mask * rows[:, None]
@@ -306,34 +300,20 @@ def test_rollouts_not_scored_on_the_negative_may_hold_anything_there():
     assert once.total == full.total
 
 
-def test_given_entropies_replace_the_sampled_ones():
-    tensors, more = batch(), options()
-    loss, plain = tapo_loss(*tensors, **more), tapo_loss(*tensors)
-    for name, key in (("anchor_entropy", "entropies"), ("negative_entropy", "negative_entropies")):
-        mean = (more[key] * tensors[-1]).sum() / tensors[-1].sum()
-        torch.testing.assert_close(getattr(loss, name), mean)
-        assert getattr(plain, name) != mean
-    assert loss.policy == plain.policy
-
-
 # given tensor -> whether the total's gradient reaches it, without and with `negative_grad`
 REACHED = {
     "logps": (True, True),
     "old_logps": (False, False),
     "negative_logps": (False, True),
     "advantages": (False, False),
-    "entropies": (True, True),
-    "negative_entropies": (False, True),
 }
 
 
 @pytest.mark.parametrize("negative_grad", [False, True])
-@pytest.mark.parametrize("full", [False, True], ids=["sampled", "full"])
-def test_the_total_reaches_the_tensors_of_the_table_and_no_masked_token(negative_grad, full):
+def test_the_total_reaches_the_tensors_of_the_table_and_no_masked_token(negative_grad):
     *tensors, mask = batch()
-    given = dict(zip(REACHED, tensors)) | {k: v for k, v in options().items() if full}
-    leaves = {name: given[name].requires_grad_() for name in REACHED if name in given}
-    tapo_loss(**given, mask=mask, negative_grad=negative_grad).total.backward()
+    leaves = {name: t.requires_grad_() for name, t in zip(REACHED, tensors, strict=True)}
+    tapo_loss(**leaves, mask=mask, negative_grad=negative_grad).total.backward()
     for name, leaf in leaves.items():
         assert (leaf.grad is not None) == REACHED[name][negative_grad], name
         if leaf.grad is not None:
@@ -342,10 +322,8 @@ def test_the_total_reaches_the_tensors_of_the_table_and_no_masked_token(negative
 
 def test_with_all_options_gradients_equal_finite_differences():
     logps, old, negative, advantages, mask = batch()
-    more = options()
-    rows = more.pop("inter_class_rows")
 
-    def total(anchor, other, own_entropy, other_entropy):
+    def total(anchor, other):
         return tapo_loss(
             anchor,
             old,
@@ -353,11 +331,15 @@ def test_with_all_options_gradients_equal_finite_differences():
             advantages,
             mask,
             negative_grad=True,
-            inter_class_rows=rows,
-            entropies=own_entropy,
-            negative_entropies=other_entropy,
+            inter_class_rows=ROWS,
+            negative_rows=torch.tensor([2.0, 0, 1, 3, 0, 1]),
             token_count=40.0,
         ).total
 
-    inputs = [t.requires_grad_() for t in (logps, negative, *more.values())]
+    inputs = [t.requires_grad_() for t in (logps, negative)]
     assert torch.autograd.gradcheck(total, inputs, eps=1e-6, atol=1e-8)
+
+
+def test_the_parts_that_add_up_are_numbers():
+    loss = tapo_loss(*batch())
+    assert loss.sums() == {n: getattr(loss, n).item() for n in (*PARTS, "clip_share")}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, tiny
 from prompted import asked, plain_inputs
-from tiny_tapo import TINY, make_trainer, stir, weights
+from tiny_tapo import TINY, Stage, stir, weights
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaConfig
 from trl import SFTConfig
 
@@ -160,10 +160,10 @@ def test_vision_adapters_learn_in_stage_one_and_rest_in_stage_two(
     features, ours, theirs = seen(student, birds)
     assert not torch.equal(features, plain)  # the adapters are seen through
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    models.before_stage_two(student, VISION)
-    trainer = make_trainer(student, birds, tmp_path / "tapo", VISION, max_steps=2)
-    trainer.train()
-    after = weights(trainer.model)
+    models.prepare_for_stage_two(student, VISION)
+    stage = Stage(student, birds, tmp_path / "tapo", VISION, steps=2)
+    stage.train()
+    after = weights(stage.model)
     for key, weight in after.items():
         rests = ".visual." in key
         assert torch.equal(weight, learnt[key]) == rests, key

@@ -115,7 +115,8 @@ def test_confusions_travel_through_a_checkpoint(colours):
     mine, rng = ByConfusion(), random.Random(0)
     for named in ("violet", "red", "violet"):
         mine.note("blue", named)
-    again = ByConfusion(**json.loads(json.dumps(mine.state()))["args"])
+    again = ByConfusion()
+    again.load_state_dict(json.loads(json.dumps(mine.state_dict())))
     assert again.counts == mine.counts
     again.note("lime", "red")  # and go on being counted
     assert again(colours, "lime", others(colours, "lime"), rng) == "red"

@@ -10,20 +10,21 @@ import torch
 from tiny_tapo import (
     OFF,
     TINY,
-    adapters,
-    change,
+    Stage,
+    adapted,
     every_other,
     gathered,
     gradients,
-    make_trainer,
     shorten,
     stir,
     update,
+    weights,
 )
 
-from finer1_lite import generation, logprobs, losses, models, rewards
+from finer1_lite import generation, logprobs, losses, models, rewards, tapo
 from finer1_lite.generation import Rollouts, Student
 from finer1_lite.species import Photo
+from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets
 
 WEIGHTS = {  # term -> its weight
@@ -36,24 +37,23 @@ DEFAULTS = TINY.to_dict()["tapo"]
 
 @pytest.fixture(scope="module")
 def held(student, birds, tmp_path_factory):
-    """A trainer that holds two groups of answers of different lengths."""
+    """A stage that holds two groups of answers of different lengths."""
     mine = Student(copy.deepcopy(student.model), student.processor)
     mine = models.add_adapter(mine, TINY, seed=0)
     stir(mine.model)
-    trainer = make_trainer(mine, birds, tmp_path_factory.mktemp("held"))
+    stage = Stage(mine, birds, tmp_path_factory.mktemp("held"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "accuracy", every_other)
-        trainer.collect(0)
-    shorten(trainer.kept)
-    return trainer
+        patch.setattr(rewards, "accuracy_reward", every_other())
+        stage.sample(0)
+    shorten(stage.kept)
+    return stage
 
 
 @pytest.fixture
-def trainer(held):
+def stage(held):
     """The same, with the default settings again."""
     kept, held.dropped = list(held.kept), []
-    change(held, **DEFAULTS)
-    held.mined = held._miner()
+    held.change(**DEFAULTS)
     yield held
     held.kept = kept
 
@@ -66,7 +66,7 @@ def weights_of(term: str, size: float = 1.0) -> dict[str, float]:
     return {weight: size * (name == term) for name, weight in WEIGHTS.items()}
 
 
-def reached(trainer, monkeypatch, term: str) -> set[str]:
+def reached(stage, monkeypatch, term: str) -> set[str]:
     """The pictures whose log-probabilities get a gradient from this term alone.
 
     Asserts on the way that it is all of their answers' tokens or none, and no padding.
@@ -81,29 +81,29 @@ def reached(trainer, monkeypatch, term: str) -> set[str]:
         return out
 
     monkeypatch.setattr(logprobs, "score", spy)
-    change(trainer, **weights_of(term))
-    trainer.model.eval()
-    trainer.batch = trainer.prepare()
-    trainer.batch.advantages *= term == "policy"
-    trainer._update(0)
+    stage.change(**weights_of(term))
+    stage.model.eval()
+    stage.prepare()
+    stage.batch.advantages *= term == "policy"
+    stage.learn()
     found = set()
     for features, mask, logps in calls:
         for row, seen in enumerate(features):
             grad = None if logps.grad is None else logps.grad[row]
             if grad is not None and grad.any():
                 assert grad[mask[row]].all() and not grad[~mask[row]].any()
-                found.add(names_of(trainer)[seen.numpy().tobytes()])
+                found.add(names_of(stage)[seen.numpy().tobytes()])
     return found
 
 
-def names_of(trainer) -> dict[bytes, str]:
+def names_of(stage) -> dict[bytes, str]:
     """Features -> whether they are an anchor's, a positive's or a negative's."""
     found = {}
-    for group in trainer.kept:
+    for group in stage.kept:
         for name in ("anchor", "positive", "negative"):
             image = getattr(group.triplet, name).image()
             batch = generation.encode_prompts(
-                trainer.model, trainer.student.processor, [trainer.asked], [image]
+                stage.model, stage.student.processor, [stage.question], [image]
             )
             found[batch.image_features[0].numpy().tobytes()] = name
     return found
@@ -113,9 +113,9 @@ def names_of(trainer) -> dict[bytes, str]:
 @pytest.mark.parametrize("scored_on", ["anchor", "own"])
 @pytest.mark.parametrize("term", ["policy", *WEIGHTS])
 def test_each_terms_gradient_reaches_what_the_option_table_says(
-    trainer, monkeypatch, term, scored_on, negative_grad
+    stage, monkeypatch, term, scored_on, negative_grad
 ):
-    change(trainer, scored_on=scored_on, negative_grad=negative_grad)
+    stage.change(scored_on=scored_on, negative_grad=negative_grad)
     own = {"anchor", "positive"} if scored_on == "own" else {"anchor"}
     other = {"negative"} if negative_grad else set()
     table = {
@@ -124,34 +124,34 @@ def test_each_terms_gradient_reaches_what_the_option_table_says(
         "anchor_entropy": own,
         "negative_entropy": other,
     }
-    assert reached(trainer, monkeypatch, term) == table[term]
+    assert reached(stage, monkeypatch, term) == table[term]
 
 
 @pytest.mark.parametrize("scored_on", ["anchor", "own"])
-def test_the_gradient_of_the_whole_is_the_sum_of_its_terms(trainer, scored_on):
-    change(trainer, scored_on=scored_on, negative_grad=True)
+def test_the_gradient_of_the_whole_is_the_sum_of_its_terms(stage, scored_on):
+    stage.change(scored_on=scored_on, negative_grad=True)
     total = 0
     for term in ("policy", *WEIGHTS):
-        change(trainer, **weights_of(term, 0.5))
-        gradient = update(trainer)[1]
+        stage.change(**weights_of(term, 0.5))
+        gradient = update(stage)[1]
         if term == "policy":
             policy = gradient
             total = gradient
         else:
             assert (gradient - policy).abs().max() > 1e-3
             total = total + gradient - policy
-    change(trainer, **dict.fromkeys(WEIGHTS.values(), 0.5))
-    torch.testing.assert_close(update(trainer)[1], total, rtol=1e-4, atol=1e-4)
+    stage.change(**dict.fromkeys(WEIGHTS.values(), 0.5))
+    torch.testing.assert_close(update(stage)[1], total, rtol=1e-4, atol=1e-4)
 
 
 # --- the inter-class term ------------------------------------------------------------
 
 
-def test_on_right_rollouts_only_wrong_ones_are_not_pushed(trainer, monkeypatch):
+def test_on_right_rollouts_only_wrong_ones_are_not_pushed(stage, monkeypatch):
     """Fact to keep: on all, the term drives wrong answers too."""
     grads = {}
     for on in ("all", "right"):
-        change(trainer, inter_class_on=on, **weights_of("inter_class_kl"))
+        stage.change(inter_class_on=on, **weights_of("inter_class_kl"))
         seen, real = [], losses.tapo_loss
 
         def spy(logps, *rest, real=real, seen=seen, **more):
@@ -161,130 +161,88 @@ def test_on_right_rollouts_only_wrong_ones_are_not_pushed(trainer, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(losses, "tapo_loss", spy)
-            trainer.batch = trainer.prepare()
-            trainer.batch.advantages *= 0
-            trainer._update(0)
+            stage.prepare()
+            stage.batch.advantages *= 0
+            stage.learn()
         grads[on] = torch.cat([logps.grad for logps in seen])
-    right = trainer.batch.right.bool()
+    right = stage.batch.correct.bool()
     assert right.tolist() == [True, False] * 4
     assert grads["all"][~right].any(1).all() and not grads["right"][~right].any()
     torch.testing.assert_close(grads["right"][right], grads["all"][right])
 
 
-def test_annealing_lowers_gamma_step_by_step(trainer, monkeypatch):
-    seen, real = [], losses.tapo_loss
-
-    def spy(*tensors, **more):
-        seen.append(more["inter_class_weight"])
-        return real(*tensors, **more)
-
-    monkeypatch.setattr(losses, "tapo_loss", spy)
-    change(trainer, inter_class_weight=0.3, inter_class_anneal=True)
-    assert trainer.args.max_steps == 3
-    for step in range(3):
-        update(trainer, step)
-    change(trainer, inter_class_anneal=False)
-    update(trainer, 2)
-    assert seen == pytest.approx([0.3, 0.2, 0.1, 0.3])
-
-
-# --- entropy -------------------------------------------------------------------------
-
-
-def true_entropies(trainer, on) -> torch.Tensor:
-    """Of the whole vocabulary at each token, from a plain forward pass. (B, T)"""
-    core, b = generation.core_of(trainer.model), trainer.batch
-    hidden = logprobs.recomputed_hidden(
-        core, b.pictures, b.completion_ids, b.completion_mask, torch.tensor(on)
-    )
-    logps = core.lm_head(hidden).log_softmax(-1)
-    return -(logps.exp() * logps).sum(-1)
-
-
-@pytest.mark.parametrize("negative_grad", [False, True])
-def test_full_entropy_is_that_of_the_vocabulary_and_so_is_its_gradient(trainer, negative_grad):
-    change(trainer, entropy="full", negative_grad=negative_grad)
-    change(trainer, inter_class_weight=0.0, anchor_entropy_weight=2.0, negative_entropy_weight=3.0)
-    trainer.batch = trainer.prepare()
-    trainer.batch.advantages *= 0
-    trainer.model.zero_grad()
-    sums, ours = trainer._update(0), gathered(trainer.model)
-    mask = trainer.batch.completion_mask
-    own, other = (
-        (true_entropies(trainer, on) * mask).sum() / mask.sum()
-        for on in (trainer.batch.own, trainer.batch.negative)
-    )
-    assert sums["anchor_entropy"] == pytest.approx(own.item(), abs=1e-5)
-    assert sums["negative_entropy"] == pytest.approx(other.item(), abs=1e-5)
-    trainer.model.zero_grad()
-    (2 * own + 3 * (other if negative_grad else other.detach())).backward()
-    torch.testing.assert_close(ours, gathered(trainer.model), rtol=1e-3, atol=1e-5)
-    assert ours.abs().max() > 1e-3
-
-
 # --- rewards, advantages, answers that were cut --------------------------------------
 
 
-def test_a_baseline_for_each_picture_is_blind_to_which_picture_is_easier(trainer):
+def test_a_baseline_for_each_picture_is_blind_to_which_picture_is_easier(stage):
     """Both answers right on the anchor, both wrong on the positive: only the pictures differ."""
-    first = replace(trainer.kept[0], accuracy=torch.tensor([1.0, 1, 0, 0]))
-    second = replace(trainer.kept[1], accuracy=torch.tensor([1.0, 0, 0, 0]))
-    trainer.kept = [first, second]
-    pooled = trainer.prepare().advantages
-    change(trainer, baseline="picture")
-    apart = trainer.prepare().advantages
+    first = replace(stage.kept[0], reward=torch.tensor([0.9, 0.9, 0, 0]))
+    second = replace(stage.kept[1], reward=torch.tensor([0.9, 0, 0, 0]))
+    stage.kept = [first, second]
+    pooled = stage.prepare().advantages
+    stage.change(baseline="picture")
+    apart = stage.prepare().advantages
     assert pooled[:4].abs().min() > 0.8 and not apart[:4].any()
     assert apart[4:].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5), 0, 0], abs=1e-5)
 
 
-def test_long_answers_earn_less_the_nearer_they_come_to_the_limit(trainer):
+def test_long_answers_earn_less_the_nearer_they_come_to_the_limit(stage):
     """Limit 8, buffer 4: free up to 4 tokens, -1 at the limit."""
-    change(trainer, overlong_tokens=4, accuracy_weight=1.0, format_weight=0.0)
+    stage.change(overlong_tokens=4, accuracy_weight=1.0, format_weight=0.0)
     mask = (torch.arange(8) < torch.tensor([3, 4, 6, 8])[:, None]).long()
     part = Rollouts(torch.zeros(4, 8, dtype=torch.long), mask, [""] * 4, mask.all(-1))
-    group = trainer._group(trainer.kept[0].triplet, trainer.kept[0].pictures, part, slice(0, 4))
-    assert group.overlong.tolist() == group.reward(trainer.settings).tolist() == [0, 0, -0.5, -1]
-    trainer.kept = [group]  # all wrong, yet some shorter: that alone makes advantages
-    advantage = trainer.prepare().advantages
+    triplet, pictures = stage.kept[0].triplet, stage.kept[0].prompts
+    group = tapo.reward_group(triplet, pictures, part, stage.birds, stage.preset)
+    assert group.reward.tolist() == [0, 0, -0.5, -1]
+    stage.kept = [group]  # all wrong, yet some shorter: that alone makes advantages
+    advantage = stage.prepare().advantages
     assert advantage[0] == advantage[1] > advantage[2] > advantage[3]
-    change(trainer, overlong_tokens=0)
-    again = trainer._group(trainer.kept[0].triplet, trainer.kept[0].pictures, part, slice(0, 4))
-    assert not again.overlong.any()
+    stage.change(overlong_tokens=0)
+    again = tapo.reward_group(triplet, pictures, part, stage.birds, stage.preset)
+    assert not again.reward.any()
 
 
-def test_masked_answers_weigh_in_the_baseline_and_not_in_the_loss(trainer):
+def test_masked_answers_weigh_in_the_baseline_and_not_in_the_loss(stage):
     cut = torch.tensor([False, True, False, False])
-    trainer.kept = [replace(g, truncated=cut) for g in trainer.kept]
-    change(trainer, **weights_of("policy"))
-    whole = trainer.prepare()
-    change(trainer, mask_cut=True)
-    sums, gradient = update(trainer)
-    assert torch.equal(trainer.batch.advantages, whole.advantages)
+    stage.kept = [replace(g, truncated=cut) for g in stage.kept]
+    stage.change(**weights_of("policy"))
+    whole = stage.prepare()
+    stage.change(mask_cut=True)
+    sums, gradient = update(stage)
+    assert torch.equal(stage.batch.advantages, whole.advantages)
     kept = ~torch.cat([cut, cut])
-    assert torch.equal(trainer.batch.completion_mask, whole.completion_mask * kept[:, None])
+    assert torch.equal(stage.batch.completion_mask, whole.completion_mask * kept[:, None])
     rows = replace(  # the same, with the cut answers taken out by hand
         whole,
         completion_ids=whole.completion_ids[kept],
         completion_mask=whole.completion_mask[kept],
-        right=whole.right[kept],
+        correct=whole.correct[kept],
         advantages=whole.advantages[kept],
-        own=list(itertools.compress(whole.own, kept)),
-        negative=list(itertools.compress(whole.negative, kept)),
+        scored_on=whole.scored_on[kept],
+        negative=whole.negative[kept],
+        negative_weights=whole.negative_weights[kept],
+        token_count=int(whole.completion_mask[kept].sum()),
     )
-    trainer.model.zero_grad()
-    loss = trainer._loss(rows, rows.completion_mask.sum(), 0.0)
+    stage.model.zero_grad()
+    loss = stage.loss(rows)
     loss.total.backward()
     assert sums["total"] == pytest.approx(loss.total.item(), abs=1e-6)
-    torch.testing.assert_close(gradient, gathered(trainer.model), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, gathered(stage.model), rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_whose_answers_were_all_cut_is_skipped(fresh, birds, spread, tmp_path):
     """A gradient of zeros would still let the optimiser's momentum move the weights."""
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__mask_cut=True))
-    trainer.training_step(trainer.model, {"step": 0})
-    assert all(g.truncated.all() for g in trainer.kept)
-    assert trainer.metrics["skipped"] == 1 and trainer.metrics["cut"] == 1
-    assert all(p.grad is None for p in adapters(trainer.model))
+    preset = TINY.with_(
+        max_new_tokens=2, tapo__mask_cut=True, tapo__steps=3, tapo__learning_rate=1e-2
+    )
+    student = adapted(fresh, preset)
+    before, logs = weights(student.model), []
+    train_tapo(student, birds, preset, 0, tmp_path, on_step=lambda step, log: logs.append(log))
+    for log in logs:
+        assert log["skipped"] == log["truncated"] == 1 and log["groups_kept"] == 2
+    assert len(logs) == 3
+    for name, weight in weights(student.model).items():
+        assert torch.equal(weight, before[name]), name
 
 
 # --- pictures ------------------------------------------------------------------------
@@ -295,28 +253,28 @@ def test_any_ratio_of_anchor_and_positive_rollouts(fresh, birds, spread, tmp_pat
     preset = TINY.with_(
         tapo__anchor_rollouts=n, tapo__positive_rollouts=m, tapo__scored_on="own", tapo__groups=1
     )
-    trainer = make_trainer(fresh, birds, tmp_path, preset)
-    assert gradients(trainer).abs().max() > 0
-    (group,) = trainer.kept
-    assert len(group.completions) == n + m == len(trainer.batch.completion_ids)
-    assert trainer.batch.own.tolist() == [0] * n + [1] * m
-    assert trainer.batch.negative.tolist() == [1 + (m > 0)] * (n + m)
+    stage = Stage(fresh, birds, tmp_path, preset)
+    assert gradients(stage).abs().max() > 0
+    (group,) = stage.kept
+    assert len(group.completions) == n + m == len(stage.batch.completion_ids)
+    assert stage.batch.scored_on.tolist() == [0] * n + [1] * m
+    assert stage.batch.negative.tolist() == [1 + (m > 0)] * (n + m)
 
 
-def test_kept_groups_without_spread_inside_a_picture_are_counted_for_any_ratio(trainer):
+def test_kept_groups_without_variance_inside_a_picture_are_counted_for_any_ratio(stage):
     """All 32 ways in which 3 + 2 answers can be right: 30 are kept, and 2 of these are flat."""
-    change(trainer, anchor_rollouts=3, positive_rollouts=2)
-    group, shape = trainer.kept[0], torch.zeros(5)
+    stage.change(anchor_rollouts=3, positive_rollouts=2)
+    group, shape = stage.kept[0], torch.zeros(5)
     patterns = list(itertools.product((0.0, 1.0), repeat=5))
-    trainer.kept = [
-        replace(group, accuracy=torch.tensor(p), format=shape, overlong=shape) for p in patterns
+    stage.kept = [
+        replace(group, accuracy=torch.tensor(p), format=shape, reward=shape) for p in patterns
     ]
     kept = [p for p in patterns if 0 < sum(p) < 5]
     flat = [p for p in kept if len(set(p[:3])) == len(set(p[3:])) == 1]
     assert (len(kept), len(flat)) == (30, 2)
-    assert trainer._metrics()["flat_share"] == pytest.approx(2 / 30)
-    trainer.kept, trainer.dropped = trainer.kept[:8], trainer.kept[8:]
-    assert trainer._metrics()["flat_share"] == pytest.approx(2 / 30)  # of all with spread
+    assert stage.log()["flat_share"] == pytest.approx(2 / 30, abs=1e-5)
+    stage.kept, stage.dropped = stage.kept[:8], stage.kept[8:]
+    assert stage.log()["flat_share"] == pytest.approx(2 / 30, abs=1e-5)  # of all with variance
 
 
 def test_three_pictures_of_any_size_have_as_many_tokens_as_features(
@@ -329,11 +287,11 @@ def test_three_pictures_of_any_size_have_as_many_tokens_as_features(
         return Photo(f"{photo.id}{size}", photo.species, lambda: photo.image().resize(size))
 
     birds = replace(birds, train=tuple(resized(p) for p in birds.train))
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__scored_on="own"))
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__scored_on="own"))
     sizes = set()
     for step in range(4):
-        assert gradients(trainer, step).isfinite().all()
-        pictures = trainer.batch.pictures
+        assert gradients(stage, step).isfinite().all()
+        pictures = stage.batch.prompts
         counts = [len(features) for features in pictures.image_features]
         assert pictures.mm_token_type_ids.sum(-1).tolist() == counts
         image_pad = fresh.processor.image_token_id
@@ -350,9 +308,9 @@ def test_a_student_that_wants_to_say_vision_tokens_cannot(fresh, birds, tmp_path
         logits[..., banned] += 1e4
         return logits
 
-    trainer = make_trainer(fresh, birds, tmp_path)
-    hook = generation.core_of(trainer.model).lm_head.register_forward_hook(pushed)
-    groups = trainer.answer(draw_triplets(birds, 2, 0, 0), torch.Generator().manual_seed(0))
+    stage = Stage(fresh, birds, tmp_path)
+    hook = generation.core_of(stage.model).lm_head.register_forward_hook(pushed)
+    groups = stage.rollout(draw_triplets(birds, 2, 0, 0), torch.Generator().manual_seed(0))
     hook.remove()
     for group in groups:
         assert not torch.isin(
@@ -360,11 +318,11 @@ def test_a_student_that_wants_to_say_vision_tokens_cannot(fresh, birds, tmp_path
         ).any()
 
 
-def test_the_settings_that_turn_the_negative_off_leave_its_picture_unread(trainer):
+def test_the_settings_that_turn_the_negative_off_leave_its_picture_unread(stage):
     def pictures_of_a_group(**settings):
-        change(trainer, **settings)
-        trainer.collect(0)
-        return len((trainer.kept + trainer.dropped)[0].pictures.image_features)
+        stage.change(**settings)
+        stage.sample(0)
+        return len((stage.kept + stage.dropped)[0].prompts.image_features)
 
     off = {k.removeprefix("tapo__"): v for k, v in OFF.items()}
     assert pictures_of_a_group(**off) == 2  # anchor and positive
@@ -378,16 +336,17 @@ def test_the_settings_that_turn_the_negative_off_leave_its_picture_unread(traine
 def test_chosen_rollouts_alone_are_scored_on_the_negative(fresh, birds, spread, tmp_path):
     """One of the anchor's two answers and one of the positive's, each counted twice."""
     preset = TINY.with_(tapo__negative_rollouts=2)
-    trainer = make_trainer(fresh, birds, tmp_path, preset)
-    trainer.model.eval()
-    trainer.collect(0)
-    batch = trainer.prepare()
-    assert batch.pushed.tolist() == [2, 0, 2, 0] * len(trainer.kept)
-    scores = trainer._score_on_negative(batch)
-    whole = trainer._score(batch, batch.negative)
-    chosen = batch.pushed > 0
-    torch.testing.assert_close(scores.logps[chosen], whole.logps[chosen])
-    assert not scores.logps[~chosen].any()
+    stage = Stage(fresh, birds, tmp_path, preset)
+    stage.model.eval()
+    stage.sample(0)
+    batch = stage.prepare()
+    assert batch.negative_weights.tolist() == [2, 0, 2, 0] * len(stage.kept)
+    logps = tapo.score_on_negative(stage.student, batch, stage.preset)
+    everyone = replace(batch, negative_weights=torch.ones_like(batch.negative_weights))
+    whole = tapo.score_on_negative(stage.student, everyone, stage.preset)
+    chosen = batch.negative_weights > 0
+    torch.testing.assert_close(logps[chosen], whole[chosen])
+    assert whole[~chosen].any() and not logps[~chosen].any()
 
 
 @pytest.mark.parametrize("negative_grad", [False, True])
@@ -400,15 +359,17 @@ def test_over_all_choices_the_gradient_is_that_of_all_rollouts(
         tapo__negative_entropy_weight=1.0,
         tapo__negative_grad=negative_grad,
     )
-    trainer = make_trainer(fresh, birds, tmp_path, preset)
-    stir(trainer.model)
-    trainer.model.eval()
-    trainer.collect(0)
-    _, exact = update(trainer)
+    stage = Stage(fresh, birds, tmp_path, preset)
+    stir(stage.model)
+    stage.model.eval()
+    stage.sample(0)
+    _, exact = update(stage)
     mean = torch.zeros_like(exact)
     for row in range(4):
-        trainer._pushed = lambda row=row: 4.0 * torch.nn.functional.one_hot(torch.tensor(row), 4)
-        mean += update(trainer)[1] / 4
+        chosen = 4.0 * torch.nn.functional.one_hot(torch.tensor(row), 4)
+        stage.batch.negative_weights = chosen.repeat(len(stage.kept))
+        stage.learn()
+        mean += gathered(stage.model) / 4
     torch.testing.assert_close(mean, exact, rtol=1e-3, atol=1e-6)
 
 
@@ -419,8 +380,8 @@ def test_a_micro_batch_without_a_chosen_rollout_is_scored_on_its_own_picture_alo
     found = []
     for size in (8, 1):
         preset = TINY.with_(tapo__negative_rollouts=1, tapo__micro_batch=size)
-        trainer = make_trainer(fresh, birds, tmp_path / str(size), preset)
-        fresh = trainer.student
-        stir(trainer.model)
-        found.append(gradients(trainer))
+        stage = Stage(fresh, birds, tmp_path / str(size), preset)
+        fresh = stage.student
+        stir(stage.model)
+        found.append(gradients(stage))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)

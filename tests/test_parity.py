@@ -9,11 +9,10 @@ import torch
 from datasets import Dataset
 from tiny_tapo import (
     TINY,
+    Stage,
     adapters,
-    change,
     every_other,
     gathered,
-    make_trainer,
     shorten,
     stir,
     update,
@@ -34,29 +33,29 @@ ALL_ON = dict(
 )
 
 
-def trainer_with_groups(student, birds, folder, preset):
-    """A trainer that holds two groups of answers of different lengths."""
+def stage_with_groups(student, birds, folder, preset):
+    """A stage that holds two groups of answers of different lengths."""
     student = models.add_adapter(student, preset, seed=0)
     stir(student.model)
-    trainer = make_trainer(student, birds, folder, preset)
+    stage = Stage(student, birds, folder, preset)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "accuracy", every_other)
-        trainer.collect(0)
-    shorten(trainer.kept)
-    return trainer
+        patch.setattr(rewards, "accuracy_reward", every_other())
+        stage.sample(0)
+    shorten(stage.kept)
+    return stage
 
 
 @pytest.fixture(scope="module")
 def dapo(student, birds, tmp_path_factory):
     fresh = Student(copy.deepcopy(student.model), student.processor)
     folder = tmp_path_factory.mktemp("dapo")
-    return trainer_with_groups(fresh, birds, folder, TINY.recipe("dapo"))
+    return stage_with_groups(fresh, birds, folder, TINY.recipe("dapo"))
 
 
 # --- TRL -----------------------------------------------------------------------------
 
 
-def trl_trainer(trainer, folder, parts: int) -> GRPOTrainer:
+def trl_trainer(stage, folder, parts: int) -> GRPOTrainer:
     """TRL on the same model: `parts` micro-batches a step. `delta` is its dual clip."""
     args = GRPOConfig(
         str(folder),
@@ -74,23 +73,23 @@ def trl_trainer(trainer, folder, parts: int) -> GRPOTrainer:
         use_cpu=True,
         report_to=[],
     )
-    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": trainer.asked}]}])
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": stage.question}]}])
     theirs = GRPOTrainer(
-        trainer.model,
+        stage.model,
         lambda completions, **_: [0.0] * len(completions),
         args=args,
         train_dataset=rows,
-        processing_class=trainer.student.processor,
+        processing_class=stage.student.processor,
     )
     theirs.current_gradient_accumulation_steps = parts  # what its training loop would set
     return theirs
 
 
-def trl_rows(trainer, rows: slice, old: torch.Tensor) -> dict:
-    """Some answers of the trainer's groups, as TRL lays them out: a picture each row."""
-    processor, batch = trainer.student.processor, trainer.batch
-    pictures = [g.triplet.anchor.image() for g in trainer.kept for _ in g.completions][rows]
-    chat = prompts.messages(trainer.asked)
+def trl_rows(stage, rows: slice, old: torch.Tensor) -> dict:
+    """Some answers of the stage's groups, as TRL lays them out: a picture each row."""
+    processor, batch = stage.student.processor, stage.batch
+    pictures = [g.triplet.anchor.image() for g in stage.kept for _ in g.completions][rows]
+    chat = prompts.messages(stage.question)
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     seen = processor(
         text=[text] * len(pictures),
@@ -120,15 +119,15 @@ def trl_rows(trainer, rows: slice, old: torch.Tensor) -> dict:
 @pytest.mark.parametrize("moved", [0.0, 0.5], ids=["on_policy", "off_policy"])
 def test_without_the_extras_loss_and_gradient_are_those_of_trl(dapo, tmp_path, parts, moved):
     """On policy and behind a policy that has moved, where each clip stops some tokens."""
-    change(dapo, micro_batch=8 // parts)
+    dapo.change(micro_batch=8 // parts)
     _, on_policy = update(dapo)
     with torch.no_grad():
-        logps = dapo._score(dapo.batch, dapo.batch.own).logps
+        logps = dapo.logps()
     noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1))
     old = logps + moved * 2 * noise
     dapo.batch.old_logps = old
     dapo.model.zero_grad()
-    loss, ours = dapo._update(0), gathered(dapo.model)
+    loss, ours = dapo.learn(), gathered(dapo.model)
     theirs = trl_trainer(dapo, tmp_path, parts)
     dapo.model.zero_grad()
     dapo.model.train()  # TRL's normalisation is another one in evaluation
@@ -147,12 +146,12 @@ def test_without_the_extras_loss_and_gradient_are_those_of_trl(dapo, tmp_path, p
 # --- padding, sharing, recomputing ---------------------------------------------------
 
 
-def scored(trainer, batch, tokens, mask, which) -> tuple[torch.Tensor, torch.Tensor]:
+def scored(stage, batch, tokens, mask, which) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (B, T), and the gradient of a weighted sum of them."""
-    trainer.model.zero_grad()
-    logps = logprobs.log_probs(trainer.model, batch, tokens, mask, which)
+    stage.model.zero_grad()
+    logps = logprobs.log_probs(stage.model, batch, tokens, mask, which)
     (logps * torch.arange(1, 1 + tokens.shape[1]) * mask).sum().backward()
-    return logps.detach(), gathered(trainer.model)
+    return logps.detach(), gathered(stage.model)
 
 
 @pytest.fixture(scope="module")
@@ -244,24 +243,24 @@ def test_the_gradient_of_a_whole_step_is_its_finite_difference(fresh, birds, tmp
     Qwen2.5-VL computes its norms and its softmax in float32 all the same: hence 1e-3.
     """
     fresh.model.double()
-    trainer = trainer_with_groups(fresh, birds, tmp_path, TINY)
-    trainer.model.double()
-    change(trainer, **ALL_ON)
-    update(trainer)
+    stage = stage_with_groups(fresh, birds, tmp_path, TINY)
+    stage.model.double()
+    stage.change(**ALL_ON)
+    update(stage)
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        logps = trainer._score(trainer.batch, trainer.batch.own).logps
+        logps = stage.logps()
     assert logps.dtype == torch.float64
     # Fixed, or the ratio would be 1 wherever the adapters go.
-    trainer.batch.old_logps = logps + 0.02 * torch.randn(logps.shape, generator=noise)
-    trainer.model.zero_grad()
-    trainer._update(0)
-    gradient = gathered(trainer.model)
-    start = torch.nn.utils.parameters_to_vector(adapters(trainer.model)).detach()
+    stage.batch.old_logps = logps + 0.02 * torch.randn(logps.shape, generator=noise)
+    stage.model.zero_grad()
+    stage.learn()
+    gradient = gathered(stage.model)
+    start = torch.nn.utils.parameters_to_vector(adapters(stage.model)).detach()
 
     def total(place: torch.Tensor) -> float:
-        torch.nn.utils.vector_to_parameters(place, adapters(trainer.model))
-        return trainer._update(0)["total"]
+        torch.nn.utils.vector_to_parameters(place, adapters(stage.model))
+        return stage.learn()["total"]
 
     anywhere = torch.randn(gradient.shape, generator=noise).double()
     for direction, length in ((gradient, 1e-3), (anywhere, 1e-2)):  # steepest, and any other

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_tapo import TINY, every_other, make_trainer, weights
+from tiny_tapo import TINY, Stage, every_other, weights
 
 from finer1_lite import generation, logprobs, models, rewards
 
@@ -50,13 +50,13 @@ def test_its_log_probs_are_near_those_of_the_plain_student(quantized, student, b
 
 
 def test_a_tapo_step_moves_the_adapters_and_nothing_else(quantized, birds, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards, "accuracy", every_other)
+    monkeypatch.setattr(rewards, "accuracy_reward", every_other())
     adapted = models.add_adapter(quantized, NF4, seed=0)
     assert {p.dtype for p in adapted.model.parameters() if p.requires_grad} == {torch.float32}
     base, adapters = weights(adapted.model, False), weights(adapted.model, True)
-    trainer = make_trainer(adapted, birds, tmp_path, NF4, max_steps=2)
-    trainer.train()
-    assert trainer.metrics["skipped"] == 0
+    stage = Stage(adapted, birds, tmp_path, NF4, steps=2)
+    stage.train()
+    assert stage.log()["skipped"] == 0
     for name, weight in weights(adapted.model, False).items():
         assert torch.equal(weight, base[name]), name
     for name, weight in weights(adapted.model, True).items():

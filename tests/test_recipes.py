@@ -1,15 +1,13 @@
-"""Named methods are settings of one trainer; settings that cannot be are all refused at once."""
+"""Named methods are settings of one training; settings that cannot be are all refused at once."""
 
 import math
 from dataclasses import fields
 
 import pytest
-import torch
-from tiny_tapo import OFF, TINY, gradients, make_trainer
+from tiny_tapo import OFF, TINY, Stage, all_wrong, gradients
 
 from finer1_lite import losses, prompts, rewards
 from finer1_lite.presets import CHOICES, RECIPES, Preset, TAPOSettings
-from finer1_lite.tapo import TAPOTrainer
 
 PRESETS = [Preset.lab, Preset.lab_photos, Preset.t4, Preset.l4, Preset.a100]
 # recipe: rollouts on the anchor and on a second picture, pictures scored in a group, question
@@ -51,52 +49,51 @@ def test_dapo_is_tapo_with_everything_off():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_trains_by_the_same_trainer(name, fresh, birds, spread, tmp_path):
+def test_every_recipe_trains_by_the_same_functions(name, fresh, birds, spread, tmp_path):
     """One step of each: what it asks, which pictures it answers and scores, what it moves."""
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.recipe(name))
-    assert type(trainer) is TAPOTrainer
-    assert gradients(trainer).abs().max() > 0
+    stage = Stage(fresh, birds, tmp_path, TINY.recipe(name))
+    assert gradients(stage).abs().max() > 0
     anchors, positives, pictures, question = ROWS[name]
-    assert trainer.asked == prompts.question(question, "bird")
-    assert len(trainer.batch.pictures.image_features) == 2 * (pictures + (positives > 0))
-    for group in trainer.kept:
+    assert stage.question == prompts.question(question, "bird")
+    assert len(stage.batch.prompts.image_features) == 2 * (pictures + (positives > 0))
+    for group in stage.kept:
         t = group.triplet
         assert len(group.completions) == anchors + positives == 4
         assert t.positive.id.endswith("#distorted") == (name == "noisy_rollout")
         assert t.negative.id.endswith("#masked") == (name == "papo")
-    pushed = trainer.metrics["inter_class_kl"] > 0
+    pushed = stage.parts["inter_class_kl"] > 0
     assert pushed == (name in ("tapo", "papo"))
-    assert ("flat_share" in trainer.metrics) == (positives > 0)
+    assert ("flat_share" in stage.log()) == (positives > 0)
 
 
 def test_grpo_keeps_groups_without_spread_and_learns_nothing_from_them(
     fresh, birds, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(rewards, "accuracy", lambda texts, *_: [0.0] * len(texts))
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.recipe("grpo"))
-    gradient = gradients(trainer)
-    assert len(trainer.kept) == 2 and not trainer.dropped
-    assert not trainer.batch.advantages.any() and not gradient.any()
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.recipe("dapo"))
-    trainer.collect(0)
-    assert not trainer.kept and len(trainer.dropped) == 4  # DAPO drew twice and kept none
+    monkeypatch.setattr(rewards, "accuracy_reward", all_wrong)
+    stage = Stage(fresh, birds, tmp_path, TINY.recipe("grpo"))
+    gradient = gradients(stage)
+    assert len(stage.kept) == 2 and not stage.dropped
+    assert not stage.batch.advantages.any() and not gradient.any()
+    stage = Stage(fresh, birds, tmp_path, TINY.recipe("dapo"))
+    stage.sample(0)
+    assert not stage.kept and len(stage.dropped) == 4  # DAPO drew twice and kept none
 
 
 @pytest.mark.parametrize("name", ["grpo", "dapo"])
 def test_the_clips_of_a_recipe_reach_the_loss(name, fresh, birds, spread, tmp_path, monkeypatch):
     seen, real = [], losses.tapo_loss
     monkeypatch.setattr(losses, "tapo_loss", lambda *a, **k: seen.append(k) or real(*a, **k))
-    gradients(make_trainer(fresh, birds, tmp_path, TINY.recipe(name)))
+    gradients(Stage(fresh, birds, tmp_path, TINY.recipe(name)))
     clips = tuple(seen[0][key] for key in ("clip_low", "clip_high", "clip_dual"))
     assert clips == {"grpo": (0.2, 0.2, math.inf), "dapo": (0.2, 0.28, 3.0)}[name]
 
 
-def test_cls_rl_pays_for_the_name_alone(fresh, birds, spread, tmp_path):
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.recipe("cls_rl"))
-    trainer.collect(0)
-    group = trainer.kept[0]
-    group.format = torch.tensor([0.0, 1.0, 1.0, 0.0])
-    assert group.reward(trainer.settings).tolist() == group.accuracy.tolist() == [1, 0, 1, 0]
+def test_cls_rl_pays_for_the_name_alone(fresh, birds, spread, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "format_reward", lambda completion: 1.0)
+    stage = Stage(fresh, birds, tmp_path, TINY.recipe("cls_rl"))
+    stage.sample(0)
+    assert stage.kept[0].format.tolist() == [1, 1, 1, 1]
+    assert stage.kept[0].reward.tolist() == stage.kept[0].accuracy.tolist() == [1, 0, 1, 0]
 
 
 # --- what is refused -----------------------------------------------------------------
@@ -144,6 +141,6 @@ def test_numbers_that_a_step_would_choke_on_are_refused_before_it(changes, name)
 
 def test_faults_of_every_kind_come_together():
     merged = {k: v for changes, _ in WRONG for k, v in changes.items()}
-    problems = "\n".join(problems_of(shots=0, tapo__entropy="none", **merged))
-    for name in ["shots", "tapo.entropy", *(name for _, name in WRONG)]:
+    problems = "\n".join(problems_of(shots=0, tapo__negative="none", **merged))
+    for name in ["shots", "tapo.negative", *(name for _, name in WRONG)]:
         assert f"- {name} = " in problems

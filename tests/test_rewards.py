@@ -9,6 +9,7 @@ import pytest
 from paths import SHARED
 
 from finer1_lite import rewards
+from finer1_lite.prompts import SECTIONS
 from finer1_lite.rewards import (
     accuracy_reward,
     format_reward,
@@ -209,8 +210,11 @@ CHAIN = "Analysis: red. candidates: A, B. comparison: A is red. prediction: it i
     ],
 )
 def test_section_reward(chain, prompt, share):
-    assert section_reward(f"<think>{chain}</think><answer>A</answer>", prompt) == share
-    assert section_reward(chain, prompt) == 0.0  # outside <think>
+    assert (
+        section_reward(f"<think>{chain}</think><answer>A</answer>", prompt, headings=SECTIONS)
+        == share
+    )
+    assert section_reward(chain, prompt, headings=SECTIONS) == 0.0  # outside <think>
 
 
 def test_section_reward_takes_other_headings():
@@ -238,7 +242,7 @@ HOSTILE = {
 def test_hostile_lengths_take_bounded_time(name):
     start = time.perf_counter()
     assert score(HOSTILE[name]) == (0.0, 0.0)
-    section_reward(HOSTILE[name], HOSTILE[name])
+    section_reward(HOSTILE[name], HOSTILE[name], headings=SECTIONS)
     assert time.perf_counter() - start < 5.0
 
 
@@ -254,3 +258,10 @@ def test_the_soft_penalty_falls_from_0_to_minus_1_over_the_buffer():
     assert penalties == [0, 0, 0, -0.25, -0.5, -1, -1]
     assert [overlong_penalty(n, limit=20, buffer=0) for n in lengths] == [0] * 7
     assert overlong_penalty(10, limit=20, buffer=20) == -0.5
+
+
+def test_the_reward_that_training_pays_has_the_penalty_in_it():
+    good = "<think>pink petals</think><answer>Rose</answer>"
+    weights = {"accuracy_weight": 0.7, "format_weight": 0.2}
+    paid = tapo_reward(good, "Rose", classes=CLASSES, penalty=-0.5, **weights)
+    assert paid == pytest.approx(0.7 + 0.2 - 0.5)

@@ -3,35 +3,38 @@
 A random student never names a bird, so the tests hand out the accuracies themselves.
 """
 
+import copy
+import io
+import itertools
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from killed import KillAt, Killed
+from accelerate.tracking import GeneralTracker
+from killed import Killed, kill_at
 from tiny_tapo import (
     OFF,
     TINY,
-    adapters,
+    Stage,
+    adapted,
+    all_wrong,
     every_other,
     gradients,
-    make_trainer,
     shorten,
     stir,
     update,
     weights,
 )
-from transformers import TrainerCallback
 
-from finer1_lite import advantages, evaluate, generation, logprobs, models, rewards
+from finer1_lite import advantages, generation, logprobs, models, rewards, tapo, trainer
+from finer1_lite.evals import scoring
+from finer1_lite.runtime import console, distributed, trackers
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets
 
 PARTS = ("anchor", "positive")
-
-
-def all_wrong(completions, *_):
-    return [0.0] * len(completions)
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_training_moves_the_adapters_and_nothing_else(fresh, birds, spread, tmp_
         "groups_kept",
         "groups_drawn",
         "flat_share",
-        "cut",
+        "truncated",
         "length",
         "loss",
         "policy",
@@ -92,47 +95,45 @@ def test_training_moves_the_adapters_and_nothing_else(fresh, birds, spread, tmp_
 
 def test_the_step_favours_rewarded_answers(fresh, birds, spread, tmp_path):
     """A little against the gradient, right answers are likelier and wrong ones less so."""
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(**OFF))
-    gradients(trainer)
-    batch, own, _ = trainer._pictures()
-    tokens = torch.cat([g.completion_ids for g in trainer.kept])
-    mask = torch.cat([g.completion_mask for g in trainer.kept])
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(**OFF))
+    gradients(stage)
 
     def likelihood():
         with torch.no_grad():
-            scores = logprobs.log_probs(trainer.model, batch, tokens, mask, own)
-        return (scores * mask).sum(-1)
+            return (stage.logps() * stage.batch.completion_mask).sum(-1)
 
     before = likelihood()
     with torch.no_grad():
-        for p in trainer.model.parameters():
+        for p in stage.model.parameters():
             if p.requires_grad:
                 p -= 0.5 * p.grad
     change = likelihood() - before
-    accuracy = torch.cat([g.accuracy for g in trainer.kept])
+    accuracy = torch.cat([g.accuracy for g in stage.kept])
     assert change[accuracy == 1].mean() > 1e-3 > -1e-3 > change[accuracy == 0].mean()
 
 
-def test_a_step_without_spread_moves_nothing_and_is_counted(fresh, birds, tmp_path, monkeypatch):
-    """Not even by the optimiser's momentum of the step before."""
-    now = {"accuracy": every_other}
-    monkeypatch.setattr(rewards, "accuracy", lambda *a: now["accuracy"](*a))
-    trainer = make_trainer(fresh, birds, tmp_path, weight_decay=0.1)
-    history, counted = [weights(trainer.model)], []
+def test_a_step_without_variance_moves_nothing_and_is_counted(
+    fresh, birds, spread, tmp_path, monkeypatch
+):
+    """Not even by the optimiser's momentum of the steps before; the schedule goes on."""
+    preset = TINY.with_(tapo__steps=4, tapo__learning_rate=1e-2)
+    student = adapted(fresh, preset)
+    history, rows = [weights(student.model)], []
 
-    class Watch(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            history.append(weights(trainer.model))
-            counted.append((trainer.metrics["skipped"], trainer.metrics["groups_drawn"]))
-            now["accuracy"] = all_wrong if state.global_step == 1 else every_other
+    def watch(step, log):
+        history.append(weights(student.model))
+        rows.append(log)
+        judge = all_wrong if step == 2 else every_other()
+        monkeypatch.setattr(rewards, "accuracy_reward", judge)
 
-    trainer.add_callback(Watch())
-    trainer.train()
-    moved = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in zip(history, history[1:])]
-    assert moved == [True, False, True]
-    assert counted == [(0, 2), (1, 4), (0, 2)]  # both rounds were drawn in vain, and no third
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert rows[1]["skipped"] == 1 and rows[1]["loss"] == 0 and "policy" not in rows[1]
+    train_tapo(student, birds, preset, 0, tmp_path, on_step=watch)
+    moved = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in itertools.pairwise(history)]
+    assert moved == [False, True, False, True]  # the warm-up begins at a rate of 0
+    counted = [(row["skipped"], row["groups_drawn"]) for row in rows]
+    assert counted == [(0, 2), (0, 2), (1, 4), (0, 2)]  # both rounds in vain, and no third
+    assert rows[2]["loss"] == rows[2]["grad_norm"] == 0 and "policy" not in rows[2]
+    rates = [row["learning_rate"] for row in rows]
+    assert rates == pytest.approx([0, 1e-2 / 3, 2e-2 / 3, 1e-2])
 
 
 def test_micro_batches_do_not_change_the_gradient(fresh, birds, spread, tmp_path):
@@ -141,11 +142,11 @@ def test_micro_batches_do_not_change_the_gradient(fresh, birds, spread, tmp_path
     student = models.add_adapter(fresh, preset, seed=0)
     found = []
     for size in (16, 4, 5):
-        trainer = make_trainer(student, birds, tmp_path, preset.with_(tapo__micro_batch=size))
-        stir(trainer.model)
-        trainer.collect(0)
-        shorten(trainer.kept)
-        found.append(update(trainer)[1])
+        stage = Stage(student, birds, tmp_path, preset.with_(tapo__micro_batch=size))
+        stir(stage.model)
+        stage.sample(0)
+        shorten(stage.kept)
+        found.append(update(stage)[1])
     assert found[0].abs().max() > 1e-3
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=1e-5)
@@ -154,43 +155,50 @@ def test_micro_batches_do_not_change_the_gradient(fresh, birds, spread, tmp_path
 # --- dynamic sampling ----------------------------------------------------------------
 
 
-def collect_with(trainer, rounds: list[list[list[float]]]):
-    """Run `collect` on groups that have these accuracies, round by round; rounds drawn."""
-    real, drawn = trainer.answer, []
+@pytest.fixture
+def sample_with(monkeypatch):
+    """Sample groups that have these accuracies, round by round; rounds drawn."""
 
-    def answer(triplets, generator):
-        groups = real(triplets, generator)
-        for group, accuracy in zip(groups, rounds[len(drawn)]):
-            group.accuracy = torch.tensor(accuracy)
-        drawn.append(triplets)
-        return groups
+    def sample(stage, rounds: list[list[list[float]]]):
+        real, drawn = tapo.rollout, []
 
-    trainer.answer = answer
-    trainer.collect(0)
-    return drawn
+        def rollout(student, triplets, *rest):
+            groups = real(student, triplets, *rest)
+            for group, accuracy in zip(groups, rounds[len(drawn)]):
+                group.accuracy = torch.tensor(accuracy)
+            drawn.append(triplets)
+            return groups
+
+        monkeypatch.setattr(tapo, "rollout", rollout)
+        stage.sample(0)
+        return drawn
+
+    return sample
 
 
-def test_sampling_stops_as_soon_as_the_batch_is_full(fresh, birds, tmp_path):
+def test_sampling_stops_as_soon_as_the_batch_is_full(fresh, birds, tmp_path, sample_with):
     half = [1.0, 0.0, 0.0, 1.0]
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__draws=5))
-    assert len(collect_with(trainer, [[half, half]])) == 1
-    assert len(trainer.kept) == 2 and not trainer.dropped
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__draws=5))
+    assert len(sample_with(stage, [[half, half]])) == 1
+    assert len(stage.kept) == 2 and not stage.dropped
 
 
-def test_sampling_draws_again_for_what_is_missing(fresh, birds, tmp_path):
+def test_sampling_draws_again_for_what_is_missing(fresh, birds, tmp_path, sample_with):
     half, none, full = [1.0, 0.0, 0.0, 1.0], [0.0] * 4, [1.0] * 4
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__draws=5))
-    drawn = collect_with(trainer, [[none, half], [full, none], [half, half]])
-    assert len(drawn) == 3 and len(trainer.kept) == 2 and len(trainer.dropped) == 4
-    assert [g.triplet for g in trainer.kept] == [drawn[0][1], drawn[2][0]]
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__draws=5))
+    drawn = sample_with(stage, [[none, half], [full, none], [half, half]])
+    assert len(drawn) == 3 and len(stage.kept) == 2 and len(stage.dropped) == 4
+    assert [g.triplet for g in stage.kept] == [drawn[0][1], drawn[2][0]]
     assert drawn == [draw_triplets(birds, 2, 0, 0, round_) for round_ in range(3)]
 
 
-def test_sampling_gives_up_after_the_last_round_and_keeps_what_it_has(fresh, birds, tmp_path):
+def test_sampling_gives_up_after_the_last_round_and_keeps_what_it_has(
+    fresh, birds, tmp_path, sample_with
+):
     half, none = [1.0, 0.0, 0.0, 1.0], [0.0] * 4
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__draws=2))
-    assert len(collect_with(trainer, [[half, none], [none, none]])) == 2
-    assert len(trainer.kept) == 1 and len(trainer.dropped) == 3
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__draws=2))
+    assert len(sample_with(stage, [[half, none], [none, none]])) == 2
+    assert len(stage.kept) == 1 and len(stage.dropped) == 3
 
 
 # --- groups --------------------------------------------------------------------------
@@ -199,14 +207,14 @@ def test_sampling_gives_up_after_the_last_round_and_keeps_what_it_has(fresh, bir
 def test_a_group_holds_the_anchors_answers_first(fresh, birds, tmp_path):
     """3 answers to each anchor, 1 to each positive: all are written in one loop."""
     preset = TINY.with_(tapo__anchor_rollouts=3, tapo__positive_rollouts=1)
-    trainer = make_trainer(fresh, birds, tmp_path, preset)
+    stage = Stage(fresh, birds, tmp_path, preset)
     triplets = draw_triplets(birds, 2, seed=0, step=0)
-    groups = trainer.answer(triplets, torch.Generator().manual_seed(1))
+    groups = stage.rollout(triplets, torch.Generator().manual_seed(1))
     pictures = [getattr(t, part).image() for t in triplets for part in PARTS]
     texts = generation.generate(
-        trainer.model,
+        stage.model,
         fresh.processor,
-        generation.encode_prompts(trainer.model, fresh.processor, [trainer.asked] * 4, pictures),
+        generation.encode_prompts(stage.model, fresh.processor, [stage.question] * 4, pictures),
         num_generations=[3, 1, 3, 1],
         temperature=1.0,
         max_new_tokens=8,
@@ -217,7 +225,7 @@ def test_a_group_holds_the_anchors_answers_first(fresh, birds, tmp_path):
 
 
 def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypatch):
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__accuracy_weight=0.7))
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__accuracy_weight=0.7))
     triplets = draw_triplets(birds, 2, seed=0, step=0)
     label = triplets[0].anchor.species
     good = f"<think>\nx\n</think>\n<answer>{label}</answer>"
@@ -230,9 +238,9 @@ def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypa
         return out
 
     monkeypatch.setattr(generation, "generate", speak)
-    group = trainer.answer(triplets, torch.Generator())[0]
+    group = stage.rollout(triplets, torch.Generator())[0]
     assert group.accuracy.tolist() == [1, 1, 0, 0] and group.format.tolist() == [1, 0, 0, 1]
-    assert group.reward(trainer.settings).tolist() == pytest.approx([0.8, 0.7, 0, 0.1])
+    assert group.reward.tolist() == pytest.approx([0.8, 0.7, 0, 0.1])
 
 
 def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monkeypatch):
@@ -241,11 +249,9 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
     birds = replace(birds, species=(known, *birds.species[1:]))
     photo = next(p for p in (*birds.train, *birds.test) if p.species == known.name)
     text = "<think>\nx\n</think>\n<answer>tiny trill</answer>"
-    row = evaluate.record(
-        evaluate.Cell("base", None, "think", "open"), birds, photo, None, text, 9, False
-    )
-    assert row["named"] == known.name and row["correct"]
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__negative="confused"))
+    verdict = scoring.judge(text, known.name, birds.names, aliases=birds.aliases)
+    assert verdict.named == known.name and verdict.correct
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__negative="confused"))
     triplets = draw_triplets(birds, 2, seed=0, step=0)
     triplets[0] = replace(triplets[0], anchor=photo)
     real = generation.generate
@@ -256,11 +262,11 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
         return out
 
     monkeypatch.setattr(generation, "generate", speak)
-    groups = trainer.answer(triplets, torch.Generator())
-    assert [g.accuracy.tolist() for g in groups] == [[1.0] * 4, [0.0] * 4]
-    trainer.dropped = groups
-    trainer._note_confusions()
-    assert trainer._confusions().counts == {triplets[1].anchor.species: {known.name: 4}}
+    monkeypatch.setattr(tapo.triplets, "draw_triplets", lambda *_, **__: triplets)
+    stage.change(draws=1)
+    stage.sample()
+    assert [g.accuracy.tolist() for g in stage.dropped] == [[1.0] * 4, [0.0] * 4]
+    assert stage.miner.counts == {triplets[1].anchor.species: {known.name: 4}}
 
 
 @pytest.mark.parametrize(
@@ -274,12 +280,12 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
 )
 def test_a_step_encodes_each_picture_once(fresh, birds, spread, tmp_path, changes, each):
     """To generate and to score alike; and none that no term of the loss reads."""
-    trainer, seen = make_trainer(fresh, birds, tmp_path, TINY.with_(**changes)), []
-    generation.core_of(trainer.model).model.visual.register_forward_pre_hook(
+    stage, seen = Stage(fresh, birds, tmp_path, TINY.with_(**changes)), []
+    generation.core_of(stage.model).model.visual.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["grid_thw"])), with_kwargs=True
     )
-    gradients(trainer)
-    assert seen == [2 * each] and len(trainer.kept) == 2
+    gradients(stage)
+    assert seen == [2 * each] and len(stage.kept) == 2
 
 
 @pytest.mark.parametrize("scored_on", ["anchor", "own"])
@@ -287,14 +293,14 @@ def test_a_positives_answers_are_scored_on_the_chosen_picture(
     fresh, birds, spread, scored, tmp_path, scored_on
 ):
     """The paper conditions updates on the anchor, the released code on each its own."""
-    trainer = make_trainer(fresh, birds, tmp_path, TINY.with_(tapo__scored_on=scored_on))
-    gradients(trainer)
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__scored_on=scored_on))
+    gradients(stage)
     (own, _), (negative, _) = scored
-    for g, group in enumerate(trainer.kept):
+    for g, group in enumerate(stage.kept):
         t = group.triplet
         images = [t.anchor.image(), t.positive.image(), t.negative.image()]
         seen = generation.encode_prompts(
-            trainer.model, fresh.processor, ["x"] * 3, images
+            stage.model, fresh.processor, ["x"] * 3, images
         ).image_features
         expected = [0, 0, 1, 1] if scored_on == "own" else [0, 0, 0, 0]
         for row in range(4):
@@ -307,8 +313,8 @@ def test_the_negatives_gradient_is_a_switch(fresh, birds, spread, scored, tmp_pa
     preset = TINY.with_(tapo__inter_class_weight=1.0, tapo__negative_entropy_weight=1.0)
     student, found = models.add_adapter(fresh, preset, seed=0), {}
     for switch in (False, True):
-        trainer = make_trainer(student, birds, tmp_path, preset.with_(tapo__negative_grad=switch))
-        found[switch] = gradients(trainer)
+        stage = Stage(student, birds, tmp_path, preset.with_(tapo__negative_grad=switch))
+        found[switch] = gradients(stage)
         (_, own), (_, negative) = scored
         assert own.requires_grad and negative.requires_grad == switch
         scored.clear()
@@ -317,10 +323,10 @@ def test_the_negatives_gradient_is_a_switch(fresh, birds, spread, scored, tmp_pa
 
 def test_without_its_terms_no_negative_is_read(fresh, birds, spread, scored, tmp_path):
     preset = TINY.with_(**OFF, tapo__positive_rollouts=0, tapo__anchor_rollouts=4)
-    trainer = make_trainer(fresh, birds, tmp_path, preset)
-    assert gradients(trainer).abs().max() > 0
+    stage = Stage(fresh, birds, tmp_path, preset)
+    assert gradients(stage).abs().max() > 0
     assert len(scored) == 1  # one pass over one micro-batch of 2 x 4 answers: plain DAPO
-    assert trainer.metrics["negative_entropy"] == trainer.metrics["inter_class_kl"] == 0
+    assert stage.parts["negative_entropy"] == stage.parts["inter_class_kl"] == 0
 
 
 def test_the_advantage_is_pooled_over_anchor_and_positive(fresh, birds, tmp_path, monkeypatch):
@@ -331,9 +337,9 @@ def test_the_advantage_is_pooled_over_anchor_and_positive(fresh, birds, tmp_path
         seen.append((scores, size))
         return real(scores, size)
 
-    monkeypatch.setattr(rewards, "accuracy", every_other)
+    monkeypatch.setattr(rewards, "accuracy_reward", every_other())
     monkeypatch.setattr(advantages, "group_advantages", spy)
-    gradients(make_trainer(fresh, birds, tmp_path))
+    gradients(Stage(fresh, birds, tmp_path))
     ((scores, size),) = seen
     assert size == 4 and scores.tolist() == pytest.approx([0.9, 0, 0.9, 0] * 2)
 
@@ -344,19 +350,17 @@ def test_the_advantage_is_pooled_over_anchor_and_positive(fresh, birds, tmp_path
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     student, birds, spread, tmp_path
 ):
-    from copy import deepcopy
-
     preset = TINY.with_(tapo__steps=7, tapo__learning_rate=1e-2, tapo__groups=1)
 
-    def train(name, callbacks=()):
-        again = generation.Student(deepcopy(student.model), student.processor)
+    def train(name, on_step=None):
+        again = generation.Student(copy.deepcopy(student.model), student.processor)
         again = models.add_adapter(again, preset, seed=0)
-        train_tapo(again, birds, preset, 0, tmp_path / name, callbacks)
+        train_tapo(again, birds, preset, 0, tmp_path / name, on_step=on_step)
         return weights(again.model)
 
     expected = train("whole")
     with pytest.raises(Killed):
-        train("killed", [KillAt(6)])  # one step after the checkpoint of step 5
+        train("killed", kill_at(6))  # one step after the checkpoint of step 5
     assert (tmp_path / "killed" / "checkpoints" / "checkpoint-5").exists()
     resumed = train("killed")
     for name in expected:
@@ -365,20 +369,145 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
         assert len((tmp_path / name / "log.jsonl").read_text().splitlines()) == 7
 
 
-def test_a_loss_scaler_bears_a_skipped_step_and_momentum_moves_nothing(
+def scaled(monkeypatch, scale: float) -> None:
+    """float16's loss scaler, on the CPU and for numbers that do not need it."""
+
+    class Scaled(trainer.Accelerator):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=scale), True
+            self.state._mixed_precision = "fp16"
+
+    monkeypatch.setattr(trainer, "Accelerator", Scaled)
+
+
+def test_a_loss_scaler_bears_skipped_steps_and_a_kill(
+    student, birds, spread, tmp_path, monkeypatch
+):
+    """It scales by powers of two: the weights are those of a training without it, to the bit."""
+    preset = TINY.with_(tapo__steps=7, tapo__learning_rate=1e-2)
+
+    def train(name, kill=0):
+        again = adapted(generation.Student(copy.deepcopy(student.model), student.processor))
+
+        def watch(step, log):  # no completion is right in the third step
+            judge = all_wrong if step == 2 else every_other()
+            monkeypatch.setattr(rewards, "accuracy_reward", judge)
+            skipped.append(log["skipped"])
+            kill_at(kill)(step, log)
+
+        skipped = []
+        train_tapo(again, birds, preset, 0, tmp_path / name, on_step=watch)
+        return skipped, weights(again.model)
+
+    expected = train("plain")
+    assert expected[0] == [0, 0, 1, 0, 0, 0, 0]
+    scaled(monkeypatch, 8.0)
+    same(train("scaled")[1], expected[1])
+    with pytest.raises(Killed):
+        train("killed", kill=6)
+    same(train("killed")[1], expected[1])
+
+
+def same(one, other) -> None:
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
+def test_where_scaled_gradients_overflow_nothing_moves_until_the_scale_is_lower(
     fresh, birds, spread, tmp_path, monkeypatch
 ):
-    """float16 scales losses, and its scaler raises on a step in which no gradient is."""
-    trainer = make_trainer(fresh, birds, tmp_path)
-    scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    optimizer, places = trainer.create_optimizer(), []
-    for step in range(3):
-        if step == 1:  # no answer is right: no group has spread
-            monkeypatch.setattr(rewards, "accuracy", lambda texts, *_: [0.0] * len(texts))
-        trainer.model.zero_grad()
-        trainer.training_step(trainer.model, {"step": step})
-        scaler.step(optimizer)
-        scaler.update()
-        places.append(torch.cat([p.detach().flatten() for p in adapters(trainer.model)]))
-        monkeypatch.setattr(rewards, "accuracy", every_other)
-    assert torch.equal(places[0], places[1]) and not torch.equal(places[1], places[2])
+    history, fits = [], []
+
+    def watch(step, log):
+        history.append(weights(stage.model))
+        fits.append(math.isfinite(log["grad_norm"]))
+
+    scaled(monkeypatch, 2.0**127)
+    stage = Stage(fresh, birds, tmp_path, steps=4, on_step=watch)
+    history.append(weights(stage.model))
+    stage.train()
+    moved = [any(not torch.equal(a[n], b[n]) for n in a) for a, b in itertools.pairwise(history)]
+    assert moved == fits and not fits[0] and fits[-1]
+    assert all(w.isfinite().all() for w in history[-1].values())
+
+
+# --- who watches ---------------------------------------------------------------------
+
+
+class Notes(GeneralTracker):
+    """A tracker that keeps what it is told."""
+
+    name, requires_logging_directory = "notes", False
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.tables, self.finished = [], [], False
+
+    @property
+    def tracker(self):
+        return self.rows
+
+    def log(self, values, step=None, **_):
+        self.rows.append((step, values))
+
+    def log_table(self, name, columns, data, step):
+        self.tables.append((step, columns, data))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_a_tracker_is_told_every_step_and_shown_some_rollouts(fresh, birds, spread, tmp_path):
+    preset, notes, logs = TINY.with_(tapo__steps=2), Notes(), []
+    student = adapted(fresh, preset)
+    train_tapo(
+        student,
+        birds,
+        preset,
+        0,
+        tmp_path,
+        report_to=notes,
+        on_step=lambda step, log: logs.append((step, log)),
+    )
+    assert [step for step, _ in notes.rows] == [step for step, _ in logs] == [1, 2]
+    for (_, told), (_, log) in zip(notes.rows, logs):
+        assert told["reward"] == log["reward"] == pytest.approx(0.45)
+    assert [step for step, *_ in notes.tables] == [1, 2] and notes.finished
+    for step, columns, rows in notes.tables:
+        assert columns == ["picture", "completion", "reward"]
+        assert [reward for *_, reward in rows] == pytest.approx([0.9, 0, 0.9, 0])
+        (t, *_), pictures = draw_triplets(birds, 2, 0, step - 1), [row[0] for row in rows]
+        shown = [p.tobytes() for p in (t.anchor.image(), t.positive.image())]
+        assert [p.tobytes() for p in pictures] == [shown[0], shown[0], shown[1], shown[1]]
+
+
+def test_a_tracker_that_is_not_there_is_named_with_its_package(fresh, birds, tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["tensorboard"])
+    assert trackers.require("none") is None and trackers.require("tensorboard") == "tensorboard"
+    with pytest.raises(ValueError, match="'wandb', which is not installed: pip install wandb"):
+        train_tapo(adapted(fresh), birds, TINY, 0, tmp_path, report_to="wandb")
+    with pytest.raises(ValueError, match="'paper': choose none, tensorboard, wandb, trackio"):
+        trackers.require("paper")
+
+
+def test_bars_show_the_steps_and_what_a_long_step_does(fresh, birds, spread, tmp_path, monkeypatch):
+    bars, real = [], console.tqdm
+
+    def spy(**settings):
+        bars.append(real(**settings | {"disable": False, "file": io.StringIO()}))
+        bars[-1].hidden = settings["disable"]
+        return bars[-1]
+
+    monkeypatch.setattr(console, "tqdm", spy)
+    preset = TINY.with_(tapo__steps=2, tapo__micro_batch=4)
+    train_tapo(adapted(fresh, preset), birds, preset, 0, tmp_path / "seed0" / "tapo")
+    outer, *inner = bars
+    assert (outer.desc, outer.n, outer.leave) == ("seed0 tapo", 2, True)
+    assert "loss" in outer.postfix and "reward=0.45, groups_kept=2.00" in outer.postfix
+    names = [(bar.desc, bar.n, bar.leave) for bar in inner]
+    assert names == [("8 rollouts", 8, False), ("micro-batches", 2, False)] * 2
+    assert {bar.hidden for bar in bars} == {None}  # None: hidden where no terminal is
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    console.progress_bar(1, "elsewhere")
+    assert bars[-1].hidden is True

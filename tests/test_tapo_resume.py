@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from killed import Killed
-from tiny_tapo import TINY, gradients, make_trainer, weights
-from transformers import TrainerCallback
+from tiny_tapo import TINY, Stage, gradients, weights
 
 from finer1_lite import models, rewards, triplets
 from finer1_lite.generation import Student
 from finer1_lite.tapo import train_tapo
+from finer1_lite.trainer import Loop
 
 PRESET = TINY.with_(
     max_new_tokens=4,
@@ -25,15 +25,15 @@ PRESET = TINY.with_(
 )
 
 
-class Watch(TrainerCallback):
-    """Notes what each step learnt from; dies after step `kill`."""
+class Watch:
+    """Notes the weights after each step; dies after step `kill`."""
 
     def __init__(self, kill: int = 0):
-        self.kill, self.steps, self.trainer = kill, {}, None
+        self.kill, self.steps, self.model = kill, {}, None
 
-    def on_step_end(self, args, state, control, model=None, **_):
-        self.steps[state.global_step] = weights(model)
-        if state.global_step == self.kill:
+    def __call__(self, step, log):
+        self.steps[step] = weights(self.model)
+        if step == self.kill:
             raise Killed
 
 
@@ -71,7 +71,8 @@ def few(birds, monkeypatch):
 def train(student, birds, folder, watch):
     mine = Student(copy.deepcopy(student.model), student.processor)
     mine = models.add_adapter(mine, PRESET, seed=0)
-    train_tapo(mine, birds, PRESET, 0, folder, [watch])
+    watch.model = mine.model
+    train_tapo(mine, birds, PRESET, 0, folder, on_step=watch)
 
 
 def negatives(draws) -> list[str]:
@@ -103,7 +104,9 @@ def test_a_killed_run_goes_on_bit_by_bit_with_shared_batches_and_mined_negatives
     assert any(not torch.equal(whole.steps[7][n], w) for n, w in whole.steps[8].items())
 
 
-def test_checkpoints_fall_between_batches_of_rollouts(student, birds, spread, tmp_path):
+def test_checkpoints_fall_between_batches_of_rollouts(
+    student, birds, spread, tmp_path, monkeypatch
+):
     """With three updates a batch, a checkpoint of step 5 would tear one: it is step 6's."""
     preset = TINY.with_(
         max_new_tokens=2,
@@ -115,13 +118,9 @@ def test_checkpoints_fall_between_batches_of_rollouts(student, birds, spread, tm
     )
     mine = Student(copy.deepcopy(student.model), student.processor)
     mine = models.add_adapter(mine, preset, seed=0)
-    saved = []
-
-    class Saved(TrainerCallback):
-        def on_save(self, args, state, control, **_):
-            saved.append(state.global_step)
-
-    train_tapo(mine, birds, preset, 0, tmp_path, [Saved()])
+    saved, save = [], Loop.save
+    monkeypatch.setattr(Loop, "save", lambda loop: saved.append(loop.done) or save(loop))
+    train_tapo(mine, birds, preset, 0, tmp_path)
     assert saved == [6, 7]  # the last step is saved whatever it is
 
 
@@ -130,9 +129,9 @@ def test_a_step_is_a_function_of_its_number(student, birds, spread, tmp_path):
     found = []
     for _ in range(2):
         mine = Student(copy.deepcopy(student.model), student.processor)
-        trainer = make_trainer(mine, birds, tmp_path)
+        stage = Stage(mine, birds, tmp_path)
         torch.manual_seed(len(found))  # the global generator plays no part
-        gradient = gradients(trainer, step=5)
-        found.append((gradient, [g.completions for g in trainer.kept], trainer.metrics["policy"]))
+        gradient = gradients(stage, step=5)
+        found.append((gradient, [g.completions for g in stage.kept], stage.parts["policy"]))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
-    assert not torch.equal(gradients(trainer, step=6), found[0][0])
+    assert not torch.equal(gradients(stage, step=6), found[0][0])

@@ -1,17 +1,27 @@
-"""Checkpoints: the newest whole one counts, one torn by a kill goes."""
+"""The loop's steps and checkpoints: the newest whole one counts, one torn by a kill goes."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
+from killed import Killed
+from transformers import Trainer, TrainingArguments
 
-from finer1_lite.trainer import CHECKPOINT_FILES, Steps, last_checkpoint
+from finer1_lite.trainer import Loop, last_checkpoint
+
+# What transformers' Trainer writes, and what our loop writes.
+FILES = {
+    "trainer": ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"),
+    "loop": ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "trained.safetensors"),
+}
 
 
-def checkpoint(work: Path, step: int) -> Path:
+def checkpoint(work: Path, step: int, kind: str = "trainer") -> Path:
     folder = work / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    for name in (*CHECKPOINT_FILES, "adapter_model.safetensors"):
+    for name in (*FILES[kind], "trainer_state.json"):
         (folder / name).write_text(json.dumps({"global_step": step}))
     return folder
 
@@ -27,9 +37,11 @@ def test_the_newest_is_taken_by_number_and_not_by_name(tmp_path):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
 
 
-@pytest.mark.parametrize("lost", [*CHECKPOINT_FILES, "adapter_model.safetensors"])
-def test_one_that_lacks_a_file_is_deleted_and_the_one_before_taken(tmp_path, lost):
-    whole, torn = checkpoint(tmp_path, 5), checkpoint(tmp_path, 10)
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("lost", range(5))
+def test_one_that_lacks_a_file_is_deleted_and_the_one_before_taken(tmp_path, kind, lost):
+    whole, torn = checkpoint(tmp_path, 5, kind), checkpoint(tmp_path, 10, kind)
+    lost = (*FILES[kind], "trainer_state.json")[lost]
     (torn / lost).unlink()
     assert last_checkpoint(tmp_path) == str(whole)
     assert whole.exists() and not torn.exists()
@@ -48,5 +60,117 @@ def test_several_processes_each_write_random_states_of_their_own(tmp_path):
     assert last_checkpoint(tmp_path) == str(whole)
 
 
-def test_steps_are_numbers_in_order():
-    assert list(map(Steps(3).__getitem__, range(len(Steps(3))))) == [0, 1, 2]
+# --- the loop ------------------------------------------------------------------------
+
+
+class Line(torch.nn.Module):
+    """Two weights, a bias and a norm; what is learnt is small enough to be redone by hand."""
+
+    dtype = torch.float32
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.norm = torch.nn.Linear(2, 1), torch.nn.LayerNorm(1)
+
+
+def loss_of(model, step):
+    return (model.layer(torch.tensor([1.0, step])) ** 2).sum() + model.norm.weight.sum()
+
+
+def run(model, work, steps=8, skip=(), **settings):
+    settings = dict(learning_rate=0.1, weight_decay=0.1, save_every=3) | settings
+    loop = Loop(model, work, steps=steps, **settings)
+    for step in loop:
+        if step in skip:
+            loop.skip({})
+            continue
+        loop.accelerator.backward(loss_of(model, step))
+        loop.step({})
+    return loop
+
+
+def test_a_step_is_that_of_transformers_trainer(tmp_path):
+    """AdamW, no decay of biases and norms, warm-up, clipping: all in `Trainer`, step by step."""
+    model, twin = Line(), Line()
+
+    class Theirs(Trainer):
+        def compute_loss(self, model, inputs, **_):
+            return loss_of(model, int(inputs["step"]))
+
+    args = TrainingArguments(
+        str(tmp_path / "theirs"),
+        max_steps=8,
+        learning_rate=0.1,
+        weight_decay=0.1,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=3,
+        max_grad_norm=1.0,
+        per_device_train_batch_size=1,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+    )
+    rows = [{"step": float(step)} for step in range(8)]
+    theirs = Theirs(twin, args, train_dataset=rows)
+    theirs._get_train_sampler = lambda *_: range(8)
+    theirs.train()
+    loop = run(model, tmp_path / "ours")
+    for (name, ours), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours, other), name
+    logged = [row for row in theirs.state.log_history if "loss" in row]
+    for key in ("grad_norm", "learning_rate"):
+        assert [row[key] for row in loop.history] == [row[key] for row in logged]
+
+
+def test_a_skipped_step_counts_and_lets_the_schedule_go_on(tmp_path):
+    whole, model = Line(), Line()
+    seen = []
+    loop = run(
+        model,
+        tmp_path / "skipped",
+        skip=(4, 5),
+        on_step=lambda step, log: seen.append(model.layer.weight.detach().clone()),
+    )
+    assert torch.equal(seen[3], seen[5]) and not torch.equal(seen[5], seen[6])
+    assert [row["step"] for row in loop.history] == list(range(1, 9))
+    rates = [row["learning_rate"] for row in run(whole, tmp_path / "whole").history]
+    assert [row["learning_rate"] for row in loop.history] == rates
+    assert loop.history[4]["grad_norm"] == 0
+
+
+def test_a_checkpoint_gets_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    """Killed while it is written: the one before is gone on from, and nothing is left over."""
+    model, work = Line(), tmp_path / "run" / "checkpoints"
+    real = Accelerator.save_state
+
+    def killed(self, folder, **settings):
+        real(self, folder, **settings)
+        if folder.endswith("6"):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", killed)
+        with pytest.raises(Killed):
+            run(model, work)
+    assert sorted(p.name for p in work.iterdir()) == ["checkpoint-3", "draft-6"]
+    whole, resumed = Line(), Line()
+    expected = run(whole, tmp_path / "whole")
+    found = run(resumed, work)
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+    for key in ("step", "grad_norm", "learning_rate"):
+        assert [row[key] for row in found.history] == [row[key] for row in expected.history]
+    assert [p.name for p in work.iterdir()] == ["checkpoint-8"]
+
+
+def test_a_finished_loop_has_no_step_left(tmp_path):
+    model = Line()
+    run(model, tmp_path, steps=4)
+    again = Line()
+    assert (
+        list(Loop(again, tmp_path, steps=4, learning_rate=1.0, weight_decay=0, save_every=3)) == []
+    )
+    assert torch.equal(again.layer.weight, model.layer.weight)

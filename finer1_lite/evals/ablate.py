@@ -232,7 +232,7 @@ def _do(tasks: list[Task], workers: int) -> None:
         len(left),
     )
     rows = ", ".join(dict.fromkeys(task.name for task in left))
-    with progress_bar(len(left), rows[:60]) as bar, worker_pool(workers) as pool:
+    with progress_bar(len(left), rows[:60]) as bar, worker_pool(workers, bars=False) as pool:
         for _ in pool.map(do, left):
             bar.update()
 

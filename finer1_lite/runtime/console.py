@@ -1,18 +1,37 @@
 """The screen: one look of all progress bars, and whose messages are shown."""
 
 import logging
+import multiprocessing
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from finer1_lite.runtime import distributed
 
 log = logging.getLogger("finer1_lite")
+_bars = True
 
 
-def progress_bar(total: int, what: str, hidden: bool = False):
-    """The one look of all progress bars."""
-    hidden = hidden or not distributed.is_main()
-    return tqdm(total=total, desc=what, mininterval=2.0, dynamic_ncols=True, disable=hidden)
+def progress_bar(total: int, what: str, hidden: bool = False, inner: bool = False) -> Any:
+    """The one look of all progress bars; shown by the main process, where a terminal is.
+
+    inner: one within a step of another bar, gone when it is full; workers show none.
+    """
+    beside = inner and multiprocessing.parent_process() is not None
+    return tqdm(
+        total=total,
+        desc=what,
+        mininterval=0.5 if inner else 2.0,
+        dynamic_ncols=True,
+        leave=not inner,
+        disable=hidden or beside or not _bars or not distributed.is_main() or None,
+    )
+
+
+def hide_bars() -> None:
+    """No progress bar in this process from now on."""
+    global _bars
+    _bars = False
 
 
 def quiet() -> None:

@@ -1,26 +1,31 @@
 """Several processes under `accelerate launch` or `torchrun`; a single one is a world of one.
 
 Every process runs the same code. What is drawn is a function of the step, so all agree on
-it without a word; what is found out (answers, gradients, a lack of memory) is exchanged here.
+it without a word; what is found out (completions, gradients, a lack of memory) is exchanged here.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
 ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # what accelerate goes by
 PATIENCE = timedelta(days=1)  # for the others: one may pretrain or answer while all wait
+_alone = False  # inside `on_main_process` there is nobody else
 
 
 def world() -> tuple[int, int]:
     """(rank, number of processes); joins the others when first asked under a launcher."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
+    if _alone or (int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized()):
         return 0, 1
     if not dist.is_initialized():
         on_cpu = os.environ.get("FINER1_DEVICE") == "cpu" or not torch.cuda.is_available()
@@ -44,54 +49,67 @@ def wait() -> None:
         dist.barrier()
 
 
-def mine(items: Sequence) -> list:
+def shard(items: Sequence) -> list:
     """This process's share of the items, dealt in turn."""
     rank, size = world()
     return list(items[rank::size])
 
 
-def gather(items: list, device: torch.device) -> list[list]:
+def gather(items: list, device: torch.device | str = "cpu") -> list[list]:
     """What each process gives, in the order of their ranks.
 
     The items may be dataclasses with tensors; they arrive on `device`.
     """
-    size = world()[1]
-    if size == 1:
+    if world()[1] == 1:
         return [items]
-    found: list[list] = [[] for _ in range(size)]
-    dist.all_gather_object(found, moved(items, torch.device("cpu")))
-    return moved(found, device)
+    return _moved(gather_object([_moved(items, "cpu")]), device)
 
 
-def tell(value):
+def broadcast(value: Any) -> Any:
     """The main process's value, everywhere."""
-    box = [value]
-    if world()[1] > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return broadcast_object_list([value])[0] if world()[1] > 1 else value
 
 
-def by_main(call: Callable):
-    """call() in the main process, its value everywhere; after its error the others end too."""
-    box = (None, None)
+def on_main_process(call: Callable[[], Any]) -> Any:
+    """call() in the main process, its value everywhere; after its error the others end too.
+
+    What is called may ask for the others: it is told that there are none.
+    """
+    box = (None, 0)
     if is_main():
         try:
-            box = (call(), None)
-        except Exception as error:
-            tell((None, 2))
-            raise error
-    value, failed = tell(box)
+            with _nobody_else():
+                box = (call(), 0)
+        except Exception:
+            broadcast((None, 2))
+            raise
+    value, failed = broadcast(box)
     if failed:
         raise SystemExit(failed)
     return value
 
 
-def total(numbers: Sequence[float]) -> list[float]:
-    """Each number's sum over all processes."""
-    return [sum(column) for column in zip(*gather(list(numbers), torch.device("cpu")))]
+@contextmanager
+def _nobody_else() -> Iterator[None]:
+    """A world of one, for a while."""
+    global _alone
+    before = _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
-def add_gradients(parameters) -> None:
+def sum_over_processes(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Each number's sum over all processes; what one does not have is 0 there."""
+    sums: Counter = Counter()
+    for (share,) in gather([dict(numbers)]):
+        sums.update(share)
+    return dict(sums)
+
+
+def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its sum over all processes; none is a gradient of zeros."""
     if world()[1] == 1:
         return
@@ -100,27 +118,26 @@ def add_gradients(parameters) -> None:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     flat = torch.cat([p.grad.flatten() for p in trained])
     dist.all_reduce(flat)
-    for p, part in zip(trained, flat.split([p.numel() for p in trained])):
+    for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
         p.grad.copy_(part.view_as(p))
 
 
 @contextmanager
-def no_engine():
-    """Without the engine that a launcher asks for: trainers made here hold whole models."""
-    asked = {name: os.environ.pop(name) for name in ENGINES if name in os.environ}
+def no_engine() -> Iterator[None]:
+    """Without the engine that a launcher asks for, or that an earlier stage has set up."""
+    held = {name: os.environ.pop(name) for name in ENGINES if name in os.environ}
+    AcceleratorState._reset_state(reset_partial_state=True)  # as TrainingArguments does
     try:
         yield
     finally:
-        os.environ.update(asked)
+        os.environ.update(held)
 
 
-def moved(value, device: torch.device):
+def _moved(value: Any, device: torch.device | str) -> Any:
     """The same value with every tensor in it on `device`: lists, tuples and dataclasses too."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, list | tuple):
-        return type(value)(moved(item, device) for item in value)
     if is_dataclass(value):
-        parts = {f.name: moved(getattr(value, f.name), device) for f in fields(value)}
+        parts = {f.name: _moved(getattr(value, f.name), device) for f in fields(value)}
         return replace(value, **parts)
-    return value
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device) for item in value)
+    return send_to_device(value, device)

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from finer1_lite.runtime import distributed
-from finer1_lite.runtime.console import quiet
+from finer1_lite.runtime.console import hide_bars, quiet
 
 log = logging.getLogger("finer1_lite")
 
@@ -33,18 +33,21 @@ def choose_workers(jobs: int, asked: int, what: str, on_gpu: bool) -> int:
     return workers
 
 
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes that share the cores and end with this one."""
-    context, threads = multiprocessing.get_context("spawn"), max(1, _cores() // workers)
-    return ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads))
+def worker_pool(workers: int, bars: bool = True) -> ProcessPoolExecutor:
+    """Fresh processes that share the cores and end with this one; with bars of their own or not."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, _cores() // workers)
+    return ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads, bars))
 
 
-def _start_worker(parent: int, threads: int) -> None:
+def _start_worker(parent: int, threads: int, bars: bool) -> None:
     """A worker ends with its parent: a killed run must not go on writing."""
     torch.set_num_threads(threads)
     quiet()
+    if not bars:
+        hide_bars()
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)

@@ -13,17 +13,19 @@ import random
 import re
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from torch import nn
 
 from finer1_lite import cot, paperbirds, prompts
 from finer1_lite.generation import Student
 from finer1_lite.species import Collection
 from finer1_lite.students import lab_student
 from finer1_lite.students.probe import probe
-from finer1_lite.trainer import StepTrainer, last_checkpoint
+from finer1_lite.trainer import Loop
 
 MIXTURE = {"describe": 28, "guide": 6, "argue": 8}  # rows in every step
 CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture with its name
@@ -103,59 +105,51 @@ def encode(processor, rows) -> dict[str, torch.Tensor]:
     return dict(batch)
 
 
-class TextTrainer(StepTrainer):
-    """Full-parameter training on rows made from the step number.
+def text_loss(model: nn.Module, processor: Any, kinds: Sequence[Sequence[tuple]]) -> torch.Tensor:
+    """Mean over the reply tokens of all rows: one forward pass a kind.
 
-    make_rows: step -> lists of rows. One forward pass a list, so that short rows are not
-    padded to chains.
+    So short rows are not padded to chains.
     """
-
-    def __init__(self, model, args, processor, make_rows):
-        self.processor, self.make_rows = processor, make_rows
-        super().__init__(model, args)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        parts = [encode(self.processor, rows) for rows in self.make_rows(inputs["step"])]
-        tokens = sum((part["labels"] != -100).sum() for part in parts)
-        loss = 0.0
-        for part in parts:
-            part = {key: value.to(model.device) for key, value in part.items()}
-            loss = loss + model(**part).loss * (part["labels"] != -100).sum() / tokens
-        return (loss, None) if return_outputs else loss
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        # Trainer would load a whole Qwen-VL by the names in the file, which differ from the
-        # names in memory, and skip what does not fit without a word: random weights.
-        saved = type(self.model).from_pretrained(resume_from_checkpoint, use_safetensors=True)
-        self.model.load_state_dict(saved.state_dict())
+    parts = [encode(processor, rows) for rows in kinds]
+    tokens = sum((part["labels"] != -100).sum() for part in parts)
+    loss = 0.0
+    for part in parts:
+        part = {key: value.to(model.device) for key, value in part.items()}
+        loss = loss + model(**part).loss * (part["labels"] != -100).sum() / tokens
+    return loss
 
 
 def train_text(
-    model, processor, make_rows, work: Path, *, steps: int, lr: float, seed: int
+    model: nn.Module,
+    processor: Any,
+    make_rows: Callable[[int], Sequence[Sequence[tuple]]],
+    work: Path,
+    *,
+    steps: int,
+    lr: float,
+    on_step: Callable[[int, dict], object] | None = None,
 ) -> float:
-    """Train and return the minutes it took; resumes from the last checkpoint in `work`."""
-    args = TrainingArguments(
-        str(work),
-        per_device_train_batch_size=1,
-        max_steps=steps,
-        learning_rate=lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(60, steps // 5),
-        weight_decay=0.05,
-        adam_beta2=0.98,
-        max_grad_norm=1.0,
-        save_steps=min(250, max(1, steps // 2)),
-        save_total_limit=1,
-        logging_steps=50,
-        seed=seed,
-        report_to=[],
-        remove_unused_columns=False,
-        use_cpu=model.device.type == "cpu",
-        dataloader_pin_memory=False,
-    )
+    """Train all weights and return the minutes it took; resumes from the checkpoint in `work`.
+
+    make_rows: step -> lists of rows, a list of each kind.
+    """
     start = time.time()
-    trainer = TextTrainer(model, args, processor, make_rows)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    loop = Loop(
+        model.train(),
+        work,
+        steps=steps,
+        learning_rate=lr,
+        weight_decay=0.05,
+        betas=(0.9, 0.98),
+        schedule="cosine",
+        warmup_steps=min(60, steps // 5),
+        save_every=min(250, max(1, steps // 2)),
+        on_step=on_step,
+    )
+    for step in loop:
+        loss = text_loss(model, processor, make_rows(step))
+        loop.accelerator.backward(loss)
+        loop.step({"loss": loss.item()})
     return round((time.time() - start) / 60, 1)
 
 
@@ -178,7 +172,7 @@ def pretrain(
         return made + [[caption_row(world, rng)]] * (step >= steps * (1 - CAPTIONED))
 
     work = out.parent / f"{out.name}.work"
-    minutes = train_text(model, processor, rows, work, steps=steps, lr=lr, seed=seed)
+    minutes = train_text(model, processor, rows, work, steps=steps, lr=lr)
     model = model.to(torch.float16)
     model.save_pretrained(out)
     processor.save_pretrained(out)
@@ -234,7 +228,5 @@ def warm_up(student: Student, collection: Collection, steps: int, work: Path, se
             made[0].append((prompts.LOOKS.format(name=name), None, said))
         return made
 
-    train_text(
-        student.model.train(), student.processor, rows, work, steps=steps, lr=1e-3, seed=seed
-    )
+    train_text(student.model, student.processor, rows, work, steps=steps, lr=1e-3)
     return Student(student.model.eval(), student.processor)

@@ -1,23 +1,19 @@
-"""What a loaded model must prove before it is trained: finite numbers, true log-probabilities,
-gradients. Pure functions of a student; nothing of it is changed.
+"""What a model must prove before it is trained: numbers, true log-probabilities, gradients.
 
-A rewritten model (unsloth compiles the layers and replaces the forward pass) can return hidden
-states where logits belong, or log-probabilities without a gradient, and no training would
-fail: it would learn nothing, or something else.
+Pure functions of a student; nothing of it is changed. A rewritten model (unsloth compiles the
+layers and replaces the forward pass) can return hidden states where logits belong, or
+log-probabilities without a gradient, and no training would fail: it would learn nothing, or
+something else.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from finer1_lite import generation, logprobs, losses, prompts
-
-if TYPE_CHECKING:
-    from finer1_lite.generation import Student
+from finer1_lite.generation import Student
 
 # Mean |difference| in nats a token between our scores and the model's own forward pass. In
 # 16 bits the two differ by the order of their sums; a wrong temperature or a lost picture
@@ -64,10 +60,10 @@ def problems(student: Student) -> list[str]:
     `TOLERANCE`; (b) every term of the loss sends a gradient to every adapted layer. With
     gradient checkpointing on, both modes of the model are tried.
     """
-    was, checkpointing = student.model.training, generation.core_of(student.model)
-    modes = [False, True] if checkpointing.is_gradient_checkpointing else [False]
+    was = student.model.training
+    checkpointing = generation.core_of(student.model).is_gradient_checkpointing
     try:
-        for mode in modes:
+        for mode in [False, True] if checkpointing else [False]:
             student.model.train(mode)
             found = _problems(student)
             if found:
@@ -78,10 +74,11 @@ def problems(student: Student) -> list[str]:
 
 
 def _problems(student: Student) -> list[str]:
+    """`problems` in the mode that the model is in."""
     core, case = generation.core_of(student.model), _Case(student)
     vocabulary = core.config.get_text_config().vocab_size
     with torch.no_grad():
-        head = core.lm_head(case.hidden(core))
+        head = core.lm_head(core.get_input_embeddings()(case.ids[:1, :1]))
         logits = case.forward(student.model)
     found = [
         f"its {name} gives {tuple(getattr(x, 'shape', ()))} where logits over a vocabulary of "
@@ -93,8 +90,8 @@ def _problems(student: Student) -> list[str]:
         return found
     with torch.enable_grad():
         ours, negative = case.score(student.model, [0, 1]), case.score(student.model, [1, 0])
-    theirs = logits[:, -case.tokens.shape[1] - 1 : -1].float().log_softmax(-1)
-    theirs = theirs.gather(-1, case.tokens[..., None])[..., 0]
+    theirs = logits[:, -case.ids.shape[1] - 1 : -1].float().log_softmax(-1)
+    theirs = theirs.gather(-1, case.ids[..., None])[..., 0]
     gap, allowed = (ours - theirs).abs().mean().item(), TOLERANCE[core.dtype]
     if not gap <= allowed:  # nan too
         found.append(
@@ -106,29 +103,23 @@ def _problems(student: Student) -> list[str]:
     return found + _lost_gradients(student.model, ours, negative)
 
 
-def _lost_gradients(model, ours: Tensor, negative: Tensor) -> list[str]:
+def _lost_gradients(model: nn.Module, ours: Tensor, negative: Tensor) -> list[str]:
     """Terms of the loss whose gradient misses an adapted layer, or is not finite."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
         return ["no parameter is trainable: there is no adapter, or it was loaded as frozen"]
-    loss = losses.tapo_loss(
-        ours,
-        ours.detach(),
-        negative,
-        ours.new_tensor([1.0, -0.5]),
-        torch.ones_like(ours),
-        negative_grad=True,
-    )
+    signs = ours.new_tensor([1.0, -0.5])
+    mask = torch.ones_like(ours)
+    loss = losses.tapo_loss(ours, ours.detach(), negative, signs, mask, negative_grad=True)
     found = []
     for term in TERMS:
         value = getattr(loss, term)
-        got = (None,) * len(named)
+        gradients = (None,) * len(named)
         if value.requires_grad:
-            got = torch.autograd.grad(
-                value, [p for _, p in named], retain_graph=True, allow_unused=True
-            )
+            weights = [p for _, p in named]
+            gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
         reached = {n.split(".lora_")[0]: False for n, _ in named}  # a fresh B = 0 hides A's
-        for (name, _), gradient in zip(named, got):
+        for (name, _), gradient in zip(named, gradients, strict=True):
             if gradient is not None and gradient.any() and torch.isfinite(gradient).all():
                 reached[name.split(".lora_")[0]] = True
         lost = [layer for layer, well in reached.items() if not well]
@@ -143,29 +134,23 @@ def _lost_gradients(model, ours: Tensor, negative: Tensor) -> list[str]:
 class _Case:
     """One answer about two pictures, for our scores and for the model's own forward pass."""
 
-    def __init__(self, student: Student):
+    def __init__(self, student: Student) -> None:
         tok, pictures = student.processor.tokenizer, _pictures()
-        questions = [prompts.DESCRIBE] * len(pictures)
-        self.batch, self.inputs = (
-            generation.encode_prompts(student.model, student.processor, questions, pictures),
-            generation.tokenise(student.model, student.processor, questions, pictures),
-        )
+        asked = (student.model, student.processor, [prompts.DESCRIBE] * len(pictures), pictures)
+        self.batch, self.inputs = generation.encode_prompts(*asked), generation.tokenise(*asked)
         ids = tok(ANSWER, add_special_tokens=False).input_ids + [tok.eos_token_id]
-        self.tokens = torch.tensor([ids] * len(pictures), device=self.batch.input_ids.device)
-        self.mask = torch.ones_like(self.tokens)
+        self.ids = torch.tensor([ids] * len(pictures), device=self.batch.input_ids.device)
 
-    def score(self, model, on: list[int]) -> Tensor:
-        return logprobs.log_probs(model, self.batch, self.tokens, self.mask, on)
+    def score(self, model: nn.Module, on: list[int]) -> Tensor:
+        """Our log-probabilities of the answer on these pictures: (2, T)."""
+        return logprobs.log_probs(model, self.batch, self.ids, torch.ones_like(self.ids), on)
 
-    def hidden(self, core) -> Tensor:
-        return core.get_input_embeddings()(self.tokens[:1, :1])
-
-    def forward(self, model):
+    def forward(self, model: nn.Module) -> Any:
         """The logits, as the model itself makes them from token ids and pixels."""
         more = {
-            "input_ids": self.tokens,
-            "attention_mask": self.mask,
-            "mm_token_type_ids": torch.zeros_like(self.tokens),
+            "input_ids": self.ids,
+            "attention_mask": torch.ones_like(self.ids),
+            "mm_token_type_ids": torch.zeros_like(self.ids),
         }
         inputs = {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in self.inputs.items()}
         return model(**inputs, use_cache=False).logits

@@ -122,7 +122,7 @@ def _write_merged(adapter: Path, base: str, dtype: str, part: Path) -> None:
 
     kept = "auto" if dtype == "auto" else getattr(torch, dtype)
     model = models.read_weights(base, torch.device("cpu"), kept)
-    model = models.put_on(model, adapter).merge_and_unload(safe_merge=True)
+    model = models.load_adapter_on(model, adapter).merge_and_unload(safe_merge=True)
     model.save_pretrained(part)  # with its generation config
     own = (adapter / "processor_config.json").is_file()  # the pixel budget of the training
     models.load_processor(adapter if own else base).save_pretrained(part)

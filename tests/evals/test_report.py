@@ -68,7 +68,7 @@ def tapo_log(seed, steps=60):
                 "accuracy": 0.4 + 0.3 * gain,
                 "groups_kept": 6,
                 "groups_drawn": 8 + step % 3,
-                "cut": 0.02,
+                "truncated": 0.02,
                 "length": 80 + 5 * gain,
                 "anchor_entropy": 0.3 - 0.1 * gain,
                 "negative_entropy": 0.6 - 0.1 * gain,

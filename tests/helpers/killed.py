@@ -7,16 +7,22 @@ class Killed(Exception):
     pass
 
 
-class KillAt(TrainerCallback):
-    """Ends a training with a step: before its checkpoint is written, or after (`saved`)."""
+def kill_at(step: int):
+    """`on_step` of a loop: ends it with a step, before its checkpoint is written."""
 
-    def __init__(self, step: int, saved: bool = False):
-        self.step, self.saved = step, saved
-
-    def on_step_end(self, args, state, control, **_):
-        if not self.saved and state.global_step == self.step:
+    def on_step(done: int, log: dict) -> None:
+        if done == step:
             raise Killed
 
-    def on_save(self, args, state, control, **_):
-        if self.saved and state.global_step == self.step:
+    return on_step
+
+
+class KillAt(TrainerCallback):
+    """Ends a Trainer's training with a step, before its checkpoint is written."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
             raise Killed

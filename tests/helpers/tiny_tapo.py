@@ -1,11 +1,12 @@
 """TAPO on a student of random weights, small enough for a test."""
 
-import torch
-from transformers import TrainingArguments
+import itertools
 
-from finer1_lite import models
+import torch
+
+from finer1_lite import logprobs, models, prompts, tapo
 from finer1_lite.presets import Preset
-from finer1_lite.tapo import TAPOTrainer
+from finer1_lite.trainer import Loop
 
 TINY = Preset.lab().with_(
     max_new_tokens=8,
@@ -23,33 +24,98 @@ OFF = dict(
 )
 
 
-def every_other(completions, *_):
-    """Right, wrong, right, ...: spread in every group."""
-    return [float(i % 2 == 0) for i in range(len(completions))]
+def every_other():
+    """In place of `rewards.accuracy_reward`: right, wrong, right, ..., and so in every group."""
+    turns = itertools.count()
+    return lambda *_, **__: float(next(turns) % 2 == 0)
 
 
-def make_trainer(student, birds, folder, preset=TINY, seed=0, **settings):
-    if not hasattr(student.model, "peft_config"):
-        student = models.add_adapter(student, preset, seed)
-    settings = dict(max_steps=3, learning_rate=1e-2, lr_scheduler_type="constant") | settings
-    args = TrainingArguments(
-        str(folder),
-        per_device_train_batch_size=1,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        logging_steps=1,
-        **settings,
-    )
-    return TAPOTrainer(student, birds, preset, seed, args)
+def all_wrong(*_, **__):
+    return 0.0
 
 
-def change(trainer, **settings) -> None:
-    """Other settings of TAPO for a trainer that is there; its groups stay."""
-    trainer.preset = trainer.preset.with_(**{f"tapo__{k}": v for k, v in settings.items()})
-    trainer.settings = trainer.preset.tapo
+def adapted(student, preset=TINY, seed=0):
+    """The student with a fresh adapter; itself where it has one."""
+    if hasattr(student.model, "peft_config"):
+        return student
+    return models.add_adapter(student, preset, seed)
+
+
+class Stage:
+    """A step of `tapo.train_tapo` held still: the same functions, one call each."""
+
+    def __init__(self, student, birds, folder, preset=TINY, seed=0, **settings):
+        self.student, self.birds, self.seed = adapted(student, preset, seed), birds, seed
+        self.model, self.preset = self.student.model, preset
+        models.prepare_for_stage_two(self.student, preset)
+        settings = (
+            dict(steps=3, learning_rate=1e-2, weight_decay=0.0, schedule="constant", save_every=99)
+            | settings
+        )
+        self.loop = Loop(self.model, folder / "checkpoints", **settings)
+        self.miner = tapo.choose_miner(self.student, birds, preset)
+        self.kept, self.dropped = [], []
+        self.batch, self.parts = None, {}
+
+    @property
+    def settings(self):
+        return self.preset.tapo
+
+    @property
+    def question(self) -> str:
+        return prompts.question(self.settings.prompt, self.birds.coarse)
+
+    def change(self, **settings) -> None:
+        """Other settings of TAPO; the groups stay."""
+        self.preset = self.preset.with_(**{f"tapo__{k}": v for k, v in settings.items()})
+        if "negative" in settings:
+            self.miner = tapo.choose_miner(self.student, self.birds, self.preset)
+
+    def rollout(self, triplets, generator):
+        return tapo.rollout(self.student, triplets, self.birds, self.preset, generator)
+
+    def sample(self, step=0) -> None:
+        self.kept, self.dropped = tapo.sample_groups(
+            self.student, self.birds, self.preset, self.seed, step, self.miner, self.loop.limits
+        )
+
+    def prepare(self):
+        """The batch of the groups that are held."""
+        self.batch = tapo.make_batch(self.kept, self.settings)
+        if self.batch and self.settings.updates > 1:
+            self.batch.old_logps = tapo.old_log_probs(
+                self.student, self.batch, self.preset, self.loop.limits
+            )
+        return self.batch
+
+    def logps(self):
+        """Of the batch's completions, each on its own picture."""
+        b = self.batch
+        ids, mask = b.completion_ids, b.completion_mask
+        return logprobs.log_probs(self.model, b.prompts, ids, mask, b.scored_on)
+
+    def loss(self, part):
+        return tapo.batch_loss(self.student, part, self.preset)
+
+    def learn(self, part=0) -> dict[str, float]:
+        """The gradient of a share of the batch, and its loss; {} where it teaches nothing."""
+        self.model.zero_grad()
+        self.loop.micro_batch = self.settings.micro_batch
+        share = self.batch and self.batch.share(part, self.settings.updates)
+        self.parts = self.loop.backward(share, self.loss) if share else {}
+        return self.parts
+
+    def train(self) -> None:
+        """All steps at a constant rate; `kept`, `batch` and `parts` are the last one's."""
+        for step in self.loop:
+            if step % self.settings.updates == 0:
+                self.sample(step // self.settings.updates)
+                self.prepare()
+            parts = self.learn(step % self.settings.updates)
+            self.loop.step(self.log()) if parts else self.loop.skip(self.log())
+
+    def log(self) -> dict[str, float]:
+        return tapo.step_log(self.settings, self.kept, self.dropped, 1.0, self.parts)
 
 
 def adapters(model) -> list[torch.nn.Parameter]:
@@ -65,17 +131,16 @@ def stir(model) -> None:
 
 
 def shorten(groups) -> None:
-    """Answers of different lengths, as trained students give them."""
+    """Completions of different lengths, as trained students give them."""
     for g in groups:
         for row in range(len(g.completion_mask)):
             g.completion_mask[row, 2 * row + 1 :] = 0
 
 
-def gradients(trainer, step=0) -> torch.Tensor:
-    """The gradient of one training step, all adapters in one vector."""
-    trainer.model.zero_grad()
-    trainer.training_step(trainer.model, {"step": step})
-    return gathered(trainer.model)
+def gradients(stage: Stage, step=0) -> torch.Tensor:
+    """The gradient of a whole step, all adapters in one vector."""
+    stage.sample(step)
+    return update(stage)[1]
 
 
 def gathered(model) -> torch.Tensor:
@@ -83,12 +148,10 @@ def gathered(model) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in adapters(model)])
 
 
-def update(trainer, step=0) -> tuple[dict[str, float], torch.Tensor]:
-    """Learn from the groups that the trainer holds: the loss's parts and the gradient."""
-    trainer.model.zero_grad()
-    trainer.model.eval()
-    trainer.batch = trainer.prepare()
-    return trainer._update(step), gathered(trainer.model)
+def update(stage: Stage) -> tuple[dict[str, float], torch.Tensor]:
+    """Learn from the groups that are held: the loss's parts and the gradient."""
+    stage.prepare()
+    return stage.learn(), gathered(stage.model)
 
 
 def weights(model, adapted: bool = True) -> dict[str, torch.Tensor]:

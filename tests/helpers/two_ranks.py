@@ -13,7 +13,6 @@ import pytest
 import torch
 from killed import Killed
 from tiny_tapo import TINY
-from transformers import TrainerCallback
 
 from finer1_lite import cot, logprobs, models, paperbirds, rewards, sft
 from finer1_lite.generation import Student
@@ -21,6 +20,7 @@ from finer1_lite.runtime import distributed
 from finer1_lite.species import Collection
 from finer1_lite.students import lab_student
 from finer1_lite.tapo import train_tapo
+from finer1_lite.trainer import Loop
 
 PLAIN = TINY.with_(tapo__steps=3, tapo__learning_rate=1e-2, tapo__groups=3, tapo__draws=1)
 CASES = {  # three groups for two processes: never as many for each
@@ -42,17 +42,15 @@ CASES = {  # three groups for two processes: never as many for each
 SFT = TINY.with_(sft__steps=5, sft__batch=4, sft__micro_batch=4, sft__learning_rate=0.5)
 
 
-class Moment(TrainerCallback):
+class Moment:
     """Knows the step; dies after `kill`."""
 
     def __init__(self, kill: int = 0):
         self.step, self.kill = 0, kill
 
-    def on_step_begin(self, args, state, control, **_):
-        self.step = state.global_step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.kill:
+    def __call__(self, step: int, log: dict) -> None:
+        self.step = step
+        if step == self.kill:
             raise Killed
 
 
@@ -60,10 +58,10 @@ def by_text(moment: Moment):
     """Right or wrong by the letters of an answer: the same whoever judges it. Every third
     species all wrong; and in the second step, every species."""
 
-    def accuracy(texts, labels, *_):
-        if moment.step == 1 or zlib.crc32(labels[0].encode()) % 3 == 0:
-            return [0.0] * len(texts)
-        return [float(zlib.crc32(text.encode()) % 2) for text in texts]
+    def accuracy(text, label, **_):
+        if moment.step == 1 or zlib.crc32(label.encode()) % 3 == 0:
+            return 0.0
+        return float(zlib.crc32(text.encode()) % 2)
 
     return accuracy
 
@@ -90,6 +88,17 @@ def adapted() -> Student:
     return student
 
 
+def alone(folder: Path) -> None:
+    """A loop that the main process has for itself, while the others wait."""
+    model = torch.nn.Linear(2, 1)
+    model.dtype = torch.float32
+    loop = Loop(model, folder, steps=2, learning_rate=0.1, weight_decay=0.0, save_every=1)
+    for _ in loop:
+        loop.accelerator.backward(model(torch.ones(2)).sum())
+        loop.step({})
+    assert distributed.world() == (0, 1)
+
+
 def run(folder: Path, names=tuple(CASES)) -> None:
     """Every case into a folder of its own."""
     world = paperbirds.make_world(0)
@@ -100,11 +109,12 @@ def run(folder: Path, names=tuple(CASES)) -> None:
                 patch.setattr(logprobs, "score", short_of_memory(logprobs.score))
             for kill in (6, 0) if name == "killed" and distributed.world()[1] > 1 else (0,):
                 moment = Moment(kill)
-                patch.setattr(rewards, "accuracy", by_text(moment))
+                patch.setattr(rewards, "accuracy_reward", by_text(moment))
                 try:
-                    train_tapo(adapted(), birds, CASES[name], 0, folder / name, [moment])
+                    train_tapo(adapted(), birds, CASES[name], 0, folder / name, on_step=moment)
                 except Killed:
                     assert kill
+    distributed.on_main_process(lambda: alone(folder / "alone"))
     few = Collection("bird", birds.species, birds.train[:8], birds.test[:2], birds.distance)
     rows = sft.chain_rows(few, cot.make_chains(few, cot.oracle(world), seed=0))
     with pytest.MonkeyPatch.context() as patch:  # the loss is in float32 whatever the model is,

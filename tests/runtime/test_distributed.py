@@ -84,7 +84,13 @@ def test_both_halve_when_memory_runs_out_in_one(folders):
 def test_the_killed_run_went_on_from_a_checkpoint_of_both(folders):
     work = folders[1] / "killed" / "checkpoints"
     (last,) = work.glob("checkpoint-*")
-    assert sorted(p.name for p in last.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
+    found = sorted(p.name for p in last.glob("random_states*"))
+    assert found == ["random_states_0.pkl", "random_states_1.pkl"]
+
+
+def test_what_the_main_process_is_told_to_do_it_does_alone(folders):
+    assert [p.name for p in (folders[1] / "alone").iterdir()] == ["checkpoint-2"]
+    assert [p.name for p in (folders[1] / "alone" / "checkpoint-2").glob("random_states*")]
 
 
 def lab(out: Path, *changes: str) -> subprocess.CompletedProcess:

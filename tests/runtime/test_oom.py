@@ -5,8 +5,8 @@ import logging
 
 import pytest
 import torch
-from killed import KillAt, Killed
-from tiny_tapo import TINY, gradients, make_trainer, stir, weights
+from killed import Killed, kill_at
+from tiny_tapo import TINY, Stage, gradients, stir, weights
 from transformers import TrainerCallback
 
 from finer1_lite import cot, generation, logprobs, models, sft
@@ -54,9 +54,9 @@ def scarce(monkeypatch):
     return fits
 
 
-def trained(student, birds, folder, preset=PRESET, callbacks=()):
+def trained(student, birds, folder, preset=PRESET, on_step=None):
     mine = adapted(student)
-    train_tapo(mine, birds, preset, 0, folder, callbacks)
+    train_tapo(mine, birds, preset, 0, folder, on_step=on_step)
     return weights(mine.model)
 
 
@@ -90,10 +90,10 @@ def test_no_part_of_a_failed_gradient_is_left(fresh, birds, spread, scarce, tmp_
     preset = TINY.with_(tapo__micro_batch=4)
     student = models.add_adapter(fresh, preset, seed=0)
     stir(student.model)
-    whole = gradients(make_trainer(student, birds, tmp_path, preset.with_(tapo__micro_batch=2)))
+    whole = gradients(Stage(student, birds, tmp_path, preset.with_(tapo__micro_batch=2)))
     scarce["score"] = 3
     torch.testing.assert_close(
-        gradients(make_trainer(student, birds, tmp_path, preset)), whole, rtol=1e-5, atol=1e-6
+        gradients(Stage(student, birds, tmp_path, preset)), whole, rtol=1e-5, atol=1e-6
     )
     assert whole.abs().max() > 1e-3
 
@@ -128,7 +128,7 @@ def test_a_resumed_run_remembers_what_fits(student, birds, spread, scarce, tmp_p
     scarce["score"] = 3
     whole = trained(student, birds, tmp_path / "whole", preset)
     with pytest.raises(Killed):
-        trained(student, birds, tmp_path / "killed", preset, [KillAt(6)])
+        trained(student, birds, tmp_path / "killed", preset, kill_at(6))
     assert (tmp_path / "killed" / "checkpoints" / "checkpoint-5").exists()
     caplog.clear()
     same(whole, trained(student, birds, tmp_path / "killed", preset))
@@ -208,8 +208,10 @@ def test_a_batch_that_processes_cannot_share_is_refused():
 
 
 def test_limits_travel_as_state():
-    one = oom.Smaller()
+    one = sft.SavedLimits()
     one.halve("rows", 8, "no memory", "pixels")
-    again = oom.Smaller(**one.state()["args"])
+    again, callback = oom.Limits(), sft.SavedLimits.from_state(one.state())
+    again.load_state_dict(one.state_dict())
+    assert callback.limits == again.limits
     assert again.at_once("rows", 8) == 4 and again.at_once("rows", 2) == 2
     assert again.at_once("others", 8) == 8

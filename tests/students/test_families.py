@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import FAMILIES, tiny
 from prompted import asked, plain_inputs, sample
-from tiny_tapo import TINY, make_trainer, weights
+from tiny_tapo import TINY, Stage, weights
 
 from finer1_lite import generation, logprobs, models
 
@@ -135,11 +135,11 @@ def test_gradients_are_those_of_the_models_own_loss(own, birds):
 
 
 def test_a_tapo_step_runs(own, birds, tmp_path, spread):
-    trainer = make_trainer(own, birds, tmp_path, TINY, max_steps=1)
-    before = weights(trainer.model)
-    trainer.train()
-    assert trainer.metrics["skipped"] == 0
-    moved = [n for n, w in weights(trainer.model).items() if not torch.equal(w, before[n])]
+    stage = Stage(own, birds, tmp_path, TINY, steps=1)
+    before = weights(stage.model)
+    stage.train()
+    assert stage.log()["skipped"] == 0
+    moved = [n for n, w in weights(stage.model).items() if not torch.equal(w, before[n])]
     assert all("lora_B" in n for n in moved) and moved
 
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from sized import SIZES, adapted, answers, preset_of, prompts_of
-from tiny_tapo import make_trainer, weights
+from tiny_tapo import Stage, weights
 
 from finer1_lite import generation, logprobs, models
 from finer1_lite.presets import Preset
 from finer1_lite.students import random_weights
-from finer1_lite.tapo import TAPOTrainer
 
 bnb = pytest.importorskip("bitsandbytes")
 TINY = "Qwen2.5-VL-tiny"
@@ -127,9 +126,7 @@ def test_a_tapo_step_trains_every_adapter(birds, tmp_path, spread):
     )
     student = adapted(preset)
     before = weights(student.model)
-    trainer = make_trainer(student, birds, tmp_path, preset, max_steps=2)
-    assert isinstance(trainer, TAPOTrainer)
-    trainer.train()
+    Stage(student, birds, tmp_path, preset, steps=2).train()
     for name, weight in weights(student.model).items():
         assert not torch.equal(weight, before[name]), name
 

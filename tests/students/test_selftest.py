@@ -162,9 +162,9 @@ def test_an_adapter_loaded_as_frozen_is_found(adapted):
 
 def test_stage_two_of_another_backend_begins_with_it(adapted, tmp_path):
     other = TINY.with_(backend="unsloth")
-    models.before_stage_two(adapted, other)
+    models.prepare_for_stage_two(adapted, other)
     adapted.model.requires_grad_(False)
-    models.before_stage_two(adapted, TINY)  # plain transformers: proven by the tests
+    models.prepare_for_stage_two(adapted, TINY)  # plain transformers: proven by the tests
     with pytest.raises(ValueError, match="--set backend=transformers"):
         train_tapo(adapted, None, other, 0, tmp_path)
 
