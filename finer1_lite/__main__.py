@@ -266,7 +266,7 @@ def run_pretrain(args) -> None:
 def run_bench(args) -> None:
     from finer1_lite import models
     from finer1_lite.presets import Preset
-    from finer1_lite.tools import bench, fullbench
+    from finer1_lite.tools import bench
 
     groups = args.groups if args.groups is not None else 1 if args.full else 2
     counts = {"--steps": args.steps, "--groups": groups}
@@ -279,10 +279,10 @@ def run_bench(args) -> None:
                 "--full needs a CUDA GPU and there is none here; "
                 "`bench` without it measures the lab on a CPU"
             )
-        fullbench.run(fullbench.full_preset(groups), steps=args.steps, json_path=args.json)
+        bench.measure_full(bench.full_preset(groups), steps=args.steps, json_path=args.json)
         return
     preset = getattr(Preset, args.preset)().with_(tapo__groups=groups)
-    bench.run(preset, steps=args.steps, grow=args.grow, json_path=args.json)
+    bench.measure(preset, steps=args.steps, grow=args.grow, json_path=args.json)
 
 
 def run_plan(args) -> None:
