@@ -29,7 +29,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
@@ -346,25 +345,30 @@ def case_table(rows: list[dict], case: dict[str, int]) -> str:
 
 def table(rows: list[dict], columns: dict[str, tuple[str, int]]) -> str:
     """A line a trainer; columns: key -> heading and digits. "-" where a row has no value."""
-    cells = {}
-    for key, (_, digits) in columns.items():
-        values = [row.get(key) for row in rows]
-        cells[key] = ["-" if value is None else f"{value:.{digits}f}" for value in values]
-    frame = pd.DataFrame(cells, index=[row["trainer"] for row in rows])
-    return _text(frame.set_axis([head for head, _ in columns.values()], axis=1), "trainer")
-
-
-def _text(frame: pd.DataFrame, corner: str) -> str:
-    """The table of strings; columns stand two spaces apart."""
-    spaced = frame.map(" {}".format).add_prefix(" ")
-    return spaced.rename_axis(index=None, columns=corner).to_string()
+    lines = [["trainer", *(head for head, _ in columns.values())]]
+    for row in rows:
+        values = [(row.get(key), digits) for key, (_, digits) in columns.items()]
+        cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
+        lines.append([row["trainer"], *cells])
+    return _aligned(lines)
 
 
 def growth(rows: list[dict], axis: str, base: dict[str, int]) -> str:
     """Step seconds and peak of memory along one axis, a line a trainer."""
     others = [key for key in CASE if key != axis]
-    frame = pd.DataFrame(row for row in rows if all(row[key] == base[key] for key in others))
-    cell = "{0[step_s]:.2f}  {0[of_trl]:.2f}  {0[peak_mb]:.0f}"
-    frame["cell"] = [cell.format(row) for row in frame.to_dict("records")]
-    frame = frame.pivot(index="trainer", columns=axis, values="cell").loc[list(TRAINERS)]
-    return _text(frame, f"{axis.replace('_', ' ')} (step s, x TRL, peak MB)")
+    chosen = [row for row in rows if all(row[key] == base[key] for key in others)]
+    chosen.sort(key=lambda row: row[axis])
+    values = dict.fromkeys(str(row[axis]) for row in chosen)
+    lines = [[f"{axis.replace('_', ' ')} (step s, x TRL, peak MB)", *values]]
+    for name in TRAINERS:
+        own = [row for row in chosen if row["trainer"] == name]
+        cells = [f"{r['step_s']:.2f}  {r['of_trl']:.2f}  {r['peak_mb']:.0f}" for r in own]
+        lines.append([name, *cells])
+    return _aligned(lines)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """The first column flush left, the others flush right."""
+    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ([line[0].ljust(first), *map(str.rjust, line[1:], others)] for line in lines)
+    return "\n".join(map("  ".join, rows))

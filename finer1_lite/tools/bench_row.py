@@ -85,8 +85,9 @@ def work(pipe: Connection, job: Job) -> None:
     quiet()
     hide_bars()
     torch.set_num_threads(job.threads)
+    # Ends when whoever asks for steps is gone: nothing is saved after the last one.
     with tempfile.TemporaryDirectory() as folder, suppress(EOFError, BrokenPipeError):
-        train(job, load(job.preset), pipe, Path(folder))  # until whoever asks for steps is gone
+        train(job, load(job.preset), pipe, Path(folder))
 
 
 def load(preset: Preset) -> Student:
@@ -111,7 +112,7 @@ def pictures(preset: Preset, side: int) -> Collection:
 def train(job: Job, student: Student, pipe: Connection, folder: Path) -> None:
     """All steps of a job, with a meter in the functions of its trainer."""
     birds = pictures(job.preset, job.side)
-    meter = Meter(student, pipe, job.preset.tapo.steps)
+    meter = Meter(student, pipe)
     if job.trainer == TRL:
         trainer = trl_trainer(job, student, birds, folder)
         trainer.add_callback(meter)
@@ -194,15 +195,16 @@ class Meter(TrainerCallback):
     Where a meter is, no completion ends early: the end of the turn is never drawn.
     """
 
-    def __init__(self, student: Student, pipe: Connection, steps: int) -> None:
-        self.device, self.pipe, self.left = student.device, pipe, steps
+    def __init__(self, student: Student, pipe: Connection) -> None:
+        self.device, self.pipe = student.device, pipe
         self.spent, self.seen, self.calls = Counter(), Counter(), Counter()  # of a step
         self.phase, self.since, self.cpu = "update", 0.0, 0.0
         self.peaks: dict[str, float] = {}  # of each phase, MiB, over all steps
         core = generation.core_of(student.model)
         core.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
-        tokenizer, ends = student.processor.tokenizer, core.generation_config.eos_token_id
-        never = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        ends = core.generation_config.eos_token_id
+        never = {*(ends if isinstance(ends, list) else [ends])} - {None}
+        never |= {student.processor.tokenizer.eos_token_id}
         self.never = sorted(never.union(generation.suppress_tokens(student.processor)))
         core.lm_head.register_forward_hook(self._suppress)
 
@@ -231,9 +233,7 @@ class Meter(TrainerCallback):
         """Send what was read; wait for the word to the next step."""
         self._switch("update")
         self.pipe.send(self._reading())
-        self.left -= 1
-        if self.left:
-            self._wait()
+        self._wait()
 
     def _wait(self) -> None:
         """Until the word comes; the clock starts then."""

@@ -116,9 +116,6 @@ class Sizes:
         return pictures * tokens * self.merge**2 * (pixels + rows)
 
 
-# --- counting a student ----------------------------------------------------------------
-
-
 def count(student: Student, compute: int = 2) -> Sizes:
     """Sizes of a student with adapter; the same numbers on the meta device and off it."""
     core = generation.core_of(student.model)
@@ -178,9 +175,6 @@ def _weights(named: Iterable[tuple[str, Tensor]]) -> Parts:
         else:
             found["language layers, the rest"] += parameter.nbytes
     return dict(found)
-
-
-# --- the phases of a run ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
