@@ -51,7 +51,7 @@ def assert_adapter_moved(before: Mapping[str, Tensor], after: Mapping[str, Tenso
     _require(
         bool(moved),
         f"none of {len(before)} adapter matrices has moved: no gradient reached them, so "
-        "whatever changed in the answers was not learnt.",
+        "whatever changed in the completions was not learnt.",
     )
     return len(moved) / len(before)
 
@@ -62,8 +62,8 @@ def _turned(old: Tensor, new: Tensor) -> bool:
     return bool((new - along * old).norm() > RESCALED * old.norm())
 
 
-def assert_some_spread(groups: Tensor | Sequence) -> float:
-    """Some group has right and wrong answers; returns the share that has.
+def assert_some_variance(groups: Tensor | Sequence) -> float:
+    """Some group has right and wrong completions; returns the share that has.
 
     groups: accuracies (G, rollouts), or groups that carry `.accuracy` (rollouts,).
     """
@@ -71,22 +71,22 @@ def assert_some_spread(groups: Tensor | Sequence) -> float:
     kept = advantages.keep_group(rows)
     _require(
         bool(kept.any()),
-        f"none of {len(rows)} groups has both right and wrong answers: every advantage is 0 and "
-        "there is nothing to learn from; sample hotter, or train stage 1 less or more.",
+        f"none of {len(rows)} groups has both right and wrong completions: every advantage is 0 "
+        "and there is nothing to learn from; sample hotter, or train stage 1 less or more.",
     )
     return kept.double().mean().item()
 
 
-def assert_not_all_cut(rollouts: Rollouts | Sequence) -> float:
-    """Some answer came to its end; returns the share that was cut off.
+def assert_not_all_truncated(rollouts: Rollouts | Sequence) -> float:
+    """Some completion came to its end; returns the share that was truncated.
 
     rollouts: one `Rollouts`, or several objects that carry `.truncated` (B,).
     """
     parts = [rollouts] if hasattr(rollouts, "truncated") else list(rollouts)
-    cut = torch.cat([part.truncated for part in parts])
+    truncated = torch.cat([part.truncated for part in parts])
     _require(
-        not bool(cut.all()),
-        f"all {len(cut)} answers were cut off at the length limit, so none has an answer to "
-        "score: raise max_new_tokens, or look whether the model ever ends its turn.",
+        not bool(truncated.all()),
+        f"all {len(truncated)} completions were truncated at the length limit, so none has an "
+        "answer to score: raise max_new_tokens, or look whether the model ever ends its turn.",
     )
-    return cut.double().mean().item()
+    return truncated.double().mean().item()

@@ -1,195 +1,227 @@
-"""Ask, score, record: every answer is one line of `records.jsonl`.
+"""Ask, score, record: one resumable loop, whoever answers.
 
-Closed world: four options, the right one among look-alikes, drawn and shuffled by a seed.
-Open world: no options; the name must match exactly (case, dashes and articles aside).
+An answerer (a student here; baselines and HTTP endpoints in `evals`) completes the questions
+of a benchmark under a condition, batch by batch. Every completion, scored by
+`scoring.judge`, is a line of `<condition>.jsonl`.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from finer1_lite import generation, prompts, rewards
-from finer1_lite.evals import scoring
-from finer1_lite.generation import Student
-from finer1_lite.species import Collection, Photo
+import torch
+from PIL import Image
 
-OPTION_SEED = 0  # the same options for every stage and training seed
-_STAGES = {"sft": "SFT", "tapo": "TAPO"}  # what tables call them
+from finer1_lite import generation, scoring
+from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
+from finer1_lite.data.images import PictureError
+from finer1_lite.generation import Rollouts, Student
+from finer1_lite.runtime.console import progress_bar
+
+# --- who answers -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One homogeneous block of an evaluation."""
+class Completion:
+    """One sample of an answer to a question."""
 
-    stage: str  # base | sft | tapo
-    seed: int | None  # training seed; the base has none
-    prompt: str  # key of prompts.QUESTIONS
-    task: str  # open | closed
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage}-{self.prompt}-{self.task}"
+    text: str = ""
+    tokens: int = 0
+    truncated: bool = False  # the length limit came before the end
+    error: str | None = None  # why there is no text to score
 
 
-def cells(stage: str, seed: int | None, kinds: Sequence[str] = ("think",)) -> list[Cell]:
-    return [Cell(stage, seed, kind, task) for kind in kinds for task in ("open", "closed")]
+class Answerer(Protocol):
+    """A student, a baseline, an endpoint; `seed`: the training seed, None without one."""
+
+    name: str
+    seed: int | None
+
+    def answer(
+        self, questions: Sequence[Question], condition: Condition, start: int
+    ) -> list[Completion]:
+        """`condition.samples` completions a question, side by side; start: its place in all."""
 
 
-def ask(student: Student, questions, images=None, *, max_new_tokens: int, batch_size: int = 128):
-    """Greedy answers in order: yields the rollouts of one batch after the other."""
+@dataclass
+class StudentAnswerer:
+    """A student on this machine: greedy for one sample, at temperature 1 for several."""
+
+    student: Student
+    name: str
+    max_new_tokens: int
+    seed: int | None = None
+
+    def answer(
+        self, questions: Sequence[Question], condition: Condition, start: int
+    ) -> list[Completion]:
+        """One batch; a picture that cannot be read is a completion with an error."""
+        images = [read_image(q.image) if condition.picture else None for q in questions]
+        readable = [i for i, image in enumerate(images) if not isinstance(image, str)]
+        batches = ask(
+            self.student,
+            [questions[i].text for i in readable],
+            [images[i] for i in readable] if condition.picture else None,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=len(questions),
+            samples=condition.samples,
+            generator=torch.Generator(self.student.device).manual_seed(start),
+        )
+        told = (completion for batch in batches for completion in _completions(batch))
+        return [
+            Completion(error=image) if isinstance(image, str) else next(told)
+            for image in images
+            for _ in range(condition.samples)
+        ]
+
+
+def _completions(out: Rollouts) -> Iterator[Completion]:
+    return map(Completion, out.completions, out.lengths.tolist(), out.truncated.tolist())
+
+
+def ask(
+    student: Student,
+    questions: Sequence[str],
+    images: Sequence[Image.Image] | None = None,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 128,
+    samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> Iterator[Rollouts]:
+    """Completions in order, one batch after the other; greedy unless `samples` are several."""
     for at in range(0, len(questions), batch_size):
         part = slice(at, at + batch_size)
         shown = images[part] if images is not None else None
         batch = generation.encode_prompts(student.model, student.processor, questions[part], shown)
         yield generation.generate(
-            student.model, student.processor, batch, max_new_tokens=max_new_tokens
+            student.model,
+            student.processor,
+            batch,
+            num_generations=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=1.0 if samples > 1 else 0.0,
+            generator=generator,
         )
 
 
-def answer_row(
-    completion: str,
-    label: str,
-    classes: Sequence[str],
+def read_image(image: Callable[[], Image.Image]) -> Image.Image | str:
+    """The picture, or why it cannot be read."""
+    try:
+        return image()
+    except (PictureError, OSError) as error:
+        return str(error)
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+def record(
+    benchmark: Benchmark,
+    condition: Condition,
+    question: Question,
+    completion: Completion,
     *,
     model: str,
-    prompt: str,
-    task: str,
-    photo: str,
-    split: str,
-    dataset: str = "test pictures",
-    coarse: str = "",
-    groups: Mapping[str, str] | None = None,
-    aliases: rewards.Aliases = None,
-    options: Sequence[str] | None = None,
-    order: str | None = None,
-    letters: bool = False,
-    picture: bool = True,
-    rotation: int = 0,
+    seed: int | None = None,
     sample: int = 0,
-    tokens: int = 0,
-    cut: bool = False,
-    problem: str | None = None,
-    released_path: str = "",
-) -> dict:
-    """One answer, scored: the row of every records.jsonl, by the same parser as the reward's.
-
-    classes: every name that counts as a name; groups: name -> its genus or other group;
-    released_path: see `protocols.judge`; problem: why there is no answer to score.
-    """
+) -> dict[str, Any]:
+    """A completion, scored by the same parser as the reward's: the line of every records.jsonl."""
     verdict = scoring.judge(
-        completion,
-        label,
-        classes,
-        options=options,
-        letters=letters,
-        prompt=prompt,
-        aliases=aliases,
-        released_path=released_path,
+        completion.text,
+        question.label,
+        benchmark.classes[question.dataset],
+        options=question.options,
+        letters=condition.letters,
+        prompt=condition.prompt,
+        aliases=benchmark.aliases,
+        released_path=question.photo if benchmark.released else "",
     )
-    group = groups or {}
     return {
         "model": model,
-        "prompt": prompt,
-        "task": task,
-        "picture": picture,
-        "order": order,
-        "dataset": dataset,
-        "split": split,
-        "photo": photo,
-        "label": label,
-        "coarse": coarse,
-        "group": group.get(label, ""),
-        "named_group": group.get(verdict.named or "", ""),
-        "options": list(options) if options else None,
-        "rotation": rotation,
+        "seed": seed,
+        "prompt": condition.prompt,
+        "task": condition.task,
+        "picture": condition.picture,
+        "order": condition.order if condition.task == "closed" else None,
+        "dataset": question.dataset,
+        "split": question.split,
+        "photo": question.photo,
+        "label": question.label,
+        "coarse": question.coarse,
+        "group": benchmark.groups.get(question.label, ""),
+        "named_group": benchmark.groups.get(verdict.named or "", ""),
+        "options": list(question.options) if question.options else None,
+        "rotation": question.rotation,
         "sample": sample,
-        "completion": completion,
-        "answer": verdict.answer,
-        "named": verdict.named,
-        "correct": verdict.correct,
-        "included": verdict.included,
-        "tokens": tokens,
-        "cut": cut,
-        "problem": problem,
+        "completion": completion.text,
+        **vars(verdict),  # answer, named, correct, included
+        "tokens": completion.tokens,
+        "truncated": completion.truncated,
+        "error": completion.error,
     }
 
 
-def record(cell: Cell, collection: Collection, photo: Photo, options, text, tokens, cut) -> dict:
-    """An answer of the lab run: its row, and the stage and training seed that it came from."""
-    stage = _STAGES.get(cell.stage, cell.stage)
-    return {"stage": cell.stage, "seed": cell.seed} | answer_row(
-        text,
-        photo.species,
-        collection.names,
-        prompt=cell.prompt,
-        task=cell.task,
-        photo=photo.id,
-        model=stage if cell.seed is None else f"{stage}, seed {cell.seed}",
-        options=options,
-        split="seen" if collection.of(photo.species).seen else "unseen",
-        tokens=tokens,
-        cut=cut,
-        coarse=collection.coarse,
-        groups=collection.groups,
-        aliases=collection.aliases,
-        order="shuffle" if options else None,
-    )
-
-
 def evaluate(
-    student: Student,
-    collection: Collection,
-    cell: Cell,
-    folder: Path,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
+    answerer: Answerer, benchmark: Benchmark, condition: Condition, folder: Path, batch_size: int
 ) -> Iterator[int]:
-    """Answer all test pictures of a cell into `folder`/<cell>.jsonl; yields the count done."""
+    """Append the records of a condition to `folder`/<condition>.jsonl; yields the count done.
 
-    def answer(part: Sequence[Photo], at: int) -> list[dict]:
-        options = [
-            collection.options(p, seed=OPTION_SEED) if cell.task == "closed" else None for p in part
-        ]
-        asked = [prompts.question(cell.prompt, collection.coarse, o) for o in options]
-        images = [p.image() for p in part]
-        (out,) = ask(student, asked, images, max_new_tokens=max_new_tokens, batch_size=len(part))
-        return [
-            record(cell, collection, *row)
-            for row in zip(
-                part, options, out.completions, out.lengths.tolist(), out.truncated.tolist()
-            )
-        ]
-
-    return append_batches(folder / f"{cell.name}.jsonl", collection.test, batch_size, answer)
-
-
-def append_batches(
-    path: Path, items: Sequence, batch_size: int, answer: Callable, rows_each: int = 1
-) -> Iterator[int]:
-    """Append answer(batch, its place) to a file of JSON lines; yields how many items are done.
-
-    answer returns `rows_each` records an item. Whole batches are appended; an interrupted
-    file is cut back to its last whole batch and continued, with the batches of an
-    undisturbed run.
+    Whole batches are appended: an interrupted file is cut back to its last whole batch and
+    goes on with the batches of an undisturbed run.
     """
+    asked = questions(benchmark, condition)
+    samples = condition.samples
+    path = folder / f"{condition.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = _whole_batches(path, batch_size * rows_each, len(items) * rows_each) // rows_each
+    done = _whole_batches(path, batch_size * samples, len(asked) * samples) // samples
     yield done
-    for at in range(done, len(items), batch_size):
-        part = items[at : at + batch_size]
-        rows = answer(part, at)
+    for start in range(done, len(asked), batch_size):
+        part = asked[start : start + batch_size]
+        lines = []
+        for i, completion in enumerate(answerer.answer(part, condition, start)):
+            who = {"model": answerer.name, "seed": answerer.seed, "sample": i % samples}
+            row = record(benchmark, condition, part[i // samples], completion, **who)
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        yield at + len(part)
+            file.write("".join(lines))
+        yield start + len(part)
 
 
-def _whole_batches(path: Path, batch_size: int, total: int) -> int:
-    """Cut a file back to whole batches of whole lines; how many rows are left."""
+def _whole_batches(path: Path, batch: int, total: int) -> int:
+    """Cut a file back to whole batches of whole lines; how many lines are left."""
     if not path.exists():
         return 0
     lines = path.read_bytes().split(b"\n")[:-1]  # a last line torn, even in a letter, goes
-    keep = len(lines) if len(lines) == total else len(lines) - len(lines) % batch_size
+    keep = len(lines) if len(lines) == total else len(lines) - len(lines) % batch
     path.write_bytes(b"".join(line + b"\n" for line in lines[:keep]))
     return keep
+
+
+def evaluate_all(
+    answerer: Answerer,
+    benchmark: Benchmark,
+    conditions: Sequence[Condition],
+    folder: Path,
+    batch_size: int,
+) -> None:
+    """Every condition into the run's folder, with a progress bar each."""
+    for condition in conditions:
+        total = len(questions(benchmark, condition))
+        where = answers_folder(folder, answerer.name)
+        with progress_bar(total, f"{folder.name} {answerer.name} {condition.name}") as bar:
+            for done in evaluate(answerer, benchmark, condition, where, batch_size):
+                bar.update(done - bar.n)
+
+
+def answers_folder(folder: Path, model: str) -> Path:
+    """Where a run keeps the records of a model, whatever slashes its name has."""
+    return folder / "answers" / model.replace("/", "--")
+
+
+def join(*folders: Path) -> str:
+    """The text of records.jsonl: what every model said in these folders, by file name."""
+    files = [file for folder in folders for file in sorted((folder / "answers").rglob("*.jsonl"))]
+    return "".join(file.read_text(encoding="utf-8") for file in files)

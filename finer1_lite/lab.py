@@ -1,25 +1,24 @@
-"""The main job: data -> chains -> SFT -> TAPO -> evaluation -> report, resumable.
+"""The main job: data -> chains -> SFT -> TAPO -> evaluation -> numbers, resumable.
 
-Layout of a run's folder: config.json, chains.jsonl, base/ and seed<k>/ (answers and
-adapters), then records.jsonl, metrics.json and the report. Every step looks for what is
-already there, so the same command started again goes on where it was killed.
+Layout of a run's folder: config.json, chains.jsonl, base/ and seed<k>/ (adapters and
+records), then records.jsonl and metrics.json. Every step looks for what is already there, so
+the same command started again goes on where it was killed.
 """
 
 import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from finer1_lite import cot, evaluate, metrics, models, paperbirds
-from finer1_lite.evals import report
-from finer1_lite.evaluate import Cell, cells
-from finer1_lite.generation import Student
+from finer1_lite import cot, metrics, models, paperbirds
+from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
-from finer1_lite.runtime import distributed
-from finer1_lite.runtime import files as jsonl
-from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime import distributed, files
 from finer1_lite.runtime.files import fingerprint, open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
@@ -29,6 +28,7 @@ from finer1_lite.students.pretrain import pretrain, warm_up
 from finer1_lite.tapo import train_tapo
 
 log = logging.getLogger("finer1_lite")
+STAGES = {"sft": "SFT", "tapo": "TAPO"}  # folder of an adapter -> its model in the records
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Run:
     photos: Path | None = None  # a folder of photographs instead of paper birds
     descriptions: Path | None = None
     coarse: str = "bird"
+    report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
-    def collection(self) -> tuple[Collection, cot.Teacher]:
+    def collection(self) -> tuple[Collection, cot.ChainWriter]:
         """The data and the teacher that writes chains about them."""
-        p = self.preset
+        shots = self.preset.shots
         if self.photos is None:
             world = paperbirds.make_world(self.world_seed)
-            birds = paperbirds.collection(world, shots=p.shots, test=p.test_pictures)
+            birds = paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
             return birds, cot.oracle(world)
-        found = load_folder(
-            self.photos, shots=p.shots, descriptions=self.descriptions, coarse=self.coarse
-        )
+        words = {"descriptions": self.descriptions, "coarse": self.coarse}
+        found = load_folder(self.photos, shots=shots, **words)
         cot.require_descriptions(found, f"{self.photos}: the teacher")
         return found, lambda photo, rng: cot.table_chain(found, photo.species, rng)
 
@@ -72,55 +72,45 @@ class Run:
 
 
 def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
-    """Do the whole job and return the path of the report."""
+    """Do the whole job; returns the run's folder, which holds metrics.json when it is done."""
     collection, teacher = job.collection()
     distributed.on_main_process(lambda: open_folder(job.folder, job.config(collection), fresh))
-    if distributed.broadcast((job.folder / "report.html").exists()):
+    if distributed.broadcast((job.folder / "metrics.json").exists()):
         log.info("this run is finished; --fresh starts it over")
-        return job.folder / "report.html"
-    start, resumed = time.time(), (job.folder / "chains.jsonl").exists()
+        return job.folder
+    start = time.time()
+    resumed = (job.folder / "chains.jsonl").exists()
     base = distributed.on_main_process(lambda: prepare_base(job, collection))
     distributed.on_main_process(lambda: write_chains(job, collection, teacher))
-    student = models.load_student(base, job.preset)
-    for cell in distributed.shard(cells("base", None, ("answer", "think"))):
-        answer_cell(student, job, collection, cell, job.folder / "base")
+    preset = job.preset
+    student = StudentAnswerer(models.load_student(base, preset), "base", preset.max_new_tokens)
+    evaluate_on(collection, student, job.folder / "base", preset, "answer", "think")
     del student
     run_seeds(job, base, workers)
     distributed.wait()
-    minutes = {"minutes of the start that finished": round((time.time() - start) / 60, 1)}
-    if distributed.is_main():
-        _write(job.folder / "timing.json", json.dumps(minutes | {"resumed": resumed}))
-    distributed.on_main_process(lambda: finish(job, collection))
-    return job.folder / "report.html"
+    minutes = round((time.time() - start) / 60, 1)
+    facts = {"minutes of the start that finished": minutes, "resumed": resumed}
+    distributed.on_main_process(lambda: finish(job, facts))
+    return job.folder
 
 
-# --- the folder ------------------------------------------------------------------------
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, text.encode())
-
-
-# --- the steps -------------------------------------------------------------------------
-
-
-def prepare_base(job: Run, collection: Collection) -> Path | str:
+def prepare_base(job: Run, collection: Collection | None) -> Path | str:
     """The student before stage 1: shipped, pretrained for a new world, or warmed up."""
     source = job.preset.student
     if source == "assets":
-        source = lab_student.asset_folder(job.world_seed)
-        if not (source / "record.json").exists():
-            source = job.folder.parent / f"lab-student-world{job.world_seed}"
-        if not (source / "record.json").exists():
-            log.info(
-                "no student for world %d yet: pretraining one (about 20 minutes)", job.world_seed
-            )
+        places = [lab_student.asset_folder(job.world_seed)]
+        places.append(job.folder.parent / f"lab-student-world{job.world_seed}")
+        there = [place for place in places if (place / "record.json").exists()]
+        source = (there or places[-1:])[0]
+        if not there:
+            about = "no student for world %d yet: pretraining one (about 20 minutes)"
+            log.info(about, job.world_seed)
             pretrain(job.world_seed, source)
     if job.photos is None or not job.preset.warm_up_steps:
         return source
     out = job.folder / "warm-up"
     if not (out / "done").exists():
-        student = models.load_student(source, replace(job.preset, quantize="none"))
+        student = models.load_student(source, job.preset.with_(quantize="none"))
         work = out / "checkpoints"
         student = warm_up(student, collection, job.preset.warm_up_steps, work, seed=0)
         student.model.save_pretrained(out)
@@ -130,59 +120,59 @@ def prepare_base(job: Run, collection: Collection) -> Path | str:
     return out
 
 
-def write_chains(job: Run, collection: Collection, teacher: cot.Teacher) -> None:
+def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:
+    """The teacher's chain for every training picture, into chains.jsonl."""
     path = job.folder / "chains.jsonl"
-    if path.exists():
-        return
-    chains = cot.make_chains(collection, teacher, seed=0)
-    rows = [{"photo": p.id, "species": p.species, "chain": chains[p.id]} for p in collection.train]
-    _write(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    train = collection.train
+    if not path.exists():
+        chains = cot.make_chains(collection, teacher, seed=0)
+        rows = [{"photo": p.id, "species": p.species, "chain": chains[p.id]} for p in train]
+        files.write_lines(path, rows)
 
 
-def read_chains(job: Run) -> dict[str, str]:
-    rows = jsonl.read(job.folder / "chains.jsonl", objects=True)
-    return {row["photo"]: row["chain"] for _, row in rows}
-
-
-def answer_cell(
-    student: Student, job: Run, collection: Collection, cell: Cell, folder: Path
+def evaluate_on(
+    collection: Collection, answerer: StudentAnswerer, folder: Path, preset: Preset, *prompts: str
 ) -> None:
-    """One block of the evaluation, with a progress bar."""
-    limit = job.preset.max_new_tokens
-    with progress_bar(len(collection.test), f"{folder.name} {cell.name}") as bar:
-        for done in evaluate.evaluate(
-            student,
-            collection,
-            cell,
-            folder / "answers",
-            max_new_tokens=limit,
-            batch_size=job.preset.eval_batch,
-        ):
-            bar.update(done - bar.n)
+    """Ask about the test pictures under these prompts, in the open and the closed world.
+
+    Of several processes each takes some of the conditions.
+    """
+    benchmark = Benchmark.of_collection(collection, as_drawn=True)
+    worlds = [(prompt, task) for prompt in prompts for task in ("open", "closed")]
+    conditions = [Condition(*world, order="shuffle") for world in distributed.shard(worlds)]
+    evaluate_all(answerer, benchmark, conditions, folder, preset.eval_batch)
 
 
 def run_seed(job: Run, base: Path | str, seed: int) -> None:
     """Both stages and their evaluation for one training seed."""
     collection, _ = job.collection()
     folder = job.folder / f"seed{seed}"
-    for stage in ("sft", "tapo"):
+    for stage, model in STAGES.items():
         out = folder / stage
         if not (out / "done").exists():
-            student = models.load_student(base, job.preset)
-            if stage == "sft":
-                student = models.add_adapter(student, job.preset, seed)
-                rows = chain_rows(collection, read_chains(job))
-                train_sft(student, rows, job.preset, seed, out)
-            else:
-                student = models.load_adapter(student, folder / "sft", trainable=True)
-                train_tapo(student, collection, job.preset, seed, out)
+            train_stage(job, collection, base, stage, seed)
             if distributed.is_main():
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)
                 (out / "done").touch()
         distributed.wait()
         student = models.load_adapter(models.load_student(base, job.preset), out)
-        for cell in distributed.shard(cells(stage, seed)):
-            answer_cell(student, job, collection, cell, folder)
+        answerer = StudentAnswerer(student, model, job.preset.max_new_tokens, seed)
+        evaluate_on(collection, answerer, folder, job.preset, "think")
+
+
+def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, seed: int) -> None:
+    """Train the adapter of one stage: "sft", or "tapo" from where "sft" ended."""
+    folder = job.folder / f"seed{seed}"
+    student = models.load_student(base, job.preset)
+    if stage == "sft":
+        student = models.add_adapter(student, job.preset, seed)
+        chains = files.read(job.folder / "chains.jsonl", objects=True)
+        rows = chain_rows(collection, {row["photo"]: row["chain"] for _, row in chains})
+        train_sft(student, rows, job.preset, seed, folder / stage)
+    else:
+        student = models.load_adapter(student, folder / "sft", trainable=True)
+        out = folder / stage
+        train_tapo(student, collection, job.preset, seed, out, report_to=job.report_to)
 
 
 def run_seeds(job: Run, base: Path | str, workers: int) -> None:
@@ -197,12 +187,10 @@ def run_seeds(job: Run, base: Path | str, workers: int) -> None:
             done.result()
 
 
-def finish(job: Run, collection: Collection) -> None:
-    """Answers -> records -> metrics -> report."""
-    parts = [job.folder / "base", *(job.folder / f"seed{s}" for s in job.seeds)]
-    files = [f for part in parts for f in sorted((part / "answers").glob("*.jsonl"))]
-    _write(job.folder / "records.jsonl", "".join(f.read_text(encoding="utf-8") for f in files))
+def finish(job: Run, facts: Mapping[str, Any]) -> None:
+    """Completions -> records.jsonl -> metrics.json; facts: for timing.json."""
+    records = join(job.folder / "base", *(job.folder / f"seed{s}" for s in job.seeds))
+    write_atomically(job.folder / "records.jsonl", records.encode())
     summary = metrics.summarise(metrics.read_records(job.folder / "records.jsonl"))
-    _write(job.folder / "metrics.json", json.dumps(summary, indent=1))
-    photos = {p.id: p for p in collection.test}
-    report.write_report(job.folder, lambda photo: photos[photo].image())
+    write_atomically(job.folder / "timing.json", json.dumps(facts).encode())
+    write_atomically(job.folder / "metrics.json", json.dumps(summary, indent=1).encode())

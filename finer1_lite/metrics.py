@@ -1,56 +1,327 @@
-"""From records (one row an answer) to numbers with intervals.
+"""From records (one row a completion) to numbers with intervals.
 
-Pictures are shared by the training seeds, so two kinds of luck are kept apart: a cell's
-Wilson interval is about the pictures alone; the interval of a difference resamples
-pictures and training seeds, crossed.
+Every number of a run comes from one table (`table`), through `accuracy` and `difference`. Photos
+are shared by the training seeds, so two kinds of luck are kept apart: an accuracy's Wilson
+interval is about the photos alone; the interval of a difference resamples photos and training
+seeds, crossed. A photo counts once, with the mean of its rotations and samples.
 """
-
-from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from statsmodels.stats import contingency_tables, multitest
 
 from finer1_lite.runtime import files
 
 log = logging.getLogger("finer1_lite")
 
-STAGES = ("base", "base_think", "sft", "tapo")  # base_think: the base, asked for a chain
 SPLITS = ("seen", "unseen")
 TASKS = ("open", "closed")
+PHOTO = ["dataset", "photo"]  # what names a photo
+
+
+class Entry(NamedTuple):
+    """A model under one prompt; without the picture, its image-free baseline."""
+
+    model: str
+    prompt: str
+    picture: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.prompt})"
+
+    @property
+    def label(self) -> str:
+        """The model as tables call it."""
+        return self.model if self.picture else f"{self.model}, no picture"
+
+
+STAGES = {  # of a lab run
+    "base": Entry("base", "answer"),
+    "base_think": Entry("base", "think"),
+    "sft": Entry("SFT", "think"),
+    "tapo": Entry("TAPO", "think"),
+}
 DIFFERENCES = (
     *(("sft", "base"), ("tapo", "sft"), ("tapo", "base")),
     *(("sft", "base_think"), ("tapo", "base_think")),  # the same prompt on both sides
 )
-_STAGE_OF = {  # (stage, prompt) of a record -> its key in the metrics
-    ("base", "answer"): "base",
-    ("base", "think"): "base_think",
-    ("sft", "think"): "sft",
-    ("tapo", "think"): "tapo",
-}
-_TEXTS = ("photo", "label", "completion")
-_FIELDS = (
-    *("stage", "seed", "split", "task", "prompt", "answer", "named", "correct", "tokens", "cut"),
-    *_TEXTS,
-)
+
+
+class Record(BaseModel):
+    """A scored completion: what is counted of a line of records.jsonl; more may stand there.
+
+    seed: the training seed, null for a model that the run did not train; included: right by the
+    released rule; error: why there is no completion, null where there is one.
+    """
+
+    model_config = ConfigDict(strict=True)
+    unique: ClassVar[Sequence[str]] = ()  # what no two records may share
+
+    model: str
+    seed: int | None
+    prompt: str
+    task: Literal["open", "closed"]
+    picture: bool
+    dataset: str
+    split: Literal["seen", "unseen"]
+    photo: str
+    label: str
+    group: str
+    named_group: str
+    options: list[str] | None
+    rotation: int
+    sample: int
+    completion: str
+    answer: str | None
+    named: str | None
+    correct: bool
+    included: bool
+    tokens: float
+    truncated: bool
+    error: str | None
+    similarity: float | None = None  # open world, where a text encoder was asked
+    encoder: str | None = None
+
+
+class LabRecord(Record):
+    """A record of a lab run: of one of the `STAGES`, with its training seed, and only once."""
+
+    unique = ("model", "prompt", "seed", "split", "task", "photo")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        entry = Entry(self.model, self.prompt)
+        if entry not in STAGES.values():
+            raise ValueError(f"{entry} is none of {', '.join(map(str, STAGES.values()))}")
+        if (self.seed is None) != (self.model == "base"):
+            raise ValueError(f"seed {self.seed} of {entry}; give a number, null for the base")
+        return self
+
+
+_NUMBERS = ("correct", "included", "truncated", "tokens", "similarity")
+_PAGES_ONLY = {"included", "not_offered", "similarity", "only_a", "only_b", "p"}
+
+
+def read_records(path: Path | str) -> list[dict]:
+    """The rows of a file of JSON lines; a half-written last line is dropped (`files.read`)."""
+    return [row for _, row in files.read(path, torn=True, objects=True)]
+
+
+def table(records: Iterable[Mapping], schema: type[Record] = Record) -> pd.DataFrame:
+    """The records, a row each: the columns of `Record` and four more.
+
+    question: what two entries are compared on; invalid: names no class; not_offered: names one
+    that was no option; chance: 1 / number of options. ValueError lists every record that does
+    not fit the schema.
+    """
+    rows = list(records)
+    problems = _problems(rows, schema)
+    if problems:
+        raise ValueError("\n- ".join(["records that cannot be counted:", *problems]))
+    frame = pd.DataFrame(rows, columns=list(Record.model_fields), dtype=object)
+    frame = frame.astype({"seed": "Int64", "picture": bool, **dict.fromkeys(_NUMBERS, float)})
+    frame["options"] = [tuple(options or ()) for options in frame["options"]]
+    asked = frame[[*PHOTO, "task", "options", "sample"]]
+    frame["question"] = list(asked.itertuples(index=False, name=None))
+    frame["invalid"] = frame["named"].isna().astype(float)
+    pairs = list(zip(frame["named"], frame["options"], strict=True))
+    frame["not_offered"] = [float(name is not None and name not in offer) for name, offer in pairs]
+    frame["chance"] = [1 / len(offer) if offer else math.nan for _, offer in pairs]
+    return frame
+
+
+def _problems(rows: Sequence[Mapping], schema: type[Record]) -> list[str]:
+    """A line for every record with something wrong, in their order."""
+    wrong: dict[int, list[str]] = {}
+    lacking: dict[int, list[str]] = {}
+    try:
+        TypeAdapter(list[schema]).validate_python(rows)
+    except ValidationError as caught:
+        for error in caught.errors():
+            number, *field = error["loc"]
+            given = f"{field[0]} {error['input']!r:.60}: " if field else ""
+            if error["type"] == "missing":
+                lacking.setdefault(number, []).append(field[0])
+            else:
+                wrong.setdefault(number, []).append(given + error["msg"])
+    for number, names in lacking.items():
+        wrong.setdefault(number, []).append(f"lacks {', '.join(names)}; evaluate again")
+    seen = set()
+    for number, row in enumerate(rows if schema.unique else ()):
+        key = number if number in wrong else tuple(row[name] for name in schema.unique)
+        if key in seen:
+            wrong[number] = [f"{key} stands there twice; keep one"]
+        seen.add(key)
+    return [f"record {number + 1}: {'; '.join(wrong[number])}" for number in sorted(wrong)]
+
+
+def entries(frame: pd.DataFrame) -> dict[Entry, pd.DataFrame]:
+    """Each answerer's rows without error, models in the order of their first rows.
+
+    A model's prompts stand together, the image-free baseline behind each; answerers that are
+    asked nothing (prompt "none") at the end.
+    """
+    by = frame[frame["error"].isna()].groupby(list(Entry._fields), sort=False)
+    found = {Entry(model, prompt, bool(seen)): rows for (model, prompt, seen), rows in by}
+    models = list(dict.fromkeys(who.model for who in found))
+
+    def place(who: Entry) -> tuple:
+        return who.prompt == "none", models.index(who.model), who.prompt, not who.picture
+
+    return {who: found[who] for who in sorted(found, key=place)}
+
+
+def parts(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(split, task, its rows) of each part that has rows."""
+    for split, task in product(SPLITS, TASKS):
+        part = rows[(rows["split"] == split) & (rows["task"] == task)]
+        if len(part):
+            yield split, task, part
+
+
+def photo_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means of one answerer over rotations and samples: a row a (seed, data set, photo), sorted.
+
+    Photos that some training seed did not answer are left out, with a warning. An untrained
+    model has the seed -1.
+    """
+    seeds = frame["seed"].fillna(-1).astype(int)
+    shares = [*_NUMBERS, "invalid", "not_offered", "chance"]
+    means = frame.groupby([seeds, *PHOTO])[shares].mean()
+    count = means.groupby(level=PHOTO)["tokens"].transform("size")
+    whole = means[count == seeds.nunique()]
+    if len(whole) < len(means):
+        lost = len(means[count < seeds.nunique()].groupby(level=PHOTO))
+        model = frame["model"].iat[0]
+        log.warning("%s: left out %d pictures that a seed did not answer", model, lost)
+    return whole
+
+
+def accuracy(frame: pd.DataFrame) -> dict:
+    """Of one answerer's rows: accuracy, n, low, high and further shares; {} without rows.
+
+    accuracy: mean over training seeds and photos, a fraction; low, high: its 95 % interval over
+    the n photos; seeds: the accuracy of each. tokens is a mean length, the others are shares of
+    completions (invalid: names no class). What was not measured is absent.
+    """
+    means = photo_means(frame)
+    if means.empty:
+        return {}
+    shares = means.mean().dropna().to_dict()
+    share = float(shares.pop("correct"))
+    n = len(means.groupby(level=PHOTO))
+    low, high = wilson(min(share * n, n), n)
+    cell = {"accuracy": share, "n": n, "low": low, "high": high}
+    cell |= {key: shares[key] for key in ("invalid", "truncated", "tokens")}
+    cell["seeds"] = means["correct"].groupby(level="seed").mean().tolist()
+    return cell | shares
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame, draws: int = 2000) -> dict:
+    """What a is better by on what both answered: mean, low, high, n photos, seeds; {} of nothing.
+
+    Training seeds are paired; an untrained model stands beside every seed of the other. Where
+    both have one seed, McNemar's test is added (only_a, only_b, p), which counts each photo once,
+    at its first common question. draws=0: without mean and interval.
+    """
+    if a["seed"].notna().all() and b["seed"].notna().all():
+        a, b = a[a["seed"].isin(b["seed"])], b[b["seed"].isin(a["seed"])]
+    a, b = a[a["question"].isin(b["question"])], b[b["question"].isin(a["question"])]
+    grids = [photo_means(side)["correct"].unstack(PHOTO) for side in (a, b)]
+    photos = grids[0].columns.intersection(grids[1].columns)
+    grids = [grid[photos].to_numpy() for grid in grids]
+    if not all(grid.size for grid in grids):
+        return {}
+    found = bootstrap_over_worlds(grids[:1], grids[1:], draws) if draws else {}
+    found |= {"n": len(photos), "seeds": max(map(len, grids))}
+    if len(grids[0]) == len(grids[1]) == 1:
+        both = a.merge(b, on="question").sort_values("question")
+        once = both.drop_duplicates(["dataset_x", "photo_x"])
+        test = mcnemar(once["correct_x"], once["correct_y"])
+        found |= dict(zip(("only_a", "only_b", "p"), test, strict=True))
+    return found
+
+
+# --- the numbers of a run ------------------------------------------------------------------
+
+
+def scores(frame: pd.DataFrame) -> dict[Entry, dict]:
+    """Entry -> split -> task -> `accuracy`."""
+    found: dict[Entry, dict] = {}
+    for who, rows in entries(frame).items():
+        found[who] = {}
+        for split, task, part in parts(rows):
+            found[who].setdefault(split, {})[task] = accuracy(part)
+    return found
+
+
+def lab_scores(frame: pd.DataFrame) -> dict:
+    """`scores` of a lab run by stage, with harmonic means, and its "differences".
+
+    {"tapo": {"seen": {"open": cell, ...}, ..., "harmonic": {"open": mean, ...}}, ...,
+    "differences": {"tapo-sft": {"seen": {"open": cell, ...}, ...}, ...}}.
+    """
+    rows, of = entries(frame), scores(frame)
+    found = {stage: of[who] for stage, who in STAGES.items() if who in of}
+    for cells in found.values():
+        both = [t for t in TASKS if all(t in cells.get(split, {}) for split in SPLITS)]
+        pairs = {t: [cells[split][t]["accuracy"] for split in SPLITS] for t in both}
+        cells["harmonic"] = {t: harmonic_mean(*pair) for t, pair in pairs.items()}
+    differences: dict = {}
+    for more, less in [pair for pair in DIFFERENCES if found.keys() >= set(pair)]:
+        for split, task, part in parts(rows[STAGES[more]]):
+            if cell := difference(part, rows[STAGES[less]]):
+                differences.setdefault(f"{more}-{less}", {}).setdefault(split, {})[task] = cell
+            else:
+                log.warning("%s-%s, %s/%s: nothing in common", more, less, split, task)
+    return found | {"differences": differences}
+
+
+def summarise(records: Iterable[Mapping]) -> dict:
+    """What metrics.json holds: `lab_scores` without the numbers that stand on pages only.
+
+    Stages without records are absent. ValueError lists every faulty or repeated record.
+    """
+
+    def stored(found: Mapping) -> dict:
+        kept = {key: value for key, value in found.items() if key not in _PAGES_ONLY}
+        return {key: stored(v) if isinstance(v, Mapping) else v for key, v in kept.items()}
+
+    return stored(lab_scores(table(records, LabRecord)))
+
+
+def cells_of(
+    metrics: Mapping, stages: Sequence[str], tasks: Sequence[str] = TASKS
+) -> Iterator[tuple[str, str, dict]]:
+    """(stage, split, cell) of every cell of a summary that is there."""
+    for stage, split, task in product(stages, SPLITS, tasks):
+        if task in metrics.get(stage, {}).get(split, {}):
+            yield stage, split, metrics[stage][split][task]
+
+
+# --- statistics ----------------------------------------------------------------------------
 
 
 def wilson(right: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Score interval of a share (Wilson 1927): `right` of `n`, as fractions in [0, 1].
 
-    `right` need not be whole (a mean over seeds). ValueError for n < 1 or right outside
-    [0, n].
+    `right` need not be whole (a mean over seeds), and the ends are exact: statsmodels leaves
+    3e-17 of 0 right. ValueError for n < 1 or right outside [0, n].
     """
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"right={right} of n={n}: n must be 1 or more and right in [0, n]")
     share, shrink = right / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = 0.0 if right == 0 else max(centre - half, 0.0)  # exact at the ends
+    low = 0.0 if right == 0 else max(centre - half, 0.0)
     high = 1.0 if right == n else min(centre + half, 1.0)
     return low, high
 
@@ -67,15 +338,15 @@ def bootstrap_over_worlds(
 ) -> dict[str, float]:
     """`paired_bootstrap` of several worlds (or data sets): {mean, low, high} of a - b.
 
-    a, b: an array (training seeds, pictures) a world. Worlds are fixed and weigh alike:
-    the interval is about other seeds and pictures of these worlds.
+    a, b: an array (training seeds, photos) a world. Worlds are fixed and weigh alike:
+    the interval is about other seeds and photos of these worlds.
     """
     if len(a) != len(b) or not len(a):
         raise ValueError(f"{len(a)} worlds in a, {len(b)} in b: give the same, one at least")
     rng = np.random.default_rng(seed)
-    drawn = np.mean([_bootstrap(x, y, draws, rng) for x, y in zip(a, b)], axis=0)
+    drawn = np.mean([_bootstrap(x, y, draws, rng) for x, y in zip(a, b, strict=True)], axis=0)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    mean = np.mean([np.mean(x) - np.mean(y) for x, y in zip(a, b)])
+    mean = np.mean([np.mean(x) - np.mean(y) for x, y in zip(a, b, strict=True)])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
@@ -84,201 +355,58 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean of a - b with its 95 % percentile interval: (mean, low, high).
 
-    a, b: 0/1, (training seeds, pictures), the same pictures in the same order. Each draw
-    resamples pictures and seeds, crossed (the pigeonhole bootstrap: Owen 2007, Annals of
-    Applied Statistics 1). The same draw of seeds serves both where they have as many
-    seeds, as training seeds are paired; one row is shared by all seeds of the other side.
-    With one seed the interval is about pictures only, with few it is somewhat too narrow.
-    ValueError for shapes that do not fit.
+    a, b: shares, (training seeds, photos), the same photos in the same order. Each draw resamples
+    photos and seeds, crossed (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics
+    1). One draw of seeds serves both sides where they have as many, as training seeds are paired;
+    a single row is shared by all seeds of the other side. With one seed the interval is about
+    photos only, with few it is somewhat too narrow. ValueError for shapes that do not fit.
     """
     return tuple(bootstrap_over_worlds([a], [b], draws, seed).values())
 
 
 def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Mean of a - b in each draw. (draws,)"""
+    """Mean of a - b in each draw, (draws,)."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    problems = [
-        f"{n} has shape {x.shape}: give (seeds, pictures)"
-        for n, x in (("a", a), ("b", b))
-        if x.ndim != 2 or not x.size
-    ]
+    sides = zip("ab", (a, b), strict=True)
+    problems = [f"{name} has shape {x.shape}" for name, x in sides if x.ndim != 2 or not x.size]
     if not problems and a.shape[1] != b.shape[1]:
-        problems = [f"{a.shape[1]} pictures in a, {b.shape[1]} in b: give the same pictures"]
-    if draws < 1:
-        problems.append(f"draws={draws}: give 1 or more")
-    _raise("no bootstrap:", problems)
+        problems = [f"{a.shape[1]} photos in a, {b.shape[1]} in b"]
+    problems += [f"draws={draws}: give 1 or more"] if draws < 1 else []
+    if problems:
+        raise ValueError("\n- ".join(["no bootstrap; give (seeds, same photos):", *problems]))
     drawn = np.empty(draws)
     for i in range(draws):
         rows = rng.integers(len(a), size=len(a))
-        same = len(a) == len(b)
-        rows_b = rows if same else rng.integers(len(b), size=len(b))
-        pictures = rng.integers(a.shape[1], size=a.shape[1])
-        drawn[i] = (a[rows].mean(0) - b[rows_b].mean(0))[pictures].mean()
+        rows_b = rows if len(a) == len(b) else rng.integers(len(b), size=len(b))
+        photos = rng.integers(a.shape[1], size=a.shape[1])
+        drawn[i] = (a[rows].mean(0) - b[rows_b].mean(0))[photos].mean()
     return drawn
 
 
-def read_records(path: Path | str) -> list[dict]:
-    """The rows of a records file; a half-written last line is dropped (`jsonl.read`)."""
-    return [row for _, row in files.read(path, torn=True, objects=True)]
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
+    """(only a right, only b right, p) of two answerers on the same photos, in the same order.
 
-
-def summarise(records: Iterable[Mapping]) -> dict:
-    """The numbers of a run: {stage: {split: {task: cell}, "harmonic"}, "differences"}.
-
-    Stages as in `STAGES`. A cell has accuracy (mean over training seeds), n (pictures),
-    low and high (Wilson, 95 %), invalid (share that names no class), cut (share cut off),
-    tokens (mean length), seeds (accuracy of each) and, closed world, chance; shares are
-    fractions. What has no records is absent. Pictures that some seed did not answer are
-    left out, with a warning. ValueError lists every faulty or repeated record.
+    p: the exact two-sided test that both are equally often right where they differ (McNemar
+    1947, Psychometrika 12).
     """
-    grids = {key: _Grid.of(key, rows) for key, rows in _sorted_out(records).items()}
-    grids = {key: grid for key, grid in grids.items() if grid.photos}
-    metrics: dict = {}
-    for stage in STAGES:
-        cells: dict = {}
-        for split in SPLITS:
-            found = {t: grids[stage, split, t].cell() for t in TASKS if (stage, split, t) in grids}
-            if found:
-                cells[split] = found
-        if cells:
-            metrics[stage] = cells | {"harmonic": _harmonic(cells)}
-    metrics["differences"] = _differences(grids)
-    return metrics
+    pairs = list(zip(a, b, strict=True))
+    only_a = sum(bool(x) and not y for x, y in pairs)
+    only_b = sum(bool(y) and not x for x, y in pairs)
+    counts = [[0, only_a], [only_b, 0]]
+    return only_a, only_b, float(contingency_tables.mcnemar(counts, exact=True).pvalue)
 
 
-def cells_of(
-    metrics: Mapping, stages: Sequence[str], tasks: Sequence[str] = TASKS
-) -> Iterator[tuple[str, str, dict]]:
-    """(stage, split, cell) of every cell of a summary that is there."""
-    for stage in stages:
-        for split in SPLITS:
-            for task in tasks:
-                if task in metrics.get(stage, {}).get(split, {}):
-                    yield stage, split, metrics[stage][split][task]
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being many (Holm 1979, Scand. J. Statistics 6), in their order."""
+    return multitest.multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """The answers of one stage, split and task; every array is (seeds, photos)."""
+def by_length(rows: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
+    """Rows in bins of about equal size by tokens, short first: shortest, longest, accuracy, n.
 
-    seeds: list[int | None]
-    photos: list[str]
-    correct: np.ndarray
-    invalid: np.ndarray
-    cut: np.ndarray
-    tokens: np.ndarray
-    chance: np.ndarray | None  # 1 / number of options; None in the open world
-
-    @classmethod
-    def of(cls, key: tuple[str, str, str], rows: Mapping[int | None, Mapping[str, Mapping]]):
-        seeds = sorted(rows, key=lambda seed: -1 if seed is None else seed)
-        shared = set.intersection(*(set(rows[seed]) for seed in seeds))
-        lost = len(set().union(*(rows[seed] for seed in seeds))) - len(shared)
-        if lost:
-            log.warning("%s: left out %d pictures that a seed did not answer", "/".join(key), lost)
-        photos = sorted(shared)
-        table = [[rows[seed][photo] for photo in photos] for seed in seeds]
-
-        def grid(value):
-            return np.array([[float(value(row)) for row in line] for line in table])
-
-        offered = key[2] == "closed" and all(row.get("options") for line in table for row in line)
-        return cls(
-            seeds,
-            photos,
-            correct=grid(lambda row: row["correct"]),
-            invalid=grid(lambda row: row["named"] is None),
-            cut=grid(lambda row: row["cut"]),
-            tokens=grid(lambda row: row["tokens"]),
-            chance=grid(lambda row: 1 / len(row["options"])) if offered else None,
-        )
-
-    def cell(self) -> dict:
-        accuracy, n = float(self.correct.mean()), len(self.photos)
-        low, high = wilson(min(accuracy * n, n), n)
-        cell = {"accuracy": accuracy, "n": n, "low": low, "high": high}
-        for name in ("invalid", "cut", "tokens"):
-            cell[name] = float(getattr(self, name).mean())
-        cell["seeds"] = self.correct.mean(axis=1).tolist()
-        if self.chance is not None:
-            cell["chance"] = float(self.chance.mean())
-        return cell
-
-    def rows(self, seeds: Sequence[int | None], photos: Sequence[str]) -> np.ndarray:
-        """`correct` of these seeds and photos, in this order."""
-        at = {photo: i for i, photo in enumerate(self.photos)}
-        lines = [self.seeds.index(seed) for seed in seeds]
-        return self.correct[np.ix_(lines, [at[photo] for photo in photos])]
-
-
-def _sorted_out(records: Iterable[Mapping]) -> dict:
-    """{(stage, split, task): {seed: {photo: record}}}; ValueError lists all problems."""
-    found: dict = {}
-    problems = []
-    for number, record in enumerate(records, 1):
-        problem = _problem(record)
-        if problem:
-            problems.append(f"record {number}: {problem}")
-            continue
-        key = (_STAGE_OF[record["stage"], record["prompt"]], record["split"], record["task"])
-        photos = found.setdefault(key, {}).setdefault(record["seed"], {})
-        if record["photo"] in photos:
-            where = f"{'/'.join(key)}, seed {record['seed']}, photo {record['photo']!r}"
-            problems.append(f"record {number}: {where} stands there twice; keep one")
-        photos[record["photo"]] = record
-    _raise("records that cannot be counted:", problems)
-    return found
-
-
-def _problem(record: Mapping) -> str:
-    """What is wrong with a record, and the mend; "" if nothing is."""
-    missing = [name for name in _FIELDS if name not in record]
-    if missing:
-        return f"lacks {', '.join(missing)}; add them"
-    stage, prompt, seed = record["stage"], record["prompt"], record["seed"]
-    if (stage, prompt) not in list(_STAGE_OF):  # a list asks for no hash
-        known = ", ".join("/".join(pair) for pair in _STAGE_OF)
-        return f"stage/prompt {stage!r}/{prompt!r}; use one of {known}"
-    if (seed is None) != (stage == "base") or not isinstance(seed, int | None):
-        return f"seed {seed!r} of stage {stage!r}; give a whole number, and null for the base"
-    for name, allowed in (("split", SPLITS), ("task", TASKS), ("correct", (0, 1)), ("cut", (0, 1))):
-        if record[name] not in allowed:
-            return f"{name} {record[name]!r}; use one of {allowed}"
-    for name in _TEXTS:
-        if not isinstance(record[name], str):
-            return f"{name} {record[name]!r}; give text"
-    return "" if isinstance(record["tokens"], int | float) else "tokens is no number; give one"
-
-
-def _harmonic(cells: Mapping) -> dict[str, float]:
-    """Task -> harmonic mean of seen and unseen accuracy, where both are there."""
-    both = [t for t in TASKS if all(t in cells.get(split, {}) for split in SPLITS)]
-    return {t: harmonic_mean(*(cells[s][t]["accuracy"] for s in SPLITS)) for t in both}
-
-
-def _differences(grids: Mapping[tuple[str, str, str], _Grid]) -> dict:
-    """{"tapo-sft": {split: {task: {mean, low, high, n, seeds}}}, ...}, where both ran.
-
-    Only pictures and training seeds that both sides have are compared.
+    Completions of one length are never split over two bins.
     """
-    found: dict = {}
-    for more, less in DIFFERENCES:
-        for split, task in [(split, task) for split in SPLITS for task in TASKS]:
-            a, b = grids.get((more, split, task)), grids.get((less, split, task))
-            if a is None or b is None:
-                continue
-            trained = [seed for seed in a.seeds if b.seeds == [None] or seed in b.seeds]
-            photos = [photo for photo in a.photos if photo in set(b.photos)]
-            if not trained or not photos:
-                log.warning("%s-%s, %s/%s: nothing in common", more, less, split, task)
-                continue
-            b_seeds = b.seeds if b.seeds == [None] else trained
-            mean, low, high = paired_bootstrap(a.rows(trained, photos), b.rows(b_seeds, photos))
-            cell = {"mean": mean, "low": low, "high": high, "n": len(photos), "seeds": len(trained)}
-            found.setdefault(f"{more}-{less}", {}).setdefault(split, {})[task] = cell
-    return found
-
-
-def _raise(headline: str, problems: Sequence[str]) -> None:
-    if problems:
-        raise ValueError("\n- ".join([headline, *problems]))
+    edges = np.unique(rows["tokens"].quantile(np.linspace(0, 1, bins + 1)[1:-1]))
+    by = rows.groupby(np.searchsorted(edges, rows["tokens"]))
+    found = by["tokens"].agg(shortest="min", longest="max", n="size")
+    return found.assign(accuracy=by["correct"].mean())

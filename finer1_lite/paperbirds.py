@@ -55,6 +55,7 @@ class World:
 
     @property
     def names(self) -> list[str]:
+        """Every species' name, genus by genus."""
         return list(self.marks)
 
     def differing(self, a: str, b: str) -> list[str]:
@@ -65,16 +66,15 @@ class World:
 def make_world(seed: int = 0) -> World:
     """Draw a world: names, prototypes, changed marks and the seen/unseen split."""
     rng = random.Random(f"paperbirds/{seed}")
-    epithets, genera = list(EPITHETS), list(GENERA)
-    bills, tails = list(SHAPE["bill"]), list(SHAPE["tail"])
-    for pool in (epithets, genera, bills, tails):
+    pools = [list(pool) for pool in (EPITHETS, GENERA, SHAPE["bill"], SHAPE["tail"])]
+    for pool in pools:
         rng.shuffle(pool)
+    epithets, *shapes = pools
     marks, genus_of, seen = {}, {}, set()
-    for g, genus in enumerate(genera):
-        shape = {"bill": bills[g], "tail": tails[g]}
-        names = [f"{e} {genus}" for e in epithets[g * PER_GENUS : (g + 1) * PER_GENUS]]
-        for name, plumage in zip(names, _genus_plumages(rng)):
-            marks[name] = plumage | shape
+    for genus, bill, tail in zip(*shapes, strict=True):
+        names = [f"{epithets.pop(0)} {genus}" for _ in range(PER_GENUS)]
+        for name, plumage in zip(names, _genus_plumages(rng), strict=True):
+            marks[name] = plumage | {"bill": bill, "tail": tail}
             genus_of[name] = genus
         seen.update(rng.sample(names, SEEN_PER_GENUS))
     return World(seed, marks, genus_of, frozenset(seen))
@@ -92,9 +92,6 @@ def _genus_plumages(rng: random.Random) -> list[dict[str, str]]:
     plumages = [prototype, *rng.sample(changed, PER_GENUS - 1)]
     rng.shuffle(plumages)
     return plumages
-
-
-# --- drawing -------------------------------------------------------------------------
 
 
 def draw(marks: dict[str, str], rng: random.Random) -> Image.Image:
@@ -163,7 +160,9 @@ _TAILS = {
 
 def _wing(pen: ImageDraw.ImageDraw, pattern: str) -> None:
     """The folded wing over the body; the pattern is its mark."""
-    base, light, dark = (150, 130, 110), (250, 245, 235), (30, 25, 25)
+    base = (150, 130, 110)
+    light = (250, 245, 235)
+    dark = (30, 25, 25)
     box = (66, 74, 126, 108)
     pen.ellipse(box, fill=base, outline=dark)
     if pattern == "barred":
@@ -201,9 +200,6 @@ def _light(scene: Image.Image, rng: random.Random) -> Image.Image:
     return scene.point(sum(tables, []))
 
 
-# --- the collection ------------------------------------------------------------------
-
-
 def photo(world: World, species: str, split: str, index: int) -> Photo:
     """The `index`-th picture of a species in a split.
 
@@ -224,27 +220,18 @@ def collection(world: World, *, shots: int = 4, test: int = 432, split: str = "t
     The test count is rounded up to a whole number of pictures a species. split: settings
     are chosen on `val`, results are reported on `test`.
     """
-    species = tuple(
-        Species(n, world.genus[n], n in world.seen, knowledge(world, n)) for n in world.names
-    )
-    halves = (world.seen, frozenset(world.names) - world.seen)
-    train = [
-        photo(world, n, "train", i) for n in world.names if n in world.seen for i in range(shots)
-    ]
-    tests = [
-        photo(world, n, split, i)
-        for n in world.names
-        for half in halves
-        if n in half
-        for i in range(math.ceil(test / len(half)))
-    ]
-    return Collection(
-        coarse="bird",
-        species=species,
-        train=tuple(train),
-        test=tuple(tests),
-        distance=lambda a, b: len(world.differing(a, b)) + (world.genus[a] != world.genus[b]),
-    )
+    species, train, tests = [], [], []
+    for name in world.names:
+        seen = name in world.seen
+        species.append(Species(name, world.genus[name], seen, knowledge(world, name)))
+        half = len(world.seen) if seen else len(world.names) - len(world.seen)
+        train += [photo(world, name, "train", i) for i in range(shots if seen else 0)]
+        tests += [photo(world, name, split, i) for i in range(math.ceil(test / half))]
+
+    def distance(a: str, b: str) -> int:
+        return len(world.differing(a, b)) + (world.genus[a] != world.genus[b])
+
+    return Collection("bird", tuple(species), tuple(train), tuple(tests), distance)
 
 
 def describe(marks: dict[str, str]) -> str:

@@ -1,146 +1,112 @@
-"""Figures of a run. Each function returns a matplotlib Figure and leaves pyplot alone.
+"""Figures that notebooks teach with: each function returns a Figure and leaves pyplot alone.
 
-Sized for a page about 900 pixels wide. Colours are Okabe and Ito's, which stay apart for
-the common forms of colour blindness.
+Sized for a page about 900 pixels wide. Colours are Okabe and Ito's, which stay apart for the common
+forms of colour blindness.
 """
-
-from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from PIL import Image
 
-from finer1_lite.metrics import SPLITS, STAGES, TASKS, cells_of
+from finer1_lite.metrics import SPLITS, STAGES, TASKS
 
 WIDTH = 9.0  # inches: 900 pixels at 100 dots an inch
-STAGE_NAMES = {
-    "base": "base",
-    "base_think": "base (chain prompt)",
-    "sft": "SFT",
-    "tapo": "TAPO",
-}
 COLOURS = {"base": "#999999", "base_think": "#56B4E9", "sft": "#E69F00", "tapo": "#0072B2"}
+PAIR = (COLOURS["tapo"], "#D55E00")  # seen and unseen, after and before
 INK, PALE = "#333333", "#dddddd"
-_SECOND = "#D55E00"  # a panel's second line
-_TITLE_LINES = 2
+DASHES = ("-", "--", ":", "-.")
+MAX_NUMBERS = 12  # with more answerers, no numbers beside their dots
+TITLE_LINES = 2
 
 Logs = Mapping[int, Sequence[Mapping]]  # training seed -> rows of its log
 
 
-def accuracy_bars(metrics: Mapping) -> Figure:
-    """Accuracy of each stage on seen and unseen classes, open beside closed world.
+def accuracy(found: Mapping, controls: Mapping[str, float] | None = None) -> Figure:
+    """Accuracy of every entry on seen and unseen classes, open beside closed world.
 
-    metrics: as `metrics.summarise` returns it. Bars are means over training seeds, dots
-    single seeds, whiskers 95 % intervals; cells that are missing leave a gap.
+    found: as `metrics.scores`, `lab_scores` or `summarise` return it. Dots are means over training
+    seeds with 95 % intervals, rings single seeds. controls: name -> share, lines in the closed
+    world; without them the chance level that `found` knows.
     """
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(TASKS), sharey=True)
-    present = [stage for stage in STAGES if stage in metrics]
-    chances = [_task_bars(axis, metrics, present, task) for axis, task in zip(axes, TASKS)]
-    axes[0].set_ylabel("right answers, %")
-    handles = [Patch(color=COLOURS[stage], label=STAGE_NAMES[stage]) for stage in present]
-    handles.append(Line2D([], [], color=INK, marker="|", markersize=8, label="95 % interval"))
-    if any(len(cell["seeds"]) > 1 for _, _, cell in cells_of(metrics, present)):
-        handles.append(_dot("one training seed"))
-    chance = next((c for c in chances if c is not None), None)
-    if chance is not None:
-        label = f"chance, {100 * chance:.0f} %"
-        handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return figure
+    names = {key: str(STAGES.get(key, key)) for key in found if key != "differences"}
+    figure, axes = panels(TASKS, len(names), 0.36)
+    chance, several = {}, False
+    for axis, task in zip(axes, TASKS, strict=True):
+        for split, colour, shift in zip(SPLITS, PAIR, (-0.17, 0.17), strict=True):
+            for y, key in enumerate(names):
+                if cell := found[key].get(split, {}).get(task):
+                    interval(axis, y + shift, cell, "accuracy", colour)
+                    several |= _seeds(axis, y + shift, cell, len(names) <= MAX_NUMBERS)
+                    chance |= {"chance": cell["chance"]} if "chance" in cell else {}
+        axis.set(xlim=(-2, 107), xticks=range(0, 101, 20), title=f"{task} world")
+        name_lines(axis, names.values(), "right answers, %")
+    handles = [legend_key(f"{s} classes", c, marker="o") for s, c in zip(SPLITS, PAIR, strict=True)]
+    if several:
+        handles.append(legend_key("one training seed", marker="o", ls="", markerfacecolor="white"))
+    for (name, share), style in zip((controls or chance).items(), DASHES, strict=False):
+        axes[-1].axvline(100 * share, color=INK, linestyle=style, linewidth=1, zorder=1)
+        handles.append(legend_key(f"{name}, {100 * share:.0f} %", linestyle=style))
+    return with_legend(figure, handles)
 
 
-def _task_bars(axis: Axes, metrics: Mapping, stages: Sequence[str], task: str) -> float | None:
-    """Draw one panel; return the chance level that it shows, if any."""
-    width = 0.8 / max(len(stages), 1)
-    chance = None
-    for stage, split, cell in cells_of(metrics, stages, (task,)):
-        offset = stages.index(stage) - (len(stages) - 1) / 2
-        x, height = SPLITS.index(split) + offset * width, 100 * cell["accuracy"]
-        axis.bar(x, height, 0.9 * width, color=COLOURS[stage], zorder=2)
-        whisker = [[height - 100 * cell["low"]], [100 * cell["high"] - height]]
-        axis.errorbar(x, height, np.maximum(whisker, 0), color=INK, capsize=3, lw=1, zorder=4)
-        seeds = [100 * value for value in cell["seeds"]]
-        if len(seeds) > 1:
-            spread = np.linspace(-0.22, 0.22, len(seeds)) * width
-            style = {"s": 14, "color": "white", "edgecolors": INK, "linewidths": 0.8}
-            axis.scatter(x + spread, seeds, zorder=5, clip_on=False, **style)
-        top = max(100 * cell["high"], *seeds)
-        axis.text(x, top + 1.5, f"{height:.0f}", ha="center", va="bottom", fontsize=9, color=INK)
-        if task == "closed":
-            chance = cell.get("chance", 0.25)
-    if chance is not None:
-        axis.axhline(100 * chance, color=INK, linestyle="--", linewidth=1, zorder=3)
-    axis.set(title=f"{task} world", ylim=(0, 112), xlim=(-0.5, len(SPLITS) - 0.5))
-    axis.set_xticks(range(len(SPLITS)), [f"{split} classes" for split in SPLITS])
-    axis.set_yticks(range(0, 101, 20))
-    tidy(axis)
-    return chance
+def _seeds(axis: Axes, y: float, cell: Mapping, numbered: bool) -> bool:
+    """A ring for each of several training seeds, and the number; whether there are several."""
+    seeds = [100 * value for value in cell["seeds"]] if len(cell["seeds"]) > 1 else []
+    ring = {"s": 12, "color": "white", "edgecolors": INK, "linewidths": 0.7, "zorder": 4}
+    axis.scatter(seeds, [y] * len(seeds), **ring)
+    if numbered:
+        end = max([100 * cell["high"], *seeds]) + 1.5
+        axis.text(end, y, f"{100 * cell['accuracy']:.0f}", va="center", fontsize=8, color=INK)
+    return bool(seeds)
 
 
-def ablation(found: Mapping) -> Figure:
-    """Differences to SFT on seen and unseen classes, a line a row, with 95 % intervals.
-
-    found: as `ablate.measure` returns it. Filled dots: the interval leaves out zero.
-    """
-    rows = [cell for cell in found.values() if "over_sft" in cell]
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.36 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, len(SPLITS), sharey=True)
-    for axis, split in zip(axes, SPLITS):
-        for place, cell in enumerate(rows):
-            over = cell["over_sft"][split]
-            mean, low, high = (100 * over[key] for key in ("mean", "low", "high"))
-            colour = COLOURS["tapo"] if cell["label"] == STAGE_NAMES["tapo"] else INK
-            inside = colour if low > 0 or high < 0 else "white"
-            axis.plot([low, high], [place, place], color=colour, linewidth=1.5)
-            axis.plot(mean, place, "o", color=colour, markerfacecolor=inside)
-        axis.axvline(0, color=INK, linewidth=0.8, linestyle="--")
-        axis.set_title(f"{split} classes", fontsize=10)
-        axis.set_xlabel("points over SFT (open world)")
-        tidy(axis)
-    axes[0].set_yticks(range(len(rows)), [cell["label"] for cell in rows])
-    axes[0].invert_yaxis()
-    return figure
+def panels(names: Sequence[str], lines: int, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with panels side by side, all of so many lines."""
+    size = (WIDTH, max(1.5 + height * lines, 2.6))
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
 
 
-@dataclass(frozen=True)
-class _Panel:
-    title: str
-    stage: str
-    lines: tuple[tuple[str, Callable[[Mapping], float | None]], ...]  # (label, row -> value)
-    percent: bool = False
+def name_lines(axis: Axes, names: Iterable[str], label: str) -> None:
+    """The names of a panel's lines, from the top, and what its dots are."""
+    shown = [plain(name) for name in names]
+    axis.set_yticks(range(len(shown)), shown, fontsize=9)
+    axis.set(ylim=(max(len(shown), 1) - 0.5, -0.5), xlabel=label)
+    tidy(axis, "x")
 
 
-def _key(name: str) -> Callable[[Mapping], float | None]:
-    return lambda row: row.get(name)
+def interval(
+    axis: Axes, y: float, cell: Mapping, share: str, colour: str, inside: str | None = None
+) -> None:
+    """A dot at cell[share], in per cent, with its interval."""
+    low, middle, high = (100 * cell[key] for key in ("low", share, "high"))
+    spread = [[max(middle - low, 0)], [max(high - middle, 0)]]
+    style = {"fmt": "o", "markersize": 5, "capsize": 2.5, "lw": 1.2, "zorder": 3}
+    axis.errorbar(middle, y, xerr=spread, color=colour, mfc=inside or colour, **style)
 
 
-def _share_kept(row: Mapping) -> float | None:
-    kept, drawn = row.get("groups_kept"), row.get("groups_drawn")
-    return kept / drawn if kept is not None and drawn else None
+# --- learning curves -----------------------------------------------------------------------
 
-
-_PANELS = (
-    _Panel("SFT: loss", "sft", (("", _key("loss")),)),
-    _Panel("TAPO: reward of rollouts", "tapo", (("", _key("reward")),)),
-    _Panel("TAPO: rollouts right, %", "tapo", (("", _key("accuracy")),), percent=True),
-    _Panel("TAPO: groups kept, %", "tapo", (("", _share_kept),), percent=True),
-    _Panel(
+PANELS = (  # title, stage, {label of the line: key of the log}
+    ("SFT: loss", "sft", {"": "loss"}),
+    ("TAPO: reward of rollouts", "tapo", {"": "reward"}),
+    ("TAPO: rollouts right, %", "tapo", {"": "accuracy"}),
+    ("TAPO: groups kept, %", "tapo", {"": "share_kept"}),
+    (
         "TAPO: entropy, nats a token",
         "tapo",
-        (("on the anchor", _key("anchor_entropy")), ("on the negative", _key("negative_entropy"))),
+        {"on the anchor": "anchor_entropy", "on the negative": "negative_entropy"},
     ),
-    _Panel("TAPO: inter-class KL (k3)", "tapo", (("", _key("inter_class_kl")),)),
-    _Panel("TAPO: answer length, tokens", "tapo", (("", _key("length")),)),
-    _Panel("TAPO: answers cut off, %", "tapo", (("", _key("truncated")),), percent=True),
+    ("TAPO: inter-class KL (k3)", "tapo", {"": "inter_class_kl"}),
+    ("TAPO: completion length, tokens", "tapo", {"": "length"}),
+    ("TAPO: completions truncated, %", "tapo", {"": "truncated"}),
 )
 
 
@@ -151,65 +117,71 @@ def learning_curves(tapo_logs: Logs, sft_logs: Logs) -> Figure:
     logged twice (a resumed run) counts once, and panels without data are left out. The mean
     covers the steps that all seeds have; where it is a running mean, the axis says so.
     """
-    logs = {"sft": sft_logs, "tapo": tapo_logs}
-    drawn = [(p, [_series(logs[p.stage], value) for _, value in p.lines]) for p in _PANELS]
-    drawn = [(panel, lines) for panel, lines in drawn if any(lines)]
+    logs = {"sft": _by_step(sft_logs), "tapo": _by_step(tapo_logs)}
+    drawn = [
+        (title, COLOURS[stage], {label: _series(logs[stage], key) for label, key in lines.items()})
+        for title, stage, lines in PANELS
+    ]
+    drawn = [panel for panel in drawn if any(len(line) for line in panel[2].values())]
     columns = min(3, max(len(drawn), 1))
     rows = max(math.ceil(len(drawn) / columns), 1)
     figure = Figure(figsize=(WIDTH, 2.3 * rows + 0.4), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, (panel, lines) in zip(axes, drawn):
-        _curves(axis, panel, lines)
+    for axis, panel in zip(axes, drawn, strict=False):
+        _curves(axis, *panel)
     for axis in axes[len(drawn) :]:
         axis.set_axis_off()
     if not drawn:
         figure.text(0.5, 0.5, "no training logged yet", ha="center", va="center", color=INK)
         return figure
-    seeds = max(len(line) for _, lines in drawn for line in lines)
+    seeds = max(line.shape[1] for _, _, lines in drawn for line in lines.values())
     names = ("one training seed", f"mean of {seeds} seeds")
     if seeds == 1:
         names = ("each point of the one seed", "the same, averaged where the axis says so")
-    styles = ({"linewidth": 0.7, "alpha": 0.6}, {"linewidth": 2.2})
-    handles = [Line2D([], [], color=INK, label=n, **style) for n, style in zip(names, styles)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return figure
+    return with_legend(
+        figure, [legend_key(names[0], lw=0.7, alpha=0.6), legend_key(names[1], lw=2.2)]
+    )
 
 
-def _series(logs: Logs, value: Callable[[Mapping], float | None]) -> dict[int, dict[int, float]]:
-    """seed -> {step: value}, finite values only; the last row of a step counts."""
-    found: dict[int, dict[int, float]] = {}
+def _by_step(logs: Logs) -> dict[int, pd.DataFrame]:
+    """Seed -> its log, a row a step."""
+    found = {}
     for seed, rows in sorted(logs.items()):
-        points = {row["step"]: value(row) for row in rows if "step" in row}
-        kept = [(s, v) for s, v in sorted(points.items()) if v is not None and math.isfinite(v)]
-        if kept:
-            found[seed] = dict(kept)
+        log = pd.DataFrame([row for row in rows if "step" in row] or [{"step": 0}])
+        log = log.drop_duplicates("step", keep="last").set_index("step").sort_index()
+        if "groups_drawn" in log:
+            log["share_kept"] = log["groups_kept"] / log["groups_drawn"]
+        found[seed] = log
     return found
 
 
-def _curves(axis: Axes, panel: _Panel, lines: Sequence[Mapping[int, Mapping[int, float]]]) -> None:
-    window, scale = 1, 100 if panel.percent else 1
-    for colour, (label, _), series in zip((COLOURS["tapo"], _SECOND), panel.lines, lines):
-        colour = COLOURS["sft"] if panel.stage == "sft" else colour
-        for points in series.values():
-            values = scale * np.array(list(points.values()))
-            axis.plot(list(points), values, color=colour, linewidth=0.7, alpha=0.6)
-        steps = sorted(set.intersection(*map(set, series.values()))) if series else []
-        if not steps:
-            continue
-        mean = scale * np.mean([[p[s] for s in steps] for p in series.values()], axis=0)
-        window = max(window, running_window(len(steps)))
-        mean = running_mean(mean, running_window(len(steps)))
-        axis.plot(steps, mean, color=colour, linewidth=2.2, label=label)
-    if len(panel.lines) > 1:
+def _series(logs: Mapping[int, pd.DataFrame], key: str) -> pd.DataFrame:
+    """A key's finite values: a row a step, a column a seed that has any."""
+    found = pd.DataFrame({seed: log[key].astype(float) for seed, log in logs.items() if key in log})
+    return found.replace([np.inf, -np.inf], np.nan).dropna(how="all").dropna(axis=1, how="all")
+
+
+def _curves(axis: Axes, title: str, first: str, lines: Mapping[str, pd.DataFrame]) -> None:
+    """Draw one panel."""
+    window, percent = 1, title.endswith("%")
+    for colour, (label, series) in zip((first, PAIR[1]), lines.items(), strict=False):
+        series = series * (100 if percent else 1)
+        for seed in series:
+            axis.plot(series[seed].dropna(), color=colour, linewidth=0.7, alpha=0.6)
+        mean = series.dropna().mean(axis=1)
+        window = max(window, running_window(len(mean)))
+        mean = mean.rolling(running_window(len(mean)), center=True, min_periods=1).mean()
+        axis.plot(mean, color=colour, linewidth=2.2, label=label)
+    if len(lines) > 1:
         low, high = axis.get_ylim()
         axis.set_ylim(low, high + 0.25 * (high - low))  # room for the names above the lines
         style = {"handlelength": 1, "columnspacing": 1, "borderaxespad": 0}
         axis.legend(frameon=False, fontsize=8, loc="upper center", ncols=2, **style)
     smoothed = f" (thick: running mean of {window} points)" if window > 1 else ""
-    axis.set_title(panel.title, fontsize=10)
+    axis.set_title(title, fontsize=10)
     axis.set_xlabel(f"step{smoothed}", fontsize=8)
-    if panel.percent:
+    if percent:
         axis.set_ylim(-3, 103)
     axis.locator_params(axis="x", nbins=5, integer=True)
     axis.tick_params(labelsize=8)
@@ -221,14 +193,11 @@ def running_window(points: int) -> int:
     return 1 if points < 40 else points // 20 // 2 * 2 + 1
 
 
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over `window` values (odd); fewer at both ends. Same length."""
-    ones = np.ones(window)
-    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+# --- photos, and what the figures share ----------------------------------------------------
 
 
 def photo_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 3) -> Figure:
-    """Pictures in rows of `columns`, a title above each (cut with an ellipsis if too long)."""
+    """Pictures in rows of `columns`, a title above each (with an ellipsis if too long)."""
     problems = []
     if len(images) != len(titles) or not images:
         problems.append(f"{len(images)} images and {len(titles)} titles: give as many, 1 at least")
@@ -243,9 +212,9 @@ def photo_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: in
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
-    for axis, image, title in zip(axes, images, titles):
+    for axis, image, title in zip(axes, images, titles, strict=False):
         axis.imshow(np.asarray(image.convert("RGB")))
-        text = _fit(title, characters=int(12.5 * WIDTH / columns))
+        text = _fit(title, int(12.5 * WIDTH / columns))
         axis.set_title(text, fontsize=9, color=INK, parse_math=False)  # a $ is a $
     return figure
 
@@ -253,19 +222,30 @@ def photo_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: in
 def _fit(title: str, characters: int) -> str:
     """`title` on at most two lines of so many characters; its own line breaks count."""
     lines = [part for line in title.split("\n") for part in textwrap.wrap(line, characters)]
-    if len(lines) > _TITLE_LINES:
-        lines = [*lines[: _TITLE_LINES - 1], lines[_TITLE_LINES - 1][: characters - 1] + "…"]
+    if len(lines) > TITLE_LINES:
+        lines = [*lines[: TITLE_LINES - 1], lines[TITLE_LINES - 1][: characters - 1] + "…"]
     return "\n".join(lines)
 
 
-def _dot(label: str) -> Line2D:
-    style = {"markerfacecolor": "white", "markeredgecolor": INK, "markersize": 4}
-    return Line2D([], [], linestyle="", marker="o", label=label, **style)
+def plain(name: str, limit: int = 48) -> str:
+    """A name for an axis or legend: long ones end in an ellipsis, and a $ is a $."""
+    return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
 
 
-def tidy(axis: Axes) -> None:
-    """No frame but the axes; pale lines to read heights by."""
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.grid(axis="y", color=PALE, linewidth=0.6, zorder=0)
+def legend_key(label: str, colour: str = INK, **style: object) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], color=colour, label=label, **style)
+
+
+def with_legend(figure: Figure, handles: Sequence[Line2D]) -> Figure:
+    """The figure with one legend below its panels."""
+    place = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 8}
+    figure.legend(handles=list(handles), **place)
+    return figure
+
+
+def tidy(axis: Axes, lines: str = "y") -> None:
+    """No frame but the axes; pale lines to read values by."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis=lines, color=PALE, linewidth=0.6, zorder=0)
     axis.set_axisbelow(True)

@@ -1,104 +1,87 @@
 """Settings of a whole run, frozen and typed. Lab and GPU differ by a preset alone."""
 
 import math
-import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Container
+from typing import Annotated, Any, Literal
 
-PRESETS = ("lab", "t4", "l4", "a100")  # sizes that a command line offers
-MAY_BE_ZERO = ("warm_up_steps", "positive_rollouts", "negative_rollouts", "overlong_tokens")
-CHOICES = {
-    "quantize": ("none", "nf4"),
-    "backend": ("transformers", "unsloth"),
-    "tapo.scored_on": ("anchor", "own"),
-    "tapo.prompt": ("think", "answer"),
-    "tapo.positive": ("class", "distorted"),
-    "tapo.negative": ("nearest", "random", "embedding", "confused", "masked"),
-    "tapo.baseline": ("group", "picture"),
-    "tapo.inter_class_on": ("all", "right"),
-    "tapo.keep": ("variance", "all"),
-}
-LARGEST, SMALLEST = sys.float_info.max, sys.float_info.min
-RANGES = {  # of the numbers that need not just be finite
-    "tapo.temperature": (0.0, LARGEST, "from 0 on"),
-    "tapo.top_p": (SMALLEST, 1.0, "above 0, up to 1"),
-    "tapo.clip_low": (0.0, 1.0, "from 0 to 1"),
-    "tapo.clip_high": (0.0, LARGEST, "from 0 on"),
-    "tapo.clip_dual": (1.0 + sys.float_info.epsilon, math.inf, "above 1; inf switches it off"),
-}
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Size = Literal["lab", "t4", "l4", "a100"]  # presets that a command line offers
+Quantize = Literal["none", "nf4"]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+
+ALONE = dict(anchor_rollouts=8, positive_rollouts=0)
 NO_NEGATIVE = dict(inter_class_weight=0.0, anchor_entropy_weight=0.0, negative_entropy_weight=0.0)
 RECIPES = {  # named methods: settings of one trainer, nothing else
     "tapo": {},
     # DAPO (arXiv 2503.14476): all rollouts on the anchor, no negative.
-    "dapo": dict(anchor_rollouts=8, positive_rollouts=0, **NO_NEGATIVE),
+    "dapo": ALONE | NO_NEGATIVE,
     # GRPO (arXiv 2402.03300): symmetric clip, no dual clip, every group kept.
-    "grpo": dict(
-        anchor_rollouts=8,
-        positive_rollouts=0,
-        clip_high=0.2,
-        clip_dual=float("inf"),
-        keep="all",
-        draws=1,
-        **NO_NEGATIVE,
-    ),
+    "grpo": dict(clip_high=0.2, clip_dual=math.inf, keep="all", draws=1) | ALONE | NO_NEGATIVE,
     # CLS-RL (arXiv 2503.16188): DAPO on bare answers, no thinking.
-    "cls_rl": dict(
-        anchor_rollouts=8,
-        positive_rollouts=0,
-        prompt="answer",
-        accuracy_weight=1.0,
-        format_weight=0.0,
-        **NO_NEGATIVE,
-    ),
+    "cls_rl": dict(prompt="answer", accuracy_weight=1.0, format_weight=0.0) | ALONE | NO_NEGATIVE,
     # PAPO (arXiv 2507.06448): the anchor with patches masked out is the negative.
-    "papo": dict(anchor_rollouts=8, positive_rollouts=0, negative="masked"),
+    "papo": dict(negative="masked") | ALONE,
     # NoisyRollout (arXiv 2504.13055): half of the rollouts on a distorted anchor.
-    "noisy_rollout": dict(positive="distorted", **NO_NEGATIVE),
+    "noisy_rollout": dict(positive="distorted") | NO_NEGATIVE,
 }
 
 
-@dataclass(frozen=True)
-class SFTSettings:
+def setting(default: Any, description: str, **limits: Any) -> Any:
+    """A field with its default, its description and, of a number, its limits."""
+    return Field(default, description=description, **limits)
+
+
+class Settings(BaseModel):
+    """Frozen; no value is converted, but a whole number may stand for a number."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class SFTSettings(Settings):
     """Stage 1. Released: full fine-tuning, 10 epochs, lr 5e-6, batch 64."""
 
-    steps: int = 20
-    batch: int = 16
-    learning_rate: float = 1e-3
-    micro_batch: int = 16
+    steps: Count = setting(20, "optimiser steps")
+    batch: Count = setting(16, "chains a step")
+    learning_rate: float = setting(1e-3, "highest rate of AdamW; a cosine follows")
+    micro_batch: Count = setting(16, "chains in one forward and backward pass, at most")
 
 
-@dataclass(frozen=True)
-class TAPOSettings:
+class TAPOSettings(Settings):
     """Stage 2. Defaults are the paper's where it gives one (Fine-R1, section 3.2)."""
 
-    steps: int = 30
-    groups: int = 8  # anchors a step
-    anchor_rollouts: int = 4  # n answers to the anchor ...
-    positive_rollouts: int = 4  # ... and n to another picture of its class; 0: plain DAPO
-    temperature: float = 1.0
-    top_p: float = 1.0
-    learning_rate: float = 1e-3
-    accuracy_weight: float = 0.9
-    format_weight: float = 0.1
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    clip_dual: float = 3.0
-    inter_class_weight: float = 0.01  # gamma; 0 with both entropies 0: no negative is read
-    anchor_entropy_weight: float = 0.03  # eta 1
-    negative_entropy_weight: float = 0.03  # eta 2
-    negative_grad: bool = False  # released code: the negative's log-probs are constants
-    negative_rollouts: int = 2  # of a group's n + m, scored on the negative too; 0: all of them
-    scored_on: str = "anchor"  # which picture scores a positive's rollout: anchor | own
-    prompt: str = "think"  # the question: a key of prompts.QUESTIONS
-    positive: str = "class"  # class: another picture of it; distorted: the anchor with noise
-    negative: str = "nearest"  # nearest | random | embedding | confused species, or masked anchor
-    baseline: str = "group"  # advantages against the mean of the group, or of each picture
-    inter_class_on: str = "all"  # rollouts that the hard negative pushes: all, or right ones
-    keep: str = "variance"  # dynamic sampling keeps groups with reward variance; all: every group
-    draws: int = 2  # dynamic sampling: rounds of prompts until the batch is full, at most
-    updates: int = 1  # optimiser steps that share one batch of rollouts, a share each
-    overlong_tokens: int = 0  # soft penalty grows to -1 over so many last tokens (DAPO)
-    mask_cut: bool = False  # answers cut off at the limit carry no loss
-    micro_batch: int = 16  # answers in one forward and backward pass
+    steps: Count = setting(30, "optimiser steps")
+    groups: Count = setting(8, "anchors a step")
+    anchor_rollouts: Count = setting(4, "n completions about the anchor")
+    positive_rollouts: CountOrNone = setting(4, "n about another picture of its class; 0: DAPO")
+    temperature: float = setting(1.0, "of sampling; 0: the likeliest token", ge=0)
+    top_p: float = setting(1.0, "nucleus of sampling", gt=0, le=1)
+    learning_rate: float = setting(1e-3, "rate of AdamW, constant after a warm-up")
+    accuracy_weight: float = setting(0.9, "of the right name in the reward")
+    format_weight: float = setting(0.1, "of the right form in the reward")
+    clip_low: float = setting(0.2, "the ratio is clipped below 1 - clip_low", ge=0, le=1)
+    clip_high: float = setting(0.28, "and above 1 + clip_high", ge=0)
+    clip_dual: float = setting(3.0, "of negative advantages; inf: off", gt=1, allow_inf_nan=True)
+    inter_class_weight: float = setting(0.01, "gamma; 0 with eta 2 at 0: no negative is read")
+    anchor_entropy_weight: float = setting(0.03, "eta 1")
+    negative_entropy_weight: float = setting(0.03, "eta 2")
+    negative_grad: bool = setting(False, "released: the negative's log-probs are constants")
+    negative_rollouts: CountOrNone = setting(2, "scored on the negative too; 0: the whole group")
+    scored_on: Literal["anchor", "own"] = setting("anchor", "what scores a positive's rollout")
+    prompt: Literal["think", "answer"] = setting("think", "a key of prompts.QUESTIONS")
+    positive: Literal["class", "distorted"] = setting("class", "distorted: the anchor with noise")
+    negative: Literal["nearest", "random", "embedding", "confused", "masked"] = setting(
+        "nearest", "how another species is chosen; masked: the anchor without some patches"
+    )
+    baseline: Literal["group", "picture"] = setting("group", "whose mean advantages compare with")
+    inter_class_on: Literal["all", "right"] = setting("all", "rollouts that the negative pushes")
+    keep: Literal["variance", "all"] = setting("variance", "groups kept by dynamic sampling")
+    draws: Count = setting(2, "dynamic sampling: rounds until the batch is full, at most")
+    updates: Count = setting(1, "optimiser steps that share a batch of rollouts, a part each")
+    overlong_tokens: CountOrNone = setting(0, "soft penalty: to -1 over so many last tokens (DAPO)")
+    mask_cut: bool = setting(False, "truncated completions carry no loss")
+    micro_batch: Count = setting(16, "completions in one forward and backward pass")
 
     @property
     def reads_negative(self) -> bool:
@@ -106,25 +89,35 @@ class TAPOSettings:
         return bool(self.inter_class_weight or self.negative_entropy_weight)
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Everything a run depends on but its data and its seeds."""
+class Preset(Settings):
+    """Everything a run depends on but data and seeds; ValueError lists what makes no sense."""
 
-    name: str = "lab"
-    student: str = "assets"  # "assets": the shipped lab student; else a folder or hub name
-    pixels: int = 84 * 84  # a picture is reduced to this many pixels at most
-    shots: int = 4  # training pictures a seen class
-    warm_up_steps: int = 0  # text steps in which a lab student meets new words
-    quantize: str = "none"  # none | nf4 (bitsandbytes, double quantisation)
-    backend: str = "transformers"  # transformers | unsloth (optional, a CUDA GPU)
-    gradient_checkpointing: bool = False  # recompute layers in backward: memory for time
-    lora_rank: int = 16
-    lora_vision: bool = False  # adapters on the vision tower too: learnt in stage 1, then frozen
-    max_new_tokens: int = 96
-    test_pictures: int = 432  # fresh pictures a split (drawn birds; folders give what they have)
-    eval_batch: int = 144
-    sft: SFTSettings = field(default_factory=SFTSettings)
-    tapo: TAPOSettings = field(default_factory=TAPOSettings)
+    name: str = setting("lab", "of the preset")
+    student: str = setting("assets", "assets: the shipped lab student; else a folder or hub name")
+    pixels: Count = setting(84 * 84, "a picture is reduced to this many at most")
+    shots: Count = setting(4, "training pictures a seen class")
+    warm_up_steps: CountOrNone = setting(0, "text steps in which a lab student meets new words")
+    quantize: Quantize = setting("none", "nf4: bitsandbytes, double quantisation")
+    backend: Literal["transformers", "unsloth"] = setting("transformers", "unsloth: on CUDA alone")
+    gradient_checkpointing: bool = setting(False, "recompute layers in backward: memory for time")
+    lora_rank: Count = setting(16, "of the adapters")
+    lora_vision: bool = setting(False, "adapters on the vision tower: learnt in stage 1 alone")
+    max_new_tokens: Count = setting(96, "length limit of a completion")
+    test_pictures: Count = setting(432, "fresh paper birds a split; folders give what they have")
+    eval_batch: Count = setting(144, "questions answered at a time")
+    sft: SFTSettings = setting(SFTSettings(), "stage 1")
+    tapo: TAPOSettings = setting(TAPOSettings(), "stage 2")
+
+    def __init__(self, **values: Any) -> None:
+        problems: dict[str, str] = {}
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = {".".join(map(str, e["loc"])): _problem(e) for e in error.errors()}
+        problems |= _contradictions(values, problems)
+        if problems:
+            rows = [f"- {name} = {problem}" for name, problem in problems.items()]
+            raise ValueError("\n".join(["settings that make no sense:", *rows]))
 
     @classmethod
     def lab(cls) -> "Preset":
@@ -134,62 +127,35 @@ class Preset:
     @classmethod
     def lab_photos(cls) -> "Preset":
         """Real photographs with the lab student: new words, longer chains."""
-        return cls(
-            name="lab-photos",
-            warm_up_steps=200,
-            max_new_tokens=160,
-            eval_batch=76,
-            sft=SFTSettings(steps=80),
-            tapo=TAPOSettings(steps=12, groups=4, learning_rate=2e-4, micro_batch=16),
-        )
+        sft = SFTSettings(steps=80)
+        tapo = TAPOSettings(steps=12, groups=4, learning_rate=2e-4)
+        own = dict(warm_up_steps=200, max_new_tokens=160, eval_batch=76)
+        return cls(name="lab-photos", sft=sft, tapo=tapo, **own)
 
     @classmethod
     def t4(cls) -> "Preset":
         """Qwen2.5-VL-3B in 4 bits on 15 GB."""
-        return cls(
-            name="t4",
-            student="Qwen/Qwen2.5-VL-3B-Instruct",
-            pixels=256 * 28 * 28,
-            quantize="nf4",
-            gradient_checkpointing=True,
-            max_new_tokens=512,
-            eval_batch=8,
-            sft=SFTSettings(steps=120, batch=16, learning_rate=1e-4, micro_batch=1),
-            tapo=TAPOSettings(steps=100, groups=4, learning_rate=1e-5, micro_batch=4),
-        )
+        sft = SFTSettings(steps=120, learning_rate=1e-4, micro_batch=1)
+        tapo = TAPOSettings(steps=100, groups=4, learning_rate=1e-5, micro_batch=4)
+        sizes = dict(pixels=256 * 28 * 28, max_new_tokens=512, eval_batch=8)
+        own = dict(quantize="nf4", gradient_checkpointing=True, sft=sft, tapo=tapo, **sizes)
+        return cls(name="t4", student="Qwen/Qwen2.5-VL-3B-Instruct", **own)
 
     @classmethod
     def l4(cls) -> "Preset":
         """The same on 24 GB."""
-        t4 = cls.t4()
-        return replace(
-            t4,
-            name="l4",
-            eval_batch=16,
-            sft=replace(t4.sft, micro_batch=2),
-            tapo=replace(t4.tapo, groups=8, micro_batch=8),
-        )
+        own = dict(eval_batch=16, sft__micro_batch=2, tapo__groups=8, tapo__micro_batch=8)
+        return cls.t4().with_(name="l4", **own)
 
     @classmethod
     def a100(cls) -> "Preset":
-        """The same on 40 to 80 GB: the released n = 5 and longer answers."""
-        l4 = cls.l4()
-        return replace(
-            l4,
-            name="a100",
-            max_new_tokens=1024,
-            eval_batch=32,
-            sft=replace(l4.sft, micro_batch=4),
-            tapo=replace(
-                l4.tapo, groups=16, anchor_rollouts=5, positive_rollouts=5, micro_batch=10
-            ),
-        )
+        """The same on 40 to 80 GB: the released n = 5 and longer completions."""
+        rollouts = dict(tapo__groups=16, tapo__anchor_rollouts=5, tapo__positive_rollouts=5)
+        own = dict(max_new_tokens=1024, eval_batch=32, sft__micro_batch=4, tapo__micro_batch=10)
+        return cls.l4().with_(name="a100", **rollouts, **own)
 
     def recipe(self, name: str) -> "Preset":
-        """The same preset with the settings of a named method; see `RECIPES`.
-
-        n + m rollouts stay as many as the preset has.
-        """
+        """The same preset with the settings of a named method of `RECIPES`, n + m kept."""
         if name not in RECIPES:
             raise ValueError(f"recipe {name!r}: one of {', '.join(RECIPES)}")
         changes = dict(RECIPES[name])
@@ -197,61 +163,21 @@ class Preset:
             changes["anchor_rollouts"] = self.tapo.anchor_rollouts + self.tapo.positive_rollouts
         return self.with_(**{f"tapo__{key}": value for key, value in changes.items()})
 
-    def with_(self, **changes) -> "Preset":
-        """A copy with changes; nested ones as `sft__steps=10`. Raises on unknown names."""
-        own, nested = {}, {"sft": {}, "tapo": {}}
+    def with_(self, **changes: Any) -> "Preset":
+        """A copy with changes; nested ones as `sft__steps=10`. ValueError as for `Preset`."""
+        values = self.to_dict()
+        stages = {"sft": values["sft"], "tapo": values["tapo"]}
         for key, value in changes.items():
-            part, _, leaf = key.partition("__")
-            if leaf and part in nested:
-                nested[part][leaf] = value
+            stage, _, name = key.partition("__")
+            if name and stage in stages:
+                stages[stage][name] = value
             else:
-                own[key] = value
-        known = {f.name for f in fields(self)}
-        unknown = [k for k in own if k not in known or k in nested]
-        for part, given in nested.items():
-            names = {f.name for f in fields(getattr(self, part))}
-            unknown += [f"{part}__{k}" for k in given if k not in names]
-        if unknown:
-            raise ValueError(f"unknown settings: {', '.join(unknown)}")
-        parts = {k: replace(getattr(self, k), **v) for k, v in nested.items() if v}
-        return replace(self, **own, **parts).check()
+                values[f"{key} as a whole" if key in stages else key] = value
+        return Preset(**values)
 
-    def check(self) -> "Preset":
-        """The preset itself; ValueError listing every value that makes no sense."""
-        values = {
-            f"{part}{f.name}": (f, getattr(owner, f.name))
-            for part, owner in (("", self), ("sft.", self.sft), ("tapo.", self.tapo))
-            for f in fields(owner)
-        }
-        wanted = {name: _wanted(name, f, value) for name, (f, value) in values.items()}
-        wanted = {name: text for name, text in wanted.items() if text}
-        for name, text in self._contradictions(wanted):
-            wanted.setdefault(name, text)
-        if wanted:
-            problems = [f"{name} = {values[name][1]!r}: {text}" for name, text in wanted.items()]
-            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
-        return self
-
-    def _contradictions(self, faulty) -> list[tuple[str, str]]:
-        """(name, what is wanted) of values that are well by themselves but not together."""
-        s, found = self.tapo, []
-        counts = (s.anchor_rollouts, s.positive_rollouts)
-        if not {"tapo.anchor_rollouts", "tapo.positive_rollouts"} & set(faulty):
-            if sum(counts) < 2:
-                found.append(("tapo.anchor_rollouts", "two rollouts a group at least"))
-            elif "tapo.negative_rollouts" not in faulty and s.negative_rollouts > sum(counts):
-                found.append(("tapo.negative_rollouts", f"at most {sum(counts)}, the group's"))
-            if s.baseline == "picture" and 1 in counts:
-                found.append(("tapo.baseline", "wants two rollouts a picture at least"))
-        if not {"tapo.updates", "tapo.groups"} & set(faulty) and s.updates > s.groups:
-            found.append(("tapo.updates", f"at most tapo.groups, {s.groups}: a group each"))
-        if not {"tapo.overlong_tokens", "max_new_tokens"} & set(faulty):
-            if s.overlong_tokens > self.max_new_tokens:
-                found.append(("tapo.overlong_tokens", f"at most {self.max_new_tokens}, the limit"))
-        return found
-
-    def to_dict(self) -> dict:
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting by its name; those of a stage in a dictionary of their own."""
+        return self.model_dump()
 
     def __str__(self) -> str:
         rows = [f"{k} = {v}" for k, v in self.to_dict().items() if not isinstance(v, dict)]
@@ -260,18 +186,32 @@ class Preset:
         return "\n".join(rows)
 
 
-def _wanted(name: str, f, value) -> str | None:
-    """What a setting should have been; None where it is that."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if name in CHOICES:
-        return None if value in CHOICES[name] else f"one of {', '.join(CHOICES[name])}"
-    if f.type is int:
-        least = 0 if f.name in MAY_BE_ZERO else 1
-        return None if whole and value >= least else f"a whole number from {least} on"
-    if f.type is float:
-        low, high, words = RANGES.get(name, (-LARGEST, LARGEST, "that is finite"))
-        right = (whole or isinstance(value, float)) and low <= value <= high
-        return None if right else f"a number {words}"
-    if f.type is bool and not isinstance(value, bool):
-        return "true or false"
-    return None
+def _problem(error: Any) -> str:
+    """A value and what is wanted in its place, from an error of pydantic's."""
+    wanted = error["msg"].removeprefix("Input should be ")
+    if error["type"] == "literal_error":
+        wanted = "one of " + wanted.replace("'", "").replace(" or ", ", ")
+    if error["type"] == "extra_forbidden":
+        wanted = "there is no such setting"
+    return f"{error['input']!r}: {wanted}"
+
+
+def _contradictions(values: dict[str, Any], faulty: Container[str]) -> dict[str, str]:
+    """As `_problem`, of values that are well by themselves but not together."""
+    if "tapo" in faulty:
+        return {}
+    whole = {name: field.default for name, field in Preset.model_fields.items()} | values
+    limit = math.inf if "max_new_tokens" in faulty else whole["max_new_tokens"]
+    s = dict(TAPOSettings()) | dict(whole["tapo"])
+    s |= {name: math.inf for name in s if f"tapo.{name}" in faulty}  # beside it all is well
+    counts = (s["anchor_rollouts"], s["positive_rollouts"])
+    size = math.inf if math.inf in counts else sum(counts)
+    rules = {
+        "anchor_rollouts": (size < 2, "two rollouts a group at least"),
+        "negative_rollouts": (1 < size < s["negative_rollouts"], f"at most {size}, the group's"),
+        "baseline": (s["baseline"] == "picture" and 1 in counts, "two rollouts a picture at least"),
+        "updates": (s["updates"] > s["groups"], f"at most tapo.groups, {s['groups']}: one each"),
+        "overlong_tokens": (s["overlong_tokens"] > limit, f"at most {limit}, the limit"),
+    }
+    wrong = {f"tapo.{name}": (s[name], text) for name, (is_so, text) in rules.items() if is_so}
+    return {name: f"{v!r}: {text}" for name, (v, text) in wrong.items() if name not in faulty}

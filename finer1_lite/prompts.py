@@ -1,8 +1,8 @@
-"""Every word that a model is ever asked, and the form of the chain that it shall answer.
+"""Every prompt that a model is ever given, and the form of the chain that it shall write.
 
 Imports nothing of the package. One question for all sizes: SFT, TAPO and evaluation use
 the same words, so that a gap between two numbers is never a gap between two prompts.
-What a *teacher* is asked, who writes chains for the student to learn from, stands below.
+The prompts of a *teacher*, who writes chains for the student to learn from, stand below.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ QUESTIONS = {  # prompt name (it stands in every record) -> words
     "answer": f"{_NAME} {_ANSWER}",
 }
 
-# Asked of a base model for comparison only; no student is trained on these. `coarse` leaves
+# For comparison with a base model only; no student is trained on these. `coarse` leaves
 # open how exact the name shall be and `exact` insists on it, so that the two together show
 # how much of a gain is naming at the right granularity. `no_think` asks for no tags.
 COMPARISONS = {
@@ -52,11 +52,12 @@ def question(
     fine: str = "kind",
     letters: bool = False,
 ) -> str:
-    """The question about a picture.
+    """Write the question about a picture.
 
     kind: one of `PROMPTS`; coarse: the word for what the picture shows ("bird"); fine: what
     its exact name is called ("species", "breed"); options: the closed world's choices, in
-    the order shown; None asks the open world; letters: put (A), (B), ... before them.
+    the order shown; None for the open world; letters: put (A), (B), ... before them.
+    ValueError for an unknown kind.
     """
     words = QUESTIONS | COMPARISONS
     if kind not in words:
@@ -67,13 +68,14 @@ def question(
 def about(
     kind: str, text: str, options: Sequence[str] | None = None, *, letters: bool = False
 ) -> str:
-    """A question of one's own about a picture, in the same form; kind: a key of `ABOUT`."""
+    """Put a question of one's own about a picture into the same form; kind: a key of `ABOUT`."""
     if kind not in ABOUT:
         raise ValueError(f"prompt {kind!r} asks for a name: choose one of {sorted(ABOUT)}")
     return f"{text.strip()} {ABOUT[kind]}" + _offered(options, letters)
 
 
 def _offered(options: Sequence[str] | None, letters: bool) -> str:
+    """The options as they end a question; nothing in the open world."""
     if options is None:
         return ""
     shown = [f"({chr(65 + i)}) {o}" for i, o in enumerate(options)] if letters else options
@@ -81,37 +83,37 @@ def _offered(options: Sequence[str] | None, letters: bool) -> str:
 
 
 def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], name: str) -> str:
-    """The four-part chain of thought and the answer (Fine-R1, section 3.1).
+    """Write the four-part chain of thought and the answer (arXiv 2602.07605, section 3.1).
 
     analysis: what the picture shows; candidates: names, at most four, `name` among them;
-    comparison: one remark a candidate, in the same order.
+    comparison: one remark a candidate, in the same order. ValueError where these do not fit.
     """
     if name not in candidates or len(candidates) > MAX_CANDIDATES:
-        raise ValueError(
-            f"{name!r} must be one of at most {MAX_CANDIDATES} candidates: {candidates}"
-        )
+        problem = f"{name!r} must be one of at most {MAX_CANDIDATES} candidates: {candidates}"
+        raise ValueError(problem)
     remarks = "; ".join(f"{c}: {r}" for c, r in zip(candidates, comparison, strict=True))
     parts = (analysis, ", ".join(candidates), remarks, name)
-    body = "\n".join(f"{head} {part}" for head, part in zip(SECTIONS, parts))
+    body = "\n".join(f"{head} {part}" for head, part in zip(SECTIONS, parts, strict=True))
     return f"<think>\n{body}\n</think>\n{answer(name)}"
 
 
 def look(analysis: str) -> str:
-    """The first part of a chain alone: what a describing student thinks."""
+    """Write the first part of a chain alone: what a describing student thinks."""
     return f"<think>\n{SECTIONS[0]} {analysis}\n</think>"
 
 
 def answer(name: str) -> str:
+    """Put a name into the tags of an answer."""
     return f"<answer>{name}</answer>"
 
 
 def messages(text: str, with_image: bool = True) -> list[dict]:
-    """One user turn in the chat format of Qwen2.5-VL."""
+    """Write one user turn in the chat format of Qwen2.5-VL."""
     picture = [{"type": "image"}] if with_image else []
     return [{"role": "user", "content": [*picture, {"type": "text", "text": text}]}]
 
 
-# --- what a teacher is asked -------------------------------------------------------------
+# --- the prompts of a teacher ------------------------------------------------------------
 
 DESCRIPTIONS = (  # several views of one picture: what is said each time is likely there
     "Describe the {coarse} in this picture from head to tail: shape, colours, patterns. "
@@ -121,31 +123,15 @@ DESCRIPTIONS = (  # several views of one picture: what is said each time is like
     "Somebody has to find this {coarse} among its look-alikes by your words alone. "
     "What do you see that would help? Do not name its kind.",
 )
-EXTRACT = (
+_EXTRACT = (
     "Below are descriptions of pictures, one in each paragraph. List the visible marks that "
     "occur in them, each once, as a noun phrase of two to four words, one in each line. "
     "Leave out names of kinds, places, behaviour, sizes in numbers, and opinions.\n\n{texts}"
 )
-WRITE = (
-    "The picture shows a {coarse}. Write how an expert with nothing but the picture would work "
-    "out its exact kind. Use exactly this form, each part on a line that begins as shown:\n"
+_FORM = (
+    " Use exactly this form, each part on a line that begins as shown:\n"
     "<think>\n"
-    "analysis: what is visible, using these marks where they can be seen: {concepts}\n"
-    "candidates: {candidates}\n"
-    "comparison: for each candidate in that order its name, a colon, and what fits or does not; "
-    "separate the candidates by semicolons\n"
-    "prediction: the name of the one that fits best\n"
-    "</think>\n"
-    "<answer>the same name</answer>\n"
-    "Right is: {name}. Do not name any kind before the candidates, and never say that you were "
-    "given a name, a list or a description. Give no sizes in numbers and no years; a picture "
-    "does not show them."
-)
-GUESS = (
-    "The picture shows a {coarse}. Work out its exact kind from the picture alone. "
-    "Use exactly this form, each part on a line that begins as shown:\n"
-    "<think>\n"
-    "analysis: what is visible\n"
+    "analysis: what is visible{marks}\n"
     "candidates: {candidates}\n"
     "comparison: for each candidate in that order its name, a colon, and what fits or does not; "
     "separate the candidates by semicolons\n"
@@ -153,40 +139,49 @@ GUESS = (
     "</think>\n"
     "<answer>the same name</answer>"
 )
+_TOLD = (
+    "The picture shows a {coarse}. Write how an expert with nothing but the picture would work "
+    "out its exact kind.{form}\n"
+    "Right is: {name}. Do not name any kind before the candidates, and never say that you were "
+    "given a name, a list or a description. Give no sizes in numbers and no years; a picture "
+    "does not show them."
+)
+_UNTOLD = "The picture shows a {coarse}. Work out its exact kind from the picture alone.{form}"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request to a teacher: the words, and the facts that they were made from.
+class TeacherPrompt:
+    """What a teacher is given: a text for a model, and its facts for the oracle and the table."""
 
-    kind: describe | extract | write | guess. A model reads `text` alone; a teacher without
-    a model (oracle, table) answers from the other fields.
-    """
-
-    kind: str
+    kind: str  # describe | extract | write | guess | evaluate
     text: str
     name: str = ""
     candidates: tuple[str, ...] = ()
     concepts: tuple[str, ...] = ()
 
 
-def ask_describe(coarse: str, view: int) -> Asked:
-    """view: which of `DESCRIPTIONS`, counted round and round."""
-    return Asked("describe", DESCRIPTIONS[view % len(DESCRIPTIONS)].format(coarse=coarse))
+def description_prompt(coarse: str, view: int) -> TeacherPrompt:
+    """Ask for a description; view: which of `DESCRIPTIONS`, counted round and round."""
+    return TeacherPrompt("describe", DESCRIPTIONS[view % len(DESCRIPTIONS)].format(coarse=coarse))
 
 
-def ask_extract(texts: Sequence[str]) -> Asked:
-    return Asked("extract", EXTRACT.format(texts="\n\n".join(texts)))
+def concepts_prompt(texts: Sequence[str]) -> TeacherPrompt:
+    """Ask for the short phrases that occur in descriptions; no picture goes with it."""
+    return TeacherPrompt("extract", _EXTRACT.format(texts="\n\n".join(texts)))
 
 
-def ask_write(coarse: str, name: str, candidates: Sequence[str], concepts: Sequence[str]) -> Asked:
-    """A chain towards a known label, from the concepts that were kept."""
-    given = {"candidates": ", ".join(candidates), "concepts": "; ".join(concepts) or "any"}
-    text = WRITE.format(coarse=coarse, name=name, **given)
-    return Asked("write", text, name, tuple(candidates), tuple(concepts))
+def chain_prompt(
+    coarse: str, name: str, candidates: Sequence[str], concepts: Sequence[str]
+) -> TeacherPrompt:
+    """Ask for a chain towards a known label, from the concepts that were kept."""
+    marks = f", using these marks where they can be seen: {'; '.join(concepts) or 'any'}"
+    form = _FORM.format(marks=marks, candidates=", ".join(candidates))
+    text = _TOLD.format(coarse=coarse, name=name, form=form)
+    return TeacherPrompt("write", text, name, tuple(candidates), tuple(concepts))
 
 
-def ask_guess(coarse: str, candidates: Sequence[str]) -> Asked:
-    """A chain by a teacher who is not told the label: kept only if it is right."""
-    text = GUESS.format(coarse=coarse, candidates=", ".join(candidates))
-    return Asked("guess", text, candidates=tuple(candidates))
+def guess_prompt(coarse: str, candidates: Sequence[str]) -> TeacherPrompt:
+    """Ask for a chain without telling the label: it is kept only if it is right."""
+    form = _FORM.format(marks="", candidates=", ".join(candidates))
+    text = _UNTOLD.format(coarse=coarse, form=form)
+    return TeacherPrompt("guess", text, "", tuple(candidates))

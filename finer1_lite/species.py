@@ -1,10 +1,9 @@
 """Folders of photos -> a Collection: species, few-shot training photos, fresh test photos.
 
-The setting is the paper's (section "The problem and the claim" of Fine-R1, arXiv
-2602.07605): a few training photos for each class, 60 % of the classes seen and 40 % unseen,
-training on seen classes only. The user's data is checked completely before any model is
-loaded (`folders` and `pictures` look, nothing is written), and all problems come in one
-`DataError`.
+The setting is the paper's (section "The problem and the claim" of Fine-R1, arXiv 2602.07605):
+a few training photos a class, 60 % of the classes seen and 40 % unseen, training on seen ones
+only. The user's data is checked completely before any model is loaded (`data.folders` looks,
+nothing is written), and all problems come in one `DataError`.
 """
 
 from __future__ import annotations
@@ -77,22 +76,17 @@ class Collection:
     )
 
     def __post_init__(self) -> None:
-        photos, names = (*self.train, *self.test), set(self.names)
+        photos = (*self.train, *self.test)
+        names = set(self.names)
+        unseen = set(self.unseen_names)
         problems = [f"two species are called {n!r}; rename one" for n in _repeated(self.names)]
-        problems += [
-            f"two photos have the id {i!r}; each belongs in train or in test, once"
-            for i in _repeated(photo.id for photo in photos)
-        ]
-        problems += [
-            f"{p.id}: {p.species!r} is no species of this collection; add it"
-            for p in photos
-            if p.species not in names
-        ]
-        problems += [
-            f"{p.id}: {p.species!r} is not seen; move the photo to test"
-            for p in self.train
-            if p.species in self.unseen_names
-        ]
+        mend = "each belongs in train or in test, once"
+        ids = _repeated(photo.id for photo in photos)
+        problems += [f"two photos have the id {i!r}; {mend}" for i in ids]
+        mend = "is no species of this collection; add it"
+        problems += [f"{p.id}: {p.species!r} {mend}" for p in photos if p.species not in names]
+        mend = "is not seen; move the photo to test"
+        problems += [f"{p.id}: {p.species!r} {mend}" for p in self.train if p.species in unseen]
         if problems:
             raise DataError(problems, "this collection contradicts itself:")
 
@@ -137,7 +131,7 @@ class Collection:
         if name not in self._ranked:
             others = [other for other in self.names if other != name]
             self._ranked[name] = sorted(
-                others, key=lambda other: (self.distance(name, other), _tie(name, other))
+                others, key=lambda o: (self.distance(name, o), _tie(name, o))
             )
         if among is None:
             return list(self._ranked[name])
@@ -147,13 +141,13 @@ class Collection:
     def options(
         self, photo: Photo, n: int = 4, seed: int = 0, among: Iterable[str] | None = None
     ) -> list[str]:
-        """`n` names to choose from (all, where there are fewer): the right one and others
-        of its nearest, drawn and ordered by `seed` and the photo's id.
+        """Draw `n` names to choose from: the right one and others of its nearest, in any order.
 
-        The others are drawn from the nearest `OPTION_POOL`. Always the very nearest would
-        give the answer away: a species in the middle of its genus would be a wrong option
-        of all, and the one least used as a wrong option would often be right.
-        Give `among=collection.seen_names` where training must not meet unseen names.
+        All depends on `seed` and the photo's id; where there are fewer names, all are given.
+        The others are drawn from the nearest `OPTION_POOL`. Always the very nearest would give
+        the answer away: a species in the middle of its genus would be a wrong option of all,
+        and the one least used as a wrong option would often be right. Give
+        `among=collection.seen_names` where training must not meet unseen names.
         """
         if n < 2:
             raise DataError([f"n={n}: a choice needs 2 options or more"], "no options:")
@@ -183,36 +177,30 @@ def load_folder(
     The same seed and files give the same collection. Raises DataError with every problem found.
     """
     root = Path(folder).expanduser()
-    problems = _argument_problems(shots, unseen_share)
     table = Path(descriptions).expanduser() if descriptions else None
     classes, found = folders.read_folder(root, shots=shots, descriptions=table)
-    problems += found
+    problems = _argument_problems(shots, unseen_share) + found
     if problems:
         raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
+    unseen = {one.name for one in classes if one.seen is False}
     if classes[0].seen is None:
         unseen = _draw_unseen({one.name: one.group for one in classes}, unseen_share, seed)
-    else:
-        unseen = {one.name for one in classes if not one.seen}
-    species = tuple(
-        Species(one.name, one.group, one.name not in unseen, one.description) for one in classes
-    )
+    species = tuple(Species(c.name, c.group, c.name not in unseen, c.description) for c in classes)
     train, test = [], []
     for one in classes:
-        shown, fresh = _draw_shots(one, 0 if one.name in unseen else shots, seed)
-        train += shown
+        chosen, fresh = _draw_shots(one, 0 if one.name in unseen else shots, seed)
+        train += chosen
         test += fresh
-    log.info(
-        "%s: %d seen and %d unseen classes, %d training and %d test photos, seed %s",
-        *(root, len(classes) - len(unseen), len(unseen), len(train), len(test), seed),
-    )
+    counts = (len(classes) - len(unseen), len(unseen), len(train), len(test))
+    message = "%s: %d seen and %d unseen classes, %d training and %d test photos, seed %s"
+    log.info(message, root, *counts, seed)
     distance = partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
     return Collection(coarse, species, tuple(train), tuple(test), distance)
 
 
 def _argument_problems(shots: int, unseen_share: float) -> list[str]:
-    problems = []
-    if shots < 1:
-        problems.append(f"shots={shots}: give 1 or more")
+    """What is wrong with two arguments of `load_folder`."""
+    problems = [f"shots={shots}: give 1 or more"] if shots < 1 else []
     if not 0 <= unseen_share < 1:
         problems.append(f"unseen_share={unseen_share}: give a share from 0 to below 1")
     return problems
@@ -232,10 +220,8 @@ def _draw_unseen(groups: dict[str, str], share: float, seed: int) -> set[str]:
         random.Random(f"{seed}/unseen/{group}").shuffle(names)
     total = min(max(int(share * len(groups) + 0.5), share > 0), len(groups) - 1)
     given = {group: int(share * len(names)) for group, names in members.items()}
-    by_loss = sorted(
-        members,
-        key=lambda group: (given[group] - share * len(members[group]), _tie(seed, group)),
-    )
+    lost = {group: share * len(names) - given[group] for group, names in members.items()}
+    by_loss = sorted(members, key=lambda group: (-lost[group], _tie(seed, group)))
     for group in by_loss[: total - sum(given.values())]:
         given[group] += 1
     return {name for group, names in members.items() for name in names[: given[group]]}
@@ -245,24 +231,23 @@ def _draw_shots(one: folders.ClassFolder, shots: int, seed: int) -> tuple[list[P
     """(train, test) of one class: `shots` drawn by seed, and what may be tested on."""
     pool = [file.id for file in one.files if file.split != "test"]
     drawn = set(random.Random(f"{seed}/shots/{one.name}").sample(pool, shots))
-    train = [file for file in one.files if file.id in drawn]
-    test = [file for file in one.files if file.id not in drawn and file.split != "train"]
-    as_photos = [[Photo(f.id, one.name, f.path) for f in part] for part in (train, test)]
-    return as_photos[0], as_photos[1]
+    fresh = [file for file in one.files if file.id not in drawn and file.split != "train"]
+    train = [Photo(file.id, one.name, file.path) for file in one.files if file.id in drawn]
+    return train, [Photo(file.id, one.name, file.path) for file in fresh]
 
 
 def _words(one: Species) -> Counter[str]:
     """The words of name and description, each with its weight."""
     words = Counter(set(re.findall(r"\w+", one.description.casefold())))
-    for word in set(re.findall(r"\w+", one.name.casefold())):
-        words[word] += NAME_WEIGHT
+    words.update(dict.fromkeys(re.findall(r"\w+", one.name.casefold()), NAME_WEIGHT))
     return words
 
 
 def _unlike(known: dict[str, tuple[str, Counter[str]]], name: str, other: str) -> float:
     """1 - weighted Jaccard of the words, in [0, 1]; 1 more between two groups."""
     (group, words), (other_group, other_words) = known[name], known[other]
-    shared, either = (words & other_words).total(), (words | other_words).total()
+    shared = (words & other_words).total()
+    either = (words | other_words).total()
     return 1 - shared / max(either, 1) + (group != other_group)
 
 

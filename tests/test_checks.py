@@ -79,26 +79,28 @@ def test_adapter_moved_fails_on_frozen_broken_and_foreign_parameters(layer):
         checks.assert_adapter_moved(before, {"weight": before["weight"] * torch.nan})
 
 
-def test_some_spread_takes_accuracies_or_groups():
+def test_some_variance_takes_accuracies_or_groups():
     rows = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    assert checks.assert_some_spread(rows) == 0.5
-    assert checks.assert_some_spread([SimpleNamespace(accuracy=row) for row in rows]) == 0.5
+    assert checks.assert_some_variance(rows) == 0.5
+    assert checks.assert_some_variance([SimpleNamespace(accuracy=row) for row in rows]) == 0.5
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_some_spread_fails_when_every_group_agrees(value):
+def test_some_variance_fails_when_every_group_agrees(value):
     with pytest.raises(AssertionError, match="none of 3 groups has both right and wrong"):
-        checks.assert_some_spread(torch.full((3, 4), value))
+        checks.assert_some_variance(torch.full((3, 4), value))
 
 
-def rolled(*cut):
-    tokens = torch.zeros(len(cut), 2, dtype=torch.long)
-    return Rollouts(tokens, torch.ones_like(tokens), ["a"] * len(cut), torch.tensor(cut))
+def rolled(*truncated):
+    tokens = torch.zeros(len(truncated), 2, dtype=torch.long)
+    return Rollouts(
+        tokens, torch.ones_like(tokens), ["a"] * len(truncated), torch.tensor(truncated)
+    )
 
 
-def test_not_all_cut():
-    assert checks.assert_not_all_cut(rolled(True, False)) == 0.5
-    assert checks.assert_not_all_cut([rolled(True, True), rolled(False, False)]) == 0.5
+def test_not_all_truncated():
+    assert checks.assert_not_all_truncated(rolled(True, False)) == 0.5
+    assert checks.assert_not_all_truncated([rolled(True, True), rolled(False, False)]) == 0.5
     for broken in (rolled(True, True), [rolled(True), rolled(True)]):
-        with pytest.raises(AssertionError, match="all 2 answers were cut off"):
-            checks.assert_not_all_cut(broken)
+        with pytest.raises(AssertionError, match="all 2 completions were truncated"):
+            checks.assert_not_all_truncated(broken)

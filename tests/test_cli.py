@@ -13,13 +13,235 @@ from paths import ROOT
 from photo_folders import four_classes
 
 from finer1_lite import lab
-from finer1_lite.__main__ import build_parser, main, make_job
+from finer1_lite.__main__ import COMMANDS, build_parser, main, read_command
+from finer1_lite.evals import report
+from finer1_lite.runtime import distributed
 from finer1_lite.runtime.files import open_folder
 
+OPTIONS = {
+    "lab": """
+        --name
+        --out Path = runs
+        --fresh = False
+        --preset {lab,t4,l4,a100} = lab
+        --student
+        --photos Path
+        --descriptions Path
+        --coarse
+        --world-seed int = 0
+        --seeds int x+ = 0 1 2
+        --workers int = 0
+        --quantize {none,nf4}
+        --sft-steps int
+        --tapo-steps int
+        --test-pictures int
+        --report-to {none,tensorboard,wandb,trackio} = none
+        --set KEY=VALUE x*
+    """,
+    "pretrain": """
+        --world-seed int = 0
+        --steps int
+        --seed int = 0
+        --out Path = runs
+    """,
+    "ablate": """
+        --name = ablation
+        --out Path = runs
+        --rows x+
+        --seeds int x+ = 0 1 2 3 4
+        --worlds int x+ = 0 1
+        --workers int = 0
+        --set KEY=VALUE x+
+    """,
+    "bench": """
+        --preset {lab,t4,l4,a100} = lab
+        --full = False
+        --groups int
+        --steps int = 3
+        --grow/--no-grow = True
+        --json FILE Path
+    """,
+    "plan": """
+        --model
+        --gpu GIB float = 15.0
+        --preset {lab,t4,l4,a100} = t4
+        --set KEY=VALUE x+
+        --text-tokens int = 96
+        --json FILE Path
+    """,
+    "cot make": """
+        --photos Path
+        --descriptions Path
+        --coarse
+        --shots int = 4
+        --world-seed int = 0
+        --out Path required
+        --teacher {oracle,table,local,endpoint,student}
+        --model
+        --quantize {none,nf4} = none
+        --url = http://localhost:8000/v1
+        --key-env = OPENAI_API_KEY
+        --workers int = 4
+        --timeout float = 120.0
+        --tries int = 5
+        --max-requests int
+        --max-cost float
+        --price-in float = 0.0
+        --price-out float = 0.0
+        --temperature float = 0.7
+        --max-tokens int = 1024
+        --descriptions-a-picture int = 6
+        --extract {teacher,yake}
+        --estimator {count,infonce} = count
+        --beta float = 0.7
+        --per-picture int = 1
+        --rounds int = 4
+        --guess = False
+        --seed int = 0
+    """,
+    "cot check": """
+        file Path
+        --json Path
+    """,
+    "cot review": """
+        folder Path
+        --decided-only = False
+        --undo = False
+    """,
+    "cot convert": """
+        file Path
+        out Path
+        --to {ours,trl,sharegpt,triplets,parquet} required
+        --bare = False
+        --pictures Path = .
+    """,
+    "cot triplets": """
+        --photos Path
+        --descriptions Path
+        --coarse
+        --shots int = 4
+        --world-seed int = 0
+        --seed int = 0
+        --out Path required
+    """,
+    "audit": """
+        paths FILE Path x+
+    """,
+    "evaluate": """
+        models MODEL x*
+        --endpoint URL
+        --model NAME x+
+        --key-env = OPENAI_API_KEY
+        --workers int = 4
+        --timeout float = 120.0
+        --tries int = 5
+        --max-requests int
+        --max-cost float
+        --price-in float = 0.0
+        --price-out float = 0.0
+        --base
+        --name = evaluation
+        --out Path = runs
+        --fresh = False
+        --preset {lab,t4,l4,a100} = lab
+        --prompts x+
+        --tasks {open,closed} x+ = open closed
+        --order {rotate,shuffle,as_is} = rotate
+        --protocol {ours,released} = ours
+        --letters = False
+        --samples int = 1
+        --no-blind = False
+        --photos Path
+        --files Path x*
+        --images Path
+        --allow-missing = False
+        --world-seed int = 0
+        --unseen-share float = 0.4
+        --coarse
+        --test-pictures int
+        --max-new-tokens int
+        --batch int
+        --questions FILE Path x*
+        --baselines x*
+        --clip NAME
+        --similarity {none,minilm,siglip} = none
+    """,
+    "report": """
+        run RUN Path
+        other RUN2 Path x?
+        --photos Path
+    """,
+    "analyse": """
+        models MODEL x2
+        --base
+        --name = analysis
+        --out Path = runs
+        --fresh = False
+        --preset {lab,t4,l4,a100} = lab
+        --photos Path
+        --files Path x*
+        --images Path
+        --allow-missing = False
+        --world-seed int = 0
+        --unseen-share float = 0.4
+        --coarse
+        --test-pictures int
+        --max-new-tokens int
+        --batch int
+    """,
+    "fetch": """
+        source
+        --out Path required
+        --from PLACE
+        --train int = 16
+        --test int = 0
+        --classes int = 0
+        --seed int = 0
+        --allow-missing = False
+        --image-column
+        --label-column
+        --train-splits x+
+        --test-splits x+
+        --config
+        --revision
+    """,
+    "merge": """
+        adapter Path
+        out Path
+        --base
+        --dtype {auto,float32,bfloat16,float16} = auto
+    """,
+    "push": """
+        folder Path
+        name
+        --private = False
+        --yes = False
+    """,
+}
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    (found,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return found.choices
+
+def commands(parser=None, above: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Every command and every step of one: "lab", "cot", "cot make", ..."""
+    found = {}
+    for action in (parser or build_parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, one in action.choices.items():
+                found |= {above + name: one} | commands(one, f"{above}{name} ")
+    return found
+
+
+def described(action: argparse.Action) -> str:
+    """Names (or the place's name), metavar, type, choices, how many, default."""
+    parts = ["/".join(action.option_strings) or action.dest, action.metavar]
+    parts.append(action.type.__name__ if action.type not in (None, str) else None)
+    parts.append("{" + ",".join(action.choices) + "}" if action.choices else None)
+    parts.append(None if action.nargs in (None, 0) else f"x{action.nargs}")
+    parts.append("required" if action.required and action.option_strings else None)
+    default = action.default
+    if default not in (None, "", []):
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        parts.append(f"= {shown}")
+    return " ".join(part for part in parts if part)
 
 
 @pytest.fixture
@@ -51,24 +273,40 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("command", commands())
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for action in commands()[command]._actions:
         assert action.help and len(action.help) > 8
         for name in action.option_strings:
             assert re.search(rf"(^|\s){name}\b", shown), name
-    assert "==SUPPRESS==" not in shown
+    assert "==SUPPRESS==" not in shown and "None" not in shown
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_names_and_defaults_of_options_stay(command):
+    """What is written in notebooks, scripts and notes goes on working."""
+    rows = [row.strip() for row in OPTIONS[command].strip().splitlines()]
+    found = [described(a) for a in commands()[command]._actions if a.dest != "help"]
+    assert sorted(found) == sorted(rows)
+    places = [[row for row in one if not row.startswith("-")] for one in (found, rows)]
+    assert places[0] == places[1]  # of arguments without a name
+
+
+def test_every_command_is_in_the_table():
+    assert set(OPTIONS) == set(commands()) - {"cot"}
+    assert list(COMMANDS) == list(dict.fromkeys(name.split()[0] for name in commands()))
 
 
 def test_the_program_lists_its_commands_without_loading_a_model():
     """`--help` must answer at once: torch alone takes seconds."""
     code = "import sys; from finer1_lite.__main__ import build_parser\n"
-    code += "print(build_parser().format_help()); assert 'torch' not in sys.modules"
+    code += "print(build_parser().format_help())\n"
+    code += "assert not {'torch', 'transformers', 'matplotlib', 'pandas'} & set(sys.modules)"
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    for name in commands():
+    for name in COMMANDS:
         assert re.search(rf"^ +{name} ", shown, re.MULTILINE)
 
 
@@ -84,7 +322,7 @@ def test_unknown_commands_and_choices_are_refused(arguments, capsys):
 
 
 def job_of(*arguments: object):
-    return make_job(build_parser().parse_args(["lab", *map(str, arguments)]))
+    return read_command(["lab", *map(str, arguments)]).job()
 
 
 def test_options_reach_the_job(tmp_path):
@@ -132,8 +370,38 @@ def test_presets_differ_in_size_alone(tmp_path):
 
 def test_unknown_settings_are_all_named(refused, tmp_path):
     said = refused("lab", "--out", tmp_path / "runs", "--set", "tapo.grups=4", "eval_bach=3")
-    assert "tapo__grups" in said.replace(".", "__") and "eval_bach" in said
+    assert "tapo.grups" in said and "eval_bach" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_set_adds_to_the_first(tmp_path):
+    preset = job_of("--set", "shots=2", "tapo.groups=3", "--set", "tapo.updates=3").preset
+    assert (preset.shots, preset.tapo.groups, preset.tapo.updates) == (2, 3, 3)
+    assert job_of().preset.shots == 4  # a default is never filled by an earlier command
+
+
+def test_the_tracker_reaches_the_job():
+    assert job_of("--report-to", "trackio").report_to == "trackio"
+    assert job_of().report_to == "none"
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_the_main_process_alone_writes_the_page(is_main, tmp_path, monkeypatch, capsys):
+    """From the pictures of the job, after all processes have done it."""
+    calls = []
+
+    def write_report(folder, photos):
+        calls.append((folder, photos(first.id).tobytes()))
+        return folder / "report.html"
+
+    job = job_of("--out", tmp_path, "--test-pictures", 36)
+    first = job.collection()[0].test[0]
+    monkeypatch.setattr(lab, "run", lambda job, workers, fresh: job.folder)
+    monkeypatch.setattr(report, "write_report", write_report)
+    monkeypatch.setattr(distributed, "is_main", lambda: is_main)
+    assert main(["lab", "--out", str(tmp_path), "--test-pictures", "36"]) == 0
+    assert calls == [(tmp_path / "lab", first.image().tobytes())] * is_main
+    assert ("report.html" in capsys.readouterr().out) == is_main
 
 
 def test_a_setting_without_a_value_is_refused(refused, tmp_path):

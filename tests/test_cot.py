@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from finer1_lite import cot, paperbirds, prompts, rewards
+from finer1_lite.chains.text import Chain
 from finer1_lite.species import Collection, Photo, Species
 
 FORM = re.compile(
@@ -49,8 +50,9 @@ def test_oracle_chain_has_the_four_parts_and_the_full_reward(world):
         assert parts["prediction"] == parts["answer"] == name
         assert len(set(parts["candidates"])) == 4 and name in parts["candidates"]
         assert list(parts["comparison"]) == parts["candidates"]
-        assert rewards.tapo_reward(chain, name, classes=world.names) == pytest.approx(1.0)
-        assert rewards.section_reward(chain, headings=prompts.SECTIONS) == 1.0
+        assert rewards.accuracy_reward(chain, name, classes=world.names) == 1.0
+        assert rewards.format_reward(chain) == 1.0
+        assert len(Chain(chain).parts) == 4 and all(Chain(chain).parts.values())
 
 
 def test_oracle_tells_the_true_marks(world):

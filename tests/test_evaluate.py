@@ -5,11 +5,17 @@ import json
 import pytest
 
 from finer1_lite import evaluate, metrics, prompts
-from finer1_lite.evaluate import Cell, cells, record
+from finer1_lite.data import benchmark
+from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.evaluate import Completion, StudentAnswerer
 from finer1_lite.species import OPTION_POOL, Collection
 
-OPEN = Cell("base", None, "answer", "open")
-CLOSED = Cell("base", None, "answer", "closed")
+OPEN = Condition("answer", "open")
+CLOSED = Condition("answer", "closed", order="shuffle")
+
+
+def drawn(collection):
+    return Benchmark.of_collection(collection, as_drawn=True)
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +37,36 @@ def batches(monkeypatch):
     return sizes
 
 
-def answer(student, collection, cell, folder, limit=6) -> bytes:
-    steps = list(
-        evaluate.evaluate(student, collection, cell, folder, max_new_tokens=limit, batch_size=3)
-    )
+def answer(student, collection, condition, folder, limit=6, **who) -> bytes:
+    answerer = StudentAnswerer(student, **({"name": "base", "max_new_tokens": limit} | who))
+    steps = list(evaluate.evaluate(answerer, drawn(collection), condition, folder, 3))
     assert steps == sorted(set(steps)) and steps[-1] == len(collection.test)
-    return (folder / f"{cell.name}.jsonl").read_bytes()
+    return (folder / f"{condition.name}.jsonl").read_bytes()
 
 
-def scored(birds, text: str, options=None) -> dict:
-    return record(OPEN, birds, birds.test[0], options, text, tokens=5, cut=False)
+@pytest.fixture(scope="module")
+def scored(birds):
+    """The record of a completion to the first test picture."""
+    asked = drawn(birds)
+    (first, *_) = benchmark.questions(asked, OPEN)
+    return lambda text: evaluate.record(asked, OPEN, first, Completion(text, 5), model="base")
 
 
 # --- scoring -------------------------------------------------------------------------
 
 
-def test_the_exact_name_is_right(birds):
+def test_the_exact_name_is_right(birds, scored):
     name = birds.test[0].species
     for said in (name, name.upper(), f" The {name}. ", name.replace(" ", "-")):
-        row = scored(birds, f"<answer>{said}</answer>")
+        row = scored(f"<answer>{said}</answer>")
         assert row["correct"] and row["named"] == name and row["answer"] == said
 
 
-def test_listing_every_option_scores_nothing(birds):
+def test_listing_every_option_scores_nothing(birds, scored):
     """The released script looks for the label inside the answer: it would score 1."""
     listed = ", ".join(birds.names)
     for said in (listed, f"{birds.test[0].species} or {birds.test[1].species}"):
-        row = scored(birds, f"<answer>{said}</answer>")
+        row = scored(f"<answer>{said}</answer>")
         assert not row["correct"] and row["named"] is None and row["answer"] == said
 
 
@@ -72,23 +81,26 @@ def test_listing_every_option_scores_nothing(birds):
         "",
     ],
 )
-def test_a_name_outside_one_whole_answer_scores_nothing(birds, text):
-    assert not scored(birds, text.format(birds.test[0].species))["correct"]
+def test_a_name_outside_one_whole_answer_scores_nothing(birds, scored, text):
+    assert not scored(text.format(birds.test[0].species))["correct"]
 
 
-def test_another_name_is_wrong_but_it_is_a_name(birds):
+def test_another_name_is_wrong_but_it_is_a_name(birds, scored):
     other = birds.neighbours(birds.test[0].species)[0]
-    row = scored(birds, f"<think>x</think><answer>{other}</answer>")
+    row = scored(f"<think>x</think><answer>{other}</answer>")
     assert not row["correct"] and row["named"] == other
 
 
 def test_a_record_says_all_that_the_metrics_ask_for(birds):
-    rows, stages = [], [cells("base", None, ("answer", "think")), cells("sft", 0), cells("tapo", 0)]
-    for photo in (birds.test[0], birds.test[-1]):
-        for cell in sum(stages, []):
-            options = birds.options(photo) if cell.task == "closed" else None
-            text = prompts.answer(photo.species)
-            rows.append(record(cell, birds, photo, options, text, 4, False))
+    asked, rows = drawn(birds), []
+    runs = [("base", None, "answer"), ("base", None, "think"), ("SFT", 0, "think")]
+    for model, seed, prompt in [*runs, ("TAPO", 0, "think")]:
+        for task in ("open", "closed"):
+            condition = Condition(prompt, task, order="shuffle")
+            first, *_, last = benchmark.questions(asked, condition)
+            for one in (first, last):
+                told = Completion(prompts.answer(one.label), 4)
+                rows.append(evaluate.record(asked, condition, one, told, model=model, seed=seed))
     for row in rows:
         assert row["split"] == ("seen" if row["label"] in birds.seen_names else "unseen")
     summary = metrics.summarise(json.loads(json.dumps(rows)))
@@ -102,7 +114,7 @@ def test_closed_world_offers_four_near_names_with_the_right_one_in_any_place(bir
     """In all released questions the right option stands first."""
     places = []
     for photo in birds.test:
-        options = birds.options(photo, seed=evaluate.OPTION_SEED)
+        options = birds.options(photo, seed=benchmark.OPTION_SEED)
         assert len(set(options)) == 4
         assert set(options) < {photo.species, *birds.neighbours(photo.species)[:OPTION_POOL]}
         places.append(options.index(photo.species))
@@ -114,15 +126,17 @@ def test_every_stage_and_seed_is_asked_the_same(student, seven, tmp_path, monkey
     asked, real = [], evaluate.ask
 
     def spy(student, questions, images, **settings):
-        asked.extend(zip(questions, (image.tobytes() for image in images)))
+        shown = [image.tobytes() for image in images]
+        asked.extend(zip(questions, shown, strict=True))
         return real(student, questions, images, **settings)
 
     monkeypatch.setattr(evaluate, "ask", spy)
-    for cell in (Cell("sft", 0, "think", "closed"), Cell("tapo", 1, "think", "closed")):
-        answer(student, seven, cell, tmp_path / cell.stage)
+    for name, seed in (("SFT", 0), ("TAPO", 1)):
+        condition = Condition("think", "closed", order="shuffle")
+        answer(student, seven, condition, tmp_path / name, name=name, seed=seed)
     assert asked[:7] == asked[7:]
-    for photo, (question, picture) in zip(seven.test, asked):
-        options = seven.options(photo, seed=evaluate.OPTION_SEED)
+    for photo, (question, picture) in zip(seven.test, asked[:7], strict=True):
+        options = seven.options(photo, seed=benchmark.OPTION_SEED)
         assert question == prompts.question("think", "bird", options)
         assert picture == photo.image().tobytes()
 

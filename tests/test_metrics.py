@@ -2,15 +2,28 @@
 
 import json
 import logging
+import math
 
 import numpy as np
 import pytest
+from scored import record, rotated
 
 from finer1_lite.metrics import (
+    STAGES,
+    Entry,
+    Record,
+    accuracy,
+    by_length,
+    difference,
+    entries,
     harmonic_mean,
+    holm,
+    mcnemar,
     paired_bootstrap,
     read_records,
+    scores,
     summarise,
+    table,
     wilson,
 )
 
@@ -99,41 +112,180 @@ def test_bootstrap_interval_sees_the_luck_of_training():
 
 
 def test_bootstrap_names_all_faults():
-    with pytest.raises(ValueError, match="3 pictures in a, 4 in b(.|\n)*draws=0"):
+    with pytest.raises(ValueError, match="3 photos in a, 4 in b(.|\n)*draws=0"):
         paired_bootstrap(np.ones((1, 3)), np.ones((1, 4)), draws=0)
     with pytest.raises(ValueError, match=r"a has shape \(3,\)(.|\n)*b has shape \(1, 0\)"):
         paired_bootstrap(np.ones(3), np.ones((1, 0)))
 
 
-def record(stage, photo, correct, *, seed=None, split="seen", task="open", **more):
-    row = {
-        "stage": stage,
-        "seed": seed,
-        "split": split,
-        "task": task,
-        "photo": photo,
-        "prompt": "answer" if stage == "base" else "think",
-        "label": "wren",
-        "options": ["wren", "robin", "finch", "tit"] if task == "closed" else None,
-        "completion": "<answer>wren</answer>",
-        "answer": "wren",
-        "named": "wren",
-        "correct": correct,
-        "tokens": 10,
-        "cut": False,
-    }
-    return row | more
+# --- tests of significance -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(5, 0), (7, 3), (4, 4), (1, 0), (30, 12)])
+def test_mcnemar_is_the_binomial_tail_of_the_pictures_that_differ(only_a, only_b):
+    a = [1] * only_a + [0] * only_b + [1] * 9 + [0] * 6  # the rest agrees
+    b = [0] * only_a + [1] * only_b + [1] * 9 + [0] * 6
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n
+    assert mcnemar(a, b) == (only_a, only_b, pytest.approx(min(1, 2 * tail), rel=1e-9))
+
+
+def test_mcnemar_of_very_many_differences_does_not_overflow():
+    """Twice the normal tail beyond (400 - 1/2) / sqrt(10,000) standard deviations."""
+    a = np.arange(40_000) < 20_400
+    assert mcnemar(a, ~a)[2] == pytest.approx(math.erfc(399.5 / 100 / math.sqrt(2)), rel=1e-2)
+
+
+def test_mcnemar_at_the_ends():
+    assert mcnemar([1, 0], [1, 0]) == (0, 0, 1.0)
+    assert mcnemar([1], [0])[2] == 1.0
+    with pytest.raises(ValueError):
+        mcnemar([1, 0], [1])
+
+
+def test_holm_by_hand():
+    """The smallest p times 4, the next times 3, never less than one before it, at most 1."""
+    assert holm([0.04, 0.01, 0.9, 0.012]) == pytest.approx([0.08, 0.04, 0.9, 0.04])
+    assert holm([0.3, 0.6]) == pytest.approx([0.6, 0.6]) and holm([0.9, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_wilson_covers_at_its_rate_for_every_share_exactly():
+    """No simulation: the binomial probabilities of all counts whose interval holds the truth."""
+    n, covers = 60, []
+    intervals = [wilson(k, n) for k in range(n + 1)]
+    for share in np.linspace(0.03, 0.97, 95):
+        held = [
+            math.comb(n, k) * share**k * (1 - share) ** (n - k)
+            for k, (low, high) in enumerate(intervals)
+            if low <= share <= high
+        ]
+        covers.append(sum(held))
+    assert np.mean(covers) == pytest.approx(0.95, abs=0.01) and min(covers) > 0.88
+
+
+def test_mcnemar_rejects_no_more_often_than_it_may():
+    rng = np.random.default_rng(7)
+    ease = rng.random((400, 80))
+    p = [mcnemar(rng.random(80) < e, rng.random(80) < e)[2] for e in ease]
+    assert np.mean(np.array(p) < 0.05) <= 0.06
+
+
+def test_bootstrap_of_one_seed_is_nearly_the_normal_interval():
+    """Of 400 differences with standard deviation s: mean -/+ 1.96 s / 20, within its noise."""
+    rng = np.random.default_rng(2)
+    a, b = rng.random((1, 400)) < 0.6, rng.random((1, 400)) < 0.4
+    gap = a.astype(float) - b
+    mean, low, high = paired_bootstrap(a, b, draws=4000)
+    assert mean == pytest.approx(gap.mean())
+    half = 1.96 * gap.std() / 20
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.006)
+
+
+def test_bootstrap_of_pictures_covers_with_several_seeds():
+    """Training seeds shift all pictures alike; eight of them: nearly the nominal rate."""
+    rng, covered = np.random.default_rng(5), 0
+    for run in range(150):
+        ease = rng.uniform(0.2, 0.6, size=60)
+        luck = rng.normal(0, 0.05, size=(8, 1))
+        b, a = rng.random((8, 60)) < ease, rng.random((8, 60)) < ease + 0.1 + luck
+        _, low, high = paired_bootstrap(a, b, draws=200, seed=run)
+        covered += low <= 0.1 <= high
+    assert 0.86 * 150 <= covered <= 0.995 * 150
+
+
+def lengths(tokens, right):
+    pairs = enumerate(zip(tokens, right, strict=True))
+    return table(record(str(i), bool(ok), tokens=n) for i, (n, ok) in pairs)
+
+
+def test_length_bins_hold_every_completion_once_and_split_no_length():
+    found = by_length(lengths([1, 1, 1, 1, 2, 3, 90, 91], [1, 1, 1, 0, 1, 0, 0, 0]), bins=3)
+    assert found["n"].sum() == 8 and (found["n"] * found["accuracy"]).sum() == 4
+    assert all(found["longest"].to_numpy()[:-1] < found["shortest"].to_numpy()[1:])
+    assert by_length(table([])).empty
+    (one,) = by_length(lengths([5] * 9, [1] * 9)).to_dict("records")
+    assert one == {"shortest": 5, "longest": 5, "n": 9, "accuracy": 1}
+
+
+# --- accuracy and difference of records ----------------------------------------------------
+
+
+def test_rotations_of_a_picture_count_as_one_picture():
+    found = accuracy(table(rotated("1", [1, 1, 1, 0]) + rotated("2", [0, 0, 0, 0])))
+    assert (found["accuracy"], found["n"], found["seeds"]) == (0.375, 2, [0.375])
+    assert (found["low"], found["high"]) == wilson(0.75, 2)
+    assert accuracy(table([])) == {}
+
+
+def test_what_is_not_measured_is_absent():
+    rows = [record("1", task="open"), record("2", task="open", similarity=0.25, encoder="toy")]
+    found = accuracy(table(rows))
+    assert found["similarity"] == 0.25 and "chance" not in found
+    assert "similarity" not in accuracy(table(rows[:1]))
+
+
+def test_answers_out_of_the_options_are_counted_apart():
+    rows = [record("1", False, named="sparrow"), record("2", False), record("3")]
+    found = accuracy(table(rows))
+    assert found["not_offered"] == found["invalid"] == pytest.approx(1 / 3)
+
+
+def test_entries_stand_in_the_order_of_the_tables():
+    rows = [record(model="b", prompt="none"), record(model="m", prompt="think")]
+    rows += [record(model="m", picture=False), record(model="m", prompt="answer")]
+    rows += [record(model="k", error="broken")]
+    assert list(map(str, entries(table(rows)))) == [
+        "m (answer)",
+        "m (think)",
+        "m, no picture (think)",
+        "b (none)",
+    ]
+    assert list(scores(table(rows[:1]))) == [Entry("b", "none")]
+
+
+def test_a_difference_is_paired_by_question():
+    a = rotated("1", [1, 1, 1, 1]) + rotated("2", [1, 1, 0, 0]) + [record("9")]
+    b = rotated("2", [1, 0, 0, 0]) + rotated("1", [0, 0, 0, 0])
+    found = difference(table(a), table(b))
+    assert (found["n"], found["mean"]) == (2, pytest.approx(0.625))
+    assert (found["only_a"], found["only_b"]) == (1, 0)  # a picture counts once
+    assert difference(table(a), table([record("7")])) == {}
+    without = difference(table(a), table(b), draws=0)
+    assert without == {key: found[key] for key in ("n", "seeds", "only_a", "only_b", "p")}
+
+
+def test_training_seeds_are_paired_and_an_untrained_model_stands_beside_all():
+    trained = [record("1", seed == 0, seed=seed, model="t") for seed in (0, 1, 2)]
+    other = [record("1", True, seed=seed) for seed in (1, 2, 3)]
+    cell = difference(table(trained), table(other))
+    assert (cell["mean"], cell["seeds"]) == (-1, 2) and "p" not in cell
+    for sign in (1, -1):
+        sides = [table(trained), table([record("1", False)])][::sign]
+        cell = difference(*sides)
+        assert (cell["mean"], cell["seeds"]) == (pytest.approx(sign / 3), 3)
+    one = difference(table(trained), table([record("1", True, seed=2)]))
+    assert (one["only_a"], one["only_b"]) == (0, 1)  # of the one seed that both have
+
+
+# --- records -------------------------------------------------------------------------------
+
+
+def of_lab(stage, photo, correct, *, seed=None, task="open", **more):
+    model, prompt, _ = STAGES[stage]
+    given = {"model": model, "prompt": prompt, "seed": seed, "task": task}
+    return record(photo, correct, **given | more)
 
 
 def test_summary_of_records_counted_by_hand():
     rows = [
-        record("base", "p1", False),
-        record("base", "p2", True, named=None, cut=True, tokens=30),
-        record("base", "p1", False, prompt="think"),
-        record("base", "p9", True, split="unseen"),
-        record("base", "p1", True, task="closed"),
-        *(record("sft", p, p == "p1", seed=0) for p in ("p1", "p2")),
-        *(record("sft", p, True, seed=2) for p in ("p1", "p2")),
+        of_lab("base", "p1", False),
+        of_lab("base", "p2", True, named=None, truncated=True, tokens=30),
+        of_lab("base_think", "p1", False),
+        of_lab("base", "p9", True, split="unseen"),
+        of_lab("base", "p1", True, task="closed"),
+        *(of_lab("sft", p, p == "p1", seed=0) for p in ("p1", "p2")),
+        *(of_lab("sft", p, True, seed=2) for p in ("p1", "p2")),
     ]
     found = summarise(rows)
     assert set(found) == {"base", "base_think", "sft", "differences"}
@@ -144,7 +296,7 @@ def test_summary_of_records_counted_by_hand():
         "low": wilson(1, 2)[0],
         "high": wilson(1, 2)[1],
         "invalid": 0.5,
-        "cut": 0.5,
+        "truncated": 0.5,
         "tokens": 20,
         "seeds": [0.5],
     }
@@ -162,8 +314,8 @@ def test_summary_of_records_counted_by_hand():
 
 
 def test_summary_pairs_the_seeds_that_both_stages_have():
-    rows = [record("sft", "p1", seed == 0, seed=seed) for seed in (0, 1, 2)]
-    rows += [record("tapo", "p1", True, seed=seed) for seed in (1, 2, 3)]
+    rows = [of_lab("sft", "p1", seed == 0, seed=seed) for seed in (0, 1, 2)]
+    rows += [of_lab("tapo", "p1", True, seed=seed) for seed in (1, 2, 3)]
     assert summarise(rows)["differences"]["tapo-sft"]["seen"]["open"] == {
         "mean": 1,
         "low": 1,
@@ -174,8 +326,8 @@ def test_summary_pairs_the_seeds_that_both_stages_have():
 
 
 def test_summary_counts_the_pictures_that_every_seed_answered(caplog):
-    rows = [record("sft", p, True, seed=0) for p in ("p1", "p2", "p3")]
-    rows += [record("sft", "p2", False, seed=1)]
+    rows = [of_lab("sft", p, True, seed=0) for p in ("p1", "p2", "p3")]
+    rows += [of_lab("sft", "p2", False, seed=1)]
     with caplog.at_level(logging.WARNING, "finer1_lite"):
         cell = summarise(rows)["sft"]["seen"]["open"]
     assert (cell["n"], cell["seeds"]) == (1, [1, 0]) and "left out 2 pictures" in caplog.text
@@ -184,7 +336,7 @@ def test_summary_counts_the_pictures_that_every_seed_answered(caplog):
 def test_summary_is_the_same_in_any_order_of_records():
     rng = np.random.default_rng(1)
     rows = [
-        record(stage, f"p{i}", bool(rng.integers(2)), seed=seed)
+        of_lab(stage, f"p{i}", bool(rng.integers(2)), seed=seed)
         for stage in ("sft", "tapo")
         for seed in (0, 1)
         for i in range(20)
@@ -194,20 +346,34 @@ def test_summary_is_the_same_in_any_order_of_records():
 
 def test_summary_lists_every_faulty_record():
     rows = [
-        record("sft", "p1", True, seed=0),
-        record("sft", "p1", True, seed=0),
-        record("sft", "p2", True),
-        record("base", "p2", True, seed=1),
-        record("tapo", "p2", True, seed=0, prompt="answer"),
-        record("base", "p2", "yes"),
-        {"stage": "base"},
-        record(["sft"], "p3", True, seed=0),
+        of_lab("sft", "p1", True, seed=0),
+        of_lab("sft", "p1", True, seed=0),
+        of_lab("sft", "p2", True),
+        of_lab("base", "p2", True, seed=1),
+        of_lab("tapo", "p2", True, seed=0, prompt="answer"),
+        of_lab("base", "p2", "yes"),
+        {"model": "base"},
+        of_lab("sft", "p3", True, seed=0, model=["SFT"]),
+        "no record",
     ]
     with pytest.raises(ValueError) as caught:
         summarise(rows)
     lines = str(caught.value).splitlines()[1:]
-    assert [line.split(":")[0] for line in lines] == [f"- record {i}" for i in range(2, 9)]
-    assert "stands there twice" in lines[0] and "lacks seed" in lines[5]
+    assert [line.split(":")[0] for line in lines] == [f"- record {i}" for i in range(2, 10)]
+    assert "stands there twice" in lines[0] and "lacks seed, prompt, task" in lines[5]
+    assert "seed None of SFT (think)" in lines[1] and "TAPO (answer) is none of" in lines[3]
+    assert "correct 'yes'" in lines[4] and "model ['SFT']" in lines[6]
+
+
+def test_records_of_other_runs_are_read_and_may_repeat_a_picture():
+    rows = [record("1"), record("1", False), record("1", split="third")]
+    with pytest.raises(ValueError, match="record 3: split 'third'"):
+        table(rows)
+    frame = table(json.loads(json.dumps(rows[:2])))
+    assert accuracy(frame)["accuracy"] == 0.5
+    assert set(Record.model_fields) < set(frame.columns)
+    with pytest.raises(ValueError, match=r"m \(think\) is none of base"):
+        summarise(rows[:1])
 
 
 def test_summary_of_nothing():

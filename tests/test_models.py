@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaConfig
 from trl import SFTConfig
 
 from finer1_lite import generation, logprobs, models, prompts
-from finer1_lite.evals import examine
+from finer1_lite.evals import job as jobs
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.sft import chain_rows, train_sft
@@ -199,9 +199,9 @@ def test_an_adapter_is_examined_at_the_pixels_it_was_trained_at(birds, tmp_path,
     base = save(tiny("qwen2_5_vl"), tmp_path / "base")
     adapted = models.add_adapter(models.load_student(base, small), small, seed=0)
     models.save_adapter(adapted, tmp_path / "trained")
-    job = examine.Job(tmp_path, (), Preset.lab(), (), base=str(base))
+    job = jobs.Job(tmp_path, (), Preset.lab(), base=str(base))
     with caplog.at_level("INFO", "finer1_lite"):
-        student = examine.load(str(tmp_path / "trained"), job)
+        student = jobs.load(str(tmp_path / "trained"), job)
     picture = [birds.test[0].image().resize((200, 200))]
     counts = [
         len(
@@ -209,7 +209,7 @@ def test_an_adapter_is_examined_at_the_pixels_it_was_trained_at(birds, tmp_path,
                 s.model, s.processor, [prompts.DESCRIBE], picture
             ).image_features[0]
         )
-        for s in (adapted, student, examine.load(str(base), job))
+        for s in (adapted, student, jobs.load(str(base), job))
     ]
     assert counts == [4, 4, 9]  # of 28 x 28 pixels; the preset's 84 x 84 holds for the base
     assert "pixels 3136: the budget saved with" in caplog.text and "(not 7056)" in caplog.text

@@ -1,15 +1,39 @@
 """Settings: one place, typed, and refused with every problem at once."""
 
+import copy
+import json
+import math
+import pickle
+
 import pytest
 
-from finer1_lite.presets import Preset
+from finer1_lite.presets import Preset, SFTSettings, TAPOSettings
 
 ALL = [Preset.lab, Preset.lab_photos, Preset.t4, Preset.l4, Preset.a100]
+FIELDS = {
+    f"{stage}{name}": field
+    for stage, settings in (("", Preset), ("sft__", SFTSettings), ("tapo__", TAPOSettings))
+    for name, field in settings.model_fields.items()
+    if name not in ("sft", "tapo")
+}
+WRONG = {  # type -> values that are none of it
+    int: [True, 1.0, "3", None, [], -1, math.inf],
+    float: [True, "0.1", None, [], math.nan, -math.inf, 10**400],
+    bool: [0, 1, "true", None, []],
+    str: [1, True, None, ["lab"]],
+}
+
+
+def problems_of(**changes) -> list[str]:
+    with pytest.raises(ValueError) as error:
+        Preset.lab().with_(**changes)
+    assert type(error.value) is ValueError  # no library's own error, which names other things
+    return str(error.value).splitlines()[1:]
 
 
 @pytest.mark.parametrize("make", ALL)
 def test_every_preset_passes_its_own_check(make):
-    assert make().check() == make()
+    assert Preset(**make().to_dict()) == make()
 
 
 def test_changes_reach_the_stages_and_leave_the_original_alone():
@@ -19,9 +43,15 @@ def test_changes_reach_the_stages_and_leave_the_original_alone():
     assert lab == Preset.lab() != changed
 
 
-def test_unknown_settings_are_all_named():
-    with pytest.raises(ValueError, match="colour.*sft__speed"):
-        Preset.lab().with_(colour="red", sft__speed=1)
+def test_unknown_settings_are_all_named_beside_wrong_values():
+    problems = problems_of(colour="red", sft__speed=1, shots__few=2, shots=0)
+    assert [p.split(" = ")[0] for p in problems] == [
+        "- shots",
+        "- sft.speed",
+        "- colour",
+        "- shots__few",
+    ]
+    assert all("no such setting" in problem for problem in problems[1:])
 
 
 def test_impossible_values_are_all_named():
@@ -40,11 +70,50 @@ def test_impossible_values_are_all_named():
         assert key.replace("__", ".") in str(error.value)
 
 
-def test_a_stage_is_not_replaced_by_a_number():
+@pytest.mark.parametrize("key", FIELDS)
+def test_no_value_of_another_type_is_taken(key):
+    """Nor converted: "3" is no number and True is no 1."""
+    name = key.replace("__", ".")
+    for value in WRONG.get(FIELDS[key].annotation, [1, None, True, [], "sideways"]):
+        (problem,) = problems_of(**{key: value})
+        assert problem.startswith(f"- {name} = {value!r}: ") and len(problem) > len(name) + 10
+
+
+def test_a_whole_number_is_a_number():
+    assert Preset.lab().with_(tapo__temperature=0).tapo.temperature == 0.0
+
+
+@pytest.mark.parametrize("value", [5, {"groups": 4}, TAPOSettings()])
+def test_a_stage_is_not_replaced_as_a_whole(value):
+    problems = problems_of(tapo=value, tapo__groups=0)
+    assert "tapo.groups" in problems[0] and "- tapo as a whole = " in problems[1]
     with pytest.raises(ValueError, match="tapo"):
-        Preset.lab().with_(tapo=5)
+        Preset(tapo=5)
+
+
+def test_contradictions_are_not_told_of_values_that_are_wrong_by_themselves():
+    (problem,) = problems_of(tapo__groups="many", tapo__updates=9)
+    assert problem.startswith("- tapo.groups = 'many': ")
+    (problem,) = problems_of(max_new_tokens=0, tapo__overlong_tokens=97)
+    assert problem.startswith("- max_new_tokens = 0: ")
 
 
 def test_the_gpu_presets_differ_from_the_lab_in_numbers_alone():
     assert Preset.lab().to_dict().keys() == Preset.t4().to_dict().keys()
     assert all(make().quantize == "nf4" for make in ALL[2:])
+
+
+def test_a_preset_is_frozen_hashable_and_survives_workers_and_json():
+    preset = Preset.lab().recipe("grpo")
+    with pytest.raises(ValueError):
+        preset.shots = 3
+    for twin in (pickle.loads(pickle.dumps(preset)), copy.deepcopy(preset)):
+        assert twin == preset and hash(twin) == hash(preset)
+    written = json.loads(json.dumps(preset.to_dict()))
+    assert Preset(**written) == preset and preset.tapo.clip_dual == math.inf
+
+
+def test_every_setting_says_what_it_is():
+    assert all(len(field.description) > 4 for field in FIELDS.values())
+    rows = str(Preset.lab()).splitlines()
+    assert [row.split(" = ")[0].replace(".", "__") for row in rows] == list(FIELDS)

@@ -1,7 +1,5 @@
 """The QLoRA path at lab size, on the CPU: 4-bit weights, adapters, one TAPO step."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny_tapo import TINY, Stage, every_other, weights
@@ -84,7 +82,7 @@ def test_a_saved_adapter_is_put_on_four_bits_again(quantized, folder, birds, tmp
 
 def test_an_unknown_quantisation_is_refused(folder):
     with pytest.raises(ValueError, match="quantize is 'int3': choose none or nf4"):
-        models.load_student(folder, replace(TINY, quantize="int3"))
+        models.load_student(folder, TINY.model_copy(update={"quantize": "int3"}))
 
 
 def test_gradients_flow_through_four_bit_layers_after_rollouts(quantized, birds):

@@ -16,10 +16,10 @@ from finer1_lite.students.lab_student import asset_folder
 pytestmark = pytest.mark.slow
 STUDENT = Path(os.environ.get("FINER1_TEST_STUDENT") or asset_folder(0))
 STAGES = {  # killed as soon as this appears: a checkpoint is then half-written
-    "base evaluation": "base/answers/base-answer-closed.jsonl",
+    "base evaluation": "base/answers/base/answer-closed-shuffle.jsonl",
     "sft": "seed*/sft/checkpoints/checkpoint-10",
     "tapo": "seed*/tapo/checkpoints/checkpoint-5",
-    "evaluation": "seed*/answers/tapo-think-open.jsonl",
+    "evaluation": "seed*/answers/TAPO/think-open.jsonl",
 }
 LIMIT = 900  # seconds until a stage must have been reached
 

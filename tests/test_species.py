@@ -184,8 +184,8 @@ def test_wrong_options_do_not_give_the_right_one_away():
     world = paperbirds.make_world(0)
     birds = paperbirds.collection(world, test=432)
     rows = [("birds", birds.options(p), p.species) for p in birds.test]
-    blind = controls.least_used(rows)
-    assert sum(blind) / len(blind) < 0.35
+    guesses = controls.least_used(rows)
+    assert sum(guesses) / len(guesses) < 0.35
     nearest = [
         ("birds", [p.species, *birds.neighbours(p.species)[:3]], p.species) for p in birds.test
     ]

@@ -1,20 +1,22 @@
-"""What makes a chain unfit to learn from: one small function a problem, all in one table.
+"""What makes a chain unfit to learn from: one small function a problem, named by its code.
 
-Each function takes a parsed `Chain` and returns the reason in words, or None. The same table
-serves our own form (each part on a line that begins with its heading) and the released
-chains' free prose, whose headings are looked for by pattern.
+Each `check_CODE` takes a parsed `Chain` and returns the reason in words, or None; `CHECKS` is the
+table of all. The same table serves our own form and the released chains' free prose.
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import comb
+from typing import Any
+
+from scipy.stats import binom
 
 from finer1_lite import prompts, rewards
 from finer1_lite.chains import concepts
-from finer1_lite.chains.text import HEADINGS, PARTS, Chain, fold, names_in
+from finer1_lite.chains.formats import Record
+from finer1_lite.chains.text import LOOSE_HEADINGS, PARTS, Chain, fold, names_in
 
 MIN_WORDS, MAX_WORDS = 20, 900  # of the thought
 ENDING = 600  # characters that hold a free chain's conclusion
@@ -33,10 +35,7 @@ _HIDDEN = re.compile(
     r"|ground[- ]truth|correct (?:answer|label)|(?:i|we) (?:was|were|am|are) (?:told|given)"
     r"|(?:question|prompt|user) (?:specif|stat|mention)\w*"
 )
-_UNIT = (
-    r"(?:met(?:er|re)s?|cm|centimet(?:er|re)s?|mm|millimet(?:er|re)s?"
-    r"|inch(?:es)?|feet|foot|ft|m|in)"
-)
+_UNIT = r"(?:(?:centi|milli)?met(?:er|re)s?|cm|mm|inch(?:es)?|feet|foot|ft|m|in)"
 _NUMBER = r"(?<![\d.,])\d{1,9}(?:[.,]\d{1,9}){0,2}"  # bounded: linear in any run of digits
 _MEASURE = re.compile(
     rf"{_NUMBER}(?:\s?(?:-|\u2013|to)\s?\d{{1,9}}(?:[.,]\d{{1,9}})?)?[\s-]{{0,3}}{_UNIT}\b(?!-)"
@@ -53,42 +52,44 @@ _SENSE = re.compile(
 # --- one function a problem ------------------------------------------------------------------
 
 
-def tags(c: Chain) -> str | None:
+def check_tags(c: Chain) -> str | None:
+    """A broken form, e.g. two answers, or words before <think>."""
     if not rewards.format_reward(c.text):
         return "not one <think>...</think> and then one <answer>...</answer>"
 
 
-def parts(c: Chain) -> str | None:
+def check_parts(c: Chain) -> str | None:
+    """A heading that is missing, twice or out of order, e.g. no "comparison:"."""
     if c.loose:
-        lacking = [p for p in PARTS if not HEADINGS[p].search(c.think)]
-        return f"no heading for {', '.join(lacking)}" if lacking else None
-    heads = re.findall(rf"^(?:{'|'.join(prompts.SECTIONS)})", c.think, re.MULTILINE)
-    if heads != list(prompts.SECTIONS):
-        return f"the headings are {heads or 'missing'}, wanted {list(prompts.SECTIONS)}"
+        missing = [p for p in PARTS if not LOOSE_HEADINGS[p].search(c.think)]
+        return f"no heading for {', '.join(missing)}" if missing else None
+    headings = re.findall(rf"^(?:{'|'.join(prompts.SECTIONS)})", c.think, re.MULTILINE)
+    if headings != list(prompts.SECTIONS):
+        return f"the headings are {headings or 'missing'}, wanted {list(prompts.SECTIONS)}"
 
 
-def empty(c: Chain) -> str | None:
-    bare = [part for part, text in c.parts.items() if not re.search(r"\w", text)]
-    if bare:
-        return f"nothing is said under {', '.join(bare)}"
+def check_empty(c: Chain) -> str | None:
+    """A heading without words, e.g. "analysis:" and then the candidates."""
+    empty = [part for part, text in c.parts.items() if not re.search(r"\w", text)]
+    if empty:
+        return f"nothing is said under {', '.join(empty)}"
 
 
-def answer(c: Chain) -> str | None:
+def check_answer(c: Chain) -> str | None:
+    """An answer that is not the label to the letter, e.g. "owl" for a barn owl."""
     if c.answer is None or c.answer.strip() != c.label:
         return f"answers {(c.answer or '').strip()!r}, the label is {c.label!r}"
 
 
-def label_listed(c: Chain) -> str | None:
-    """The label among the candidates, word for word."""
-    if c.loose:
-        there = any(names_in(c.parts.get("candidates", ""), name) for name in c.names)
-    else:
-        there = any(fold(n) == fold(name) for n in c.listed for name in c.names)
-    if not there:
+def check_listed(c: Chain) -> str | None:
+    """Candidates without the label, e.g. "tawny owl, snowy owl" of a barn owl."""
+    part = c.parts.get("candidates", "") if c.loose else ""
+    if c.place < 0 and not any(names_in(part, name) for name in c.names):
         return f"{c.label!r} is not among the candidates {c.listed}"
 
 
-def number(c: Chain) -> str | None:
+def check_number(c: Chain) -> str | None:
+    """One candidate, too many, or one twice, e.g. "barn owl, tawny owl, barn owl"."""
     most = prompts.MAX_CANDIDATES
     names = [fold(n) for n in c.listed]
     if not 2 <= len(names) <= most:
@@ -97,154 +98,157 @@ def number(c: Chain) -> str | None:
         return f"a candidate stands twice in {c.listed}"
 
 
-def unasked(c: Chain) -> str | None:
-    """Invented candidates, or the given ones in another order (the label moved to the front)."""
-    if c.asked and [fold(n) for n in c.listed] != [fold(n) for n in c.asked]:
-        return f"the candidates are {c.listed}, asked were {list(c.asked)}"
+def check_unasked(c: Chain) -> str | None:
+    """Invented candidates, or the given ones in another order, e.g. the label at the front."""
+    if c.wanted and [fold(n) for n in c.listed] != [fold(n) for n in c.wanted]:
+        return f"the candidates are {c.listed}, asked were {list(c.wanted)}"
 
 
-def uncompared(c: Chain) -> str | None:
+def check_uncompared(c: Chain) -> str | None:
+    """No comparison at all, e.g. the prediction right after the candidates."""
     if not c.parts.get("comparison"):
         return "no comparison"
 
 
-def compared(c: Chain) -> str | None:
-    """Every candidate has a remark of its own."""
+def check_compared(c: Chain) -> str | None:
+    """A candidate without a remark of its own, e.g. no "snowy owl: ..." among the remarks."""
     part = c.parts.get("comparison", "")
-    said = (lambda n: names_in(part, n)) if c.loose else (lambda n: c.remarks.get(fold(n)))
-    left_out = [n for n in c.listed if not said(n)]
+    if c.loose:
+        left_out = [n for n in c.listed if not names_in(part, n)]
+    else:
+        left_out = [n for n in c.listed if not c.remarks.get(fold(n))]
     if part and left_out:
         return f"not compared: {', '.join(left_out)}"
 
 
-def leak(c: Chain) -> str | None:
+def check_leak(c: Chain) -> str | None:
+    """The label before any candidate, e.g. "the barn owl has a pale face" in the analysis."""
     for name in c.names:
         if names_in(c.before, name):
             return f"{name!r} is named before the candidates"
 
 
-def hidden(c: Chain) -> str | None:
+def check_hidden(c: Chain) -> str | None:
+    """A source that the student does not see, e.g. "as in the provided description"."""
     found = _HIDDEN.search(c.think.casefold())
     if found:
         return f"argues from what only the teacher saw: {found.group()!r}"
 
 
-def measure(c: Chain) -> str | None:
-    found = _MEASURE.search(_without(c, c.think.casefold()))
-    if found:
-        return f"a photo does not show {found.group()!r}"
+def check_measure(c: Chain) -> str | None:
+    """A size or a weight in numbers, e.g. "13-15 inches long"."""
+    return _invisible(c, _MEASURE, "a photo does not show {!r}")
 
 
-def year(c: Chain) -> str | None:
-    found = _YEAR.search(_without(c, c.think.casefold()))
-    if found:
-        return f"a photo does not show the year {found.group()}"
+def check_year(c: Chain) -> str | None:
+    """A year, e.g. "photographed in 2012"; names of classes may hold one."""
+    return _invisible(c, _YEAR, "a photo does not show the year {}")
 
 
-def sense(c: Chain) -> str | None:
-    found = _SENSE.search(_without(c, c.think.casefold()))
-    if found:
-        return f"a photo has no {found.group()!r}"
+def check_sense(c: Chain) -> str | None:
+    """A taste, a scent or a sound, e.g. "known for its song"."""
+    return _invisible(c, _SENSE, "a photo has no {!r}")
 
 
 def invisible(phrase: str) -> bool:
     """Whether a phrase tells of what no photo shows: a taste, a size in numbers, a year."""
-    said = Chain(f"<think>{phrase}</think>", "")
-    return any(look(said) for look in (sense, measure, year))
+    c = Chain(f"<think>{phrase}</think>")
+    return bool(check_sense(c) or check_measure(c) or check_year(c))
 
 
-def _without(c: Chain, text: str) -> str:
-    """The text without names of classes, which may hold a year or a scent."""
-    for name in sorted({*c.names, *c.listed, *c.asked} - {""}, key=len, reverse=True):
+def _invisible(c: Chain, pattern: re.Pattern, reason: str) -> str | None:
+    """The reason, if the pattern stands in the thought outside names of classes."""
+    text = c.think.casefold()
+    for name in sorted({*c.names, *c.listed, *c.wanted} - {""}, key=len, reverse=True):
         text = text.replace(name.casefold(), " ")
-    return text
+    found = pattern.search(text)
+    return reason.format(found.group()) if found else None
 
 
-def unnamed(c: Chain) -> str | None:
-    """The chain never says the name that it answers."""
+def check_unnamed(c: Chain) -> str | None:
+    """A label that the thought never says, e.g. an answer out of the blue."""
     if not any(names_in(c.think, name) for name in c.names):
         return f"{c.label!r} is never named"
 
 
-def conclusion(c: Chain) -> str | None:
-    """The prediction is the label; in free prose it has all words of the label but a year."""
-    part = c.parts.get("prediction", "")
-    if not c.loose and not any(fold(part) == fold(name) for name in c.names):
-        return f"predicts {part[:60]!r}, the label is {c.label!r}"
-    if c.loose:
-        end = max(c.think.casefold().rfind("prediction"), len(c.think) - ENDING)
-        said = set(re.findall(r"\w+", fold(c.think[end:])))
-        lacking = [
-            w
-            for w in re.findall(r"\w+", fold(c.label))
-            if w not in said and f"{w}s" not in said and not w.isdigit()
-        ]
-        if lacking:
-            return f"concludes without {', '.join(map(repr, lacking))} of {c.label!r}"
+def check_conclusion(c: Chain) -> str | None:
+    """A prediction other than the label, e.g. "maybe a barn owl?".
+
+    Free prose need only end with all words of the label but a year.
+    """
+    if not c.loose:
+        if any(fold(c.prediction) == fold(name) for name in c.names):
+            return None
+        return f"predicts {c.prediction[:60]!r}, the label is {c.label!r}"
+    end = max(c.think.casefold().rfind("prediction"), len(c.think) - ENDING)
+    said = set(re.findall(r"\w+", fold(c.think[end:])))
+    words = [w for w in re.findall(r"\w+", fold(c.label)) if not w.isdigit()]
+    missing = [w for w in words if w not in said and f"{w}s" not in said]
+    if missing:
+        return f"concludes without {', '.join(map(repr, missing))} of {c.label!r}"
 
 
-def contradiction(c: Chain) -> str | None:
-    """The prediction names another candidate, and nothing that the label could mean."""
-    part = fold(c.parts.get("prediction", ""))
+def check_contradiction(c: Chain) -> str | None:
+    """A prediction of another candidate, e.g. "snowy owl" before the answer "barn owl"."""
+    said = fold(c.prediction)
     label = set(fold(c.label).split())
     others = []
     for name in c.listed:
         words = set(fold(name).split())
-        if words and words <= set(re.findall(r"[^\s.,;:()*]+", part)):
+        if words and words <= set(re.findall(r"[^\s.,;:()*]+", said)):
             if words <= label or label <= words:
-                return None
+                return None  # the label could be meant
             others.append(name)
-    if others and not any(names_in(part, name) for name in c.names):
+    if others and not any(names_in(said, name) for name in c.names):
         return f"concludes {others[0]!r} and answers {c.label!r}"
 
 
-def coarser(c: Chain) -> str | None:
-    """The answer is a part of the name that was concluded ("rose" after "Hybrid Tea Rose")."""
-    part = c.parts.get("prediction", "")
+def check_coarser(c: Chain) -> str | None:
+    """An answer that is a part of the name concluded, e.g. "rose" after "Hybrid Tea Rose"."""
     for name in c.listed:
-        longer = fold(name).endswith(f" {fold(c.label)}")
-        if longer and names_in(part, name):
+        if fold(name).endswith(f" {fold(c.label)}") and names_in(c.prediction, name):
             return f"concludes {name!r} and answers only {c.label!r}"
 
 
-def uncited(c: Chain) -> str | None:
-    """Marks in the analysis that the bottleneck dropped, or none of the kept ones."""
-    said = concepts.clauses(c.before) if c.kept or c.dropped else []
-    foreign = [d for d in c.dropped if concepts.mentions(d, said)]
+def check_uncited(c: Chain) -> str | None:
+    """Concepts that were dropped, or none of the kept ones, e.g. a "green branch"."""
+    clauses = concepts.clauses(c.before) if c.kept or c.dropped else []
+    foreign = [d for d in c.dropped if concepts.mentions(d, clauses)]
     if foreign:
         return f"cites {foreign[0]!r}, which was not selected"
-    if c.kept and not any(concepts.mentions(k, said) for k in c.kept):
+    if c.kept and not any(concepts.mentions(k, clauses) for k in c.kept):
         return f"cites none of the selected {list(c.kept)}"
 
 
-def length(c: Chain) -> str | None:
+def check_length(c: Chain) -> str | None:
+    """A thought that is too short or too long, e.g. one of 8 words."""
     words = len(c.think.split())
     if not MIN_WORDS <= words <= MAX_WORDS:
         return f"{words} words of thought; {MIN_WORDS} to {MAX_WORDS} are wanted"
 
 
-def repeats(c: Chain) -> str | None:
-    """A degenerate text: one clause of five words or more, four times over."""
-    parts_ = (fold(s) for s in re.split(r"[.;,\n]", c.think))
-    often = Counter(s for s in parts_ if len(s.split()) >= 5).most_common(1)
+def check_repeats(c: Chain) -> str | None:
+    """A loop: one clause of five words or more, four times over."""
+    clauses = (fold(s) for s in re.split(r"[.;,\n]", c.think))
+    often = Counter(s for s in clauses if len(s.split()) >= 5).most_common(1)
     if often and often[0][1] >= 4:
         return f"says {often[0][1]} times {often[0][0][:50]!r}"
 
 
-def language(c: Chain) -> str | None:
-    """English by script, and by py3langid where there is enough text to tell."""
+def check_language(c: Chain) -> str | None:
+    """Another language than English, by script, and by py3langid where the text is long enough."""
     letters = [ch for ch in c.think if ch.isalpha()]
     foreign = [ch for ch in letters if ord(ch) > 0x24F]  # beyond Latin Extended-B
     if len(foreign) > 0.05 * max(len(letters), 1):
         return f"not in English: {''.join(foreign[:8])!r}"
     if len(letters) >= MIN_LETTERS:
-        found, _ = _identifier().classify(c.think)
+        found, _ = _langid().classify(c.think)
         if found != "en":
             return f"not in English but in {found!r}"
 
 
 @cache
-def _identifier():
+def _langid() -> Any:
     import py3langid  # its table takes a moment to load
 
     py3langid.set_languages(LANGUAGES)
@@ -252,86 +256,100 @@ def _identifier():
 
 
 CHECKS: dict[str, Callable[[Chain], str | None]] = {
-    "tags": tags,
-    "parts": parts,
-    "empty": empty,
-    "answer": answer,
-    "listed": label_listed,
-    "number": number,
-    "unasked": unasked,
-    "uncompared": uncompared,
-    "compared": compared,
-    "leak": leak,
-    "hidden": hidden,
-    "measure": measure,
-    "year": year,
-    "sense": sense,
-    "unnamed": unnamed,
-    "conclusion": conclusion,
-    "contradiction": contradiction,
-    "coarser": coarser,
-    "uncited": uncited,
-    "length": length,
-    "repeats": repeats,
-    "language": language,
+    name.removeprefix("check_"): function
+    for name, function in dict(globals()).items()
+    if name.startswith("check_")
 }
 
 
 @dataclass(frozen=True)
-class Finding:
-    code: str  # a key of CHECKS, or "duplicate"
+class ChainProblem:
+    """One thing wrong with a chain; code: a key of CHECKS, or "duplicate"."""
+
+    code: str
     reason: str
 
     def __str__(self) -> str:
         return f"{self.code}: {self.reason}"
 
 
-def check(chain: Chain) -> list[Finding]:
+def check(chain: Chain) -> list[ChainProblem]:
     """Everything that is wrong with one chain, in the table's order."""
-    found = ((code, look(chain)) for code, look in CHECKS.items())
-    return [Finding(code, reason) for code, reason in found if reason]
+    reasons = {code: function(chain) for code, function in CHECKS.items()}
+    return [ChainProblem(code, reason) for code, reason in reasons.items() if reason]
 
 
 # --- of all chains together ------------------------------------------------------------------
 
 
-def duplicates(chains: Mapping[str, Chain]) -> dict[str, Finding]:
+def duplicates(chains: Mapping[str, Chain]) -> dict[str, ChainProblem]:
     """Every chain whose thought, folded, an earlier one has already."""
     first: dict[str, str] = {}
     found = {}
     for key, chain in chains.items():
-        text = fold(chain.think)
-        if text in first:
-            found[key] = Finding("duplicate", f"the same thought as {first[text]}")
-        first.setdefault(text, key)
-    return found
-
-
-def places(chains: Sequence[Chain]) -> Counter[int]:
-    """How often the label is the first, second, ... candidate; -1: not among them."""
-    found: Counter[int] = Counter()
-    for c in chains:
-        names = {fold(n) for n in c.names}
-        found[next((i for i, n in enumerate(c.listed) if fold(n) in names), -1)] += 1
+        earlier = first.setdefault(fold(chain.think), key)
+        if earlier != key:
+            found[key] = ChainProblem("duplicate", f"the same thought as {earlier}")
     return found
 
 
 def habit(chains: Sequence[Chain]) -> str | None:
     """The label in one place too often to be chance (binomial, p < 0.001, any place)."""
-    by_size: dict[int, Counter[int]] = defaultdict(Counter)
-    for c in chains:
-        by_size[len(c.listed)].update(places([c]))
-    for size, counts in by_size.items():
-        total = sum(n for place, n in counts.items() if place >= 0)
+    listing = [c for c in chains if c.place >= 0 and len(c.listed) > 1]
+    for size in dict.fromkeys(len(c.listed) for c in listing):
+        counts = Counter(c.place for c in listing if len(c.listed) == size)
+        total = counts.total()
         for place, often in counts.items():
-            if place >= 0 and size > 1 and _tail(often, total, 1 / size) < 0.001 / size:
-                return (
-                    f"the label is candidate {place + 1} of {size} in {often} of {total} "
-                    "chains: shuffle the candidates"
-                )
+            if binom.sf(often - 1, total, 1 / size) < 0.001 / size:
+                where = f"candidate {place + 1} of {size} in {often} of {total} chains"
+                return f"the label is {where}: shuffle the candidates"
     return None
 
 
-def _tail(least: int, n: int, p: float) -> float:
-    """P(at least `least` of n)."""
-    return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(least, n + 1))
+# --- a whole file ----------------------------------------------------------------------------
+
+
+def audit_chains(records: Sequence[Record]) -> dict:
+    """Counts of each problem with a first example, and facts of the file as a whole.
+
+    "found" holds the problems of each record. Chains are read as free prose where most of
+    them have not our headings.
+    """
+    loose = 2 * sum(not check_parts(r.parsed()) for r in records) < len(records)
+    chains = {r.id: r.parsed(loose) for r in records}
+    found = {key: check(chain) for key, chain in chains.items()}
+    for key, problem in duplicates(chains).items():
+        found[key].append(problem)
+    counts = dict.fromkeys([*CHECKS, "duplicate"], 0)
+    examples: dict[str, str] = {}
+    for key, problems in found.items():
+        for problem in problems:
+            counts[problem.code] += 1
+            examples.setdefault(problem.code, f"{key}: {problem.reason}")
+    every = list(chains.values())
+    words = sorted(len(r.chain.split()) for r in records)
+    return {
+        "chains": len(records),
+        "form": "free prose" if loose else "ours",
+        "clean": sum(not problems for problems in found.values()),
+        "median words": words[len(words) // 2] if words else 0,
+        "findings": counts,
+        "examples": examples,
+        "candidates listed": dict(sorted(Counter(len(c.listed) for c in every).items())),
+        "place of the label": dict(sorted(Counter(c.place for c in every).items())),
+        "habit": habit(every),
+        "found": found,
+    }
+
+
+def audit_text(result: Mapping) -> str:
+    """The audit as a table for the terminal."""
+    placed = {k: v for k, v in result["place of the label"].items() if k >= 0}
+    shares = ", ".join(f"{k + 1}: {v / sum(placed.values()):.0%}" for k, v in placed.items())
+    head = "{chains} chains ({form}), {clean} without a problem, median {median words} words\n"
+    lines = [head.format_map(result)]
+    for code, count in result["findings"].items():
+        lines.append(f"{code:14}{count:6}  {result['examples'].get(code, '')[:90]}")
+    lines.append(f"\nlabel at place (where listed word for word): {shares or 'never listed'}")
+    lines.append(f"candidates in the list -> chains: {result['candidates listed']}")
+    return "\n".join([*lines, f"habit: {result['habit'] or 'none'}"])

@@ -1,38 +1,202 @@
-"""A teacher behind any OpenAI-compatible HTTP endpoint: vLLM, or a service in a cloud.
+"""Models that cost time or money: the protocol of a teacher, its budget, its memory, HTTP.
 
-What can go wrong is expected, counted and survived: refusals (429, 5xx), slow or cut
-connections, broken JSON, empty and enormous answers. The key is read from the environment
-when a request is sent, and taken out of every text that comes back or is shown.
+An `Endpoint` is any OpenAI-compatible server: vLLM, or a service in a cloud. Refusals (429,
+5xx), slow or cut connections, broken JSON, empty and enormous bodies are expected: each is
+counted, and the openai library tries again. The key is read from the environment and taken
+out of every text that comes back or is shown. Loads no torch.
 """
 
 import base64
+import hashlib
 import io
 import json
 import os
-import random
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
 from PIL import Image
 
-from finer1_lite.chains.teachers import Ledger, Reply, TeacherError, TeacherStopped
-from finer1_lite.prompts import Asked
+from finer1_lite.prompts import TeacherPrompt
+from finer1_lite.runtime.files import write_atomically
 from finer1_lite.species import Photo
 
+Samples = Sequence[int]  # numbers: another one is another reply to the same prompt
+PATIENCE = 3  # items without a reply in a row, then an endpoint counts as down
 HIDDEN = "[key]"
 NO_KEY = "none"  # what a server without keys is sent
-MAX_BYTES = 4_000_000  # of one HTTP answer; more is cut off while it arrives
-MAX_CHARACTERS = 40_000  # of one text; more is no chain
-MAX_WAIT = 60.0  # seconds between two tries
-FOR_GOOD = (400, 401, 403, 404, 422)  # asking again would not help
+MAX_BYTES = 4_000_000  # of one HTTP body; more is cut off while it arrives
+MAX_CHARACTERS = 40_000  # of one completion; more is no chain
+FOR_GOOD = (400, 401, 403, 404, 422)  # another try would not help
+FAILURES = {  # what is tried again, and the word that counts it; the first that fits
+    httpx2.TimeoutException: "time-out",
+    httpx2.DecodingError: "bad JSON",
+    httpx2.RequestError: "connection lost",
+}
+OVERSIZED = b'{"choices": [{"message": {"content": ""}, "finish_reason": "oversized"}]}'
 
 
-class Oversized(Exception):
-    """The answer was longer than `MAX_BYTES`: paid for, and worth nothing."""
+class TeacherError(RuntimeError):
+    """This request got no usable reply; the same command tries again."""
+
+
+class TeacherStopped(TeacherError):
+    """No further request makes sense: refused for good, or the budget is spent."""
+
+
+@dataclass
+class Reply:
+    """A completion and what it took: tokens read and written, and why it ended."""
+
+    text: str
+    tokens_in: int = 0
+    tokens_out: int = 0
+    finish: str = "stop"
+
+
+class Teacher(Protocol):
+    """identity: everything besides picture, text and sample that a reply depends on."""
+
+    identity: dict
+    workers: int  # requests at a time that make sense
+
+    def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
+        """Return a reply for each sample; a prompt without a picture has no photo."""
+
+
+@dataclass
+class Ledger:
+    """Requests, tokens and their cost, over all threads. Prices are per million tokens."""
+
+    price_in: float = 0.0
+    price_out: float = 0.0
+    max_requests: int | None = None  # replies to pay for in this start; None: no limit
+    max_cost: float | None = None
+    counts: Counter = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count(self, what: str, by: int = 1) -> None:
+        """Count an event, or so many of them."""
+        with self.lock:
+            self.counts[what] += by
+
+    def count_reply(self, reply: Reply) -> None:
+        """Count what a reply took, and whether it is empty or truncated."""
+        self.count("tokens_in", reply.tokens_in)
+        self.count("tokens_out", reply.tokens_out)
+        if not reply.text.strip():
+            self.count("empty answer")
+        if reply.finish == "length":
+            self.count("truncated answer")
+
+    def reserve(self, replies: int) -> None:
+        """Raise TeacherStopped where so many more replies would exceed the budget."""
+        with self.lock:
+            total = self.counts["asked"] + replies
+            if self.max_requests is not None and total > self.max_requests:
+                raise TeacherStopped(f"the budget of {self.max_requests} requests is spent")
+            if self.max_cost is not None and self.cost >= self.max_cost:
+                raise TeacherStopped(f"the budget of {self.max_cost} is spent")
+            self.counts["asked"] = total
+
+    @property
+    def cost(self) -> float:
+        """What the counted tokens cost, in the unit of the prices."""
+        spent = self.counts["tokens_in"] * self.price_in
+        return (spent + self.counts["tokens_out"] * self.price_out) / 1e6
+
+    def to_dict(self) -> dict:
+        """Return the counts and the cost as a report shows them."""
+        return dict(sorted(self.counts.items())) | {"cost": round(self.cost, 6)}
+
+
+@dataclass
+class Cached:
+    """A teacher with a memory on disk: a JSON file a sample, keyed by everything it depends on."""
+
+    teacher: Teacher
+    folder: Path
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        self.identity = self.teacher.identity
+        self.workers = self.teacher.workers
+
+    def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
+        """Return the replies, from disk where they are there; raises as the teacher does."""
+        picture = picture_digest(photo.image()) if photo else ""
+        paths = {sample: self._path(picture, prompt, sample) for sample in samples}
+        missing = [sample for sample in samples if not paths[sample].exists()]
+        self.ledger.count("from cache", len(samples) - len(missing))
+        together = getattr(self.teacher, "together", False) and missing
+        for part in [missing] if together else [[sample] for sample in missing]:
+            self.ledger.reserve(len(part))
+            replies = self.teacher.ask(photo, prompt, part)
+            for sample, reply in zip(part, replies, strict=True):
+                write_atomically(paths[sample], json.dumps(asdict(reply)).encode())
+                self.ledger.count_reply(reply)
+        return [Reply(**json.loads(paths[s].read_text(encoding="utf-8"))) for s in samples]
+
+    def _path(self, picture: str, prompt: TeacherPrompt, sample: int) -> Path:
+        given = {"picture": picture, "text": prompt.text, "sample": sample}
+        key = digest(json.dumps(self.identity | given, sort_keys=True))
+        return self.folder / key[:2] / f"{key}.json"
+
+
+def picture_digest(image: Image.Image) -> str:
+    """Return a key of the decoded pixels: the same for a copy, another after any edit."""
+    return digest(f"{image.mode}{image.size}".encode() + image.tobytes())
+
+
+def digest(data: str | bytes) -> str:
+    """Return the SHA-256 of a text or of bytes, in hexadecimal."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def in_parallel(
+    teacher: Teacher, items: Sequence, act: Callable, what: str, bars: bool = True
+) -> list[str]:
+    """Do act(item) for all, the teacher's `workers` at a time; returns the problems by item.
+
+    Stops handing out items when the teacher is done for good, or after `PATIENCE` failures
+    in a row; what is under way is waited for, since it is being paid for.
+    """
+    from finer1_lite.runtime.console import progress_bar  # it loads torch
+
+    problems: list[str] = []
+    in_a_row = 0
+    halted = threading.Event()
+
+    def guarded(item: object) -> None:
+        if not halted.is_set():
+            act(item)
+
+    bar = progress_bar(len(items), what, hidden=not bars)
+    with ThreadPoolExecutor(teacher.workers) as pool, bar:
+        tasks = {pool.submit(guarded, item): item for item in items}
+        for task in as_completed(tasks):
+            bar.update()
+            error = task.exception()
+            in_a_row = in_a_row + 1 if error else 0
+            if error and (type(error) is not TeacherError or in_a_row >= PATIENCE):
+                halted.set()
+            if isinstance(error, TeacherError):
+                problems.append(f"{getattr(tasks[task], 'id', tasks[task])}: {error}")
+            elif error:
+                raise error
+    return problems
+
+
+# --- over HTTP -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -40,8 +204,8 @@ class Endpoint:
     """Chat completions with one picture. `workers` requests are under way at most.
 
     url: the part before /chat/completions; key_env: the environment variable of the key;
-    tries: of one request; timeout: seconds for a whole answer; first_wait: seconds before
-    the second try, doubled each time (a server's Retry-After goes first).
+    tries: of one request, with growing pauses (a server's Retry-After goes first); timeout:
+    seconds for a whole body. ValueError for an address that cannot work or holds a secret.
     """
 
     url: str
@@ -54,8 +218,6 @@ class Endpoint:
     workers: int = 4
     tries: int = 5
     timeout: float = 120.0
-    first_wait: float = 1.0
-    client: openai.OpenAI = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -66,99 +228,52 @@ class Endpoint:
                 f"--url for {parts.hostname} holds a name, password or query: they would end in "
                 f"files; put the key into the environment variable {self.key_env}"
             )
-        self.client = openai.OpenAI(
-            base_url=self.url, api_key=self._key() or NO_KEY, max_retries=0, timeout=self.timeout
+        self._client = openai.OpenAI(
+            base_url=self.url,
+            api_key=self._key() or NO_KEY,
+            max_retries=self.tries - 1,
+            timeout=self.timeout,
+            http_client=_BoundedClient(self.ledger, self.timeout),
         )
 
     @property
     def identity(self) -> dict:
-        return {
-            "teacher": "endpoint",
-            "url": self.url,
-            "model": self.model,
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "max_side": self.max_side,
-        }
+        """What replies depend on; the key is no part of it."""
+        names = ("url", "model", "max_tokens", "temperature", "max_side")
+        return {"teacher": "endpoint"} | {name: getattr(self, name) for name in names}
 
-    def ask(self, photo: Photo | None, asked: Asked, samples: Sequence[int]) -> list[Reply]:
-        """Raises TeacherError when `tries` have failed, TeacherStopped when refused for good."""
-        image = photo.image() if photo else None
-        return [self._persist(self._request(image, asked.text, sample)) for sample in samples]
+    def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
+        """Raise TeacherError when `tries` have failed, TeacherStopped when refused for good."""
+        content: list[dict] = [{"type": "text", "text": prompt.text}]
+        if photo is not None:
+            picture = {"url": data_url(photo.image(), self.max_side)}
+            content.insert(0, {"type": "image_url", "image_url": picture})
+        return [self._complete(content, sample) for sample in samples]
 
-    # --- one request ---------------------------------------------------------------------
-
-    def _request(self, image: Image.Image | None, text: str, sample: int) -> dict:
-        content: list[dict] = [{"type": "text", "text": text}]
-        if image is not None:
-            content.insert(
-                0, {"type": "image_url", "image_url": {"url": data_url(image, self.max_side)}}
-            )
-        return {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "seed": sample,
-        }
-
-    def _persist(self, request: dict) -> Reply:
-        """Ask until there is an answer, waiting longer each time."""
-        for attempt in range(self.tries):
-            try:
-                self.ledger.count("http requests")
-                return self._answer(self._send(request))
-            except Oversized:
-                self.ledger.count("oversized answer")
-                return Reply("", finish="oversized")
-            except openai.APIStatusError as error:
-                self.ledger.count(f"http {error.status_code}")
-                if error.status_code in FOR_GOOD:
-                    raise TeacherStopped(self._said(error)) from None
-                said, wait = self._said(error), _retry_after(error)
-            except (openai.APIError, httpx2.HTTPError, ValueError, OSError) as error:
-                self.ledger.count(_kind(error))  # httpx2: cut or slow inside a body
-                said, wait = self._said(error), None
-            if attempt + 1 < self.tries:
-                time.sleep(self._wait(attempt) if wait is None else min(wait, MAX_WAIT))
-        self.ledger.count("gave up")
-        raise TeacherError(f"no answer after {self.tries} tries; the last: {said}")
-
-    def _send(self, request: dict) -> bytes:
-        """The body of the answer, read piece by piece so that neither size nor time run away."""
-        deadline, parts, size = time.monotonic() + self.timeout, [], 0
-        create = self.client.chat.completions.with_streaming_response.create
-        with create(**request) as response:
-            for part in response.iter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > MAX_BYTES:
-                    raise Oversized
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"the answer took longer than {self.timeout:g} s")
-        return b"".join(parts)
-
-    def _answer(self, body: bytes) -> Reply:
-        """ValueError for anything that is no chat completion."""
+    def _complete(self, content: list[dict], sample: int) -> Reply:
+        """Send one request until there is a completion."""
         try:
-            found = json.loads(body)
-            choice = found["choices"][0]
-            text = choice["message"]["content"] or ""
-            usage = found.get("usage") or {}
-            tokens = [int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")]
-            text = self._without_key(text)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"no chat completion ({type(error).__name__})") from None
-        if len(text) > MAX_CHARACTERS:
+            response = self._client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=[{"role": "user", "content": content}],
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                seed=sample,
+            )
+        except openai.APIError as error:
+            cause = error.__cause__ or error  # what happened, under the library's general word
+            said = self._without_key(f"{type(cause).__name__}: {cause}")[:300]
+            if getattr(error, "status_code", None) in FOR_GOOD:
+                raise TeacherStopped(said) from None
+            self.ledger.count("gave up")
+            raise TeacherError(f"no answer after {self.tries} tries; the last: {said}") from None
+        reply = read_reply(response.content)
+        if len(reply.text) > MAX_CHARACTERS:
+            reply.finish = "oversized"
+        reply.text = self._without_key(reply.text)[:MAX_CHARACTERS]
+        if reply.finish == "oversized":
             self.ledger.count("oversized answer")
-            return Reply(text[:MAX_CHARACTERS], *tokens, "oversized")
-        return Reply(text, *tokens, str(choice.get("finish_reason") or "stop")[:20])
-
-    def _wait(self, attempt: int) -> float:
-        """Doubling, with up to a quarter by chance: workers must not knock all at once."""
-        return min(self.first_wait * 2**attempt, MAX_WAIT) * random.uniform(1.0, 1.25)
-
-    # --- the key ---------------------------------------------------------------------------
+        return reply
 
     def _key(self) -> str:
         return os.environ.get(self.key_env, "").strip()
@@ -166,29 +281,62 @@ class Endpoint:
     def _without_key(self, text: str) -> str:
         return text.replace(self._key(), HIDDEN) if self._key() else text
 
-    def _said(self, error: Exception) -> str:
-        return self._without_key(f"{type(error).__name__}: {error}")[:300]
+
+class _BoundedClient(openai.DefaultHttpxClient):
+    """The library's HTTP client, each exchange counted, bounded in size and time, and whole."""
+
+    def __init__(self, ledger: Ledger, timeout: float) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.seconds = timeout
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send a request and read its body; raises one of `FAILURES`."""
+        self.ledger.count("http requests")
+        try:
+            response = super().send(request, **(options | {"stream": True}))
+            with closing(response):
+                body = self._read(response)
+            if response.is_success:
+                read_reply(body)
+        except httpx2.RequestError as error:
+            self.ledger.count(next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind)))
+            raise
+        if response.is_error:
+            self.ledger.count(f"http {response.status_code}")
+        kept = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
+        return httpx2.Response(response.status_code, headers=kept, content=body, request=request)
+
+    def _read(self, response: httpx2.Response) -> bytes:
+        """Read the body piece by piece, so that neither size nor time run away."""
+        deadline = time.monotonic() + self.seconds
+        body = bytearray()
+        for piece in response.iter_bytes():
+            body += piece
+            if len(body) > MAX_BYTES:
+                return OVERSIZED
+            if time.monotonic() > deadline:
+                raise httpx2.ReadTimeout(f"the answer took longer than {self.seconds:g} s")
+        return bytes(body)
+
+
+def read_reply(body: bytes) -> Reply:
+    """Read a chat completion; httpx2.DecodingError for anything that is none."""
+    try:
+        found = json.loads(body)
+        choice = found["choices"][0]
+        usage = found.get("usage") or {}
+        tokens = [int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")]
+        text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
+        return Reply(text, *tokens, str(choice.get("finish_reason") or "stop")[:20])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise httpx2.DecodingError(f"no chat completion ({type(error).__name__})") from None
 
 
 def data_url(image: Image.Image, max_side: int) -> str:
-    """The picture as a PNG inside a URL, its longer side at most `max_side` pixels."""
+    """Write the picture as a PNG inside a URL, its longer side at most `max_side` pixels."""
     image = image.copy()
     image.thumbnail((max_side, max_side))
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _retry_after(error: openai.APIStatusError) -> float | None:
-    """Seconds that the server asks to wait; None where it does not say."""
-    try:
-        return max(0.0, float(error.response.headers.get("retry-after", "")))
-    except ValueError:
-        return None
-
-
-def _kind(error: Exception) -> str:
-    """The word under which the report counts a failure."""
-    if isinstance(error, (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError)):
-        return "time-out"
-    return "bad JSON" if isinstance(error, ValueError) else "connection lost"

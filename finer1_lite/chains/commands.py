@@ -1,313 +1,263 @@
-"""`python -m finer1_lite cot ...`: make, check, review and convert chains of thought."""
+"""The commands `cot ...`: make, check, review and convert chains of thought, draw triplets."""
+
+from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-TEACHERS = ("oracle", "table", "local", "endpoint", "student")
-FORMATS = ("ours", "trl", "sharegpt", "triplets", "parquet")
+from finer1_lite.presets import Quantize
+from finer1_lite.runtime.options import REQUIRED, argument, given, option
+
+if TYPE_CHECKING:
+    from finer1_lite.chains.client import Ledger, Teacher
+    from finer1_lite.chains.make import ChainJob
+    from finer1_lite.paperbirds import World
+    from finer1_lite.species import Collection
 
 
-def add_parser(commands) -> None:
-    cot = commands.add_parser(
-        "cot",
-        help="chains of thought for your own pictures: make, check, review, convert",
-        description="Photos in, reviewed four-part chains out, with any teacher.",
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """The pictures that chains are about: photographs, or the birds of a world."""
+
+    photos: Path | None = option(None, "folder DIR/<class>/*.jpg; left out: birds")
+    descriptions: Path | None = option(None, "table of classes (default: DIR/descriptions.csv)")
+    coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
+    shots: int = option(4, "training pictures of a seen class")
+    world_seed: int = option(0, "which world of paper birds")
+
+    def collection(self) -> tuple[Collection, World | None]:
+        """The pictures, and the world of paper birds."""
+        from finer1_lite import paperbirds
+        from finer1_lite.species import load_folder
+
+        if self.photos is None:
+            world = paperbirds.make_world(self.world_seed)
+            return paperbirds.collection(world, shots=self.shots, test=60), world
+        table, coarse = self.descriptions, self.coarse or "product"
+        found = load_folder(self.photos, shots=self.shots, descriptions=table, coarse=coarse)
+        return found, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointOptions:
+    """What every command asks of an endpoint beside its address and models."""
+
+    key_env: str = option(
+        "OPENAI_API_KEY", "endpoint: environment variable of the key (never written)"
     )
-    steps = cot.add_subparsers(
-        dest="step", required=True, metavar="STEP", help="what to do; STEP --help lists its options"
+    workers: int = option(4, "endpoint: requests at a time")
+    timeout: float = option(120.0, "endpoint: seconds for one answer")
+    tries: int = option(5, "endpoint: of one request, with growing pauses")
+    max_requests: int | None = option(None, "budget: answers paid for in this start")
+    max_cost: float | None = option(None, "budget: in the unit of the prices")
+    price_in: float = option(0.0, "of a million tokens read")
+    price_out: float = option(0.0, "of a million tokens written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeCommand:
+    """Photos -> descriptions -> concepts -> chains -> checks.
+
+    Killed, refused or out of budget, the same command goes on and pays for nothing twice. Fill the
+    column `decision` of OUT/review.csv and start it again: reviewed.jsonl holds what you decided.
+    """
+
+    pictures: PictureOptions
+    out: Path = option(REQUIRED, "folder of this set of chains")
+    teacher: Literal["oracle", "table", "local", "endpoint", "student"] | None = option(
+        None, "who writes; left out: oracle for paper birds, table for photographs"
     )
-    _add_make(steps)
-    _add_check(steps)
-    _add_review(steps)
-    _add_convert(steps)
-    _add_triplets(steps)
-
-
-def _add_make(steps) -> None:
-    make = steps.add_parser(
-        "make",
-        help="photos -> descriptions -> concepts -> chains -> checks",
-        description="Writes OUT/chains.jsonl, rejected.jsonl, report.json, review.csv and "
-        "reviewed.jsonl. Killed, refused or out of budget, the same command goes on and pays for "
-        "nothing twice. Fill the column `decision` of review.csv and start it again: "
-        "reviewed.jsonl then holds what you decided.",
+    model: str | None = option(
+        None, "local: folder or hub name, e.g. Qwen/Qwen2.5-VL-7B-Instruct; endpoint: name there"
     )
-    option = make.add_argument
-    _add_data(option)
-    option("--out", type=Path, required=True, help="folder of this set of chains")
-    option(
-        "--teacher",
-        choices=TEACHERS,
-        default=None,
-        help="who writes; left out: oracle for paper birds, table for photographs",
+    quantize: Quantize = option("none", "local: nf4 is 4-bit weights")
+    url: str = option("http://localhost:8000/v1", "endpoint: up to /v1")
+    service: EndpointOptions
+    temperature: float = option(0.7, "local, endpoint, student: of sampling")
+    max_tokens: int = option(1024, "local, endpoint, student: of one answer")
+    descriptions_a_picture: int = option(6, "times that it is described")
+    extract: Literal["teacher", "yake"] | None = option(
+        None, "who names concepts; left out: the teacher, for a table yake"
     )
-    option(
-        "--model",
-        default=None,
-        help="local: folder or hub name, e.g. "
-        "Qwen/Qwen2.5-VL-7B-Instruct; endpoint: the model's name there",
-    )
-    option(
-        "--quantize", choices=("none", "nf4"), default="none", help="local: nf4 is 4-bit weights"
-    )
-    option("--url", default="http://localhost:8000/v1", help="endpoint: up to /v1")
-    add_endpoint(option)
-    option("--temperature", type=float, default=0.7, help="local, endpoint, student: of sampling")
-    option("--max-tokens", type=int, default=1024, help="local, endpoint, student: of one answer")
-    option("--descriptions-a-picture", type=int, default=6, help="times that it is described")
-    option(
-        "--extract",
-        choices=("teacher", "yake"),
-        default=None,
-        help="who names concepts; left out: the teacher, for a table yake",
-    )
-    option("--estimator", choices=("count", "infonce"), default="count", help="of the bottleneck")
-    option("--beta", type=float, default=0.7, help="count: price of a bit about the single picture")
-    option("--per-picture", type=int, default=1, help="chains wanted of a picture")
-    option("--rounds", type=int, default=4, help="tries for each of them")
-    option(
-        "--guess",
-        action="store_true",
-        help="do not tell the teacher the label; keep a chain "
-        "only if it is right (the way of --teacher student)",
-    )
-    option("--seed", type=int, default=0, help="order of candidates")
-    make.set_defaults(main=run_make)
+    estimator: Literal["count", "infonce"] = option("count", "of the bottleneck")
+    beta: float = option(0.7, "count: price of a bit about the single picture")
+    per_picture: int = option(1, "chains wanted of a picture")
+    rounds: int = option(4, "tries for each of them")
+    guess: bool = option(False, "hide the label, keep right chains alone (as --teacher student)")
+    seed: int = option(0, "order of candidates")
 
+    def job(self) -> ChainJob:
+        """What is to be made. ValueError listing what does not fit together."""
+        from finer1_lite.chains.client import Cached, Ledger
+        from finer1_lite.chains.make import ChainJob, Settings
 
-def add_endpoint(option) -> None:
-    """What every command asks of an endpoint beside its address."""
-    option(
-        "--key-env",
-        default="OPENAI_API_KEY",
-        help="endpoint: the environment variable of the key, which is never written anywhere",
-    )
-    option("--workers", type=int, default=4, help="endpoint: requests at a time")
-    option("--timeout", type=float, default=120.0, help="endpoint: seconds for one answer")
-    option("--tries", type=int, default=5, help="endpoint: of one request, with growing pauses")
-    option("--max-requests", type=int, default=None, help="budget: answers paid for in this start")
-    option("--max-cost", type=float, default=None, help="budget: in the unit of the prices")
-    option("--price-in", type=float, default=0.0, help="of a million tokens read")
-    option("--price-out", type=float, default=0.0, help="of a million tokens written")
-
-
-def _add_data(option) -> None:
-    option("--photos", type=Path, default=None, help="folder DIR/<class>/*.jpg; left out: birds")
-    option(
-        "--descriptions",
-        type=Path,
-        default=None,
-        help="table (class, description); DIR/descriptions.csv where not given",
-    )
-    option("--coarse", default=None, help='what the pictures show, in a word ("bird")')
-    option("--shots", type=int, default=4, help="training pictures of a seen class")
-    option("--world-seed", type=int, default=0, help="which world of paper birds")
-
-
-def _add_check(steps) -> None:
-    check = steps.add_parser(
-        "check",
-        help="what is wrong with a file of chains",
-        description="Reads our JSON lines, TRL's rows or the released sharegpt JSON.",
-    )
-    check.add_argument("file", type=Path, help="file of chains")
-    check.add_argument("--json", type=Path, default=None, help="write every finding here")
-    check.set_defaults(main=run_check)
-
-
-def _add_review(steps) -> None:
-    review = steps.add_parser(
-        "review",
-        help="apply decisions made in review.csv or in the panel",
-        description="The panel runs in JupyterLab: `from finer1_lite import widgets; "
-        "widgets.open_panel(FOLDER, collection)`. Without widgets fill the column decision (keep, "
-        "drop, edit) of FOLDER/review.csv, for edit also new_chain, and run this.",
-    )
-    review.add_argument("folder", type=Path, help="folder that `cot make` wrote")
-    review.add_argument(
-        "--decided-only", action="store_true", help="leave out chains that nobody has decided about"
-    )
-    review.add_argument("--undo", action="store_true", help="take the last decision back first")
-    review.set_defaults(main=run_review)
-
-
-def _add_convert(steps) -> None:
-    convert = steps.add_parser(
-        "convert",
-        help="between our JSON lines, TRL's rows and the released formats",
-        description="The format of FILE is told by its content.",
-    )
-    convert.add_argument("file", type=Path, help="chains, or triplets (.jsonl, .parquet)")
-    convert.add_argument("out", type=Path, help="file to write")
-    convert.add_argument("--to", choices=FORMATS, required=True, help="its format")
-    convert.add_argument("--bare", action="store_true", help="sharegpt: released fields only")
-    convert.add_argument(
-        "--pictures",
-        type=Path,
-        default=Path("."),
-        help="parquet: folder that picture paths start from",
-    )
-    convert.set_defaults(main=run_convert)
-
-
-def _add_triplets(steps) -> None:
-    triplets = steps.add_parser(
-        "triplets",
-        help="anchor, positive, hard negative of every training picture",
-        description="Writes our JSON lines; convert --to parquet follows.",
-    )
-    _add_data(triplets.add_argument)
-    triplets.add_argument("--seed", type=int, default=0, help="of the draw")
-    triplets.add_argument("--out", type=Path, required=True, help="file to write (.jsonl)")
-    triplets.set_defaults(main=run_triplets)
-
-
-# --- what they do ------------------------------------------------------------------------
-
-
-def collection_of(args):
-    """(collection, world): paper birds, or a folder of photographs without a world."""
-    from finer1_lite import paperbirds
-    from finer1_lite.species import load_folder
-
-    if args.photos is None:
-        world = paperbirds.make_world(args.world_seed)
-        return paperbirds.collection(world, shots=args.shots, test=60), world
-    coarse = args.coarse or "product"
-    return load_folder(
-        args.photos, shots=args.shots, descriptions=args.descriptions, coarse=coarse
-    ), None
-
-
-def make_work(args):
-    """Arguments -> Work. ValueError listing what does not fit together."""
-    from finer1_lite.chains.make import Settings, Work
-    from finer1_lite.chains.teachers import Cached, Ledger
-
-    kind = args.teacher or ("oracle" if args.photos is None else "table")
-    problems = []
-    if kind == "oracle" and args.photos is not None:
-        problems.append("--teacher oracle knows paper birds only: choose another for --photos")
-    if kind in ("local", "endpoint") and not args.model:
-        problems.append(f"--teacher {kind} needs --model")
-    if problems:
-        raise ValueError("; ".join(problems))
-    collection, world = collection_of(args)
-    ledger = Ledger(args.price_in, args.price_out, args.max_requests, args.max_cost)
-    teachers = _teacher(kind, args, collection, world, ledger)
-    if kind not in ("oracle", "table"):  # these cost nothing
-        teachers = Cached(teachers, args.out / "cache", ledger)
-    settings = Settings(
-        args.descriptions_a_picture,
-        args.extract or ("yake" if kind == "table" else "teacher"),
-        args.estimator,
-        args.beta,
-        per_picture=args.per_picture,
-        rounds=args.rounds,
-        guess=args.guess or kind == "student",
-        seed=args.seed,
-    )
-    return Work(args.out, collection, teachers, settings, ledger)
-
-
-def _teacher(kind: str, args, collection, world, ledger):
-    from finer1_lite.chains import teachers
-
-    if kind == "oracle":
-        return teachers.Oracle(world)
-    if kind == "table":
-        return _table(collection)
-    if kind == "endpoint":
-        from finer1_lite.chains.client import Endpoint
-
-        return Endpoint(
-            args.url,
-            args.model,
-            ledger,
-            key_env=args.key_env,
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            workers=args.workers,
-            timeout=args.timeout,
-            tries=args.tries,
+        photos = self.pictures.photos
+        kind = self.teacher or ("oracle" if photos is None else "table")
+        problems = []
+        if kind == "oracle" and photos is not None:
+            problems.append("--teacher oracle knows paper birds only: choose another for --photos")
+        if kind in ("local", "endpoint") and not self.model:
+            problems.append(f"--teacher {kind} needs --model")
+        if problems:
+            raise ValueError("; ".join(problems))
+        collection, world = self.pictures.collection()
+        prices = ("price_in", "price_out", "max_requests", "max_cost")
+        ledger = Ledger(**given(self.service, *prices))
+        teacher = self._teacher(kind, collection, world, ledger)
+        if kind not in ("oracle", "table"):  # these cost nothing
+            teacher = Cached(teacher, self.out / "cache", ledger)
+        settings = Settings(
+            extract=self.extract or ("yake" if kind == "table" else "teacher"),
+            guess=self.guess or kind == "student",
+            **given(self, "estimator", "beta", "per_picture", "rounds", "seed"),
+            **given(self, descriptions_a_picture="descriptions"),
         )
-    source = args.model
-    if kind == "student" and source is None:
+        return ChainJob(self.out, collection, teacher, settings, ledger)
+
+    def _teacher(
+        self, kind: str, collection: Collection, world: World | None, ledger: Ledger
+    ) -> Teacher:
+        """The teacher of a kind that `--teacher` names."""
+        from finer1_lite.chains import teachers
+        from finer1_lite.chains.client import Endpoint
+        from finer1_lite.cot import require_descriptions
         from finer1_lite.students.lab_student import asset_folder
 
-        source = asset_folder(args.world_seed)
-    return teachers.load_local(
-        source, args.quantize, max_new_tokens=args.max_tokens, temperature=args.temperature
-    )
+        if kind == "oracle":
+            return teachers.Oracle(world)
+        if kind == "table":
+            require_descriptions(collection, "--teacher table")
+            return teachers.Table(collection)
+        if kind == "endpoint":
+            sampling = given(self, "max_tokens", "temperature")
+            service = given(self.service, "key_env", "workers", "timeout", "tries")
+            return Endpoint(self.url, self.model, ledger, **sampling, **service)
+        source = self.model
+        if kind == "student" and source is None:
+            source = asset_folder(self.pictures.world_seed)
+        sampling = given(self, "temperature", max_tokens="max_new_tokens")
+        return teachers.load_local(source, self.quantize, **sampling)
+
+    def start(self) -> None:
+        """Make chains, and print the report."""
+        print(json.dumps(self.job().build(), indent=1, ensure_ascii=False))
 
 
-def _table(collection):
-    from finer1_lite.chains.teachers import Table
-    from finer1_lite.cot import require_descriptions
+@dataclass(frozen=True, kw_only=True)
+class CheckCommand:
+    """What is wrong with a file of chains.
 
-    require_descriptions(collection, "--teacher table")
-    return Table(collection)
+    Reads our JSON lines, TRL's rows or the released sharegpt JSON.
+    """
 
+    file: Path = argument("file of chains")
+    json: Path | None = option(None, "write every finding here")
 
-def run_make(args) -> None:
-    from finer1_lite.chains.make import make
+    def start(self) -> None:
+        """Print what is wrong, and write it where a file is named."""
+        from finer1_lite.chains import checks, formats
+        from finer1_lite.chains.make import write_json
 
-    print(json.dumps(make(make_work(args)), indent=1, ensure_ascii=False))
-
-
-def run_check(args) -> None:
-    from finer1_lite.chains import official
-    from finer1_lite.chains.make import write_json
-
-    records, kind = official.read_any(args.file)
-    result = official.audit_chains(records)
-    print(f"{args.file} ({kind})\n{official.audit_text(result)}")
-    if args.json:
-        found = {k: [str(f) for f in v] for k, v in result.pop("found").items() if v}
-        write_json(args.json, result | {"found": found})
+        records, kind = formats.read_any(self.file)
+        result = checks.audit_chains(records)
+        print(f"{self.file} ({kind})\n{checks.audit_text(result)}")
+        if self.json:
+            found = {k: [str(f) for f in v] for k, v in result.pop("found").items() if v}
+            write_json(self.json, result | {"found": found})
 
 
-def run_review(args) -> None:
-    from finer1_lite.chains import make as cot_make
-    from finer1_lite.chains import review
+@dataclass(frozen=True, kw_only=True)
+class ReviewCommand:
+    """Apply decisions made in review.csv or in the panel.
 
-    if args.undo:
-        undone = cot_make.open_review(args.folder)
-        print(f"taken back: {undone.undo()}")
-        undone.write_csv(args.folder / "review.csv")
-    state = cot_make.apply_review(args.folder, undecided=not args.decided_only)
-    kept = len(state.results(not args.decided_only))
-    print(
-        json.dumps(review.summary(state)), f"-> {kept} chains in {args.folder / 'reviewed.jsonl'}"
-    )
+    The panel runs in JupyterLab: `from finer1_lite.chains import panel; panel.open_panel(FOLDER,
+    collection)`. Without it fill the column decision (keep, drop, edit) of FOLDER/review.csv,
+    for edit also new_chain, and run this.
+    """
 
+    folder: Path = argument("folder that `cot make` wrote")
+    decided_only: bool = option(False, "leave out chains that nobody has decided about")
+    undo: bool = option(False, "take the last decision back first")
 
-def run_convert(args) -> None:
-    from finer1_lite.chains import formats, official
+    def start(self) -> None:
+        """Apply the decisions, and print how many chains are left."""
+        from finer1_lite.chains import review
 
-    if args.to in ("triplets", "parquet"):
-        if args.file.suffix == ".parquet":
-            rows = official.read_parquet(args.file, args.pictures)
-        else:
-            rows = formats.read_triplets(args.file)
-        if args.to == "parquet":
-            official.write_parquet(args.out, rows, args.pictures)
-        else:
-            formats.write_triplets(args.out, rows)
-        print(f"{len(rows)} triplets -> {args.out}")
-        return
-    records, kind = official.read_any(args.file)
-    if args.to == "sharegpt":
-        official.write_sharegpt(args.out, records, carry=not args.bare)
-    else:
-        {"ours": formats.write_records, "trl": formats.write_trl}[args.to](args.out, records)
-    print(f"{len(records)} chains: {kind} -> {args.to}, {args.out}")
+        folder, undecided = self.folder, not self.decided_only
+        if self.undo:
+            undone = review.open_review(folder)
+            print(f"taken back: {undone.undo()}")
+            undone.write_csv(folder / "review.csv")
+        state = review.apply_review(folder, undecided=undecided)
+        kept = f"-> {len(state.results(undecided))} chains in {folder / 'reviewed.jsonl'}"
+        print(json.dumps(review.summary(state)), kept)
 
 
-def run_triplets(args) -> None:
-    from finer1_lite.chains import formats
-    from finer1_lite.chains import make as cot_make
+@dataclass(frozen=True, kw_only=True)
+class ConvertCommand:
+    """Between our JSON lines, TRL's rows and the released formats.
 
-    rows = list(cot_make.triplet_rows(collection_of(args)[0], args.seed))
-    formats.write_triplets(args.out, rows)
-    print(f"{len(rows)} triplets -> {args.out}")
+    The format of FILE is told by its content.
+    """
+
+    file: Path = argument("chains, or triplets (.jsonl, .parquet)")
+    out: Path = argument("file to write")
+    to: Literal["ours", "trl", "sharegpt", "triplets", "parquet"] = option(REQUIRED, "its format")
+    bare: bool = option(False, "sharegpt: released fields only")
+    pictures: Path = option(Path("."), "parquet: folder that picture paths start from")
+
+    def start(self) -> None:
+        """Write a file of chains or triplets in another format."""
+        from finer1_lite.chains import formats
+
+        source, out, root = self.file, self.out, self.pictures
+        if self.to in ("triplets", "parquet"):
+            packed = source.suffix == ".parquet"
+            rows = formats.read_parquet(source, root) if packed else formats.read_triplets(source)
+            if self.to == "parquet":
+                formats.write_parquet(out, rows, root)
+            else:
+                formats.write_triplets(out, rows)
+            print(f"{len(rows)} triplets -> {out}")
+            return
+        records, kind = formats.read_any(source)
+        formats.write_records(out, records, self.to, carry=not self.bare)
+        print(f"{len(records)} chains: {kind} -> {self.to}, {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletCommand:
+    """Anchor, positive, hard negative of every training picture.
+
+    Writes our JSON lines; convert --to parquet follows.
+    """
+
+    pictures: PictureOptions
+    seed: int = option(0, "of the draw")
+    out: Path = option(REQUIRED, "file to write (.jsonl)")
+
+    def start(self) -> None:
+        """Draw triplets and write them."""
+        from finer1_lite.chains import formats
+        from finer1_lite.chains.make import triplet_rows
+
+        rows = list(triplet_rows(self.pictures.collection()[0], self.seed))
+        formats.write_triplets(self.out, rows)
+        print(f"{len(rows)} triplets -> {self.out}")
+
+
+class CotCommands:
+    """Chains of thought for your own pictures: make, check, review, convert.
+
+    Photos in, reviewed four-part chains out, with any teacher.
+    """
+
+    commands = {
+        "make": MakeCommand,
+        "check": CheckCommand,
+        "review": ReviewCommand,
+        "convert": ConvertCommand,
+        "triplets": TripletCommand,
+    }

@@ -1,10 +1,9 @@
 """Concepts: the short phrases of descriptions that tell a class from its look-alikes.
 
-Extraction and merging are a library's work (or the teacher's); what is ours is the
-choice, an information bottleneck in two estimators. `infonce` ranks concepts as
-SelfSynthX does (arXiv 2502.14044): relevance alone. `count` has both halves,
-I(concept; class) - beta I(concept; picture), estimated from how often the descriptions
-of each picture mention the concept.
+Extraction and merging are a library's work (or the teacher's); what is ours is the choice, an
+information bottleneck in two estimators. `infonce` ranks concepts as SelfSynthX does (arXiv
+2502.14044): relevance alone. `count` has both halves, I(concept; class) - beta I(concept;
+picture), estimated from how often the descriptions of each picture mention the concept.
 """
 
 import re
@@ -14,11 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import snowballstemmer
 from numpy.typing import NDArray
 from rapidfuzz import fuzz
+from scipy.special import entr
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 BETA = 0.7  # price of a bit about the single picture, in bits about the class
 LEAST = 3  # concepts kept at least (SelfSynthX)
@@ -37,42 +39,41 @@ def _stem(word: str) -> str:
 
 
 def stems(text: str) -> frozenset[str]:
-    """The words of a text, without their endings."""
+    """Reduce a text to its words without their endings."""
     return frozenset(map(_stem, re.findall(r"\w+", text.casefold())))
 
 
 def clauses(text: str) -> list[frozenset[str]]:
-    """The stems of each clause: in "crown red, back blue" nothing says "red back"."""
-    return [found for part in _CLAUSE.split(text) if (found := stems(part))]
+    """Reduce each clause to stems: in "crown red, back blue" nothing says "red back"."""
+    return [words for words in map(stems, _CLAUSE.split(text)) if words]
 
 
-def mentions(concept: str, said: Sequence[frozenset[str]]) -> bool:
+def mentions(concept: str, stems_of_clauses: Sequence[frozenset[str]]) -> bool:
     """Whether one clause holds all words of the concept, in any order and ending."""
     words = stems(concept)
-    return bool(words) and any(words <= clause for clause in said)
+    return bool(words) and any(words <= clause for clause in stems_of_clauses)
 
 
 # --- extraction and merging ----------------------------------------------------------------
 
 
 def extract(texts: Sequence[str], limit: int = 40) -> list[str]:
-    """Noun-like phrases of one to three words by YAKE (statistics of the texts, no model)."""
+    """Find noun-like phrases of one to three words by YAKE (statistics of texts, no model)."""
     import yake  # slow to import, and a teacher may extract instead
 
-    found = yake.KeywordExtractor(lan="en", n=3, dedup_lim=1.0, top=4 * limit).extract_keywords(
-        ".\n".join(texts)
-    )
+    extractor = yake.KeywordExtractor(lan="en", n=3, dedup_lim=1.0, top=4 * limit)
+    found = extractor.extract_keywords(".\n".join(texts))
     return merge([phrase.casefold().strip(" .") for phrase, _ in found])[:limit]
 
 
 def read_list(answer: str, limit: int = 200) -> list[str]:
-    """The phrases of a teacher's list: one a line, bullets and numbers taken off."""
+    """Read the phrases of a teacher's list: one a line, bullets and numbers taken off."""
     lines = [re.sub(r"^[\s\-*\u2022\d.)]+", "", line).strip(" .\t") for line in answer.splitlines()]
     return [line.casefold() for line in lines if 0 < len(line.split()) <= 5][:limit]
 
 
 def merge(phrases: Iterable[str], alike: float = ALIKE) -> list[str]:
-    """One phrase for all that say the same: the first, unless a longer one says more.
+    """Keep one phrase of all that say the same: the first, unless a longer one says more.
 
     Same stems in any order, or nearly the same letters, or all words part of a longer phrase
     that is already there ("yellow" beside "yellow shell").
@@ -80,9 +81,8 @@ def merge(phrases: Iterable[str], alike: float = ALIKE) -> list[str]:
     kept: list[str] = []
     for phrase in sorted(dict.fromkeys(phrases), key=lambda p: -len(p.split())):
         words = stems(phrase)
-        if words and not any(
-            words <= stems(k) or fuzz.token_sort_ratio(phrase, k) >= alike for k in kept
-        ):
+        same = (words <= stems(k) or fuzz.token_sort_ratio(phrase, k) >= alike for k in kept)
+        if words and not any(same):
             kept.append(phrase)
     return kept
 
@@ -91,10 +91,10 @@ def merge(phrases: Iterable[str], alike: float = ALIKE) -> list[str]:
 
 
 def infonce_scores(a: Floats, b: Floats, c: Floats, temperature: float = TEMPERATURE) -> Floats:
-    """How much better each concept fits the picture's descriptions than other pictures'.
+    """Score how much better each concept fits the class's descriptions than the others'.
 
-    a: (N, D) descriptions of the picture; b: (J, D) concepts; c: (K, D) descriptions of other
-    pictures; rows of length 1. Returns (J,): the sum over i of
+    a: (N, D) descriptions of the class; b: (J, D) concepts; c: (K, D) descriptions of other
+    classes; rows of length 1. Returns (J,): the sum over i of
     log(e^(a_i.b_j/t) / (e^(a_i.b_j/t) + sum_k e^(b_j.c_k/t))), at most 0.
     """
     own = a @ b.T / temperature  # (N, J)
@@ -102,33 +102,25 @@ def infonce_scores(a: Floats, b: Floats, c: Floats, temperature: float = TEMPERA
     return (own - np.logaddexp(own, others)).sum(0)
 
 
-def _entropy(p: Floats) -> Floats:
-    """Of a coin with probability p, in bits."""
-    p = np.clip(p, 0.0, 1.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = [np.where(q > 0, -q * np.log2(q), 0.0) for q in (p, 1 - p)]
-    return terms[0] + terms[1]
-
-
 def information(rates: Floats, groups: Sequence[int]) -> Floats:
-    """I(mentioned; group) in bits, groups equally likely, and pictures inside a group. (J,)
+    """Return I(mentioned; group) in bits, (J,); groups and their pictures are equally likely.
 
-    rates: (J, P) share of each picture's descriptions that mention the concept;
-    groups: (P,) the group of each picture. Every picture its own group gives
-    I(mentioned; picture).
+    rates: (J, P) share of each picture's descriptions that mention the concept; groups: (P,)
+    the group of each picture. Every picture its own group gives I(mentioned; picture).
     """
     index = np.asarray(groups)
     means = np.stack([rates[:, index == g].mean(1) for g in np.unique(index)], axis=1)  # (J, G)
-    return _entropy(means.mean(1)) - _entropy(means).mean(1)
+    nats = [entr(p) + entr(1 - p) for p in (means.mean(1), means)]  # of coins
+    return (nats[0] - nats[1].mean(1)) / np.log(2)
 
 
 def count_scores(rates: Floats, classes: Sequence[int], beta: float) -> Floats:
-    """I(concept; class) - beta I(concept; picture), in bits. (J,)
+    """Return I(concept; class) - beta I(concept; picture) in bits, (J,).
 
     What all classes share scores 0. A mark of all the class's pictures and of no others scores
     (1 - beta) times its relevance, so it survives any beta below 1; what one description of one
     picture says falls below 0 (with two pictures a class from beta 0.6 on, with more earlier).
-    Classes need equally many pictures. beta 0: relevance alone.
+    beta 0: relevance alone. ValueError unless all classes have equally many pictures.
     """
     sizes = np.unique(np.asarray(classes), return_counts=True)[1]
     if len(set(sizes.tolist())) > 1:
@@ -150,7 +142,7 @@ class Selection:
 
 
 def select_infonce(concepts: Sequence[str], scores: Floats, least: int = LEAST) -> Selection:
-    """Above mean + 0.4 std, and the best `least` in any case."""
+    """Keep what scores above mean + 0.4 std, and the best `least` in any case."""
     limit = scores.mean() + MARGIN * scores.std() if len(scores) else 0.0
     return _selection(concepts, scores, scores > limit, least)
 
@@ -158,35 +150,30 @@ def select_infonce(concepts: Sequence[str], scores: Floats, least: int = LEAST) 
 def select_count(
     concepts: Sequence[str], scores: Floats, own: Floats, others: Floats, least: int = LEAST
 ) -> Selection:
-    """A positive score, and said of this class more often than of the others.
+    """Keep what scores above 0 and is said of this class more often than of the others.
 
-    own, others: (J,) mean rates; a mark that only the others have also tells the classes
-    apart, but it cannot be seen here.
+    own, others: (J,) mean rates; scores: (J,).
     """
-    usable = own > others
+    usable = own > others  # a mark that only the others have cannot be seen here
     ranked = np.where(usable, scores, -np.inf)
     return _selection(concepts, ranked, usable & (scores > 0), least)
 
 
-def _selection(concepts: Sequence[str], scores: Floats, good, least: int) -> Selection:
-    order = [int(j) for j in np.argsort(-scores, kind="stable")]
-    kept = [
-        j for place, j in enumerate(order) if np.isfinite(scores[j]) and (good[j] or place < least)
-    ]
-    return Selection(
-        tuple(concepts[j] for j in kept),
-        tuple(c for j, c in enumerate(concepts) if j not in kept),
-        {concepts[j]: float(scores[j]) for j in order if np.isfinite(scores[j])},
-    )
+def _selection(concepts: Sequence[str], scores: Floats, good: Bools, least: int) -> Selection:
+    ranked = [int(j) for j in np.argsort(-scores, kind="stable") if np.isfinite(scores[j])]
+    kept = [j for place, j in enumerate(ranked) if good[j] or place < least]
+    dropped = tuple(c for j, c in enumerate(concepts) if j not in kept)
+    by_name = {concepts[j]: float(scores[j]) for j in ranked}
+    return Selection(tuple(concepts[j] for j in kept), dropped, by_name)
 
 
 def mention_rates(concepts: Sequence[str], described: Sequence[Sequence[str]]) -> Floats:
-    """The share of each picture's descriptions that mention each concept. (J, P)"""
+    """Return the share of each picture's descriptions that mention each concept, (J, P)."""
     rates = np.zeros((len(concepts), len(described)))
     for p, texts in enumerate(described):
-        said = [clauses(text) for text in texts]
+        split = [clauses(text) for text in texts]
         for j, concept in enumerate(concepts):
-            rates[j, p] = sum(mentions(concept, s) for s in said) / max(len(said), 1)
+            rates[j, p] = sum(mentions(concept, s) for s in split) / max(len(split), 1)
     return rates
 
 
@@ -199,19 +186,20 @@ def select(
     beta: float = BETA,
     least: int = LEAST,
 ) -> Selection:
-    """The concepts of class `name` against the other classes of `described`.
+    """Choose the concepts of class `name` against the other classes of `described`.
 
-    described: class -> for each of its pictures the descriptions. A concept that no
-    description of the class mentions is neither kept nor dropped.
+    described: class -> for each of its pictures the descriptions. A concept that no description
+    of the class mentions is neither kept nor dropped. ValueError for an unknown estimator.
     """
     if estimator not in ("count", "infonce"):
         raise ValueError(f"estimator {estimator!r}: choose count or infonce")
     fewest = min(len(pictures) for pictures in described.values())
     classes = [c for c in described for _ in range(fewest)]
     rates = mention_rates(concepts, [p for c in described for p in described[c][:fewest]])
-    mine = np.array([c == name for c in classes])
-    said = rates[:, mine].max(1, initial=0) > 0
-    concepts, rates = [c for c, s in zip(concepts, said) if s], rates[said]
+    of_class = np.array([c == name for c in classes])
+    said = rates[:, of_class].max(1, initial=0) > 0
+    concepts = [c for c, s in zip(concepts, said, strict=True) if s]
+    rates = rates[said]
     if estimator == "infonce":
         own = [t for p in described[name] for t in p]
         rest = [t for c in described if c != name for p in described[c] for t in p]
@@ -219,26 +207,48 @@ def select(
         a, b, c = np.split(vectors, [len(own), len(own) + len(concepts)])
         return select_infonce(concepts, infonce_scores(a, b, c), least)
     scores = count_scores(rates, [list(described).index(c) for c in classes], beta)
-    others = rates[:, ~mine].mean(1) if not mine.all() else np.zeros(len(concepts))
-    return select_count(concepts, scores, rates[:, mine].mean(1), others, least)
+    others = np.zeros(len(concepts)) if of_class.all() else rates[:, ~of_class].mean(1)
+    return select_count(concepts, scores, rates[:, of_class].mean(1), others, least)
+
+
+def over_beta(
+    name: str,
+    described: Mapping[str, Sequence[Sequence[str]]],
+    concepts: Sequence[str],
+    beta: float = BETA,
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
+    """What `figures.bottleneck` draws: (shares, scores, the concepts that beta keeps of a class).
+
+    described: class -> for each picture its descriptions, equally many pictures a class. A row
+    a concept, the kept ones first. shares: in what share of each class's descriptions it occurs;
+    scores: I(concept; class) - beta I(concept; picture) for beta from 0 to 1.
+    """
+    chosen = select(name, described, concepts, beta=beta, least=0)
+    shown = [*chosen.kept, *chosen.dropped]
+    kinds = [name, *(c for c in described if c != name)]
+    index = np.array([i for i, c in enumerate(kinds) for _ in described[c]])
+    rates = mention_rates(shown, [p for c in kinds for p in described[c]])
+    shares = {c: rates[:, index == i].mean(1) for i, c in enumerate(kinds)}
+    scores = {b: count_scores(rates, index, b) for b in np.linspace(0, 1, 21)}
+    return pd.DataFrame(shares, shown), pd.DataFrame(scores, shown), chosen.kept
 
 
 def of_picture(selection: Selection, texts: Sequence[str], least: int = LEAST) -> list[str]:
-    """The class's kept concepts that this picture's descriptions agree on."""
+    """Return the class's kept concepts that this picture's descriptions agree on."""
     rates = mention_rates(selection.kept, [texts])[:, 0]
-    own = [c for c, rate in zip(selection.kept, rates) if rate >= AGREED]
+    own = [c for c, rate in zip(selection.kept, rates, strict=True) if rate >= AGREED]
     return own or list(selection.kept[:least])
 
 
 def embed(texts: Sequence[str]) -> Floats:
-    """tf-idf of stems, rows of length 1: an encoder without any model. (N, D)
+    """Weigh stems by tf-idf, rows of length 1: an encoder without any model, (N, D).
 
     SelfSynthX embeds with e5-large-v2; any function with this signature can stand here.
     """
     bags = [stems(text) for text in texts]
     words = {word: i for i, word in enumerate(sorted(frozenset().union(*bags)))}
     held = np.zeros((len(bags), len(words)))
-    for row, bag in zip(held, bags):
+    for row, bag in zip(held, bags, strict=True):
         row[[words[w] for w in bag]] = 1.0
     weighted = held * np.log((1 + len(bags)) / (1 + held.sum(0)) + 1.0)
     return weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)

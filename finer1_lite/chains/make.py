@@ -1,41 +1,27 @@
 """Photos -> descriptions -> concepts -> chains -> checks -> a folder ready for review.
 
-The folder: config.json, cache/ (paid answers), concepts.json, chains.jsonl (chains that pass),
+The folder: config.json, cache/ (paid replies), concepts.json, chains.jsonl (chains that pass),
 rejected.jsonl (the others, each with its reasons), report.json, review.csv, decisions.jsonl and
 reviewed.jsonl. Every file grows by whole lines or is replaced in one step; the same command
-started again goes on where it was, and asks for nothing twice.
+started again goes on where it was, and pays for nothing twice.
 """
 
 import json
-import logging
 import random
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from finer1_lite import cot, prompts
-from finer1_lite.chains import checks, concepts, formats
-from finer1_lite.chains.checks import Finding
+from finer1_lite.chains import checks, concepts, formats, review
+from finer1_lite.chains.client import Ledger, Teacher, TeacherError, in_parallel
 from finer1_lite.chains.concepts import Selection
-from finer1_lite.chains.formats import Record
-from finer1_lite.chains.review import Review, summary
-from finer1_lite.chains.teachers import Ledger, Teacher, TeacherError, TeacherStopped
-from finer1_lite.runtime.console import progress_bar
-from finer1_lite.runtime.files import (
-    DataError,
-    fingerprint,
-    open_folder,
-    write_atomically,
-    write_lines,
-)
-from finer1_lite.runtime.files import read as read_lines
+from finer1_lite.chains.text import fold
+from finer1_lite.runtime import files
+from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection, Photo
-
-log = logging.getLogger("finer1_lite")
-PATIENCE = 3  # pictures without an answer in a row, then the endpoint counts as down
 
 
 @dataclass(frozen=True)
@@ -52,25 +38,24 @@ class Settings:
     guess: bool = False  # the teacher is not told the label: its chain is kept if it is right
     seed: int = 0
 
-    def check(self) -> "Settings":
-        problems = [
-            f"{name} = {value}: a whole number from 1 on"
-            for name, value in asdict(self).items()
-            if name in ("descriptions", "neighbours", "per_picture", "rounds") and value < 1
-        ]
-        for name, known in (("extract", ("teacher", "yake")), ("estimator", ("count", "infonce"))):
-            if getattr(self, name) not in known:
-                problems.append(f"{name} = {getattr(self, name)!r}: one of {', '.join(known)}")
+    def check(self) -> None:
+        """Raise a DataError naming every setting that makes no sense."""
+        counts = ("descriptions", "neighbours", "per_picture", "rounds")
+        wrong = {name: "a whole number from 1 on" for name in counts if getattr(self, name) < 1}
+        if self.extract not in ("teacher", "yake"):
+            wrong["extract"] = "one of teacher, yake"
+        if self.estimator not in ("count", "infonce"):
+            wrong["estimator"] = "one of count, infonce"
         if not 0 <= self.beta <= 1:
-            problems.append(f"beta = {self.beta}: from 0 to 1 (at 1 no concept is worth its price)")
-        if problems:
+            wrong["beta"] = "from 0 to 1 (at 1 no concept is worth its price)"
+        if wrong:
+            problems = [f"{name} = {getattr(self, name)!r}: {m}" for name, m in wrong.items()]
             raise DataError(problems, "settings that make no sense:")
-        return self
 
 
 @dataclass
-class Work:
-    """One start of the job."""
+class ChainJob:
+    """One start of the job that fills a folder with chains."""
 
     folder: Path
     collection: Collection
@@ -78,321 +63,202 @@ class Work:
     settings: Settings
     ledger: Ledger
     bars: bool = True  # progress bars
-    done: dict[str, list[str]] = field(default_factory=dict)  # photo -> folded thoughts
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def config(self) -> dict:
-        photos = self.collection.train
-        return {
-            "job": "chains of thought",
-            "coarse": self.collection.coarse,
-            "pictures": len(photos),
-            "data": fingerprint([p.id for p in photos]),
-            "preset": asdict(self.settings) | {"teacher": self.teacher.identity},
+    def __post_init__(self) -> None:
+        self._thoughts: dict[str, list[str]] = defaultdict(list)  # photo -> folded thoughts
+        self._lock = threading.Lock()
+
+    def build(self) -> dict:
+        """Do the whole job; returns what report.json holds.
+
+        Raises DataError at the end where pictures are left without a chain, all else written.
+        """
+        self.settings.check()
+        ids = [p.id for p in self.collection.train]
+        config = {"job": "chains of thought", "coarse": self.collection.coarse}
+        config |= {"pictures": len(ids), "data": files.fingerprint(ids)}
+        config["preset"] = asdict(self.settings) | {"teacher": self.teacher.identity}
+        files.open_folder(self.folder, config, fresh=False)
+        try:
+            described = self._describe()
+            stopped = self._write_chains(described, self._select_concepts(described))
+        except TeacherError as error:
+            stopped = [str(error)]
+        report = self._report(stopped)
+        if stopped:
+            headline = f"not all is done ({self.folder}); what is done is kept, and the same "
+            raise DataError(stopped, headline + "command goes on from here:")
+        return report
+
+    # --- descriptions and concepts -----------------------------------------------------------
+
+    def _describe(self) -> dict[str, list[str]]:
+        """Photo -> its descriptions. TeacherError where one is missing."""
+        found: dict[str, list[str]] = {}
+        count, views = self.settings.descriptions, len(prompts.DESCRIPTIONS)
+
+        def act(photo: Photo) -> None:
+            texts = []
+            for view in range(min(count, views)):
+                prompt = prompts.description_prompt(self.collection.coarse, view)
+                replies = self.teacher.ask(photo, prompt, list(range(view, count, views)))
+                texts += [reply.text for reply in replies]
+            found[photo.id] = texts
+
+        problems = in_parallel(self.teacher, self.collection.train, act, "descriptions", self.bars)
+        if problems:
+            raise TeacherError("; ".join(problems[:5]))
+        return found
+
+    def _select_concepts(self, described: dict[str, list[str]]) -> dict[str, Selection]:
+        """Class -> its concepts against its nearest classes that have pictures."""
+        own: dict[str, list[list[str]]] = {}
+        for photo in self.collection.train:
+            own.setdefault(photo.species, []).append(described[photo.id])
+        phrases = {c: self._phrases([t for texts in own[c] for t in texts]) for c in own}
+        selected = {}
+        for name in own:
+            near = self.collection.neighbours(name, list(own))[: self.settings.neighbours]
+            every = concepts.merge(p for c in (name, *near) for p in phrases[c])
+            visible = [c for c in every if not checks.invisible(c)]
+            texts = {c: own[c] for c in (name, *near)}
+            how = {"estimator": self.settings.estimator, "beta": self.settings.beta}
+            selected[name] = concepts.select(name, texts, visible, **how)
+        rows = {name: asdict(selection) for name, selection in selected.items()}
+        write_json(self.folder / "concepts.json", rows)
+        return selected
+
+    def _phrases(self, texts: Sequence[str]) -> list[str]:
+        texts = list(dict.fromkeys(texts))
+        if self.settings.extract == "yake":
+            return concepts.extract(texts)
+        (reply,) = self.teacher.ask(None, prompts.concepts_prompt(texts), [0])
+        return concepts.read_list(reply.text)
+
+    # --- chains ------------------------------------------------------------------------------
+
+    def _write_chains(
+        self, described: dict[str, list[str]], selected: dict[str, Selection]
+    ) -> list[str]:
+        """Write a chain for every picture that lacks one; returns what went wrong."""
+        path = self.folder / "chains.jsonl"
+        for record in formats.read_records(path, torn=True) if path.exists() else ():
+            self._thoughts[record.photo].append(fold(record.parsed().think))
+
+        def act(photo: Photo) -> None:
+            self._write_one(photo, described[photo.id], selected[photo.species])
+
+        problems = in_parallel(self.teacher, self.collection.train, act, "chains", self.bars)
+        needed, rounds = self.settings.per_picture, self.settings.rounds
+        passed = {p.id: len(self._thoughts[p.id]) for p in self.collection.train}
+        return problems or [
+            f"{photo}: {n} of {needed} chains passed in {rounds} rounds (reasons: rejected.jsonl)"
+            for photo, n in passed.items()
+            if n < needed
+        ]
+
+    def _write_one(self, photo: Photo, texts: Sequence[str], selection: Selection) -> None:
+        """Go through the rounds of one picture; one rejected before is answered from the cache."""
+        kept = concepts.of_picture(selection, texts)
+        bound = not self.settings.guess  # who is given no concepts cannot be held to them
+        plan = formats.Record(
+            id="",
+            photo=photo.id,
+            species=photo.species,
+            question=prompts.question("think", self.collection.coarse),
+            chain="",
+            images=(photo.id,),
+            aliases=self.collection.of(photo.species).aliases,
+            concepts=tuple(kept) if bound else (),
+            dropped=selection.dropped if bound else (),
+            teacher=self.teacher.identity["teacher"],
+        )
+        needed = self.settings.per_picture
+        for sample in range(self.settings.rounds * needed):
+            if len(self._thoughts[photo.id]) >= needed:
+                return
+            prompt = self._prompt(photo, kept, sample)
+            (reply,) = self.teacher.ask(photo, prompt, [sample])
+            made = {"chain": reply.text.strip(), "candidates": prompt.candidates}
+            with self._lock:
+                self._accept(replace(plan, id=f"{photo.id}#{sample}", sample=sample, **made))
+
+    def _prompt(self, photo: Photo, kept: Sequence[str], sample: int) -> prompts.TeacherPrompt:
+        rng = random.Random(f"candidates/{self.settings.seed}/{photo.id}/{sample}")
+        chosen = cot.candidates(self.collection.neighbours(photo.species), photo.species, rng)
+        if self.settings.guess:
+            return prompts.guess_prompt(self.collection.coarse, chosen)
+        return prompts.chain_prompt(self.collection.coarse, photo.species, chosen, kept)
+
+    def _accept(self, record: formats.Record) -> None:
+        """Append a chain to the good ones, or to the others with its problems."""
+        parsed = record.parsed()
+        problems = checks.check(parsed)
+        thought = fold(parsed.think)
+        if any(thought in others for others in self._thoughts.values()):
+            problems.append(checks.ChainProblem("duplicate", "the same thought as another chain's"))
+        row = formats.to_row(record)
+        if problems:
+            row["findings"] = [asdict(p) for p in problems]
+            formats.append_row(self.folder / "rejected.jsonl", row)
+        else:
+            formats.append_row(self.folder / "chains.jsonl", row)
+            self._thoughts[record.photo].append(thought)
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def _report(self, stopped: Sequence[str]) -> dict:
+        """Sort the files, write report and review table, apply decisions made so far."""
+        chains = [formats.from_row(row).parsed() for row in self._sorted_rows("chains.jsonl")]
+        rejected = self._sorted_rows("rejected.jsonl")
+        reasons = Counter(f["code"] for row in rejected for f in row["findings"])
+        report = {
+            "pictures": len(self.collection.train),
+            "chains": len(chains),
+            "rejected": len(rejected),
+            "reasons": dict(reasons.most_common()),
+            "habit": checks.habit(chains),
+            "place of the label": dict(sorted(Counter(c.place for c in chains).items())),
+            "this start": self.ledger.to_dict(),
+            "all paid": self._paid(),
+            "stopped": list(stopped),
+            "review": review.summary(review.apply_review(self.folder)),
         }
+        write_json(self.folder / "report.json", report)
+        return report
 
+    def _sorted_rows(self, name: str) -> list[dict]:
+        """Rows in the collection's order, each once (a killed start may have written one again)."""
+        path = self.folder / name
+        if not path.exists():
+            return []
+        order = {p.id: i for i, p in enumerate(self.collection.train)}
+        once = {row["id"]: row for _, row in files.read(path, torn=True)}
+        rows = sorted(once.values(), key=lambda row: (order[row["photo"]], row["sample"]))
+        files.write_lines(path, rows)
+        return rows
 
-def make(work: Work) -> dict:
-    """Do the whole job; returns what report.json holds.
-
-    Raises DataError at the end where pictures are left without a chain, all else written.
-    """
-    work.settings.check()
-    open_folder(work.folder, work.config(), fresh=False)
-    stopped: list[str] = []
-    try:
-        described = describe(work)
-        selected = choose(work, described)
-        stopped = write_all(work, described, selected)
-    except TeacherError as error:
-        stopped = [str(error)]
-    report = finish(work, stopped)
-    if stopped:
-        raise DataError(
-            stopped,
-            f"not all is done ({work.folder}); what is done is kept, and the same "
-            "command goes on from here:",
-        )
-    return report
-
-
-# --- the teacher is asked --------------------------------------------------------------------
-
-
-def in_parallel(
-    teacher: Teacher, items: Sequence, act: Callable, what: str, bars: bool = True
-) -> list[str]:
-    """act(item) for all, the teacher's `workers` at a time; returns what went wrong, item by item.
-
-    Stops handing out items when the teacher is done for good, or after `PATIENCE` failures
-    in a row; what is under way is waited for, since it is being paid for.
-    """
-    problems: list[str] = []
-    in_a_row = 0
-    halted = threading.Event()
-
-    def guarded(item):
-        return None if halted.is_set() else act(item)
-
-    bar = progress_bar(len(items), what, hidden=not bars)
-    with ThreadPoolExecutor(teacher.workers) as pool, bar:
-        tasks = {pool.submit(guarded, item): item for item in items}
-        for task in as_completed(tasks):
-            bar.update()
-            try:
-                task.result()
-                in_a_row = 0
-            except TeacherError as error:
-                problems.append(f"{getattr(tasks[task], 'id', tasks[task])}: {error}")
-                in_a_row += 1
-                if isinstance(error, TeacherStopped) or in_a_row >= PATIENCE:
-                    halted.set()
-            except BaseException:
-                halted.set()
-                raise
-    return problems
-
-
-def describe(work: Work) -> dict[str, list[str]]:
-    """photo -> its descriptions. Raises TeacherError where one is missing."""
-    found: dict[str, list[str]] = {}
-    coarse, count = work.collection.coarse, work.settings.descriptions
-
-    def act(photo: Photo) -> None:
-        views = [
-            (prompts.ask_describe(coarse, v), range(v, count, len(prompts.DESCRIPTIONS)))
-            for v in range(min(count, len(prompts.DESCRIPTIONS)))
-        ]
-        found[photo.id] = [
-            reply.text
-            for asked, samples in views
-            for reply in work.teacher.ask(photo, asked, list(samples))
-        ]
-
-    problems = in_parallel(work.teacher, work.collection.train, act, "descriptions", work.bars)
-    if problems:
-        raise TeacherError("; ".join(problems[:5]))
-    return found
-
-
-def choose(work: Work, described: dict[str, list[str]]) -> dict[str, Selection]:
-    """class -> its concepts against its nearest classes that have pictures."""
-    classes = list(dict.fromkeys(p.species for p in work.collection.train))
-    own = {c: [described[p.id] for p in work.collection.train if p.species == c] for c in classes}
-    phrases = {c: _phrases(work, [t for p in own[c] for t in p]) for c in classes}
-    chosen = {}
-    for name in classes:
-        near = work.collection.neighbours(name, classes)[: work.settings.neighbours]
-        around = concepts.merge(p for c in (name, *near) for p in phrases[c])
-        usable = [c for c in around if not checks.invisible(c)]
-        chosen[name] = concepts.select(
-            name,
-            {c: own[c] for c in (name, *near)},
-            usable,
-            estimator=work.settings.estimator,
-            beta=work.settings.beta,
-        )
-    rows = {name: asdict(selection) for name, selection in chosen.items()}
-    write_json(work.folder / "concepts.json", rows)
-    return chosen
-
-
-def _phrases(work: Work, texts: Sequence[str]) -> list[str]:
-    texts = list(dict.fromkeys(texts))
-    if work.settings.extract == "yake":
-        return concepts.extract(texts)
-    (reply,) = work.teacher.ask(None, prompts.ask_extract(texts), [0])
-    return concepts.read_list(reply.text)
-
-
-# --- chains ----------------------------------------------------------------------------------
-
-
-def write_all(
-    work: Work, described: dict[str, list[str]], selected: dict[str, Selection]
-) -> list[str]:
-    """A chain for every picture that lacks one; returns what went wrong."""
-    path = work.folder / "chains.jsonl"
-    for record in formats.read_records(path, torn=True) if path.exists() else ():
-        work.done.setdefault(record.photo, []).append(checks.fold(record.parsed().think))
-    _drop_torn_line(path)
-    _drop_torn_line(work.folder / "rejected.jsonl")
-
-    def act(photo: Photo) -> None:
-        _write_one(work, photo, described[photo.id], selected[photo.species])
-
-    problems = in_parallel(work.teacher, work.collection.train, act, "chains", work.bars)
-    short = [
-        f"{p.id}: {len(work.done.get(p.id, []))} of {work.settings.per_picture} chains passed in "
-        f"{work.settings.rounds} rounds (reasons: rejected.jsonl)"
-        for p in work.collection.train
-        if len(work.done.get(p.id, [])) < work.settings.per_picture
-    ]
-    return problems or short
-
-
-def _write_one(work: Work, photo: Photo, texts: Sequence[str], selection: Selection) -> None:
-    """Rounds for one picture. A round that was rejected before is answered from the cache."""
-    kept = concepts.of_picture(selection, texts)
-    needed = work.settings.per_picture
-    for sample in range(work.settings.rounds * needed):
-        if len(work.done.get(photo.id, [])) >= needed:
-            return
-        asked = _request(work, photo, kept, sample)
-        (reply,) = work.teacher.ask(photo, asked, [sample])
-        record = _record(work, photo, asked, kept, selection, sample, reply.text)
-        with work.lock:
-            _accept(work, record)
-
-
-def _request(work: Work, photo: Photo, kept: Sequence[str], sample: int) -> prompts.Asked:
-    rng = random.Random(f"candidates/{work.settings.seed}/{photo.id}/{sample}")
-    chosen = cot.candidates(work.collection.neighbours(photo.species), photo.species, rng)
-    if work.settings.guess:
-        return prompts.ask_guess(work.collection.coarse, chosen)
-    return prompts.ask_write(work.collection.coarse, photo.species, chosen, kept)
-
-
-def _record(
-    work: Work,
-    photo: Photo,
-    asked: prompts.Asked,
-    kept: Sequence[str],
-    selection: Selection,
-    sample: int,
-    text: str,
-) -> Record:
-    told = not work.settings.guess  # who was told no concepts cannot be held to them
-    return Record(
-        id=f"{photo.id}#{sample}",
-        photo=photo.id,
-        species=photo.species,
-        question=prompts.question("think", work.collection.coarse),
-        chain=text.strip(),
-        images=(photo.id,),
-        aliases=work.collection.of(photo.species).aliases,
-        candidates=asked.candidates,
-        concepts=tuple(kept) if told else (),
-        dropped=selection.dropped if told else (),
-        teacher=work.teacher.identity["teacher"],
-        sample=sample,
-    )
-
-
-def _accept(work: Work, record: Record) -> None:
-    """Append a chain to the good ones, or to the others with its reasons."""
-    parsed = record.parsed()
-    findings = checks.check(parsed)
-    thought = checks.fold(parsed.think)
-    if any(thought in others for others in work.done.values()):
-        findings.append(Finding("duplicate", "the same thought as another chain's"))
-    name = "rejected.jsonl" if findings else "chains.jsonl"
-    row = formats.to_row(record)
-    if findings:
-        row["findings"] = [asdict(f) for f in findings]
-    else:
-        work.done.setdefault(record.photo, []).append(thought)
-    with (work.folder / name).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _drop_torn_line(path: Path) -> None:
-    if path.exists():
-        data = path.read_bytes()
-        if not data.endswith(b"\n"):
-            write_atomically(path, data[: data.rfind(b"\n") + 1])
-
-
-# --- the end ---------------------------------------------------------------------------------
-
-
-def finish(work: Work, stopped: Sequence[str]) -> dict:
-    """Sort the files, write report and review table, apply decisions made so far."""
-    places = {p.id: i for i, p in enumerate(work.collection.train)}
-    records = _tidy(work.folder / "chains.jsonl", lambda r: (places[r["photo"]], r["sample"]))
-    rejected = _tidy(work.folder / "rejected.jsonl", lambda r: (places[r["photo"]], r["sample"]))
-    chains = [formats.from_row(r) for r in records]
-    parsed = [c.parsed() for c in chains]
-    reasons = Counter(f["code"] for row in rejected for f in row["findings"])
-    report = {
-        "pictures": len(work.collection.train),
-        "chains": len(chains),
-        "rejected": len(rejected),
-        "reasons": dict(reasons.most_common()),
-        "habit": checks.habit(parsed),
-        "place of the label": dict(sorted(checks.places(parsed).items())),
-        "this start": work.ledger.to_dict(),
-        "all paid": _total(work),
-        "stopped": list(stopped),
-    }
-    review = apply_review(work.folder)
-    report["review"] = summary(review)
-    write_json(work.folder / "report.json", report)
-    return report
-
-
-def _tidy(path: Path, key: Callable) -> list[dict]:
-    """Rows in the collection's order, each once (a killed start may have written one again)."""
-    rows = [row for _, row in read_lines(path, torn=True)] if path.exists() else []
-    once = {row["id"]: row for row in rows}
-    ordered = sorted(once.values(), key=key)
-    if rows or path.exists():
-        write_lines(path, ordered)
-    return ordered
-
-
-def _total(work: Work) -> dict:
-    """Answers and tokens over all starts, from the cache on disk."""
-    counts: Counter[str] = Counter()
-    for path in (work.folder / "cache").glob("*/*.json"):
-        reply = json.loads(path.read_text(encoding="utf-8"))
-        counts.update(answers=1, tokens_in=reply["tokens_in"], tokens_out=reply["tokens_out"])
-    prices = work.ledger
-    whole = Ledger(prices.price_in, prices.price_out, counts=counts)
-    return dict(counts) | {"cost": round(whole.cost, 6)}
-
-
-def open_review(folder: Path) -> Review:
-    """The review of a folder that `make` has written."""
-    path = folder / "chains.jsonl"
-    if not path.exists():
-        raise DataError([f"{path} does not exist; run `cot make` first"], "nothing to review:")
-    return Review(formats.read_records(path, torn=True), folder / "decisions.jsonl")
-
-
-def apply_review(folder: Path, undecided: bool = True) -> Review:
-    """Take over review.csv, write it anew, and write the chains that stay to reviewed.jsonl.
-
-    undecided: chains that passed the checks and that nobody looked at stay too.
-    """
-    if not (folder / "chains.jsonl").exists():
-        return Review((), folder / "decisions.jsonl")
-    review = open_review(folder)
-    table = folder / "review.csv"
-    if table.exists():
-        taken = review.read_csv(table)
-        if taken:
-            log.info("%s: %d new decisions", table, taken)
-    review.write_csv(table)
-    formats.write_records(folder / "reviewed.jsonl", review.results(undecided))
-    return review
+    def _paid(self) -> dict:
+        """Replies and tokens over all starts, from the cache on disk."""
+        counts: Counter[str] = Counter()
+        for path in (self.folder / "cache").glob("*/*.json"):
+            reply = json.loads(path.read_text(encoding="utf-8"))
+            counts.update(answers=1, tokens_in=reply["tokens_in"], tokens_out=reply["tokens_out"])
+        whole = Ledger(self.ledger.price_in, self.ledger.price_out, counts=counts)
+        return dict(counts) | {"cost": round(whole.cost, 6)}
 
 
 def write_json(path: Path, value: object) -> None:
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1).encode())
+    """Write a JSON file in one step."""
+    files.write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1).encode())
 
 
-def triplet_rows(collection: Collection, seed: int = 0) -> Iterable[formats.TripletRow]:
-    """A triplet for every training picture, as stage 2 would draw it."""
+def triplet_rows(collection: Collection, seed: int = 0) -> Iterator[formats.TripletRow]:
+    """Draw a triplet for every training picture, as stage 2 would."""
     from finer1_lite.triplets import draw_triplets
 
     question = prompts.question("think", collection.coarse)
     for t in draw_triplets(collection, len(collection.train), seed, 0):
-        yield formats.TripletRow(
-            t.anchor.id,
-            t.positive.id,
-            t.negative.id,
-            question,
-            t.anchor.species,
-            {"negative_label": t.negative.species},
-        )
+        pictures = (t.anchor.id, t.positive.id, t.negative.id)
+        negative = {"negative_label": t.negative.species}
+        yield formats.TripletRow(*pictures, question, t.anchor.species, negative)

@@ -14,20 +14,17 @@ import ipywidgets as w
 import traitlets
 from PIL import Image
 
-from finer1_lite.chains import checks, review
-from finer1_lite.chains.make import open_review
+from finer1_lite.chains import review
+from finer1_lite.chains.checks import ChainProblem
 from finer1_lite.chains.review import Review
+from finer1_lite.chains.text import PARTS, Chain
 from finer1_lite.species import Collection
 
-COLOURS = {
-    "analysis": "#0072B2",
-    "candidates": "#D55E00",
-    "comparison": "#009E73",
-    "prediction": "#CC79A7",
-}
+COLOURS = dict(zip(PARTS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
 KEYS = {"k": "keep", "d": "drop", "e": "edit", "u": "undo", "n": "next", "p": "previous"}
 SIDE = 220  # pixels of the picture, on its longer side
-Pictures = Callable[[str], Image.Image]
+HELP = """<small>click into the panel, then use the keys; while you edit, <b>keep</b> saves the
+new text</small>"""
 
 
 class Keys(anywidget.AnyWidget):
@@ -36,116 +33,75 @@ class Keys(anywidget.AnyWidget):
     The panel takes the focus and keeps JupyterLab's own shortcuts away ("d d" deletes a cell).
     """
 
-    _esm = """
-    export function render({ model, el }) {
-      let panel = null;
-      const heard = (event) => {
-        if (/^(TEXTAREA|INPUT|SELECT)$/.test(event.target.tagName)) return;
-        if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-        if (!model.get("known").includes(event.key)) return;
-        event.preventDefault();
-        event.stopPropagation();
-        model.set("pressed", [event.key, model.get("pressed")[1] + 1]);
-        model.save_changes();
-        panel.focus();
-      };
-      const attach = () => {  // a child is drawn before it hangs in its panel
-        panel = el.closest(".finer1-review");
-        if (!panel) { timer = setTimeout(attach, 50); return; }
-        panel.tabIndex = 0;
-        panel.setAttribute("data-lm-suppress-shortcuts", "true");
-        panel.addEventListener("keydown", heard);
-      };
-      let timer = setTimeout(attach, 0);
-      return () => {
-        clearTimeout(timer);
-        panel?.removeEventListener("keydown", heard);
-      };
-    }
-    """
+    _esm = Path(__file__).with_name("panel.js")
     known = traitlets.List(traitlets.Unicode()).tag(sync=True)
     pressed = traitlets.List(["", 0]).tag(sync=True)  # key, count: the same key twice is news
 
 
 class Panel(w.VBox):
-    """One chain at a time. `picture(photo)` and `nearby(species)` supply what is shown."""
+    """One chain at a time.
+
+    picture: photo -> image; nearby: species -> (name, photo) of its look-alikes.
+    """
 
     def __init__(
-        self, state: Review, picture: Pictures, nearby: Callable[[str], Sequence[tuple[str, str]]]
-    ):
+        self,
+        state: Review,
+        picture: Callable[[str], Image.Image],
+        nearby: Callable[[str], Sequence[tuple[str, str]]],
+    ) -> None:
         self.state, self.picture, self.nearby = state, picture, nearby
         self.editing = False
-        self._make_parts()
-        super().__init__(
-            [
-                w.HBox([self.filter, self.progress, self.count]),
-                w.HBox([self.photo, self.neighbours]),
-                self.chain,
-                self.findings,
-                self.editor,
-                w.HBox(list(self.buttons.values())),
-                self.help,
-                self.shortcuts,
-            ]
-        )
-        self.add_class("finer1-review")
-        first = next(iter(self.state.ids("undecided") or self.state.ids()), None)
-        self.show(first)
-
-    def _make_parts(self) -> None:
         self.filter = w.Dropdown(options=review.FILTERS, value="all", description="show")
-        self.progress = w.IntProgress(min=0, max=max(len(self.state.records), 1))
-        self.count, self.findings, self.help = w.HTML(), w.HTML(), w.HTML()
-        self.photo, self.neighbours, self.chain = w.VBox(), w.HBox(), w.HTML()
+        self.progress = w.IntProgress(min=0, max=max(len(state.records), 1))
+        self.count, self.chain, self.problems = w.HTML(), w.HTML(), w.HTML()
+        self.photo, self.neighbours = w.VBox(), w.HBox()
         self.editor = w.Textarea(layout=w.Layout(width="95%", height="220px", display="none"))
         self.buttons = {name: w.Button(description=f"{name} ({key})") for key, name in KEYS.items()}
         self.shortcuts = Keys(known=list(KEYS))
+        head = w.HBox([self.filter, self.progress, self.count])
+        pictures, buttons = w.HBox([self.photo, self.neighbours]), w.HBox([*self.buttons.values()])
+        middle = [self.chain, self.problems, self.editor]
+        super().__init__([head, pictures, *middle, buttons, w.HTML(HELP), self.shortcuts])
+        self.add_class("finer1-review")
+        self._listen()
+        self.show(next(iter(state.ids("undecided") or state.ids()), None))
+
+    def _listen(self) -> None:
         for name, button in self.buttons.items():
             button.add_class(f"finer1-{name}")
             button.on_click(lambda _, name=name: self.act(name))
         self.shortcuts.observe(lambda change: self.act(KEYS[change["new"][0]]), "pressed")
         self.filter.observe(lambda _: self._refilter(), "value")
-        self.help.value = (
-            "<small>click into the panel, then use the keys; while you edit, "
-            "<b>keep</b> saves the new text</small>"
-        )
 
     # --- what is done --------------------------------------------------------------------
 
     def act(self, name: str) -> None:
-        """One of `KEYS`' actions on the chain that is shown."""
+        """Do one of `KEYS`' actions on the chain that is shown."""
         if name == "undo":
-            undone = self.state.undo()
-            self.show(undone or self.current)
+            self.show(self.state.undo() or self.current)
         elif name in ("next", "previous"):
             self._step(1 if name == "next" else -1)
         elif self.current is None:
             return
         elif name == "edit":
-            self._edit()
+            self.editing = True
+            self.editor.value = self.state.current(self.current).chain
+            self.editor.layout.display = ""
         elif name == "keep" and self.editing:
-            self._save_edit()
+            if self.editor.value.strip():
+                self.state.decide(self.current, "edit", self.editor.value)
+            self.show(self.current)
         else:
             self.state.decide(self.current, name)
             self._step(1)
 
-    def _edit(self) -> None:
-        self.editing = True
-        self.editor.value = self.state.current(self.current).chain
-        self.editor.layout.display = ""
-
-    def _save_edit(self) -> None:
-        if self.editor.value.strip():
-            self.state.decide(self.current, "edit", self.editor.value)
-        self.show(self.current)
-
     def _step(self, by: int) -> None:
-        """The next chain under the filter; the place is kept where this one no longer fits."""
+        """Show the next chain under the filter; the place is kept where there is none."""
         every, shown = list(self.state.records), set(self.state.ids(self.filter.value))
         here = every.index(self.current) if self.current in every else -1
         ahead = every[here + 1 :] if by > 0 else every[: max(here, 0)][::-1]
-        following = next((i for i in ahead if i in shown), None)
-        self.show(following if following is not None else self.current)
+        self.show(next((id_ for id_ in ahead if id_ in shown), self.current))
 
     def _refilter(self) -> None:
         shown = self.state.ids(self.filter.value)
@@ -154,6 +110,7 @@ class Panel(w.VBox):
     # --- what is shown -------------------------------------------------------------------
 
     def show(self, id_: str | None) -> None:
+        """Show a chain with its picture and its look-alikes; None: nothing is under the filter."""
         self.current, self.editing = id_, False
         self.editor.layout.display = "none"
         counts = review.summary(self.state)
@@ -161,52 +118,53 @@ class Panel(w.VBox):
         if id_ is None:
             self.count.value = "<b>no chain under this filter</b>"
             self.photo.children = self.neighbours.children = ()
-            self.chain.value = self.findings.value = ""
+            self.chain.value = self.problems.value = ""
             return
         record, decision = self.state.current(id_), self.state.decisions.get(id_)
-        told = ", ".join(f"{n} {name}" for name, n in counts.items())
-        self.count.value = f"<span class='finer1-count'>{html.escape(told)}</span>"
+        numbers = ", ".join(f"{n} {name}" for name, n in counts.items())
+        self.count.value = f"<span class='finer1-count'>{html.escape(numbers)}</span>"
         stands = decision.action if decision else "undecided"
         title = f"<b>{html.escape(record.species)}</b> {html.escape(id_)}: <i>{stands}</i>"
-        self.photo.children = (self._image(record.photo, SIDE), w.HTML(title))
+        self.photo.children = self._captioned(record.photo, SIDE, title)
         self.neighbours.children = tuple(
-            w.VBox([self._image(photo, SIDE // 2), w.HTML(html.escape(name))])
+            w.VBox(self._captioned(photo, SIDE // 2, html.escape(name)))
             for name, photo in self.nearby(record.species)
         )
         self.chain.value = chain_html(record.chain)
-        self.findings.value = findings_html(self.state.findings(id_))
+        self.problems.value = problems_html(self.state.problems(id_))
 
-    def _image(self, photo: str, side: int) -> w.Image:
+    def _captioned(self, photo: str, side: int, caption: str) -> tuple[w.Image, w.HTML]:
         picture = self.picture(photo).copy()
         picture.thumbnail((side, side))
         stream = io.BytesIO()
         picture.save(stream, "PNG")
-        return w.Image(value=stream.getvalue(), width=picture.width)
+        return w.Image(value=stream.getvalue(), width=picture.width), w.HTML(caption)
 
 
 def chain_html(text: str) -> str:
-    """The four parts in their colours, then the answer; all of it escaped."""
-    parsed = checks.Chain(text, "")
-    if set(parsed.parts) != set(checks.PARTS):
+    """Write the four parts in their colours, then the answer; all of it escaped."""
+    chain = Chain(text)
+    if set(chain.parts) != set(PARTS):
         return f"<pre style='white-space:pre-wrap'>{html.escape(text)}</pre>"
     rows = [
         f"<div style='border-left:4px solid {COLOURS[part]};padding-left:8px;margin:4px'>"
         f"<b>{part}</b> {html.escape(said)}</div>"
-        for part, said in parsed.parts.items()
+        for part, said in chain.parts.items()
     ]
-    answer = html.escape((parsed.answer or "no answer").strip())
+    answer = html.escape((chain.answer or "no answer").strip())
     return "".join(rows) + f"<div style='margin:4px'><b>answer</b> {answer}</div>"
 
 
-def findings_html(findings: Sequence[checks.Finding]) -> str:
-    if not findings:
+def problems_html(problems: Sequence[ChainProblem]) -> str:
+    """Write what is wrong with a chain as a list; all of it escaped."""
+    if not problems:
         return "<span style='color:#009E73'>the checks find nothing</span>"
-    rows = "".join(f"<li>{html.escape(str(f))}</li>" for f in findings)
+    rows = "".join(f"<li>{html.escape(str(problem))}</li>" for problem in problems)
     return f"<ul style='color:#D55E00'>{rows}</ul>"
 
 
 def open_panel(folder: Path | str, collection: Collection, neighbours: int = 3) -> Panel:
-    """The panel on a folder that `cot make` wrote, with the collection it was made from."""
+    """Open the panel on a folder that `cot make` wrote; collection: what it was made from."""
     photos = {p.id: p for p in (*collection.train, *collection.test)}
     by_class: dict[str, str] = {}
     for photo in photos.values():
@@ -216,4 +174,5 @@ def open_panel(folder: Path | str, collection: Collection, neighbours: int = 3) 
         near = collection.neighbours(species, by_class)[:neighbours]
         return [(name, by_class[name]) for name in near]
 
-    return Panel(open_review(Path(folder)), lambda photo: photos[photo].image(), nearby)
+    state = review.open_review(Path(folder))
+    return Panel(state, lambda photo: photos[photo].image(), nearby)

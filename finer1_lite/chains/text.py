@@ -1,28 +1,34 @@
-"""A chain's text taken apart: thought, answer, the four parts, the candidates.
+"""A chain's text taken apart: the one reader of what a model thought, in four sections.
 
-Our own form has each part on a line that begins with its heading; the released chains are
-free prose, whose headings are looked for by pattern.
+Two ways to read one text. `pieces`, `section`, `opening` and `edit_chain` take whatever a
+student wrote, find headings in any case and lose nothing. `Chain` is for judging: our own
+form has each section on a line that begins with its heading; the released chains are free
+prose, whose headings are looked for by pattern (`loose`). Loads neither torch nor matplotlib.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 from finer1_lite import prompts, rewards
 
-PARTS = ("analysis", "candidates", "comparison", "prediction")
-_ITEM = re.compile(r"^ ?(?:[-*\u2022]|\*{0,2}\d+[.)])\s+(.+)$", re.MULTILINE)
-HEADINGS = {  # released chains: a line or a sentence that opens the part
+PARTS = tuple(heading.rstrip(":") for heading in prompts.SECTIONS)
+_ANYWHERE = [re.compile(heading, re.IGNORECASE) for heading in prompts.SECTIONS]
+_AT_LINE_START = [re.compile(f"^{heading}", re.MULTILINE) for heading in prompts.SECTIONS]
+LOOSE_HEADINGS = {  # released chains: a line or a sentence that opens the section
     "analysis": re.compile(r"(?im)^[ #*]{0,4}(?:\d\. )?(?:\w{1,20} )?analy\w{1,9}\b[^\n]{0,70}$"),
     "candidates": re.compile(r"(?im)^[^\n]{0,160}\bcandidate[^\n]{0,200}$"),
     "comparison": re.compile(r"(?im)^[ #*]{0,4}(?:\d\. )?[\w' ]{0,30}compar\w{0,9}\b[^\n]{0,60}$"),
     "prediction": re.compile(r"(?im)^[ #*]{0,4}(?:the |final )?predict\w{0,9}\b[^\n]*$"),
 }
+_ITEM = re.compile(r"^ ?(?:[-*\u2022]|\*{0,2}\d+[.)])\s+(.+)$", re.MULTILINE)
 
 
 @lru_cache(maxsize=1024)  # every check folds the same few texts
 def fold(text: str) -> str:
-    """As names are compared: no case, no invisible characters, dashes as spaces."""
+    """Bring a text to the form in which names are compared (`rewards.normalise`)."""
     return rewards.normalise(text)
 
 
@@ -31,38 +37,101 @@ def names_in(text: str, name: str) -> bool:
     return bool(re.search(rf"(?<!\w){re.escape(fold(name))}(?:e?s)?(?!\w)", fold(text)))
 
 
+# --- whatever a student wrote ----------------------------------------------------------------
+
+
+def spans(text: str, exact: bool = False) -> dict[str, tuple[int, int]]:
+    """Where each section stands, heading included: part -> (start, end) in characters.
+
+    Headings are looked for in order; a section runs to the next one found, or to ``</think>``.
+    exact: headings as they are written and at the beginning of a line only.
+    """
+    stop = text.find("</think>")
+    stop = len(text) if stop < 0 else stop
+    starts: dict[str, int] = {}
+    at = 0
+    for part, heading in zip(PARTS, _AT_LINE_START if exact else _ANYWHERE, strict=True):
+        found = heading.search(text, at, stop)
+        if found:
+            starts[part], at = found.span()
+    return dict(zip(starts, pairwise([*starts.values(), stop]), strict=True))
+
+
+def pieces(completion: str) -> list[tuple[str | None, str]]:
+    """Cut a completion at its headings: (part, or None around them; text with its heading).
+
+    The texts joined are the completion again.
+    """
+    found = spans(completion)
+    edges = list(found.values()) or [(len(completion), len(completion))]
+    named = [(part, completion[start:end]) for part, (start, end) in found.items()]
+    whole = [(None, completion[: edges[0][0]]), *named, (None, completion[edges[-1][1] :])]
+    return [(part, text) for part, text in whole if text]
+
+
+def section(completion: str, part: str) -> str:
+    """What stands under the heading of `part` (one of `PARTS`); "" where there is none."""
+    start, end = spans(completion).get(part, (0, 0))
+    return completion[start:end].partition(":")[2].strip()
+
+
+def opening(completion: str) -> str:
+    """The completion up to the heading of its candidates; "" where there is none."""
+    return completion[: spans(completion).get("candidates", (0, 0))[0]]
+
+
+def edit_chain(completion: str, changes: Mapping[str, str]) -> str | None:
+    """The chain up to its candidates, with cited marks replaced; None if none is cited.
+
+    changes: phrase -> phrase. Only the analysis is kept, because the rest argues from it.
+    """
+    edited = opening(completion)
+    for old, new in changes.items():
+        edited = edited.replace(old, new)
+    return edited if edited != opening(completion) else None
+
+
+# --- a chain that is judged ------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Chain:
-    """A chain with all that it is judged by; parsed once.
+    """A chain with all that it is judged by; each part is read once.
 
-    asked: the candidates that the teacher was given; kept, dropped: concepts; loose: headings
+    wanted: the candidates that the teacher was given; kept, dropped: concepts; loose: headings
     by pattern (released chains) instead of our exact form.
     """
 
     text: str
-    label: str
+    label: str = ""
     aliases: tuple[str, ...] = ()
-    asked: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     loose: bool = False
 
     @cached_property
     def think(self) -> str:
+        """The text between the tags of the thought."""
         return self.text.partition("<think>")[2].partition("</think>")[0]
 
     @cached_property
     def answer(self) -> str | None:
+        """The text of the one valid answer, or None (`rewards.parse_answer`)."""
         return rewards.parse_answer(self.text)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
+        """The label and its aliases."""
         return (self.label, *self.aliases)
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Heading -> text, for the headings that are there once and in order."""
-        return (_loose_parts if self.loose else _strict_parts)(self.think)
+        """Part -> its text without the heading, for the parts that are found."""
+        if self.loose:
+            return _loose_parts(self.think)
+        found = spans(self.think, exact=True)
+        return {part: self.think[a:b].partition(":")[2].strip() for part, (a, b) in found.items()}
 
     @cached_property
     def before(self) -> str:
@@ -77,63 +146,52 @@ class Chain:
         part = self.parts.get("candidates", "")
         if not self.loose:
             return [c.strip() for c in part.split(",") if c.strip()]
-        return [re.split(r"\*\*:?\s|:| - | \u2013 |\s\(|;", i)[0].strip(" *.") for i in items(part)]
+        ends = r"\*\*:?\s|:| - | \u2013 |\s\(|;"
+        return [re.split(ends, item)[0].strip(" *.") for item in _items(part)]
+
+    @cached_property
+    def place(self) -> int:
+        """Where the label stands among the candidates, counted from 0; -1: nowhere."""
+        names = {fold(name) for name in self.names}
+        return next((i for i, n in enumerate(self.listed) if fold(n) in names), -1)
 
     @cached_property
     def remarks(self) -> dict[str, str]:
-        """Candidate -> what the comparison says of it, in our form."""
-        found = {}
-        for piece in re.split(r"[;\n]", self.parts.get("comparison", "")):
-            name, colon, remark = piece.partition(":")
-            if colon:
-                found[fold(name)] = remark.strip()
-        return found
+        """Candidate, folded -> what the comparison says of it, in our form."""
+        rows = re.split(r"[;\n]", self.parts.get("comparison", ""))
+        halves = [row.partition(":") for row in rows]
+        return {fold(name): remark.strip() for name, colon, remark in halves if colon}
 
-
-def _strict_parts(think: str) -> dict[str, str]:
-    starts = [re.search(rf"^{heading}", think, re.MULTILINE) for heading in prompts.SECTIONS]
-    found = [(p, s) for p, s in zip(PARTS, starts) if s]
-    ends = [s.start() for _, s in found[1:]] + [len(think)]
-    return {
-        part: think[start.end() : end].strip()
-        for (part, start), end in zip(found, ends)
-        if start.end() <= end
-    }
+    @cached_property
+    def prediction(self) -> str:
+        """The text of the prediction; "" where there is none."""
+        return self.parts.get("prediction", "")
 
 
 def _loose_parts(think: str) -> dict[str, str]:
     """The released prose by its headings; the candidates are the first list after theirs."""
-    parts = {}
     first = re.search(r"(?i)candidate", think)
-    parts["analysis"] = think[: first.start()] if first else think
-    compare = next(
-        (
-            m.start()
-            for m in HEADINGS["comparison"].finditer(think)
-            if not first or m.start() > first.start()
-        ),
-        None,
-    )
-    for opening in HEADINGS["candidates"].finditer(think):
-        end = compare if compare and compare > opening.end() else len(think)
-        if items(think[opening.end() : end]):
-            parts["candidates"] = think[opening.end() : end]
+    parts = {"analysis": think[: first.start()] if first else think}
+    headings = LOOSE_HEADINGS["comparison"].finditer(think)
+    starts = (m.start() for m in headings if not first or m.start() > first.start())
+    compare = next(starts, None)
+    for heading in LOOSE_HEADINGS["candidates"].finditer(think):
+        end = compare if compare and compare > heading.end() else len(think)
+        if _items(think[heading.end() : end]):
+            parts["candidates"] = think[heading.end() : end]
             break
     if re.search("(?i)compar", think):
-        parts["comparison"] = think[compare:] if compare else think
-    final = list(HEADINGS["prediction"].finditer(think))
-    if final:
-        parts["prediction"] = think[final[-1].start() :]
+        parts["comparison"] = think[compare or 0 :]
+    for heading in LOOSE_HEADINGS["prediction"].finditer(think):
+        parts["prediction"] = think[heading.start() :]  # the last one counts
     return parts
 
 
-def items(text: str) -> list[str]:
+def _items(text: str) -> list[str]:
     """The entries of the first list in a text: those of one mark, without nested ones."""
-    found = []
     for block in re.split(r"\n\s*\n(?=\s{0,1}[^\s\-*\u2022\d])", text):
         rows = list(_ITEM.finditer(block))
         numbered = [m for m in rows if m.group().lstrip(" *")[0].isdigit()]
-        found = [m.group(1) for m in (numbered or rows)]
-        if found:
-            break
-    return found
+        if rows:
+            return [m.group(1) for m in (numbered or rows)]
+    return []

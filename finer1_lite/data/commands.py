@@ -1,83 +1,64 @@
-"""`python -m finer1_lite fetch`: a hub's data set, or a local one, as a folder of photographs."""
+"""The command fetch: a hub's data set, or a local one, as a folder of photographs."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
 
 from finer1_lite.data.hubsets import HUBSETS
+from finer1_lite.runtime.options import REQUIRED, argument, option
+
+KEYS = "; ".join(f"{name}: {one.repository} ({one.licence})" for name, one in HUBSETS.items())
+
+OWN = ("out", "allow_missing")  # options that are no field of `Wanted`
 
 
-def add_command(commands) -> None:
-    keys = "; ".join(f"{name}: {one.repository} ({one.licence})" for name, one in HUBSETS.items())
-    parser = commands.add_parser(
-        "fetch",
-        help="a data set of a hub -> a folder for --photos",
-        description="Draws some pictures of each class in one pass over the shards and writes "
-        "OUT/<class>/*.jpg, classes.csv (names; which classes are seen, where that was released) "
-        "and index.csv (split). Killed, the same command goes on from its last row. "
-        f"Released classes come with these keys: {keys}.",
-    )
-    option = parser.add_argument
-    option(
-        "source",
-        help=f"{', '.join(HUBSETS)}, or any hub name or local folder of `datasets` "
-        "with a column of pictures and one of class labels",
-    )
-    option("--out", type=Path, required=True, help="folder to make")
-    option(
-        "--from",
-        dest="origin",
-        default="",
-        metavar="PLACE",
-        help="read a key's pictures from this hub name or folder instead",
-    )
-    option("--train", type=int, default=16, help="training pictures a class to keep; 0: all")
-    option("--test", type=int, default=0, help="test pictures a class to keep; 0: all")
-    option("--classes", type=int, default=0, help="classes to keep, drawn by the seed; 0: all")
-    option("--seed", type=int, default=0, help="of the draw")
-    option(
-        "--allow-missing",
-        action="store_true",
-        help="leave out classes that do not match the released list or have too few pictures",
-    )
-    option("--image-column", default="", help="of the pictures, where there are several")
-    option("--label-column", default="", help="of the class labels, where there are several")
-    option("--train-splits", nargs="+", default=[], help="splits to draw training pictures from")
-    option("--test-splits", nargs="+", default=[], help="splits to draw test pictures from")
-    option("--config", default="", help="of a data set that has several")
-    option(
-        "--revision",
-        default="",
-        help="branch or commit; refs/convert/parquet is the hub's own conversion",
-    )
-    parser.set_defaults(main=run_fetch)
+@dataclass(frozen=True, kw_only=True)
+class FetchCommand:
+    """A data set of a hub -> a folder for --photos.
 
+    Draws some pictures of each class in one pass over the shards and writes OUT/<class>/*.jpg,
+    classes.csv (names; which classes are seen, where that was released) and index.csv (split).
+    Killed, the same command reads again and ends with the same bytes.
+    """
 
-def run_fetch(args) -> None:
-    from finer1_lite.data import fetch
-    from finer1_lite.data.hubstreams import Source
+    source: str = argument(
+        "a key, for which the released classes are known, or any hub name or local folder of "
+        f"`datasets` with a column of pictures and one of class labels. Keys: {KEYS}"
+    )
+    out: Path = option(REQUIRED, "folder to make")
+    origin: str = option(
+        "", "place of a key's pictures instead: hub name or folder", "--from", metavar="PLACE"
+    )
+    train: int = option(16, "training pictures a class to keep; 0: all")
+    test: int = option(0, "test pictures a class to keep; 0: all")
+    classes: int = option(0, "classes to keep, drawn by the seed; 0: all")
+    seed: int = option(0, "of the draw")
+    allow_missing: bool = option(
+        False, "leave out classes that do not match the released list or have too few pictures"
+    )
+    image_column: str = option("", "of the pictures, where there are several")
+    label_column: str = option("", "of the class labels, where there are several")
+    train_splits: tuple[str, ...] = option((), "splits to draw training pictures from")
+    test_splits: tuple[str, ...] = option((), "splits to draw test pictures from")
+    config: str = option("", "of a data set that has several")
+    revision: str = option("", "branch or commit; refs/convert/parquet: the hub's own conversion")
 
-    source = Source(
-        args.source,
-        args.origin,
-        args.config,
-        args.revision,
-        args.image_column,
-        args.label_column,
-        tuple(args.train_splits),
-        tuple(args.test_splits),
-    )
-    wanted = fetch.Wanted(source, args.train, args.test, args.classes, args.seed)
-    record = fetch.fetch(wanted, args.out, args.allow_missing)
-    for what in ("broken", "copies_of_test_pictures", "two_labels", "left_out"):
-        if record[what]:
-            print(f"{what.replace('_', ' ')}: {len(record[what])} ({args.out}/fetch.json)")
-    classes, kept = (
-        ", ".join(f"{n} {name}" for name, n in record[part].items())
-        for part in ("classes", "pictures")
-    )
-    coarse = f" --coarse {source.hubset.coarse}" if source.hubset else ""
-    print(f"{args.out}: classes: {classes}; pictures: {kept}")
-    print(f"use it with --photos {args.out}{coarse}")
-    print(
-        "lab and the table teacher want descriptions.csv (class,description) there; "
-        "cot make --teacher local or endpoint and evaluate do without"
-    )
+    def start(self) -> None:
+        """Fetch, and say what came and how to use it."""
+        from finer1_lite.data.hub import Wanted, fetch
+
+        wanted = Wanted(**{name: value for name, value in vars(self).items() if name not in OWN})
+        record = fetch(wanted, self.out, self.allow_missing)
+        for what in ("broken", "copies_of_test_pictures", "two_labels", "left_out"):
+            if record[what]:
+                print(f"{what.replace('_', ' ')}: {len(record[what])} ({self.out}/fetch.json)")
+        parts = ("classes", "pictures")
+        classes, pictures = (", ".join(f"{n} {key}" for key, n in record[p].items()) for p in parts)
+        print(f"{self.out}: classes: {classes}; pictures: {pictures}")
+        hubset = wanted.hubset
+        print(f"use it with --photos {self.out}" + (f" --coarse {hubset.coarse}" if hubset else ""))
+        print(
+            "lab and the table teacher want descriptions.csv (class,description) there; "
+            "cot make --teacher local or endpoint and evaluate do without"
+        )

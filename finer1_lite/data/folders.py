@@ -1,8 +1,8 @@
 """Look through a folder of class folders and list what is in it, and all that is wrong.
 
-Plain findings only: which picture goes to training and which class stays unseen is decided
-in `species`. Each function takes `problems`, a list it appends sentences to, so that one
-look finds every problem; each sentence names the file or value and the mend.
+Plain facts only: which picture goes to training and which class stays unseen is decided in
+`species`. Functions append to the list `problems`, so that one look tells every problem; each
+sentence names the file or value and the mend.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import logging
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from finer1_lite.data import images
+from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
 
@@ -30,12 +31,11 @@ SEEN = {"yes": True, "no": False}
 
 @dataclass(frozen=True)
 class File:
-    """A picture: its id (the NFC path inside the root), split ("" if none), and digest."""
+    """A picture: its id (the NFC path inside the root), its path, and its split ("" if none)."""
 
     id: str
     path: Path
     split: str = ""
-    digest: str = ""
 
 
 @dataclass
@@ -58,17 +58,19 @@ def read_folder(
     classes = _scan(root, problems)
     if not classes:
         return classes, problems
+    readers = {CLASSES: _read_classes, INDEX: _read_index, DESCRIPTIONS: _read_descriptions}
     # by name in any case: an unnoticed Index.csv would let a split leak
     tables = {path.name.lower(): path for path in root.iterdir() if path.is_file()}
-    if CLASSES in tables:
-        _read_classes(tables[CLASSES], classes, problems)
+    if descriptions:
+        tables[DESCRIPTIONS] = descriptions
+    for name, read in readers.items():
+        if name in tables:
+            try:
+                read(tables[name], classes, problems)
+            except DataError as error:
+                problems += error.problems
     problems += _name_problems(classes)
-    if INDEX in tables:
-        _read_index(tables[INDEX], classes, problems)
-    if descriptions or DESCRIPTIONS in tables:
-        _read_descriptions(descriptions or tables[DESCRIPTIONS], classes, problems)
     _check_pictures(classes, problems)
-    _drop_copies(classes, problems)
     for one in classes:
         problems += _too_few(one, 0 if one.seen is False else shots)
     return sorted(classes, key=lambda one: one.name), problems
@@ -79,9 +81,6 @@ def unknown(value: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(value, known, 1) or known[:1]
     return f"{value!r} is not known" + (f" (perhaps {close[0]!r})" if close else "")
-
-
-# Names and files ---------------------------------------------------------------------
 
 
 def _nfc(text: str) -> str:
@@ -121,10 +120,9 @@ def _scan(root: Path, problems: list[str]) -> list[ClassFolder]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
         log.info("%s: skipped %s", root, kinds)
     if len(classes) < 2:
-        problems.append(
-            f"{root} holds {len(classes)} class folders; 2 or more are needed, with each "
-            f"class's pictures directly inside (skipped: {dict(skipped) or 'nothing'})"
-        )
+        need = "2 or more are needed, with each class's pictures directly inside"
+        others = f"(skipped: {dict(skipped) or 'nothing'})"
+        problems.append(f"{root} holds {len(classes)} class folders; {need} {others}")
     return sorted(classes, key=lambda one: one.name)
 
 
@@ -135,7 +133,8 @@ def _visible(folder: Path, skipped: Counter[str], problems: list[str]) -> list[P
     except OSError as error:
         problems.append(f"{folder}: cannot be read ({error.strerror}); mend its permissions")
         return []
-    visible, taken = [], set()
+    visible = []
+    taken = set()
     for path in entries:
         name = _nfc(path.name)
         if name.startswith(".") or name == "__MACOSX":
@@ -155,28 +154,23 @@ def _kind(path: Path) -> str:
 
 
 def _name_problems(classes: list[ClassFolder]) -> list[str]:
-    problems, same = [], defaultdict(list)
+    """Names that a completion cannot hold, and names that are nearly the same."""
+    problems = []
+    same = defaultdict(list)
     for one in classes:
         for spelling in {_key(one.name), _key(one.folder)}:  # tables may use either
             same[spelling].append(one.folder)
         if not one.name or set(one.name) & set("<>"):
             problems.append(f"{one.folder}: an answer cannot hold this name; rename it")
-    problems += [
-        f"{', '.join(folders)}: these names differ only in case, dash or space; merge or "
-        "rename them"
-        for folders in same.values()
-        if len(folders) > 1
-    ]
+    mend = "these names differ only in case, dash or space; merge or rename them"
+    problems += [f"{', '.join(found)}: {mend}" for found in same.values() if len(found) > 1]
     return problems
-
-
-# Tables ------------------------------------------------------------------------------
 
 
 def _read_table(
     path: Path, needed: Iterable[tuple[str, ...]], problems: list[str]
-) -> list[tuple[int, dict[str, str]]] | None:
-    """(line, row) of a UTF-8 CSV file, columns in lower case; None if it cannot be read.
+) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a UTF-8 CSV file, columns in lower case; DataError if it cannot be read.
 
     `needed` lists columns, each as its accepted spellings.
     """
@@ -188,25 +182,18 @@ def _read_table(
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader]
     except UnicodeDecodeError:
-        problems.append(f"{path}: is not UTF-8; save it as 'CSV UTF-8'")
-        return None
+        raise DataError([f"{path}: is not UTF-8; save it as 'CSV UTF-8'"]) from None
     except (OSError, csv.Error) as error:
-        problems.append(f"{path}: cannot be read ({error}); save it as CSV again")
-        return None
-    lacking = [" or ".join(names) for names in needed if not set(names) & set(columns)]
+        raise DataError([f"{path}: cannot be read ({error}); save it as CSV again"]) from error
+    lacking = ", ".join(" or ".join(names) for names in needed if not set(names) & set(columns))
     if lacking:
-        problems.append(
-            f"{path}: lacks the column {', '.join(lacking)}; its first line, split at "
-            f"commas, gives {columns}"
-        )
-        return None
+        given = f"its first line, split at commas, gives {columns}"
+        raise DataError([f"{path}: lacks the column {lacking}; {given}"])
     good = []
     for line, row in rows:
         if None in row or None in row.values():
-            problems.append(
-                f"{path}, line {line}: the values do not fit the {len(columns)} columns; "
-                "put a text with commas in double quotes"
-            )
+            what = f"the values do not fit the {len(columns)} columns"
+            problems.append(f"{path}, line {line}: {what}; put a text with commas in double quotes")
         else:
             good.append((line, {name: _nfc(text).strip() for name, text in row.items()}))
     return good
@@ -214,40 +201,29 @@ def _read_table(
 
 def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give the files their split and the classes their group; every picture needs a row."""
-    rows = _read_table(path, [("file",)], problems)
-    if rows is None:
-        return
     files = {file.id for one in classes for file in one.files}
     by_file: dict[str, dict[str, str]] = {}
-    for line, row in rows:
+    for line, row in _read_table(path, [("file",)], problems):
         file_id = PurePosixPath(row["file"].replace("\\", "/")).as_posix()
         where = f"{path}, line {line}"
         if file_id not in files:
             problems.append(f"{where}: there is no picture {file_id!r}; remove the row")
         elif file_id in by_file:
             problems.append(f"{where}: {file_id!r} has a row already; remove one")
-        split = _split_of(row)
-        if split not in (None, "train", "test"):
-            problems.append(f"{where}: the split {split!r} must be train or test")
+        if _split_of(row) not in (None, "train", "test"):
+            problems.append(f"{where}: the split {_split_of(row)!r} must be train or test")
         by_file.setdefault(file_id, row)
     for one in classes:
-        _apply_index(path, one, by_file, problems)
-
-
-def _apply_index(
-    path: Path, one: ClassFolder, by_file: dict[str, dict[str, str]], problems: list[str]
-) -> None:
-    lacking = [file.id for file in one.files if file.id not in by_file]
-    if lacking:
-        problems.append(f"{path}: has no row for {', '.join(lacking)}; add rows")
-    one.files = [
-        File(file.id, file.path, _split_of(by_file.get(file.id, {})) or "") for file in one.files
-    ]
-    own = (by_file.get(file.id, {}) for file in one.files)
-    groups = sorted({row.get("coarse", "") for row in own if row})
-    if len(groups) > 1:
-        problems.append(f"{path}: {one.folder} has the coarse groups {groups}; keep one")
-    one.group = groups[0] if groups else ""
+        lacking = [file.id for file in one.files if file.id not in by_file]
+        if lacking:
+            problems.append(f"{path}: has no row for {', '.join(lacking)}; add rows")
+        own = [by_file.get(file.id, {}) for file in one.files]
+        pairs = zip(one.files, own, strict=True)
+        one.files = [replace(file, split=_split_of(row) or "") for file, row in pairs]
+        groups = sorted({row.get("coarse", "") for row in own if row})
+        if len(groups) > 1:
+            problems.append(f"{path}: {one.folder} has the coarse groups {groups}; keep one")
+        one.group = groups[0] if groups else ""
 
 
 def _split_of(row: dict[str, str]) -> str | None:
@@ -256,27 +232,24 @@ def _split_of(row: dict[str, str]) -> str | None:
 
 
 def _rows_by_class(
-    path: Path, needed: Iterable[tuple[str, ...]], classes: list[ClassFolder], problems: list[str]
-) -> list[tuple[ClassFolder, dict[str, str], str]] | None:
-    """(class, row, where it stands) of a table with a row a class; None if it cannot be read.
+    path: Path, column: tuple[str, ...], classes: list[ClassFolder], problems: list[str]
+) -> list[tuple[ClassFolder, dict[str, str], str]]:
+    """(class, row, where it stands) of a table with a row a class.
 
     A class may go by the name of its folder or by its own.
     """
-    rows = _read_table(path, [("class",), *needed], problems)
-    if rows is None:
-        return None
     by_key = {_key(name): one for one in classes for name in (one.folder, one.name)}
     lines: dict[str, int] = {}
     good = []
-    for line, row in rows:
-        own, where = by_key.get(_key(row["class"])), f"{path}, line {line}"
+    for line, row in _read_table(path, [("class",), column], problems):
+        own = by_key.get(_key(row["class"]))
+        where = f"{path}, line {line}"
         if own is None:
             named = unknown(row["class"], [one.folder for one in classes])
             problems.append(f"{where}: the class {named}; rename or remove the row")
         elif own.folder in lines:
-            problems.append(
-                f"{where}: {row['class']!r} is on line {lines[own.folder]} too; keep one"
-            )
+            first = lines[own.folder]
+            problems.append(f"{where}: {row['class']!r} is on line {first} too; keep one")
         else:
             lines[own.folder] = line
             good.append((own, row, where))
@@ -285,10 +258,7 @@ def _rows_by_class(
 
 def _read_descriptions(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give every class its description; the table must cover the classes and no others."""
-    rows = _rows_by_class(path, [TEXT_COLUMNS], classes, problems)
-    if rows is None:
-        return
-    for one, row, _ in rows:
+    for one, row, _ in _rows_by_class(path, TEXT_COLUMNS, classes, problems):
         text = next(row[column] for column in TEXT_COLUMNS if column in row)
         one.description = " ".join(text.split())
     for one in classes:
@@ -301,15 +271,12 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
 
     Either column may be absent. One that says `seen` of a class must say it of all.
     """
-    rows = _rows_by_class(path, [("name", "seen")], classes, problems)
-    if rows is None:
-        return
-    for one, row, where in rows:
+    for one, row, where in _rows_by_class(path, ("name", "seen"), classes, problems):
         one.name = " ".join(row.get("name", "").split()) or one.name
-        said = row.get("seen", "").lower()
-        if said and said not in SEEN:
-            problems.append(f"{where}: seen is {said!r}; write yes or no")
-        one.seen = SEEN.get(said)
+        seen = row.get("seen", "").lower()
+        if seen and seen not in SEEN:
+            problems.append(f"{where}: seen is {seen!r}; write yes or no")
+        one.seen = SEEN.get(seen)
     silent = [one.folder for one in classes if one.seen is None]
     if 0 < len(silent) < len(classes):
         problems.append(f"{path}: does not say yes or no in `seen` of {', '.join(silent)}; fill in")
@@ -317,66 +284,56 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
         problems.append(f"{path}: no class is seen; training needs one or more")
 
 
-# Pictures ----------------------------------------------------------------------------
-
-
 def _check_pictures(classes: list[ClassFolder], problems: list[str]) -> None:
-    """Keep the files that decode, with their digests; log each kind of decision once."""
+    """Keep the files that decode and are no copies; log each kind of decision once."""
     notes = defaultdict(list)
+    same = defaultdict(list)
     for one in classes:
         good = []
         for file in one.files:
             checked = images.check(file.path)
+            for note in checked.notes:
+                notes[note].append(file.id)
             if checked.problem:
                 problems.append(f"{file.id}: {checked.problem}")
             else:
-                good.append(File(file.id, file.path, file.split, checked.digest))
-            for note in checked.notes:
-                notes[note].append(file.id)
+                good.append(file)
+                same[checked.digest].append((one.name, file))
         one.files = good
     for note, ids in sorted(notes.items()):
         log.info("%s: %d pictures (first: %s)", note, len(ids), ids[0])
+    copies = {file for found in same.values() for file in _copies(found, problems)}
+    for one in classes:
+        one.files = [file for file in one.files if file not in copies]
 
 
-def _drop_copies(classes: list[ClassFolder], problems: list[str]) -> None:
-    """Drop byte-for-byte copies inside one split of one class; any other copy is a problem.
+def _copies(same: list[tuple[str, File]], problems: list[str]) -> list[File]:
+    """Byte-for-byte copies to drop, inside one split of one class; any others are a problem.
 
     In a class without a split some seed would put one copy in train and one in test.
     """
-    same = defaultdict(list)
-    for one in classes:
-        for file in one.files:
-            same[file.digest].append((one.name, file))
-    dropped = set()
-    for (name, first), *copies in same.values():
-        ids = ", ".join(file.id for _, file in copies)
-        if not copies:
-            continue
-        if first.split and {(n, f.split) for n, f in copies} == {(name, first.split)}:
+    first, *copies = (file for _, file in same)
+    ids = ", ".join(file.id for file in copies)
+    if first.split and len({(name, file.split) for name, file in same}) == 1:
+        if copies:
             log.info("%s: kept once; the same picture is in %s", first.id, ids)
-            dropped.update(file.id for _, file in copies)
-        else:
-            problems.append(
-                f"{first.id}, {ids}: the same picture, which could be in train and in test "
-                "or carry two labels; keep one"
-            )
-    for one in classes:
-        one.files = [file for file in one.files if file.id not in dropped]
+        return copies
+    if copies:
+        what = "the same picture, which could be in train and in test or carry two labels"
+        problems.append(f"{first.id}, {ids}: {what}; keep one")
+    return []
 
 
 def _too_few(one: ClassFolder, shots: int) -> list[str]:
     """`shots` and a test picture: a class that may be seen must do as a seen one."""
-    splits = Counter(file.split for file in one.files)
-    if splits["train"] or splits["test"]:
-        return [
-            f"{one.folder}: {splits[split]} usable {split} pictures of the {need} needed; "
-            "add pictures or remove the class"
-            for split, need in (("train", shots), ("test", 1))
-            if splits[split] < need
-        ]
-    if len(one.files) <= shots:
-        return [
-            f"{one.folder}: {len(one.files)} usable pictures of the {shots + 1} needed "
-            f"({shots} shots and a test); add pictures or remove the class"
-        ]
-    return []
+    have = Counter(file.split for file in one.files)
+    if have["train"] or have["test"]:
+        need = {"train": shots, "test": 1}
+        short = [split for split in need if have[split] < need[split]]
+        lacks = [f"{have[s]} usable {s} pictures of the {need[s]} needed;" for s in short]
+    elif len(one.files) <= shots:
+        need = f"{shots + 1} needed ({shots} shots and a test)"
+        lacks = [f"{len(one.files)} usable pictures of the {need};"]
+    else:
+        lacks = []
+    return [f"{one.folder}: {lack} add pictures or remove the class" for lack in lacks]

@@ -14,32 +14,33 @@ import functools
 import json
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finer1_lite.evals import questions
-
 _RELEASED = Path(__file__).with_name("released_classes.json")
-# numbers that CUB and ImageNet put before a name
-_NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}-)")
+COARSE = {  # data set -> (coarse word, what the fine name is called)
+    "aircraft": ("aircraft", "variant"),
+    "bird": ("bird", "species"),
+    "car": ("car", "make, model and year"),
+    "dog": ("dog", "breed"),
+    "flower": ("flower", "species"),
+    "pet": ("pet", "breed"),
+}
+_NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}-)")  # what CUB and ImageNet put before a name
 
 
 @dataclass(frozen=True)
 class HubSet:
     """A data set: its name in the question files, its repository and how that is laid out.
 
-    `label` lists the spellings of the column of class labels; `train` and `test` the splits
-    to draw from; `aliases` maps labels to released names where the words differ; `makers`
-    are words that the released names put before a label.
+    `label` lists the spellings of the column of class labels; `aliases` maps labels to released
+    names where the words differ; `makers` are words that the released names put before a label.
     """
 
     released: str
     repository: str
-    train: tuple[str, ...]
     licence: str
-    test: tuple[str, ...] = ("test",)
     label: tuple[str, ...] = ("label",)
     aliases: dict[str, str] = field(default_factory=dict)
     makers: tuple[str, ...] = ()
@@ -47,32 +48,28 @@ class HubSet:
     @property
     def coarse(self) -> str:
         """The word for all of its classes ("bird")."""
-        return questions.coarse_word(self.released)[0]
+        return coarse_word(self.released)[0]
 
 
 _RESEARCH = "non-commercial research; read the terms on the data set's own page"
 HUBSETS = {
-    "cub": HubSet("bird", "bentrevett/caltech-ucsd-birds-200-2011", ("train",), licence=_RESEARCH),
+    "cub": HubSet("bird", "bentrevett/caltech-ucsd-birds-200-2011", _RESEARCH),
     "flowers": HubSet(
         "flower",
         "dpdl-benchmark/oxford_flowers102",
-        ("train", "validation"),
-        licence="none stated on the card",
+        "none stated on the card",
         # what is left on both sides when the other 100 have been matched
         aliases={"ball moss": "air plant", "pink-yellow dahlia": "pink and yellow dahlia"},
     ),
-    "pets": HubSet("pet", "timm/oxford-iiit-pet", ("train",), licence="CC BY-SA 4.0"),
-    "dogs": HubSet(
-        "dog", "maurice-fp/stanford-dogs", ("train",), licence="ImageNet's: " + _RESEARCH
-    ),
-    "cars": HubSet("car", "tanganke/stanford_cars", ("train",), licence=_RESEARCH),
+    "pets": HubSet("pet", "timm/oxford-iiit-pet", "CC BY-SA 4.0"),
+    "dogs": HubSet("dog", "maurice-fp/stanford-dogs", f"ImageNet's: {_RESEARCH}"),
+    "cars": HubSet("car", "tanganke/stanford_cars", _RESEARCH),
     # HuggingFaceM4/FGVC-Aircraft is a loading script, which datasets 4 does not run. The
     # name of this one's label column could not be looked up: any of the three is taken.
     "aircraft": HubSet(
         "aircraft",
         "Donghyun99/FGVC-Aircraft",
-        ("train", "val"),
-        licence=_RESEARCH,
+        _RESEARCH,
         label=("variant", "variation", "label"),
         makers=("Boeing", "Airbus"),
     ),
@@ -102,16 +99,22 @@ def match(hubset: HubSet, labels: Iterable[str]) -> tuple[dict[str, str], list[s
     """(label -> released class, labels without a class, classes without exactly one label)."""
     classes = released_classes(hubset.released)
     known = {key(name): name for name in classes}
-    for maker in hubset.makers:
-        for name in classes:
-            if name.startswith(maker + " "):
-                known.setdefault(key(name.removeprefix(maker)), name)
+    for name in classes:
+        maker, _, rest = name.partition(" ")
+        if maker in hubset.makers:
+            known.setdefault(key(rest), name)
     known |= {key(label): name for label, name in hubset.aliases.items()}
     matched = {label: known[key(label)] for label in labels if key(label) in known}
     strange = sorted(set(labels) - matched.keys())
-    said = defaultdict(list)
+    spellings = {name: [] for name in classes}
     for label, name in matched.items():
-        said[name].append(label)
-    lacking = [name for name in classes if name not in said]
-    lacking += [f"{name} ({' and '.join(ls)})" for name, ls in said.items() if len(ls) > 1]
+        spellings[name].append(label)
+    lacking = [name for name, found in spellings.items() if not found]
+    doubled = {name: found for name, found in spellings.items() if len(found) > 1}
+    lacking += [f"{name} ({' and '.join(found)})" for name, found in doubled.items()]
     return matched, strange, lacking
+
+
+def coarse_word(dataset: str) -> tuple[str, str]:
+    """(coarse word, word for the fine name) of a data set; its own name if it is not known."""
+    return COARSE.get(dataset, (dataset, "kind"))

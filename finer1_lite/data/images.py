@@ -19,13 +19,12 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", "
 # Only these decoders may run, whatever a file calls itself: Pillow would hand a renamed
 # EPS file to Ghostscript. The JPEG reader also takes the MPO files of many phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_ENDING_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 # Pillow's own warning level; it is written out because Pillow only warns up to twice it.
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8  # pixels
-# Qwen2.5-VL's image processor refuses pictures as narrow as this.
-MAX_ASPECT = 200
+MAX_ASPECT = 200  # Qwen2.5-VL's image processor refuses pictures as narrow as this
 
+_ENDING_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 _ORIENTATION = 0x0112  # the EXIF tag; 1 means upright
 _MODE_NOTES = {
     "CMYK": "CMYK read as RGB",
@@ -96,8 +95,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(np.rint(levels).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -117,9 +115,8 @@ def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
     except Image.UnidentifiedImageError:
         raise PictureError("is no picture, whatever its name says; replace or remove it") from None
     except Exception as error:  # decoders raise whatever they like on broken bytes
-        raise PictureError(
-            f"is broken ({error}); copy it again, save it as 8-bit RGB, or remove it"
-        ) from error
+        mend = "copy it again, save it as 8-bit RGB, or remove it"
+        raise PictureError(f"is broken ({error}); {mend}") from error
 
 
 def _open(data: bytes) -> Image.Image:
@@ -132,18 +129,15 @@ def _open(data: bytes) -> Image.Image:
 
 def _require_size(width: int, height: int) -> None:
     """Raise PictureError unless a picture of these pixels can be used."""
+    size = f"({width}x{height})"
     if width * height > MAX_PIXELS:
         raise PictureError(_too_large(f"{width}x{height}"))
     if min(width, height) < MIN_SIDE:
-        raise PictureError(
-            f"is too small ({width}x{height}); both sides need {MIN_SIDE} pixels: "
-            "replace or remove it"
-        )
+        mend = f"both sides need {MIN_SIDE} pixels: replace or remove it"
+        raise PictureError(f"is too small {size}; {mend}")
     if max(width, height) >= MAX_ASPECT * min(width, height):
-        raise PictureError(
-            f"is too narrow ({width}x{height}); one side is {MAX_ASPECT} times the "
-            "other or more: crop or remove it"
-        )
+        mend = f"one side is {MAX_ASPECT} times the other or more: crop or remove it"
+        raise PictureError(f"is too narrow {size}; {mend}")
 
 
 def _too_large(size: str) -> str:
@@ -152,10 +146,8 @@ def _too_large(size: str) -> str:
 
 def _notes(image: Image.Image) -> list[str]:
     """The decisions that `_decode` takes for this picture, in words."""
-    notes = []
     mode = "I" if image.mode.startswith("I") else image.mode
-    if mode in _MODE_NOTES:
-        notes.append(_MODE_NOTES[mode])
+    notes = [_MODE_NOTES[mode]] if mode in _MODE_NOTES else []
     if image.has_transparency_data and mode != "I":
         notes.append("transparency laid on white")
     if image.getexif().get(_ORIENTATION, 1) in range(2, 9):

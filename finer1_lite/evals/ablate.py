@@ -9,21 +9,29 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from finer1_lite import cot, evaluate, lab, metrics, models, paperbirds, plots
-from finer1_lite.evals import report
-from finer1_lite.evals.findings import points
-from finer1_lite.evals.pages import Picture, Table, Text, markdown
-from finer1_lite.evaluate import Cell
+from finer1_lite import cot, lab, metrics, models, paperbirds
+from finer1_lite.chains.text import section
+from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.evals import figures
+from finer1_lite.evals.report import Page
+from finer1_lite.evals.tables import points
+from finer1_lite.evaluate import StudentAnswerer, evaluate
+from finer1_lite.generation import Student
+from finer1_lite.metrics import SPLITS
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
+from finer1_lite.species import Collection
 from finer1_lite.students.probe import marks_right
 from finer1_lite.tapo import train_tapo
 
@@ -41,6 +49,7 @@ class Row:
     from_base: bool = False  # no SFT before it
 
     def preset(self, preset: Preset, rate: float) -> Preset:
+        """The settings of this row."""
         changes = {f"tapo__{key}": value for key, value in self.changes.items()}
         return preset.recipe(self.recipe).with_(tapo__learning_rate=rate, **changes)
 
@@ -66,7 +75,9 @@ ROWS = {
     "random_negative": Row("random negatives", changes={"negative": "random"}),
 }
 RATES = (5e-4, 1e-3, 2e-3)
-SEARCH_SEED, SEARCH_WORLD, SEARCH_PICTURES = 100, 0, 144
+SEARCH_SEED = 100
+SEARCH_WORLD = 0
+SEARCH_PICTURES = 144
 STARTS = {"sft": "SFT", "sft_long": "SFT, as many steps more"}
 
 
@@ -88,14 +99,20 @@ class Study:
         worlds = {"job": "an ablation", "worlds": list(self.worlds)}
         return worlds | {"preset": self.preset.to_dict()}
 
-    def finished(self, row: str, rate: float) -> list[int]:
-        """The training seeds of a row that are done in every world, of this start or another."""
-        found = {int(p.name.removeprefix("seed")) for p in self.folder.glob("world*/seed*")}
-        return [
-            seed
-            for seed in sorted(found - {SEARCH_SEED})
-            if all(Task(self, w, seed, row, rate).done for w in self.worlds)
-        ]
+    def run(self, world: int) -> lab.Run:
+        """The lab run of a world: its student, data and chains."""
+        return lab.Run(self.folder, self.preset, world_seed=world)
+
+    def tasks(self, row: str, rate: float, seeds: Sequence[int]) -> list["Task"]:
+        """A row's trainings in every world, world by world."""
+        return [Task(self, w, s, row, rate) for w, s in product(self.worlds, seeds)]
+
+    def finished(self, row: str, rate: float) -> list["Task"]:
+        """A row's trainings of the seeds that are done in every world, whenever that was."""
+        there = {int(p.name.removeprefix("seed")) for p in self.folder.glob("world*/seed*")}
+        seeds = sorted(there - {SEARCH_SEED})
+        done = [s for s in seeds if all(task.done for task in self.tasks(row, rate, [s]))]
+        return self.tasks(row, rate, done)
 
 
 @dataclass(frozen=True)
@@ -110,38 +127,43 @@ class Task:
     split: str = "test"
 
     @property
-    def folder(self) -> Path:
-        return self.study.folder / f"world{self.world}" / f"seed{self.seed}" / self.name
-
-    @property
     def name(self) -> str:
+        """The row, with its learning rate if it has been searched."""
         return f"{self.row}-{self.rate:g}" if self.rate else self.row
 
     @property
+    def folder(self) -> Path:
+        """Where adapter and records lie."""
+        return self.study.folder / f"world{self.world}" / f"seed{self.seed}" / self.name
+
+    @property
     def done(self) -> bool:
+        """Whether it is trained and evaluated."""
         return (self.folder / "finished.json").exists()
 
     @property
-    def answers(self) -> Path:
-        return self.folder / f"{self.cell.name}.jsonl"
+    def condition(self) -> Condition:
+        """How it is evaluated: open world, under the prompt of its training."""
+        row = ROWS.get(self.row)
+        prompt = row.preset(self.study.preset, 1.0).tapo.prompt if row else "think"
+        return Condition(prompt, "open")
 
     @property
-    def cell(self) -> Cell:
-        row = ROWS.get(self.row)
-        kind = row.preset(self.study.preset, 1.0).tapo.prompt if row else "think"
-        return Cell(self.row, self.seed, kind, "open")
+    def records(self) -> Path:
+        """The file of its records."""
+        return self.folder / f"{self.condition.name}.jsonl"
 
 
-def run(study: Study, workers: int = 0) -> Path:
+def run_study(study: Study, workers: int = 0) -> Path:
     """Train and evaluate everything that is not there yet; returns the report's path."""
     open_folder(study.folder, study.config(), fresh=False)
     for world in sorted({*study.worlds, SEARCH_WORLD}):
-        lab.prepare_base(_job(study, world), None)  # pretrains where a world has no student
+        lab.prepare_base(study.run(world), None)  # pretrains where a world has no student
     rates = search(study, workers)
-    places = [(w, s) for s in study.seeds for w in study.worlds]
-    _do([Task(study, w, s, start) for start in STARTS for w, s in places], workers)
-    tasks = [Task(study, w, s, r, rates[ROWS[r].rate_of]) for r in study.rows for w, s in places]
-    _do(tasks, workers)
+    starts = [study.tasks(start, 0.0, study.seeds) for start in STARTS]
+    do_all(sum(starts, []), workers)
+    rows = [study.tasks(row, rates[ROWS[row].rate_of], study.seeds) for row in study.rows]
+    do_all(sum(rows, []), workers)
     return write(study, rates)
 
 
@@ -154,17 +176,14 @@ def search(study: Study, workers: int) -> dict[str, float]:
     if path.exists():
         return json.loads(path.read_text())["rates"]
     families = sorted({ROWS[row].rate_of for row in study.rows})
-    _do([Task(study, SEARCH_WORLD, SEARCH_SEED, "sft", split="val")], workers)
-    tasks = [
-        Task(study, SEARCH_WORLD, SEARCH_SEED, family, rate, "val")
-        for family in families
-        for rate in RATES
-    ]
-    _do(tasks, workers)
+    place = (study, SEARCH_WORLD, SEARCH_SEED)
+    do_all([Task(*place, "sft", split="val")], workers)
+    tasks = [Task(*place, family, rate, "val") for family, rate in product(families, RATES)]
+    do_all(tasks, workers)
     found: dict[str, dict[float, float]] = {family: {} for family in families}
     for task in tasks:
-        right = _right(task)
-        found[task.row][task.rate] = metrics.harmonic_mean(*(v.mean() for v in right.values()))
+        right = records_of([task]).groupby("split")["correct"].mean()
+        found[task.row][task.rate] = metrics.harmonic_mean(*(right[split] for split in SPLITS))
     rates = {family: max(scores, key=scores.get) for family, scores in found.items()}
     tried = {family: {f"{k:g}": v for k, v in scores.items()} for family, scores in found.items()}
     write_atomically(path, json.dumps({"rates": rates, "tried": tried}, indent=1).encode())
@@ -174,63 +193,56 @@ def search(study: Study, workers: int) -> dict[str, float]:
 # --- one training --------------------------------------------------------------------
 
 
-def _job(study: Study, world: int) -> lab.Run:
-    """The lab run of the same world: its student, data and chains."""
-    return lab.Run(study.folder, study.preset, world_seed=world)
-
-
 def do(task: Task) -> None:
     """Train and evaluate one task, or what a killed run left of it."""
     if task.done:
         return
-    start, study = time.time(), task.study
-    job = _job(study, task.world)
+    start = time.time()
+    preset = task.study.preset
     world = paperbirds.make_world(task.world)
-    pictures = study.preset.test_pictures if task.split == "test" else SEARCH_PICTURES
-    birds = paperbirds.collection(world, shots=study.preset.shots, test=pictures, split=task.split)
-    base = lab.prepare_base(job, birds)
-    preset, first = study.preset, task.folder.parent / "sft"
-    student = models.load_student(base, preset)
+    pictures = preset.test_pictures if task.split == "test" else SEARCH_PICTURES
+    birds = paperbirds.collection(world, shots=preset.shots, test=pictures, split=task.split)
+    student = train(task, world, birds)
+    shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
+    trained = time.time()
+    answerer = StudentAnswerer(student, task.row, preset.max_new_tokens, task.seed)
+    benchmark = Benchmark.of_collection(birds, as_drawn=True)
+    for _ in evaluate(answerer, benchmark, task.condition, task.folder, preset.eval_batch):
+        pass
+    took = {"train_minutes": (trained - start) / 60, "minutes": (time.time() - start) / 60}
+    write_atomically(task.folder / "finished.json", json.dumps(took).encode())
+
+
+def train(task: Task, world: paperbirds.World, birds: Collection) -> Student:
+    """The student of a task: SFT from the base, or reinforcement from SFT or the base."""
+    preset = task.study.preset
+    folder = task.folder
+    student = models.load_student(lab.prepare_base(task.study.run(task.world), birds), preset)
     if task.row in STARTS:
-        chains = cot.make_chains(birds, cot.oracle(world), seed=0)
         if task.row == "sft_long":
-            steps = preset.sft.steps + preset.tapo.steps
-            preset = preset.with_(sft__steps=steps)
+            preset = preset.with_(sft__steps=preset.sft.steps + preset.tapo.steps)
         student = models.add_adapter(student, preset, task.seed)
-        train_sft(student, chain_rows(birds, chains), preset, task.seed, task.folder)
+        chains = cot.make_chains(birds, cot.oracle(world), seed=0)
+        train_sft(student, chain_rows(birds, chains), preset, task.seed, folder)
     else:
         row = ROWS[task.row]
         preset = row.preset(preset, task.rate)
         if row.from_base:
             student = models.add_adapter(student, preset, task.seed)
         else:
-            student = models.load_adapter(student, first, trainable=True)
-        train_tapo(student, birds, preset, task.seed, task.folder)
-    shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
-    trained = time.time()
+            student = models.load_adapter(student, folder.parent / "sft", trainable=True)
+        train_tapo(student, birds, preset, task.seed, folder)
     student.model.eval()
-    for _ in evaluate.evaluate(
-        student,
-        birds,
-        task.cell,
-        task.folder,
-        max_new_tokens=preset.max_new_tokens,
-        batch_size=preset.eval_batch,
-    ):
-        pass
-    took = {"train_minutes": (trained - start) / 60, "minutes": (time.time() - start) / 60}
-    write_atomically(task.folder / "finished.json", json.dumps(took).encode())
+    return student
 
 
-def _do(tasks: list[Task], workers: int) -> None:
+def do_all(tasks: list[Task], workers: int) -> None:
     """Tasks side by side, one core each where there is no GPU, with one progress bar."""
     left = [task for task in tasks if not task.done]
     if not left:
         return
-    workers = min(
-        choose_workers(len(left), workers, "training", models.choose_device().type == "cuda"),
-        len(left),
-    )
+    on_gpu = models.choose_device().type == "cuda"
+    workers = min(choose_workers(len(left), workers, "training", on_gpu), len(left))
     rows = ", ".join(dict.fromkeys(task.name for task in left))
     with progress_bar(len(left), rows[:60]) as bar, worker_pool(workers, bars=False) as pool:
         for _ in pool.map(do, left):
@@ -240,141 +252,109 @@ def _do(tasks: list[Task], workers: int) -> None:
 # --- the table -----------------------------------------------------------------------
 
 
-def _records(task: Task) -> list[dict]:
-    return metrics.read_records(task.answers)
+def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
+    """A row a completion, in order: world, seed, split, correct, marks.
 
-
-def _right(task: Task) -> dict[str, np.ndarray]:
-    """Split -> 1 or 0 a picture, in the order of the collection."""
-    found: dict[str, list[float]] = {split: [] for split in metrics.SPLITS}
-    for row in _records(task):
-        found[row["split"]].append(float(row["correct"]))
-    return {split: np.array(values) for split, values in found.items()}
-
-
-def _marks(task: Task, world: paperbirds.World) -> dict[str, float]:
-    """Share of marks named rightly inside the chains, seen and unseen."""
-    found: dict[str, list[float]] = {split: [] for split in metrics.SPLITS}
-    for row in _records(task):
-        said = row["completion"].partition("analysis:")[2].partition("\n")[0]
-        right = marks_right(said, world.marks[row["label"]]) / len(paperbirds.MARKS)
-        found[row["split"]].append(right)
-    return {split: float(np.mean(values)) for split, values in found.items()}
+    marks: the share of the bird's marks that the chain's analysis names rightly.
+    """
+    rows = []
+    for task in tasks:
+        marks = paperbirds.make_world(task.world).marks
+        for record in metrics.read_records(task.records):
+            said = section(record["completion"], "analysis").partition("\n")[0]
+            share = marks_right(said, marks[record["label"]]) / len(paperbirds.MARKS)
+            row = {"world": task.world, "seed": task.seed, "split": record["split"]}
+            rows.append(row | {"correct": float(record["correct"]), "marks": share})
+    return pd.DataFrame(rows)
 
 
 def measure(study: Study, rates: dict[str, float]) -> dict:
     """Row -> accuracy, differences to SFT, DAPO and TAPO with intervals, marks, minutes."""
-    seeds, grids, found = {}, {}, {}
+    records = {}
+    found = {}
     for name in (*STARTS, *ROWS):
-        rate = rates.get(ROWS[name].rate_of, 1.0) if name in ROWS else 0.0
-        seeds[name] = study.finished(name, rate)
-        if not seeds[name]:
+        tasks = study.finished(name, rates.get(ROWS[name].rate_of, 1.0) if name in ROWS else 0.0)
+        if not tasks:
             log.info("%s: no seed is finished in all worlds; not in the table", name)
             continue
-        tasks = [[Task(study, w, s, name, rate) for s in seeds[name]] for w in study.worlds]
-        grids[name] = _grids(tasks)
-        found[name] = _facts(tasks, grids[name])
-    for name, other in [(n, o) for n in found for o in ("sft", "dapo", "tapo") if o in found]:
-        both = sorted({*seeds[name]} & {*seeds[other]})
-        if name != other and both:
-            found[name][f"over_{other}"] = _over(grids, seeds, name, other, both)
+        records[name] = records_of(tasks)
+        found[name] = _facts(tasks, records[name])
+    for name, other in product(found, ("sft", "dapo", "tapo")):
+        if other in found and name != other:
+            over = _over(records[name], records[other])
+            found[name] |= {f"over_{other}": over} if over else {}
     return found
 
 
-def _over(grids, seeds, name: str, other: str, both: list[int]) -> dict:
-    """Differences of two rows on the training seeds that both have."""
-
-    def of(row, split):
-        lines = [seeds[row].index(seed) for seed in both]
-        return [grid[lines] for grid in grids[row][split]]
-
-    return {
-        split: metrics.bootstrap_over_worlds(of(name, split), of(other, split))
-        | {"seeds": len(both)}
-        for split in metrics.SPLITS
-    }
-
-
-def _grids(tasks: list[list[Task]]) -> dict[str, list[np.ndarray]]:
-    """Split -> a world each, (seeds, pictures)."""
-    right = [[_right(task) for task in row] for row in tasks]
-    return {s: [np.stack([r[s] for r in row]) for row in right] for s in metrics.SPLITS}
-
-
-def _facts(tasks: list[list[Task]], grids: dict[str, list[np.ndarray]]) -> dict:
+def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
     """What the table says of one row, apart from differences."""
-    every = [task for row in tasks for task in row]
-    marks = [_marks(t, paperbirds.make_world(t.world)) for t in every]
-    took = [json.loads((t.folder / "finished.json").read_text()) for t in every]
-    by_world = {s: [float(grid.mean()) for grid in grids[s]] for s in metrics.SPLITS}
+    row = tasks[0].row
+    took = [json.loads((task.folder / "finished.json").read_text()) for task in tasks]
+    of = {split: records[records["split"] == split].groupby("world") for split in SPLITS}
+    by_world = {split: worlds["correct"].mean().tolist() for split, worlds in of.items()}
     return {
-        "label": ROWS[every[0].row].label if every[0].row in ROWS else STARTS[every[0].row],
-        "seeds": len(tasks[0]),
-        "minutes": float(np.mean([t["train_minutes"] for t in took])),
-        "accuracy": {s: float(np.mean(values)) for s, values in by_world.items()},
+        "label": ROWS[row].label if row in ROWS else STARTS[row],
+        "seeds": len({task.seed for task in tasks}),
+        "minutes": float(np.mean([one["train_minutes"] for one in took])),
+        "accuracy": {split: float(np.mean(shares)) for split, shares in by_world.items()},
         "by_world": by_world,
-        "marks": {s: float(np.mean([m[s] for m in marks])) for s in metrics.SPLITS},
+        "marks": {split: float(worlds["marks"].mean().mean()) for split, worlds in of.items()},
     }
 
 
-def _over_text(cell: dict, other: str, split: str) -> str:
-    over = cell.get(f"over_{other}", {}).get(split)
-    return points(over) if over else ""
+def _over(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict:
+    """Split -> difference of two rows on the training seeds that both have; {} without any."""
+    seeds = set(ours["seed"]) & set(theirs["seed"])
+
+    def grids(records: pd.DataFrame, split: str) -> list[np.ndarray]:
+        """A world each, (seeds, pictures)."""
+        rows = records[(records["split"] == split) & records["seed"].isin(seeds)]
+        worlds = [world["correct"].to_numpy() for _, world in rows.groupby("world", sort=False)]
+        return [right.reshape(len(seeds), -1) for right in worlds]
+
+    if not seeds:
+        return {}
+    found = {s: metrics.bootstrap_over_worlds(grids(ours, s), grids(theirs, s)) for s in SPLITS}
+    return {split: cell | {"seeds": len(seeds)} for split, cell in found.items()}
 
 
-def table(found: dict) -> Table:
+def table(found: dict) -> pd.DataFrame:
     """The ablation as a table: accuracy in %, differences in points with 95 % intervals."""
-    head = (
-        "row",
-        "seeds",
-        "seen",
-        "unseen",
-        "unseen over SFT",
-        "unseen over DAPO",
-        "seen over SFT",
-        "marks right in chains, seen / unseen",
-        "minutes",
+    head = ("row", "seeds", "seen", "unseen", "unseen over SFT", "unseen over DAPO")
+    head += ("seen over SFT", "marks right in chains, seen / unseen", "minutes")
+    rows = []
+    for cell in found.values():
+        pairs = (("sft", "unseen"), ("dapo", "unseen"), ("sft", "seen"))
+        over = [cell.get(f"over_{other}", {}).get(split) for other, split in pairs]
+        marks = " / ".join(f"{100 * cell['marks'][s]:.0f}" for s in SPLITS)
+        line = [cell["label"], str(cell["seeds"])]
+        line += [f"{100 * cell['accuracy'][s]:.1f}" for s in SPLITS]
+        line += [points(one) if one else "" for one in over]
+        line += [marks if cell["marks"]["seen"] else "no chain", f"{cell['minutes']:.1f}"]
+        rows.append(tuple(line))
+    return pd.DataFrame(rows, columns=head)
+
+
+def legend(study: Study, rates: dict[str, float]) -> str:
+    """What the table's numbers are."""
+    p = study.preset
+    return (
+        f"Open world, exact name. The training seeds of each row x {len(study.worlds)} worlds, "
+        f"{p.test_pictures} fresh pictures a split and world. Every RL row: {p.tapo.steps} steps "
+        f"of {p.tapo.groups} groups of {N} rollouts. Learning rates "
+        f"{', '.join(f'{k} {v:g}' for k, v in rates.items())}, searched among "
+        f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
+        f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
+        "training seeds, worlds fixed."
     )
-    rows = [
-        (
-            cell["label"],
-            str(cell["seeds"]),
-            *(f"{100 * cell['accuracy'][s]:.1f}" for s in metrics.SPLITS),
-            _over_text(cell, "sft", "unseen"),
-            _over_text(cell, "dapo", "unseen"),
-            _over_text(cell, "sft", "seen"),
-            " / ".join(f"{100 * cell['marks'][s]:.0f}" for s in metrics.SPLITS)
-            if cell["marks"]["seen"]
-            else "no chain",
-            f"{cell['minutes']:.1f}",
-        )
-        for cell in found.values()
-    ]
-    return Table(head, rows)
 
 
 def write(study: Study, rates: dict[str, float]) -> Path:
-    """ablation.json, ablation.png and ablation.md of what is there."""
+    """ablation.json and the page of what is there; the path of the page."""
     found = measure(study, rates)
-    given = {"worlds": list(study.worlds), "rates": rates}
-    text = json.dumps(given | {"rows": found}, indent=1)
+    text = json.dumps({"worlds": list(study.worlds), "rates": rates, "rows": found}, indent=1)
     write_atomically(study.folder / "ablation.json", text.encode())
-    figure = plots.ablation(found)
-    write_atomically(study.folder / "ablation.png", report.png(figure))
-    p = study.preset
-    blocks = [
-        Text(
-            f"Open world, exact name. The training seeds of each row x {len(study.worlds)} "
-            f"worlds, {p.test_pictures} fresh pictures a split and world. Every RL row: "
-            f"{p.tapo.steps} steps of {p.tapo.groups} groups of {N} rollouts. Learning rates "
-            f"{', '.join(f'{k} {v:g}' for k, v in rates.items())}, searched among "
-            f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
-            f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
-            "training seeds, worlds fixed."
-        ),
-        table(found),
-        Picture("ablation.png", "Differences to SFT with 95 % intervals"),
-    ]
-    path = study.folder / "ablation.md"
-    write_atomically(path, markdown("Ablation of TAPO", blocks).encode())
-    return path
+    page = Page("Ablation of TAPO")
+    figure = page.picture("ablation", figures.ablation(found))
+    page.add("Differences to SFT", table(found), note=legend(study, rates), figure=figure)
+    return page.write(study.folder)

@@ -12,21 +12,26 @@ accuracies and one p-value. Everything measured is a row, so that tables and fig
 (`changes`) come with n and intervals, and "unchanged" can be told from "too few to see".
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-from finer1_lite import generation, paperbirds, prompts, rewards
-from finer1_lite.evals import changes, transfer
-from finer1_lite.evals.baselines import choose, extract, probe_scores, tower_features
+from finer1_lite import evaluate, generation, paperbirds, prompts, rewards
+from finer1_lite.chains.text import edit_chain, opening
+from finer1_lite.evals import transfer
+from finer1_lite.evals.baselines import extract, tower_features, unit
+from finer1_lite.evals.changes import FAITH
 from finer1_lite.generation import PromptBatch, Student
 from finer1_lite.species import Collection, Photo
 
 BATCH = 32
+Rows = list[dict]
 
 
 # --- pure ------------------------------------------------------------------------------------
@@ -38,10 +43,9 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     1 for features that differ by rotation, shift and one scale (Kornblith et al. 2019,
     ICML). x (N, a), y (N, b). ValueError where N differs or is below 3, or x or y is constant.
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) != len(y) or len(x) < 3:
         raise ValueError(f"features of {len(x)} and {len(y)} things: give the same 3 or more")
-    x, y = x - x.mean(0), y - y.mean(0)
+    x, y = (np.asarray(z, float) - np.mean(z, 0, dtype=float) for z in (x, y))
     norms = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
     if norms == 0:
         raise ValueError("constant features: nothing to align")
@@ -53,136 +57,125 @@ def probe_right(
 ) -> list[bool]:
     """Is each picture's class read rightly by a linear probe fitted on the other folds?
 
-    Every class is spread over the folds, so that each probe has met it. ValueError for a
-    class with fewer pictures than folds.
+    The probe is a ridge classifier on unit features (N, width). Every class is spread over
+    the folds, so that each probe has met it; ValueError for one with fewer pictures than folds.
     """
-    seen: dict[str, int] = {}
-    fold = np.array([seen.setdefault(label, 0) for label in labels])
-    for i, label in enumerate(labels):
-        fold[i] = seen[label] % folds
-        seen[label] += 1
-    few = sorted(label for label, n in seen.items() if n < folds)
+    counts: dict[str, int] = {}
+    fold = []
+    for label in labels:
+        fold.append(counts.get(label, 0) % folds)
+        counts[label] = counts.get(label, 0) + 1
+    few = sorted(label for label, n in counts.items() if n < folds)
     if few:
         raise ValueError(f"fewer than {folds} pictures of {', '.join(few[:5])}")
-    right, classes = np.zeros(len(labels), bool), sorted(seen)
-    at = np.array(labels)
-    for f in range(folds):
-        rest = fold != f
-        scores = probe_scores(features[rest], list(at[rest]), classes, features[~rest], ridge)
-        named = [choose(row, classes, None) for row in scores]
-        right[~rest] = [n == label for n, label in zip(named, at[~rest])]
-    return right.tolist()
-
-
-def edit_chain(completion: str, changes: Mapping[str, str]) -> str | None:
-    """The chain up to its candidates, with cited marks replaced; None if none is cited.
-
-    changes: phrase -> phrase. Only the analysis is kept, because the rest argues from it.
-    """
-    end = completion.lower().find(prompts.SECTIONS[1])
-    if end < 0:
-        return None
-    analysis = completion[:end]
-    for old, new in changes.items():
-        if old in analysis:
-            analysis = analysis.replace(old, new)
-    return analysis if analysis != completion[:end] else None
+    probe = RidgeClassifier(alpha=ridge)
+    right = np.array(labels)
+    named = cross_val_predict(probe, unit(features), right, cv=PredefinedSplit(fold))
+    return (named == right).tolist()
 
 
 # --- looking into a student ------------------------------------------------------------------
 
 
 def vision_features(student: Student, photos: Sequence[Photo]) -> np.ndarray:
-    """The vision tower's features of pictures. (N, width)"""
+    """The vision tower's features of pictures; (N, width)."""
     return extract(tower_features(student), [p.image for p in photos], BATCH)
 
 
 @torch.no_grad()
 def language_states(student: Student, photos: Sequence[Photo], question: str) -> np.ndarray:
-    """The language model's last state when it has read picture and question. (N, width)"""
-    core, parts = generation.core_of(student.model), []
+    """The language model's last state when it has read picture and question; (N, width)."""
+    core = generation.core_of(student.model)
+    parts = []
     for at in range(0, len(photos), BATCH):
         images = [p.image() for p in photos[at : at + BATCH]]
-        batch = generation.encode_prompts(
-            student.model, student.processor, [question] * len(images), images
-        )
+        asked = [question] * len(images)
+        batch = generation.encode_prompts(student.model, student.processor, asked, images)
         parts.append(generation.prefill(core, batch, 1)[0][:, -1].float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def quiz(student: Student, collection: Collection, max_new_tokens: int = 24) -> dict[str, bool]:
-    """Class -> is it named from its description alone? Classes without one are left out."""
-    asked = {
-        s.name: f"A {collection.coarse} has {s.description}. "
-        + prompts.question("answer", collection.coarse)
-        for s in collection.species
-        if s.description
-    }
-    told = answers(student, list(asked.values()), None, max_new_tokens)
-    return {
-        name: rewards.match_class(rewards.parse_answer(text), collection.names) == name
-        for name, text in zip(asked, told)
-    }
-
-
-def answers(
+def complete(
     student: Student,
-    questions: Sequence[str],
-    images,
     max_new_tokens: int,
-    started: Sequence[str] | None = None,
+    questions: Sequence[str],
+    images: Sequence[Image.Image] | None,
+    begun: Sequence[str] | None = None,
 ) -> list[str]:
-    """Greedy answers; `started` gives the words that each answer must begin with."""
+    """Greedy completions; `begun` gives the words that each must begin with."""
+    limit = {"max_new_tokens": max_new_tokens}
+    if begun is None:
+        batches = evaluate.ask(student, questions, images, batch_size=BATCH, **limit)
+        return [text for batch in batches for text in batch.completions]
+    model = student.model
+    processor = student.processor
     told = []
     for at in range(0, len(questions), BATCH):
         part = slice(at, at + BATCH)
-        batch = generation.encode_prompts(
-            student.model, student.processor, questions[part], images[part] if images else None
-        )
-        begun = list(started[part]) if started else [""] * len(batch.input_ids)
-        if started:
-            batch = continue_with(batch, begun, student.processor.tokenizer)
-        out = generation.generate(
-            student.model, student.processor, batch, max_new_tokens=max_new_tokens
-        )
-        told += [start + text for start, text in zip(begun, out.completions)]
-    return told
+        shown = images[part] if images is not None else None
+        batch = generation.encode_prompts(model, processor, questions[part], shown)
+        batch = continue_with(batch, begun[part], processor.tokenizer)
+        told += generation.generate(model, processor, batch, **limit).completions
+    return [start + text for start, text in zip(begun, told, strict=True)]
 
 
-def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer) -> PromptBatch:
-    """The prompts with the beginning of an answer behind each, padded on the left again."""
+def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer: object) -> PromptBatch:
+    """The prompts with the beginning of a completion behind each, padded on the left again."""
     rows = []
-    last = batch.position_ids.amax((0, 2))  # (P,)
     for p, text in enumerate(begun):
-        more = torch.tensor(
-            tokenizer.encode(text, add_special_tokens=False),
-            dtype=torch.long,
-            device=batch.input_ids.device,
-        )
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        more = torch.tensor(tokens, dtype=torch.long, device=batch.input_ids.device)
         keep = batch.attention_mask[p].bool()
-        ahead = last[p] + 1 + torch.arange(len(more), device=more.device)
-        rows.append(
-            (
-                torch.cat([batch.input_ids[p][keep], more]),
-                torch.cat([batch.mm_token_type_ids[p][keep], torch.zeros_like(more)]),
-                torch.cat([batch.position_ids[:, p][:, keep], ahead.expand(3, -1)], 1),
-            )
+        ids = torch.cat([batch.input_ids[p, keep], more])
+        ahead = batch.position_ids[:, p].max() + 1 + torch.arange(len(more), device=more.device)
+        row = PromptBatch(
+            input_ids=ids[None],
+            attention_mask=torch.ones_like(ids)[None],
+            mm_token_type_ids=torch.cat([batch.mm_token_type_ids[p, keep], torch.zeros_like(more)])[
+                None
+            ],
+            position_ids=torch.cat([batch.position_ids[:, p, keep], ahead.expand(3, -1)], 1)[
+                :, None
+            ],
+            image_features=batch.image_features[p : p + 1],
         )
-    length = max(len(ids) for ids, _, _ in rows)
-
-    def pad(values, fill):
-        return torch.nn.functional.pad(values, (length - values.shape[-1], 0), value=fill)
-
-    return PromptBatch(
-        input_ids=torch.stack([pad(ids, tokenizer.pad_token_id) for ids, _, _ in rows]),
-        attention_mask=torch.stack([pad(torch.ones_like(ids), 0) for ids, _, _ in rows]),
-        mm_token_type_ids=torch.stack([pad(types, 0) for _, types, _ in rows]),
-        position_ids=torch.stack([pad(places, 0) for *_, places in rows], 1),
-        image_features=batch.image_features,
-    )
+        rows.append(row)
+    return generation.join(rows)
 
 
-# --- faithfulness ----------------------------------------------------------------------------
+# --- measurements ----------------------------------------------------------------------------
+
+
+def features_moved(
+    name: str,
+    students: Mapping[str, Student],
+    photos: Sequence[Photo],
+    look: Callable[[Student, Sequence[Photo]], np.ndarray],
+) -> Rows:
+    """A probe's verdict on every picture, before and after, and the CKA between the two."""
+    seen = {when: look(student, photos) for when, student in students.items()}
+    labels = [p.species for p in photos]
+    rows: Rows = []
+    for when, features in seen.items():
+        where = {"measure": f"linear probe, {name}", "when": when}
+        for photo, right in zip(photos, probe_right(features, labels), strict=True):
+            rows.append(where | {"item": photo.id, "label": photo.species, "correct": right})
+    return [*rows, {"measure": f"CKA, {name}", "when": "both", "value": cka(*seen.values())}]
+
+
+def quiz(student: Student, collection: Collection, max_new_tokens: int = 24) -> Rows:
+    """Is a class named from its description alone? Classes without one are left out."""
+    described = [s for s in collection.species if s.description]
+    question = prompts.question("answer", collection.coarse)
+    asked = [f"A {collection.coarse} has {s.description}. {question}" for s in described]
+    told = complete(student, max_new_tokens, asked, None)
+    rows = []
+    for one, text in zip(described, told, strict=True):
+        split = "seen" if one.seen else "unseen"
+        right = _named(text, collection.names) == one.name
+        row = {"measure": f"quiz in words, {split}", "item": one.name, "label": one.name}
+        rows.append(row | {"correct": right})
+    return rows
 
 
 def faithfulness(
@@ -191,8 +184,8 @@ def faithfulness(
     photos: Sequence[Photo],
     max_new_tokens: int = 96,
     seed: int = 0,
-) -> list[dict]:
-    """Does the answer follow the chain's marks, and the picture? Paper birds; rows.
+) -> Rows:
+    """Does the answer follow the chain's marks, and the picture? Of paper birds.
 
     edited marks: the marks in which the nearest other species differs are written into the
     analysis and the student goes on from there; `follows`: it then names that species.
@@ -201,64 +194,42 @@ def faithfulness(
     Asked of the pictures that were named rightly at first (and cite such a mark).
     """
     rng = random.Random(seed)
-    question = prompts.question("think", "bird")
     images = [p.image() for p in photos]
-    first = answers(student, [question] * len(photos), images, max_new_tokens)
-    kept = [i for i, p in enumerate(photos) if _named(first[i], world) == p.species]
-    rivals = {i: _rival(world, photos[i].species, rng) for i in kept}
+    labels = [p.species for p in photos]
+
+    def told(which: Sequence[int], shown: Mapping, begun: Mapping | None = None) -> list[str]:
+        asked = [prompts.question("think", "bird")] * len(which)
+        starts = begun and [begun[i] for i in which]
+        return complete(student, max_new_tokens, asked, [shown[i] for i in which], starts)
+
+    first = told(range(len(photos)), dict(enumerate(images)))
+    rows = []
+    for photo, text in zip(photos, first, strict=True):
+        right = _named(text, world.names) == photo.species
+        row = {"measure": "named after a chain", "item": photo.id, "label": photo.species}
+        rows.append(row | {"correct": right, "completion": text})
+    kept = [i for i, row in enumerate(rows) if row["correct"]]
+    rivals = {i: _rival(world, labels[i], rng) for i in kept}
     swapped = {i: paperbirds.photo(world, rivals[i], "swap", n).image() for n, i in enumerate(kept)}
-    edits = {i: edit_chain(first[i], _marks_to(world, photos[i].species, rivals[i])) for i in kept}
-    edited = [i for i in kept if edits[i]]
-    begun = {i: first[i][: max(first[i].lower().find(prompts.SECTIONS[1]), 0)] for i in kept}
-
-    def ask(which, shown, started=None):
-        return (
-            answers(
-                student, [question] * len(which), [shown[i] for i in which], max_new_tokens, started
-            )
-            if which
-            else []
-        )
-
-    rows = [
-        {
-            "measure": "named after a chain",
-            "item": p.id,
-            "label": p.species,
-            "correct": _named(text, world) == p.species,
-            "completion": text,
-        }
-        for p, text in zip(photos, first)
-    ]
-    for name, which, told, wanted in (
-        ("edited marks", edited, ask(edited, images, [edits[i] for i in edited]), rivals),
-        ("swapped picture", kept, ask(kept, swapped), rivals),
-        (
-            "swapped picture, chain kept",
-            kept,
-            ask(kept, swapped, [begun[i] for i in kept]),
-            {i: photos[i].species for i in kept},
-        ),
-    ):
-        for i, text in zip(which, told):
-            named, label = _named(text, world), photos[i].species
-            rows.append(
-                {
-                    "measure": changes.FAITH + name,
-                    "item": photos[i].id,
-                    "label": label,
-                    "rival": rivals[i],
-                    "named": named,
-                    "changes": named != label,
-                    "follows": named == wanted[i],
-                    "completion": text,
-                }
-            )
+    changed = {i: edit_chain(first[i], _marks_to(world, labels[i], rivals[i])) for i in kept}
+    edits = {i: text for i, text in changed.items() if text}
+    openings = {i: opening(first[i]) for i in kept}
+    ways = {
+        "edited marks": (list(edits), told(list(edits), images, edits), rivals),
+        "swapped picture": (kept, told(kept, swapped), rivals),
+        "swapped picture, chain kept": (kept, told(kept, swapped, openings), labels),
+    }
+    for way, (which, texts, wanted) in ways.items():
+        for i, text in zip(which, texts, strict=True):
+            named = _named(text, world.names)
+            row = {"measure": FAITH + way, "item": photos[i].id, "label": labels[i]}
+            row |= {"rival": rivals[i], "named": named, "changes": named != labels[i]}
+            rows.append(row | {"follows": named == wanted[i], "completion": text})
     return rows
 
 
-def _named(text: str, world: paperbirds.World) -> str | None:
-    return rewards.match_class(rewards.parse_answer(text), world.names)
+def _named(text: str, names: Sequence[str]) -> str | None:
+    return rewards.match_class(rewards.parse_answer(text), names)
 
 
 def _rival(world: paperbirds.World, name: str, rng: random.Random) -> str:
@@ -270,15 +241,12 @@ def _rival(world: paperbirds.World, name: str, rng: random.Random) -> str:
 
 def _marks_to(world: paperbirds.World, name: str, other: str) -> dict[str, str]:
     """What must be rewritten to describe `other` instead of `name`."""
-    return {
-        f"{m} {world.marks[name][m]}": f"{m} {world.marks[other][m]}"
-        for m in world.differing(name, other)
-    }
+    marks = world.marks
+    differing = world.differing(name, other)
+    return {f"{m} {marks[name][m]}": f"{m} {marks[other][m]}" for m in differing}
 
 
 # --- before and after ------------------------------------------------------------------------
-
-Parts = dict[str, Callable[[], list[dict]]]
 
 
 def parts(
@@ -286,7 +254,7 @@ def parts(
     collection: Collection,
     world: paperbirds.World | None,
     max_new_tokens: int = 96,
-) -> Parts:
+) -> dict[str, Callable[[], Rows]]:
     """Name -> function that measures a part and returns its rows (`changes`).
 
     students: "before" and "after". Faithfulness and the covered mark need a world whose
@@ -295,29 +263,22 @@ def parts(
     photos = collection.test
     question = prompts.question("answer", collection.coarse)
 
-    def dated(measure: Callable[[Student], list[dict]]) -> list[dict]:
+    def dated(measure: Callable[[Student], Rows]) -> Rows:
         return [row | {"when": when} for when, s in students.items() for row in measure(s)]
 
-    def cover() -> list[dict]:
+    def language(student: Student, photos: Sequence[Photo]) -> np.ndarray:
+        return language_states(student, photos, question)
+
+    def cover() -> Rows:
         shown = transfer.cover(world, photos)
-
-        def measure(student):
-            def tell(questions, images):
-                return answers(student, questions, images, max_new_tokens)
-
-            return transfer.measure(tell, world, shown)
-
-        rows = dated(measure)
+        rows = dated(lambda s: transfer.measure(partial(complete, s, max_new_tokens), world, shown))
         asked = [r for r in rows if r["when"] == "before" and r["measure"].endswith("one step")]
-        counted = transfer.control_rows(world, asked)
-        return rows + [row | {"when": "control"} for row in counted]
+        return rows + [r | {"when": "control"} for r in transfer.control_rows(world, asked)]
 
-    found: Parts = {
-        "vision": lambda: _features("vision", students, photos, vision_features),
-        "language": lambda: _features(
-            "language", students, photos, lambda s, p: language_states(s, p, question)
-        ),
-        "quiz": lambda: dated(lambda s: _quiz_rows(s, collection)),
+    found: dict[str, Callable[[], Rows]] = {
+        "vision": lambda: features_moved("vision", students, photos, vision_features),
+        "language": lambda: features_moved("language", students, photos, language),
+        "quiz": lambda: dated(lambda s: quiz(s, collection)),
     }
     if world is not None:
         found["faithfulness"] = lambda: dated(
@@ -325,48 +286,3 @@ def parts(
         )
         found["covered mark"] = cover
     return found
-
-
-def _features(
-    name: str,
-    students: Mapping[str, Student],
-    photos: Sequence[Photo],
-    look: Callable[[Student, Sequence[Photo]], np.ndarray],
-) -> list[dict]:
-    """A probe's verdict on every picture, before and after, and the CKA between the two."""
-    seen = {when: look(student, photos) for when, student in students.items()}
-    labels = [p.species for p in photos]
-    rows: list[dict] = [
-        {
-            "measure": f"linear probe, {name}",
-            "when": when,
-            "item": p.id,
-            "label": p.species,
-            "correct": right,
-        }
-        for when, features in seen.items()
-        for p, right in zip(photos, probe_right(features, labels))
-    ]
-    return [*rows, {"measure": f"CKA, {name}", "when": "both", "value": cka(*seen.values())}]
-
-
-def _quiz_rows(student: Student, collection: Collection) -> list[dict]:
-    known = quiz(student, collection)
-    split = {s.name: "seen" if s.seen else "unseen" for s in collection.species}
-    return [
-        {"measure": f"quiz in words, {split[name]}", "item": name, "label": name, "correct": right}
-        for name, right in known.items()
-    ]
-
-
-def analyse(
-    before: Student,
-    after: Student,
-    collection: Collection,
-    world: paperbirds.World | None,
-    max_new_tokens: int = 96,
-) -> dict:
-    """All parts of two students on the test pictures of a collection, as `changes.summary`."""
-    both = {"before": before, "after": after}
-    made = parts(both, collection, world, max_new_tokens)
-    return changes.summary([row for make in made.values() for row in make()])

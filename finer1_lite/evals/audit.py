@@ -4,25 +4,23 @@
 total and a few examples; nothing is changed.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from finer1_lite import rewards
+from finer1_lite import scoring
 from finer1_lite.data import folders, images
-from finer1_lite.evals import controls, scoring
-from finer1_lite.evals import questions as question_files
-from finer1_lite.evals.questions import Question
+from finer1_lite.data.benchmark import Question
+from finer1_lite.evals import controls, questions
+from finer1_lite.rewards import normalise
 from finer1_lite.runtime.files import DataError
 
 EXAMPLES = 3
-HASH_SIDE = 8  # a picture's fingerprint: 8 x 8 comparisons of neighbours, 64 bits
+HASH_SIDE = 8  # a picture's difference hash: 8 x 8 comparisons of neighbours, 64 bits
 NEAR = 6  # bits in which near-duplicates may differ
 
 
@@ -33,7 +31,7 @@ class Finding:
     what: str
     count: int
     total: int
-    examples: tuple[str, ...] = ()
+    examples: Sequence[str] = ()
 
     def __str__(self) -> str:
         line = f"{self.what}: {self.count:,} of {self.total:,}"
@@ -41,152 +39,137 @@ class Finding:
         return line + (shown if self.count else "")
 
 
+# --- question files --------------------------------------------------------------------------
+
+
 def audit_questions(paths: Iterable[Path | str]) -> list[Finding]:
     """Findings over all files together. Lines that cannot be read are findings too.
 
     DataError for a file that is not there or is not named <data set>_<split>.jsonl.
     """
-    questions, broken, unreadable = [], [], []
-    for path in paths:
-        try:
-            for number, question, problem in question_files.scan(path):
-                questions += [question] if question else []
-                broken += [f"{path}, line {number}: {problem}"] if problem else []
-        except OSError as error:
-            unreadable.append(f"{path}: cannot be read ({error.strerror})")
-        except DataError as error:
-            unreadable += error.problems
+    found, broken, unreadable = questions.gather(paths)
     if unreadable:
         raise DataError(unreadable, "nothing to audit in:")
-    rows = len(questions) + len(broken)
     return [
-        Finding("rows that cannot be asked", len(broken), rows, tuple(broken)),
-        *_positions(questions),
-        *_names(questions),
-        _repeats(questions),
-        *_splits(questions),
-        *_released_rules(questions),
+        Finding("rows that cannot be asked", len(broken), len(found) + len(broken), broken),
+        *_positions(found),
+        *_names(found),
+        _repeats(found),
+        *_splits(found),
+        *_released_rules(found),
     ]
 
 
-def _found(what: str, rows: Sequence[Question], total: int, show) -> Finding:
-    return Finding(what, len(rows), total, tuple(show(q) for q in rows[:EXAMPLES]))
+def _rows(
+    what: str, found: Sequence[Question], bad: Callable[[Question], bool], show: Callable
+) -> Finding:
+    """Of how many questions something holds."""
+    rows = [q for q in found if bad(q)]
+    return Finding(what, len(rows), len(found), [str(show(q)) for q in rows[:EXAMPLES]])
 
 
-def _positions(questions: Sequence[Question]) -> list[Finding]:
+def _positions(found: Sequence[Question]) -> list[Finding]:
     """How often the right option stands at each position."""
-    places = Counter(q.options.index(q.label) for q in questions)
-    ranks = ("first", "second", "third", "fourth")
+    places = Counter(q.options.index(q.label) for q in found)
+    ranks = {0: "first", 1: "second", 2: "third", 3: "fourth"}
+    what = "the right option stands"
+    return [Finding(f"{what} {ranks.get(i, i + 1)}", places[i], len(found)) for i in sorted(places)]
+
+
+def _wrong(question: Question) -> list[str]:
+    return [option for option in question.options if option != question.label]
+
+
+def _names(found: Sequence[Question]) -> list[Finding]:
+    def substring(q: Question) -> bool:
+        return any(q.label in option for option in _wrong(q))
+
+    def folded(q: Question) -> bool:
+        return any(normalise(q.label) in normalise(option) for option in _wrong(q))
+
+    def show(q: Question) -> str:
+        return f"{q.label!r} in {_wrong(q)}"
+
     return [
-        Finding(f"the right option stands {ranks[i] if i < 4 else i + 1}", n, len(questions))
-        for i, n in sorted(places.items())
+        _rows("the label is part of a wrong option", found, substring, show),
+        _rows("the same, case, dashes and articles aside", found, folded, show),
     ]
 
 
-def _names(questions: Sequence[Question]) -> list[Finding]:
-    substring = [q for q in questions if any(q.label in o for o in q.options if o != q.label)]
-    folded = [
-        q
-        for q in questions
-        if any(
-            rewards.normalise(q.label) in rewards.normalise(o) for o in q.options if o != q.label
-        )
-    ]
-
-    def show(q):
-        return f"{q.label!r} in {[o for o in q.options if o != q.label]}"
-
-    return [
-        _found("the label is part of a wrong option", substring, len(questions), show),
-        _found("the same, case, dashes and articles aside", folded, len(questions), show),
-    ]
-
-
-def _repeats(questions: Sequence[Question]) -> Finding:
+def _repeats(found: Sequence[Question]) -> Finding:
     """One picture with two labels; the same picture asked twice alike is no contradiction."""
     labels = defaultdict(set)
-    for q in questions:
-        labels[q.dataset, q.image_path].add(q.label)
-    torn = [f"{path}: {sorted(found)}" for (_, path), found in labels.items() if len(found) > 1]
-    return Finding("pictures with two different answers", len(torn), len(labels), tuple(torn))
+    for q in found:
+        labels[q.dataset, q.photo].add(q.label)
+    torn = [f"{path}: {sorted(named)}" for (_, path), named in labels.items() if len(named) > 1]
+    return Finding("pictures with two different answers", len(torn), len(labels), torn)
 
 
-def _splits(questions: Sequence[Question]) -> list[Finding]:
+def _splits(found: Sequence[Question]) -> list[Finding]:
     """Classes that are an answer on both sides; unseen classes that seen rows mention."""
     findings = []
-    for dataset in dict.fromkeys(q.dataset for q in questions):
-        answers, offered = defaultdict(set), defaultdict(set)
-        for q in questions:
-            if q.dataset == dataset:
-                answers[q.split].add(q.label)
-                offered[q.split].update(q.options)
-        both = sorted(answers["seen"] & answers["unseen"])
-        if len(answers) == 2:
-            findings += [
-                Finding(
-                    f"{dataset}: classes both seen and unseen",
-                    len(both),
-                    len(answers["seen"] | answers["unseen"]),
-                    tuple(both),
-                ),
-                Finding(
-                    f"{dataset}: unseen classes that stand as options in seen rows",
-                    len(offered["seen"] & answers["unseen"]),
-                    len(answers["unseen"]),
-                ),
-            ]
+    for dataset in dict.fromkeys(q.dataset for q in found):
+        rows = [q for q in found if q.dataset == dataset]
+        seen, unseen = ({q.label for q in rows if q.split == split} for split in questions.SPLITS)
+        if not (seen and unseen):
+            continue
+        offered = {option for q in rows if q.split == "seen" for option in q.options}
+        both = sorted(seen & unseen)
+        shown = len(offered & unseen)
+        findings += [
+            Finding(
+                f"{dataset}: classes both seen and unseen", len(both), len(seen | unseen), both
+            ),
+            Finding(
+                f"{dataset}: unseen classes that stand as options in seen rows", shown, len(unseen)
+            ),
+        ]
     return findings
 
 
-def _released_rules(questions: Sequence[Question]) -> list[Finding]:
+def _released_rules(found: Sequence[Question]) -> list[Finding]:
     """What the released scoring makes of these rows."""
-    names = {
-        d: [n.lower() for n in found] for d, found in question_files.classes_of(questions).items()
-    }
-    credited, guessed, shared = [], [], {}
-    for q in questions:
-        word = scoring.released_coarse(q.image_path)
-        if word == "object":
-            guessed.append(q)
-        if word == "car" and q.label not in shared:
-            short = " ".join(q.label.lower().split()[:-2])
-            shared[q.label] = any(
-                short in other for other in names[q.dataset] if other != q.label.lower()
-            )
-        if word == "car" and shared[q.label]:
-            credited.append(q)
+    classes = questions.classes_of(found)
+    names = {dataset: [name.lower() for name in names] for dataset, names in classes.items()}
+    shared: dict[str, bool] = {}  # label -> whether another class's name holds its short form
+
+    def credited(q: Question) -> bool:
+        if scoring.released_coarse(q.photo) != "car":
+            return False
+        if q.label not in shared:
+            label = q.label.lower()
+            short = " ".join(label.split()[:-2])
+            shared[q.label] = any(short in other for other in names[q.dataset] if other != label)
+        return shared[q.label]
+
+    def guessed(q: Question) -> bool:
+        return scoring.released_coarse(q.photo) == "object"
+
+    world = "released open world"
+    other = f"{world}: another class's name would be counted as right"
+    word = f"{world}: the coarse word falls back to 'object'"
     return [
-        _found(
-            "released open world: another class's name would be counted as right",
-            credited,
-            len(questions),
-            lambda q: repr(q.label),
-        ),
-        _found(
-            "released open world: the coarse word falls back to 'object'",
-            guessed,
-            len(questions),
-            lambda q: q.image_path,
-        ),
+        _rows(other, found, credited, lambda q: repr(q.label)),
+        _rows(word, found, guessed, lambda q: q.photo),
     ]
 
 
-def blind_lines(questions: Sequence[Question]) -> list[str]:
-    """What answerers without eyes score, released beside ours, in words."""
+def control_lines(found: Sequence[Question]) -> list[str]:
+    """What image-free answerers score, released beside ours, in words."""
     lines = [
         f"{who}: {100 * by['released']:.1f} % released, {100 * by['ours']:.1f} % ours"
-        for who, by in question_files.score_answerers(questions).items()
+        for who, by in controls.score_completions(found).items()
     ]
-    rows = [(q.dataset + q.split, q.options, q.label) for q in questions]
+    rows = [(q.dataset + q.split, q.options, q.label) for q in found]
     share = sum(controls.least_used(rows)) / max(len(rows), 1)
     return [*lines, f"least used as a wrong option (order-free): {100 * share:.1f} %"]
 
 
-# --- pictures ------------------------------------------------------------------------------
+# --- pictures --------------------------------------------------------------------------------
 
 
-def fingerprint(image: Image.Image) -> int:
-    """Difference hash: which of 64 neighbouring pairs of a 9 x 8 grey copy rise. 64 bits."""
+def difference_hash(image: Image.Image) -> int:
+    """Which of 64 neighbouring pairs of a 9 x 8 grey copy rise: 64 bits (dHash)."""
     grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
     values = np.asarray(grey, dtype=np.int16)
     bits = (values[:, 1:] > values[:, :-1]).ravel()
@@ -220,22 +203,17 @@ def audit_folder(root: Path) -> list[Finding]:
     codes: dict[str, dict[str, int]] = defaultdict(dict)
     for one in classes:
         for file in one.files:
-            codes[file.split][file.id] = fingerprint(images.decode(file.path))
+            codes[file.split][file.id] = difference_hash(images.decode(file.path))
     total = sum(map(len, codes.values()))
-    sides = ("train", "test") if codes["train"] and codes["test"] else ("", "")
-    pairs = near_duplicates(codes[sides[0]], codes[sides[1]])
-    if sides == ("", ""):
-        pairs = [pair for pair in pairs if pair[0] < pair[1]]
-    shown = tuple(f"{a} ~ {b} ({n} of 64 bits differ)" for a, b, n in pairs)
-    tests = {b for _, b, _ in pairs}
+    split = bool(codes["train"] and codes["test"])
+    train, test = (codes["train"], codes["test"]) if split else (codes[""], codes[""])
+    pairs = [pair for pair in near_duplicates(train, test) if split or pair[0] < pair[1]]
+    shown = [f"{a} ~ {b} ({n} of 64 bits differ)" for a, b, n in pairs]
+    near = len({b for _, b, _ in pairs})
+    what = f"{root}: test pictures with a near-duplicate in training"
     return [
-        Finding(f"{root}: problems of files and tables", len(problems), total, tuple(problems)),
-        Finding(
-            f"{root}: test pictures with a near-duplicate in training",
-            len(tests),
-            len(codes[sides[1]]),
-            shown,
-        ),
+        Finding(f"{root}: problems of files and tables", len(problems), total, problems),
+        Finding(what, near, len(test), shown),
     ]
 
 
@@ -245,8 +223,8 @@ def report_lines(paths: Sequence[Path]) -> list[str]:
     lines = []
     if files:
         lines += [str(finding) for finding in audit_questions(files)]
-        questions = [q for path in files for _, q, _ in question_files.scan(path) if q]
-        lines += ["", "without looking at a picture:", *blind_lines(questions)]
+        found = [q for path in files for _, q, _ in questions.scan(path) if q]
+        lines += ["", "without looking at a picture:", *control_lines(found)]
     for path in paths:
         if path.is_dir():
             lines += [str(finding) for finding in audit_folder(path)]

@@ -4,64 +4,62 @@ Each makes features of pictures (and CLIP of names); a class is scored by cosine
 training shots are all that the few-shot baselines see, of seen classes only where a
 collection keeps classes unseen: they cannot name what they were never shown. Zero-shot
 CLIP needs no shots; the ImageNet encoder has no text tower and so no zero-shot counterpart.
-Answers become records like any student's.
+They answer like any student, without reading a word.
 """
-
-from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.preprocessing import normalize
 
 from finer1_lite import prompts
-from finer1_lite.evals import exam
-from finer1_lite.evals.exam import Block, Exam
-from finer1_lite.generation import Student
-from finer1_lite.runtime.files import DataError, write_lines
+from finer1_lite.data.benchmark import Benchmark, Condition, Question
+from finer1_lite.evaluate import Completion, read_image
+from finer1_lite.generation import Student, image_features
+from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection
 
 NAMES = ("lite0", "vision_tower", "clip", "clip_probe")
-SIDE, BATCH = 224, 32
+SIDE = 224  # pixels of the ImageNet encoder's pictures
+BATCH = 32
 Features = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, width), rows of length 1
+TextFeatures = Callable[[Sequence[str]], np.ndarray]
+Score = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, classes), -inf: cannot be named
 
 
 # --- classifiers: pure -----------------------------------------------------------------------
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1."""
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    """Rows of length 1 in float64; (N, width)."""
+    return normalize(np.asarray(rows, dtype=np.float64))
 
 
 def prototype_scores(
     support: np.ndarray, labels: Sequence[str], classes: Sequence[str], queries: np.ndarray
 ) -> np.ndarray:
     """Cosine to each class's mean shot (Snell et al. 2017). (Q, classes); -inf without shots."""
-    scores = np.full((len(queries), len(classes)), -np.inf)
+    known = _known(labels, classes)
     at = np.asarray(labels)
-    for c, name in enumerate(classes):
-        own = unit(support)[at == name]
-        if len(own):
-            scores[:, c] = unit(queries) @ unit(own.mean(0))
-    return scores
+    means = [unit(support)[at == name].mean(0) for name in known]
+    return _columns(cosine_similarity(queries, means), known, classes)
 
 
 def neighbour_scores(
     support: np.ndarray, labels: Sequence[str], classes: Sequence[str], queries: np.ndarray
 ) -> np.ndarray:
     """Cosine to each class's nearest shot. (Q, classes); -inf without shots."""
-    scores = np.full((len(queries), len(classes)), -np.inf)
-    near, at = unit(queries) @ unit(support).T, np.asarray(labels)
-    for c, name in enumerate(classes):
-        if (at == name).any():
-            scores[:, c] = near[:, at == name].max(1)
-    return scores
+    known = _known(labels, classes)
+    at = np.asarray(labels)
+    near = cosine_similarity(queries, support)
+    return _columns(np.stack([near[:, at == name].max(1) for name in known], 1), known, classes)
 
 
 def probe_scores(
@@ -71,18 +69,25 @@ def probe_scores(
     queries: np.ndarray,
     ridge: float = 0.1,
 ) -> np.ndarray:
-    """A linear classifier on unit features: ridge regression on one-hot labels, closed form.
+    """A linear classifier on unit features: ridge regression on one-hot labels.
 
-    (Q, classes); -inf for a class without shots. The features are centred on the shots.
+    (Q, classes); -inf for a class without shots.
     """
-    present = [c for c in classes if c in set(labels)]
-    x, target = unit(support), np.array([[float(a == c) for c in present] for a in labels])
-    centre, mean = x.mean(0), target.mean(0)
-    x, target = x - centre, target - mean
-    dual = np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), target)  # shots are few
-    found = (unit(queries) - centre) @ (x.T @ dual) + mean
-    scores = np.full((len(queries), len(classes)), -np.inf)
-    scores[:, [classes.index(c) for c in present]] = found
+    known = _known(labels, classes)
+    one_hot = (np.asarray(labels)[:, None] == known).astype(float)
+    found = Ridge(ridge).fit(unit(support), one_hot).predict(unit(queries))
+    return _columns(found.reshape(len(queries), -1), known, classes)
+
+
+def _known(labels: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The classes that have shots."""
+    return [name for name in classes if name in set(labels)]
+
+
+def _columns(found: np.ndarray, known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Scores of the known classes in their columns of all classes."""
+    scores = np.full((len(found), len(classes)), -np.inf)
+    scores[:, [classes.index(name) for name in known]] = found
     return scores
 
 
@@ -116,23 +121,21 @@ def lite0_features() -> Features:
     model.eval()
 
     @torch.no_grad()
-    def features(images):
-        shown = [
-            np.asarray(i.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-            for i in images
-        ]
-        pixels = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float()
+    def features(images: Sequence[Image.Image]) -> np.ndarray:
+        size = (SIDE, SIDE)
+        how = Image.Resampling.BICUBIC
+        shown = np.stack([np.asarray(i.convert("RGB").resize(size, how)) for i in images])
+        pixels = torch.from_numpy(shown).permute(0, 3, 1, 2).float()
         return unit(model.extract_features((pixels - 127) / 128).mean((2, 3)).numpy())
 
     return features
 
 
 def tower_features(student: Student) -> Features:
-    """The student's own vision tower: the mean of its visual tokens. (N, width)"""
-    from finer1_lite.generation import image_features
+    """The student's own vision tower: the mean of its visual tokens; (N, width)."""
 
     @torch.no_grad()
-    def features(images):
+    def features(images: Sequence[Image.Image]) -> np.ndarray:
         made = student.processor.image_processor(list(images), return_tensors="pt")
         made = made.to(student.device)
         found = image_features(student.model, made["pixel_values"], made["image_grid_thw"])
@@ -141,7 +144,7 @@ def tower_features(student: Student) -> Features:
     return features
 
 
-def clip_features(source: str) -> tuple[Features, Callable[[Sequence[str]], np.ndarray]]:
+def clip_features(source: str) -> tuple[Features, TextFeatures]:
     """(picture features, text features) of a CLIP or SigLIP on the hub, or in a folder."""
     from transformers import (
         AutoModel,
@@ -154,104 +157,114 @@ def clip_features(source: str) -> tuple[Features, Callable[[Sequence[str]], np.n
         model = AutoModel.from_pretrained(source, use_safetensors=True).eval()
         siglip = model.config.model_type.startswith("siglip")  # these classes need no torchvision
         kind = SiglipImageProcessorPil if siglip else CLIPImageProcessorPil
-        eyes = kind.from_pretrained(source)
-        words = AutoTokenizer.from_pretrained(source)
+        processor = kind.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise DataError([f"{source}: {error}"], "CLIP needs a hub or a folder with it:") from None
 
     @torch.no_grad()
-    def look(images):
-        out = model.get_image_features(**eyes(images=list(images), return_tensors="pt"))
+    def look(images: Sequence[Image.Image]) -> np.ndarray:
+        out = model.get_image_features(**processor(images=list(images), return_tensors="pt"))
         return unit(getattr(out, "pooler_output", out).float().numpy())
 
     @torch.no_grad()
-    def read(texts):
-        batch = words(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+    def read(texts: Sequence[str]) -> np.ndarray:
+        batch = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
         out = model.get_text_features(**batch)
         return unit(getattr(out, "pooler_output", out).float().numpy())
 
     return look, read
 
 
-# --- records ---------------------------------------------------------------------------------
+def extract(features: Features, images: Sequence[Callable], batch: int = BATCH) -> np.ndarray:
+    """Features of pictures given as functions, a batch at a time; (N, width)."""
+    batches = (images[at : at + batch] for at in range(0, len(images), batch))
+    return np.concatenate([features([image() for image in part]) for part in batches])
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Scores of every item, the classes of the columns, and why an item has no scores."""
-
-    scores: np.ndarray  # (items, classes); -inf without shots or picture
-    classes: list[str]
-    problems: dict[int, str] = field(default_factory=dict)  # item -> why its picture is not read
+# --- answerers -------------------------------------------------------------------------------
 
 
-def extract(features: Features, images: Sequence, batch: int = BATCH) -> np.ndarray:
-    """Features of pictures given as functions, a batch at a time. (N, width)"""
-    parts = [
-        features([image() for image in images[at : at + batch]])
-        for at in range(0, len(images), batch)
-    ]
-    return np.concatenate(parts)
+def few_shot(
+    load: Callable[[], Features], how: Callable, collection: Collection, classes: Sequence[str]
+) -> Score:
+    """Scores by the training shots; how: one of the classifiers above."""
+    features = load()
+    shots = extract(features, [photo.image for photo in collection.train])
+    labels = [photo.species for photo in collection.train]
+    return lambda images: how(shots, labels, classes, features(images))
 
 
-def score_pictures(
-    features: Features, images: Sequence, classes: list[str], score: Callable
-) -> Scored:
-    """score(features) of every picture that can be read, a batch at a time."""
-    scores, problems = np.full((len(images), len(classes)), -np.inf), {}
-    for at in range(0, len(images), BATCH):
-        read: dict[int, Image.Image] = {}
-        for i in range(at, min(at + BATCH, len(images))):
-            found = exam.read_image(images[i])
-            (problems if isinstance(found, str) else read)[i] = found
-        if read:
-            scores[list(read)] = score(features(list(read.values())))
-    return Scored(scores, classes, problems)
+def zero_shot(clip: str, benchmark: Benchmark, classes: Sequence[str]) -> Score:
+    """Scores by CLIP's reading of the names, each with its data set's coarse word."""
+    look, read = clip_features(clip)
+    coarse = {n: i.coarse for i in benchmark.items for n in benchmark.classes[i.dataset]}
+    texts = read([f"a photo of a {c}, a kind of {coarse[c]}." for c in classes])
+    return lambda images: look(images) @ texts.T
 
 
-def score_items(name: str, collection: Collection | None, asked: Exam, job) -> Scored:
-    """The scores of a baseline on every item of an exam."""
+@dataclass
+class Baseline:
+    """Names the best class among the options; loads and looks when it is first asked."""
+
+    name: str
+    benchmark: Benchmark
+    classes: list[str]  # the columns of the scores
+    load: Callable[[], Score]
+    seed: None = None
+
+    @cached_property
+    def scores(self) -> dict[tuple[str, str], np.ndarray | str]:
+        """(data set, photo) -> scores (classes,), or why the picture cannot be read."""
+        score = self.load()
+        pictures = {(item.dataset, item.photo): item.image for item in self.benchmark.items}
+        keys = list(pictures)
+        found = {}
+        for at in range(0, len(keys), BATCH):
+            read = {key: read_image(pictures[key]) for key in keys[at : at + BATCH]}
+            found |= read
+            good = {key: image for key, image in read.items() if not isinstance(image, str)}
+            if good:
+                found |= dict(zip(good, score(list(good.values())), strict=True))
+        return found
+
+    def answer(
+        self, questions: Sequence[Question], condition: Condition, start: int
+    ) -> list[Completion]:
+        """One completion a question; empty where no option has a score."""
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question: Question) -> Completion:
+        scores = self.scores[question.dataset, question.photo]
+        if isinstance(scores, str):
+            return Completion(error=scores)
+        named = choose(scores, self.classes, question.options)
+        return Completion("" if named is None else prompts.answer(named))
+
+
+def make(
+    name: str,
+    benchmark: Benchmark,
+    collection: Collection | None,
+    student: Callable[[], Student],
+    clip: str,
+) -> Baseline:
+    """A baseline by its name; DataError where there is none, or no shots for it.
+
+    student: loads the model of `vision_tower`; clip: hub name or folder of the CLIP.
+    """
     if name not in NAMES:
         raise DataError([f"{name}: choose one of {', '.join(NAMES)}"], "no such baseline:")
-    classes = sorted({c for names in asked.classes.values() for c in names})
-    images = [item.image for item in asked.items]
-    if name == "clip":
-        look, read = clip_features(job.clip)
-        coarse = {n: i.coarse for i in asked.items for n in asked.classes[i.dataset]}
-        texts = read([f"a photo of a {c}, a kind of {coarse[c]}." for c in classes])
-        return score_pictures(look, images, classes, lambda found: found @ texts.T)
-    if collection is None:
+    if collection is None and name != "clip":
         raise DataError([f"{name}: question files bring no training shots"], "no baseline:")
-    if name == "vision_tower":
-        from finer1_lite.evals.examine import load
-
-        features, how = tower_features(load(job.models[0], job)), neighbour_scores
-    elif name == "clip_probe":
-        features, how = clip_features(job.clip)[0], probe_scores
+    classes = sorted({c for names in benchmark.classes.values() for c in names})
+    shown = {
+        "lite0": (lite0_features, prototype_scores),
+        "vision_tower": (lambda: tower_features(student()), neighbour_scores),
+        "clip_probe": (lambda: clip_features(clip)[0], probe_scores),
+    }
+    if name == "clip":
+        load = partial(zero_shot, clip, benchmark, classes)
     else:
-        features, how = lite0_features(), prototype_scores
-    shots = extract(features, [p.image for p in collection.train])
-    labels = [p.species for p in collection.train]
-    score = partial(how, shots, labels, classes)
-    return score_pictures(features, images, classes, score)
-
-
-def answer(name: str, collection: Collection | None, asked: Exam, job) -> None:
-    """Write the baseline's answers beside the students', open and closed world."""
-    folder = job.folder / "answers" / f"baseline-{name}"
-    asked_as = {block.task: block for block in job.blocks}  # the same questions as the students
-    paths = {task: folder / f"{task}.jsonl" for task in asked_as}
-    if all(path.exists() for path in paths.values()):
-        return
-    scored = score_items(name, collection, asked, job)
-    row_of = {id(item): i for i, item in enumerate(asked.items)}
-    for task, path in paths.items():
-        block = Block("none", task, order=asked_as[task].order)
-        lines = []
-        for one in exam.questions(asked, replace(block, prompt="answer")):
-            i = row_of[id(one.item)]
-            found = choose(scored.scores[i], scored.classes, one.options)
-            text = "" if found is None else prompts.answer(found)
-            row = exam.record_of(asked, block, f"baseline {name}", one, text)
-            lines.append(row | {"problem": scored.problems.get(i)})
-        write_lines(path, lines)
+        load = partial(few_shot, *shown[name], collection, classes)
+    return Baseline(f"baseline {name}", benchmark, classes, load)

@@ -1,314 +1,256 @@
-"""The commands of the evaluation: audit, evaluate, report. Nothing heavy is imported here."""
+"""The commands audit, evaluate, report, analyse and ablate: their options and what they start."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from finer1_lite.chains import commands as cot_cli
-from finer1_lite.presets import PRESETS
+from finer1_lite.chains.commands import EndpointOptions
+from finer1_lite.presets import Preset, Size
+from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
-ENDPOINT_TOKENS = 1024  # of an answer over HTTP, where no limit is given
+if TYPE_CHECKING:
+    from finer1_lite.evals.ablate import Study
+    from finer1_lite.evals.job import Job
 
-
-def add_commands(commands) -> None:
-    """Add this module's commands to the command line."""
-    _add_audit(commands)
-    _add_evaluate(commands)
-    _add_report(commands)
-    _add_analyse(commands)
+Task = Literal["open", "closed"]
+ENDPOINT_TOKENS = 1024  # of a completion over HTTP, where no limit is given
 
 
-def _add_audit(commands) -> None:
-    audit = commands.add_parser(
-        "audit",
-        help="what is wrong with question files or picture folders",
-        description="Finds position leaks, labels inside wrong options, contradictions, classes "
-        "both seen and unseen, near-duplicates between train and test; says what a blind answerer "
-        "scores.",
+@dataclass(frozen=True, kw_only=True)
+class AuditCommand:
+    """What is wrong with question files or picture folders.
+
+    Finds position leaks, labels inside wrong options, contradictions, classes both seen and
+    unseen, near-duplicates between train and test; says what an image-free answerer scores.
+    """
+
+    paths: tuple[Path, ...] = argument(
+        "<data set>_<seen|unseen>.jsonl, or a folder of class folders", metavar="FILE"
     )
-    audit.add_argument(
-        "paths",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="<data set>_<seen|unseen>.jsonl, or a folder of class folders",
-    )
-    audit.set_defaults(main=run_audit)
+
+    def start(self) -> None:
+        """Print the report."""
+        from finer1_lite.evals import audit
+
+        print("\n".join(audit.report_lines(self.paths)))
 
 
-def run_audit(args) -> None:
-    from finer1_lite.evals import audit
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about."""
 
-    print("\n".join(audit.report_lines(args.paths)))
+    models: tuple[str, ...] = argument(
+        "folders of models or adapters, or hub names", default=(), nargs="*", metavar="MODEL"
+    )
+    base: str | None = option(None, "model below the adapters (default: as the adapter says)")
+    name: str = option("evaluation", "name of the run")
+    out: Path = option(Path("runs"), "folder of all runs")
+    fresh: bool = option(False, "start over: delete the run of this name first")
+    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
+    photos: Path | None = option(None, "folder of photographs, DIR/<class>/*.jpg")
+    files: tuple[Path, ...] = option((), "released question files", nargs="*")
+    images: Path | None = option(None, "folder of the pictures that --files name")
+    allow_missing: bool = option(False, "leave out and count questions whose picture is missing")
+    world_seed: int = option(0, "which world of paper birds, without --photos and --files")
+    unseen_share: float = option(0.4, "share of --photos' classes kept unseen")
+    coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
+    test_pictures: int | None = option(None, "fresh paper birds a split")
+    max_new_tokens: int | None = option(None, "length limit of a completion")
+    batch: int | None = option(None, "questions answered at a time")
+
+    def make_job(self, limit: int | None = None, **own: Any) -> Job:
+        """A job with settings of its own; ValueError lists every option that makes no sense.
+
+        limit: of tokens, where no --max-new-tokens is given.
+        """
+        from finer1_lite.evals.job import Job
+
+        problems = self.problems()
+        if problems:
+            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
+        changes = {} if limit is None else {"max_new_tokens": limit}
+        changes |= given(self, "test_pictures", "max_new_tokens", batch="eval_batch")
+        return Job(
+            folder=self.out / self.name,
+            preset=getattr(Preset, self.preset)().with_(**changes),
+            coarse=self.coarse or ("object" if self.photos else "bird"),
+            **given(self, "models", "base", "photos", "files", "images"),
+            **given(self, "allow_missing", "world_seed", "unseen_share"),
+            **own,
+        )
+
+    def problems(self) -> list[str]:
+        """What makes no sense in these options."""
+        both = self.photos and self.files
+        return ["--photos, --files and --questions: give one of them"] if both else []
 
 
-def _add_evaluate(commands) -> None:
-    run = commands.add_parser(
-        "evaluate",
-        help="examine any model, adapter or hub model",
-        description="Asks every model every question under every prompt, with and without the "
-        "picture, and writes OUT/NAME/records.jsonl and evaluation.html. Killed and started again, "
-        "it resumes.",
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(JobOptions):
+    """Examine any model, adapter or hub model.
+
+    Every question under every prompt, with and without the picture; writes OUT/NAME/records.jsonl
+    and report.html. Killed and started again, it resumes.
+    """
+
+    endpoint: str | None = option(
+        None, "an OpenAI-compatible one, up to /v1; --model names models there", metavar="URL"
     )
-    option = run.add_argument
-    option(
-        "models",
-        nargs="*",
-        metavar="MODEL",
-        help="folder of a model or an adapter, or a hub name; several adapters stand side by side",
+    model: tuple[str, ...] = option((), "endpoint: models there", metavar="NAME")
+    service: EndpointOptions
+    prompts: tuple[str, ...] | None = option(
+        None, "think, answer, exact, coarse, no_think (default: first three; two for --questions)"
     )
-    option(
-        "--endpoint",
-        default=None,
-        metavar="URL",
-        help="an OpenAI-compatible endpoint, up to /v1, whose models are named by --model",
+    tasks: tuple[Task, ...] = option(("open", "closed"), "with options (closed) or without (open)")
+    order: Literal["rotate", "shuffle", "as_is"] = option(
+        "rotate", "options: in every rotation, shuffled once by a seed, or as the file has them"
     )
-    option("--model", nargs="+", default=[], metavar="NAME", help="endpoint: models there")
-    cot_cli.add_endpoint(option)
-    option("--base", default=None, help="model below the adapters (default: as the adapter says)")
-    option("--name", default="evaluation", help="name of the run")
-    option("--out", type=Path, default=Path("runs"), help="folder of all runs")
-    option("--fresh", action="store_true", help="start over: delete the run of this name first")
-    option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, others: a GPU")
-    option(
-        "--prompts",
-        nargs="+",
-        default=None,
-        help="think, answer, exact, coarse or no_think; "
-        "each row of a table names its prompt (left out: the first three; for --questions the "
-        "first two)",
+    protocol: Literal["ours", "released"] = option(
+        "ours", "released: --order as_is; both scorings stand in every table"
     )
-    option(
-        "--tasks",
-        nargs="+",
-        choices=("open", "closed"),
-        default=["open", "closed"],
-        help="with options (closed) or without (open)",
-    )
-    option(
-        "--order",
-        choices=("rotate", "shuffle", "as_is"),
-        default="rotate",
-        help="options: in every rotation, shuffled once by a seed, or as the file has them",
-    )
-    option(
-        "--protocol",
-        choices=("ours", "released"),
-        default="ours",
-        help="released: options as "
-        "the file has them (--order as_is); both scorings stand in every table",
-    )
-    option("--letters", action="store_true", help="put (A), (B) before options; letters count")
-    option(
-        "--samples",
-        type=int,
-        default=1,
-        help="answers a question; more than 1 are drawn at temperature 1",
-    )
-    option("--no-blind", action="store_true", help="leave out the model without the picture")
-    _add_data(option)
-    option(
-        "--questions",
-        type=Path,
-        nargs="*",
-        default=[],
-        metavar="FILE",
-        help="questions of "
-        "your own about pictures: JSON lines with image, question, answer and, where wanted, "
+    letters: bool = option(False, "put (A), (B) before options; letters count")
+    samples: int = option(1, "completions a question; more than 1 are drawn at temperature 1")
+    no_blind: bool = option(False, "leave out the model without the picture")
+    questions: tuple[Path, ...] = option(
+        (),
+        "of your own about pictures: JSON lines with image, question, answer and, where wanted, "
         "options, aliases, split",
+        nargs="*",
+        metavar="FILE",
     )
-    option("--baselines", nargs="*", default=[], help="lite0, vision_tower, clip, clip_probe")
-    option(
-        "--clip",
-        default=None,
-        metavar="NAME",
-        help="CLIP or SigLIP of the baselines clip and "
-        "clip_probe: hub name or folder (left out: google/siglip-base-patch16-224)",
+    baselines: tuple[str, ...] = option((), "lite0, vision_tower, clip, clip_probe", nargs="*")
+    clip: str | None = option(
+        None, "of two baselines (default: google/siglip-base-patch16-224)", metavar="NAME"
     )
-    option(
-        "--similarity",
-        choices=("none", "minilm", "siglip"),
-        default="none",
-        help="text encoder of the open world's semantic similarity",
-    )
-    run.set_defaults(main=run_evaluate)
-
-
-def _add_data(option) -> None:
-    option("--photos", type=Path, default=None, help="folder of photographs, DIR/<class>/*.jpg")
-    option("--files", type=Path, nargs="*", default=[], help="released question files")
-    option("--images", type=Path, default=None, help="folder of the pictures that --files name")
-    option(
-        "--allow-missing",
-        action="store_true",
-        help="leave out and count questions whose picture is missing",
-    )
-    option(
-        "--world-seed",
-        type=int,
-        default=0,
-        help="which world of paper birds, without --photos and --files",
-    )
-    option("--unseen-share", type=float, default=0.4, help="share of --photos' classes kept unseen")
-    option("--coarse", default=None, help='what the pictures show, in a word ("bird")')
-    option("--test-pictures", type=int, default=None, help="fresh paper birds a split")
-    option("--max-new-tokens", type=int, default=None, help="length limit of an answer")
-    option("--batch", type=int, default=None, help="questions answered at a time")
-
-
-def _add_report(commands) -> None:
-    rep = commands.add_parser(
-        "report",
-        help="remake every table and figure of a run from its records",
-        description="Writes evaluation.html and evaluation.md into RUN. With RUN2: a page in RUN2 "
-        "that puts the two side by side, with the pictures on which they differ.",
-    )
-    rep.add_argument(
-        "run", type=Path, metavar="RUN", help="folder with a records.jsonl or an analysis.jsonl"
-    )
-    rep.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a second such folder")
-    rep.add_argument(
-        "--photos",
-        type=Path,
-        default=None,
-        help="folder of the pictures, to show those on which two runs differ",
-    )
-    rep.set_defaults(main=run_report)
-
-
-def make_job(args):
-    """Arguments -> examine.Job. ValueError lists every setting that makes no sense."""
-    from finer1_lite import prompts
-    from finer1_lite.evals.exam import Block
-    from finer1_lite.evals.examine import CLIP, Job
-    from finer1_lite.presets import Preset
-
-    known = prompts.ABOUT if args.questions else prompts.PROMPTS
-    asked = args.prompts or ("think", "answer", *(() if args.questions else ("exact",)))
-    problems = [f"--prompts {p}: choose of {', '.join(known)}" for p in asked if p not in known]
-    if args.samples < 1:
-        problems.append(f"--samples {args.samples}: give 1 or more")
-    if bool(args.photos) + bool(args.files) + bool(args.questions) > 1:
-        problems.append("--photos, --files and --questions: give one of them")
-    if args.questions and args.baselines:
-        problems.append("--baselines: they name classes; questions of one's own ask something else")
-    if bool(args.endpoint) != bool(args.model):
-        problems.append("--endpoint and --model: give both, or neither")
-    if problems:
-        raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
-    changes = {
-        "test_pictures": args.test_pictures,
-        "max_new_tokens": args.max_new_tokens,
-        "eval_batch": args.batch,
-    }
-    if args.endpoint and args.max_new_tokens is None:
-        changes["max_new_tokens"] = ENDPOINT_TOKENS
-    preset = getattr(Preset, args.preset)()
-    preset = preset.with_(**{k: v for k, v in changes.items() if v is not None})
-    order = "as_is" if args.protocol == "released" else args.order
-    blocks = [
-        Block(prompt, task, picture, order, args.letters, args.samples)
-        for prompt in dict.fromkeys(asked)
-        for task in dict.fromkeys(args.tasks)
-        for picture in ((True,) if args.no_blind else (True, False))
-    ]
-    word = args.coarse or ("object" if args.photos else "bird")
-    return Job(
-        folder=args.out / args.name,
-        models=tuple(args.models),
-        preset=preset,
-        blocks=tuple(blocks),
-        base=args.base,
-        world_seed=args.world_seed,
-        photos=args.photos,
-        files=tuple(args.files),
-        questions=tuple(args.questions),
-        images=args.images,
-        allow_missing=args.allow_missing,
-        unseen_share=args.unseen_share,
-        coarse=word,
-        baselines=tuple(args.baselines),
-        similarity=args.similarity,
-        endpoint=_endpoint(args),
-        clip=args.clip or CLIP,
+    similarity: Literal["none", "minilm", "siglip"] = option(
+        "none", "text encoder of the open world's semantic similarity"
     )
 
+    def job(self) -> Job:
+        """What is to be evaluated."""
+        from finer1_lite.data.benchmark import Condition
+        from finer1_lite.evals.endpoint import Remote
 
-def _endpoint(args):
-    """Arguments -> Remote, or None."""
-    from finer1_lite.evals.endpoint import Remote
+        order = "as_is" if self.protocol == "released" else self.order
+        pictures = (True,) if self.no_blind else (True, False)
+        kinds = product(dict.fromkeys(self._prompts()), dict.fromkeys(self.tasks), pictures)
+        remote = None
+        if self.endpoint:
+            remote = Remote(self.endpoint, self.model, **vars(self.service))
+        return self.make_job(
+            limit=ENDPOINT_TOKENS if remote else None,
+            conditions=tuple(Condition(*k, order, self.letters, self.samples) for k in kinds),
+            endpoint=remote,
+            **given(self, "questions", "baselines", "similarity", "clip"),
+        )
 
-    if not args.endpoint:
-        return None
-    return Remote(
-        args.endpoint,
-        tuple(args.model),
-        args.key_env,
-        args.workers,
-        args.timeout,
-        args.tries,
-        args.max_requests,
-        args.max_cost,
-        args.price_in,
-        args.price_out,
-    )
+    def _prompts(self) -> tuple[str, ...]:
+        """Those that were given, or else the usual ones."""
+        usual = ("think", "answer") if self.questions else ("think", "answer", "exact")
+        return self.prompts or usual
 
+    def problems(self) -> list[str]:
+        """What makes no sense in these options, alone or together."""
+        from finer1_lite import prompts
 
-def run_evaluate(args) -> None:
-    from finer1_lite.evals import examine
+        known = prompts.ABOUT if self.questions else prompts.PROMPTS
+        unknown = [name for name in self._prompts() if name not in known]
+        found = [f"--prompts {name}: choose of {', '.join(known)}" for name in unknown]
+        if self.samples < 1:
+            found.append(f"--samples {self.samples}: give 1 or more")
+        if bool(self.photos) + bool(self.files) + bool(self.questions) > 1:
+            found.append("--photos, --files and --questions: give one of them")
+        if self.questions and self.baselines:
+            found.append("--baselines: they name classes; own questions ask something else")
+        if bool(self.endpoint) != bool(self.model):
+            found.append("--endpoint and --model: give both, or neither")
+        return found
 
-    print(f"report: {examine.run(make_job(args), fresh=args.fresh)}")
+    def start(self) -> None:
+        """Evaluate, and name the page."""
+        from finer1_lite.evals.job import run_evaluation
 
-
-def run_report(args) -> None:
-    from finer1_lite.evals import evalreport
-
-    photos = evalreport.photo_source(args.photos)
-    if args.other is None and (args.run / "analysis.jsonl").exists():
-        print(f"report: {evalreport.write_analysis(args.run)}")
-    elif args.other is None:
-        if (args.run / "chains.jsonl").exists():  # a run of `lab` has a report of its own
-            from finer1_lite.evals.report import write_report
-
-            print(f"report: {write_report(args.run, photos)}")
-        print(f"report: {evalreport.write(args.run)}")
-    else:
-        print(f"report: {evalreport.write_comparison(args.run, args.other, photos)}")
-
-
-def _add_analyse(commands) -> None:
-    run = commands.add_parser(
-        "analyse",
-        help="better use of knowledge, or more? probes, quiz, faithfulness",
-        description="Measures a student before and after training (linear probes, CKA, a quiz in "
-        "words, whether answers follow the chain and the picture, a covered mark) and writes "
-        "OUT/NAME/analysis.jsonl and analysis.html. Killed and started again, it resumes.",
-    )
-    option = run.add_argument
-    option("models", nargs=2, metavar="MODEL", help="before and after: folders or hub names")
-    option("--base", default=None, help="model below the adapters (default: as the adapter says)")
-    option("--name", default="analysis", help="name of the run")
-    option("--out", type=Path, default=Path("runs"), help="folder of all runs")
-    option("--fresh", action="store_true", help="start over: delete the run of this name first")
-    option("--preset", choices=PRESETS, default="lab", help="size: lab: a CPU, others: a GPU")
-    _add_data(option)
-    run.set_defaults(
-        main=run_analyse,
-        prompts=[],
-        tasks=[],
-        samples=1,
-        letters=False,
-        no_blind=True,
-        protocol="ours",
-        order="rotate",
-        baselines=[],
-        similarity="none",
-        endpoint=None,
-        model=[],
-        questions=[],
-        clip=None,
-    )
+        print(f"report: {run_evaluation(self.job(), fresh=self.fresh)}")
 
 
-def run_analyse(args) -> None:
-    from finer1_lite.evals import examine
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Remake every table and figure of a run from its records.
 
-    print(f"report: {examine.analyse(make_job(args), fresh=args.fresh)}")
+    With RUN2: a page in RUN2 that puts the two side by side, with the pictures that differ.
+    """
+
+    run: Path = argument("folder with a records.jsonl or an analysis.jsonl", metavar="RUN")
+    other: Path | None = argument("a second such folder", default=None, nargs="?", metavar="RUN2")
+    photos: Path | None = option(None, "folder of the pictures that a page shows")
+
+    def start(self) -> None:
+        """Write the page and name it."""
+        from finer1_lite.evals.report import photo_source, write_comparison, write_report
+
+        photos = photo_source(self.photos)
+        if self.other is None:
+            page = write_report(self.run, photos)
+        else:
+            page = write_comparison(self.run, self.other, photos)
+        print(f"report: {page}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyseCommand(JobOptions):
+    """Better use of knowledge, or more? Probes, quiz, faithfulness.
+
+    Before and after training: linear probes, CKA, a quiz in words, whether answers follow chain
+    and picture, a covered mark. Writes OUT/NAME/report.html. Killed and started again, it resumes.
+    """
+
+    models: tuple[str, str] = argument("before and after: folders or hub names", metavar="MODEL")
+    name: str = option("analysis", "name of the run")
+
+    def job(self) -> Job:
+        """What is to be analysed."""
+        return self.make_job()
+
+    def start(self) -> None:
+        """Measure, and name the page."""
+        from finer1_lite.evals.job import run_analysis
+
+        print(f"report: {run_analysis(self.job(), fresh=self.fresh)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateCommand:
+    """What each part of TAPO contributes: rows x seeds x worlds, a table, a figure.
+
+    SFT, CLS-RL, DAPO, TAPO and TAPO without each of its parts, from the same start and budget.
+    Killed and started again, it resumes; rows asked for later are added to OUT/NAME/ablation.md.
+    """
+
+    name: str = option("ablation", "name of the study")
+    out: Path = option(Path("runs"), "folder of all runs")
+    rows: tuple[str, ...] | None = option(None, "rows of the table (default: all)")
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "training seeds")
+    worlds: tuple[int, ...] = option((0, 1), "worlds of paper birds")
+    workers: int = option(0, "trainings side by side; 0: one a core")
+    settings: tuple[str, ...] = key_values("other settings of the lab preset, as tapo.steps=20")
+
+    def job(self) -> Study:
+        """The study that is asked for. ValueError naming the rows that do not exist."""
+        from finer1_lite.evals.ablate import ROWS, Study
+
+        unknown = [row for row in self.rows or () if row not in ROWS]
+        if unknown:
+            raise ValueError(f"--rows {' '.join(unknown)}: choose among {', '.join(ROWS)}")
+        exact = {"tapo__negative_rollouts": 0}  # the objective itself; its estimate is a row
+        preset = Preset.lab().with_(**exact | read_key_values(self.settings))
+        rows = self.rows or tuple(ROWS)
+        return Study(self.out / self.name, preset, rows, self.seeds, self.worlds)
+
+    def start(self) -> None:
+        """Train what is missing, and name the table."""
+        from finer1_lite.evals.ablate import run_study
+
+        print(f"table: {run_study(self.job(), workers=self.workers)}")

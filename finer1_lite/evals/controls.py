@@ -1,13 +1,14 @@
-"""Answerers that need no picture: a score below theirs shows nothing. Pure.
+"""Answerers that need no picture: a score at their level shows nothing. Pure.
 
-A question is (where it stands, its options in the order shown, the right one); each
-control returns for every question the probability that it answers rightly.
+A question row is (where it stands, its options in the order shown, the right one); each
+control returns for every row the probability that it answers rightly.
 """
-
-from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+
+from finer1_lite import scoring
+from finer1_lite.data.benchmark import Question, rotations, shuffled
 
 QuestionRow = tuple[str, Sequence[str], str]
 
@@ -44,3 +45,24 @@ CONTROLS = {
     "random option": random_choice,
     "least used as a wrong option": least_used,
 }
+COMPLETIONS = {"always first": lambda options: options[0], "list all": ", ".join}
+
+
+def score_completions(questions: Sequence[Question]) -> dict[str, dict[str, float]]:
+    """{"always first"|"list all": {"released"|"ours": share right}} of two image-free answerers.
+
+    Released: the options as they stand in the file, scored by inclusion. Ours: every
+    rotation of the options, scored by our parser.
+    """
+    right = {who: dict.fromkeys(scoring.PROTOCOLS, 0.0) for who in COMPLETIONS}
+    for q in questions:
+        orders = rotations(shuffled(q.options, q.photo))
+        for who, complete in COMPLETIONS.items():
+            said = complete(q.options).strip()
+            right[who]["released"] += scoring.released_inclusion(said, q.label)
+            for order in orders:
+                told = f"<answer>{complete(order)}</answer>"
+                verdict = scoring.judge(told, q.label, order, options=order)
+                right[who]["ours"] += verdict.correct / len(orders)
+    total = max(len(questions), 1)
+    return {who: {p: n / total for p, n in by.items()} for who, by in right.items()}

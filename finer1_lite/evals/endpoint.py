@@ -1,37 +1,29 @@
-"""A model behind an OpenAI-compatible endpoint sits the same examination: `--endpoint URL`.
+"""A model behind an OpenAI-compatible endpoint is asked the same questions: `--endpoint URL`.
 
 Client, retries, cost cap, memory on disk and care of the key are those of the teachers. A
-question that got no answer is a record with a problem: it is counted, never scored, and asked
+question that got no answer is a record with an error: it is counted, never scored, and asked
 again by the same command, which pays for nothing twice.
 """
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finer1_lite import prompts
-from finer1_lite.chains.client import Endpoint
-from finer1_lite.chains.make import in_parallel
-from finer1_lite.chains.teachers import Cached, Ledger, Reply, TeacherError
+from finer1_lite.chains.client import Cached, Endpoint, Ledger, Reply, TeacherError, in_parallel
+from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
-from finer1_lite.evals import exam
-from finer1_lite.evals.exam import Asked, Block, Exam
+from finer1_lite.evaluate import Completion, answers_folder, evaluate
 from finer1_lite.runtime import files
-from finer1_lite.runtime.files import write_lines
 from finer1_lite.species import Photo
 
-log = logging.getLogger("finer1_lite")
-
-NO_ANSWER = "no answer"  # how the problem of an unanswered question begins
-CUT = ("length", "oversized")  # how an endpoint says that an answer did not end
+NO_ANSWER = "no answer"  # how the error of an unanswered question begins
+TRUNCATED = ("length", "oversized")  # how an endpoint says that a completion did not end
 
 
 @dataclass(frozen=True)
 class Remote:
-    """Where models answer over HTTP, and what that may cost (`teacher.Ledger`)."""
+    """Where models answer over HTTP, and what that may cost (`Ledger`)."""
 
     url: str
     models: tuple[str, ...]
@@ -45,87 +37,86 @@ class Remote:
     price_out: float = 0.0
 
     def ledger(self) -> Ledger:
+        """The count of one start."""
         return Ledger(self.price_in, self.price_out, self.max_requests, self.max_cost)
 
     def endpoint(self, model: str, ledger: Ledger, max_tokens: int, temperature: float) -> Endpoint:
         """ValueError for an address that cannot work or holds a key."""
-        return Endpoint(
-            self.url,
-            model,
-            ledger,
-            key_env=self.key_env,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            workers=self.workers,
-            tries=self.tries,
-            timeout=self.timeout,
-        )
+        settings = {k: getattr(self, k) for k in ("key_env", "workers", "tries", "timeout")}
+        limits = {"max_tokens": max_tokens, "temperature": temperature}
+        return Endpoint(self.url, model, ledger, **limits, **settings)
 
 
-def answer(
-    remote: Remote,
-    model: str,
-    asked: Exam,
-    block: Block,
-    folder: Path,
-    ledger: Ledger,
-    max_tokens: int,
-    bars: bool = True,
-) -> int:
-    """Answer a block into `folder`/answers; returns how many questions are left without answer.
+@dataclass
+class EndpointAnswerer:
+    """One sample is asked at temperature 0, several at 1 with a seed each."""
 
-    One sample is asked at temperature 0, several at 1 with a seed each. A block without
-    unanswered questions is not asked again; one with some is, from the memory on disk.
-    """
-    path = exam.answers_folder(folder, model) / f"{block.name}.jsonl"
-    if path.exists() and not unanswered([row for _, row in files.read(path)]):
-        return 0
-    heat = 1.0 if block.samples > 1 else 0.0
-    endpoint = remote.endpoint(model, ledger, max_tokens, heat)
-    teacher = Cached(endpoint, folder / "cache", ledger)
-    questions = exam.questions(asked, block)
-    replies: dict[tuple, list[Reply] | str] = {}
+    name: str  # the model's, there
+    remote: Remote
+    ledger: Ledger
+    cache: Path  # what was paid for
+    max_tokens: int
+    bars: bool = True
+    seed: None = None
 
-    def key(one: Asked) -> tuple:  # without pictures many questions are one and the same
-        return (one.text, (one.item.dataset, one.item.photo) if block.picture else None)
+    def answer(
+        self, questions: Sequence[Question], condition: Condition, start: int
+    ) -> list[Completion]:
+        """Several requests at a time; questions that differ in nothing are asked once."""
+        heat = 1.0 if condition.samples > 1 else 0.0
+        endpoint = self.remote.endpoint(self.name, self.ledger, self.max_tokens, heat)
+        teacher = Cached(endpoint, self.cache, self.ledger)
+        keys = [(q.text, (q.dataset, q.photo) if condition.picture else None) for q in questions]
+        different = dict(zip(keys, questions, strict=True))
+        unasked = f"{NO_ANSWER}: not asked, as the endpoint was given up"
+        found = {key: [Completion(error=unasked)] * condition.samples for key in different}
 
-    def act(one: Asked) -> None:
-        try:
-            replies[key(one)] = _ask(teacher, one, block)
-        except TeacherError as error:
-            replies[key(one)] = f"{NO_ANSWER}: {error}"
-            raise
+        def act(key: tuple) -> None:
+            try:
+                found[key] = _ask(teacher, different[key], condition)
+            except TeacherError as error:
+                found[key] = [Completion(error=f"{NO_ANSWER}: {error}")] * condition.samples
+                raise
 
-    different = list({key(one): one for one in questions}.values())
-    in_parallel(teacher, different, act, f"{model} {block.name}", bars)
-    rows = []
-    for one in questions:
-        got = replies.get(key(one), f"{NO_ANSWER}: not asked, as the endpoint was given up")
-        rows += _rows(asked, block, model, one, got)
-    write_lines(path, rows)
-    return len({(r["photo"], r["rotation"]) for r in unanswered(rows)})
+        in_parallel(teacher, list(different), act, f"{self.name} {condition.name}", self.bars)
+        return [completion for key in keys for completion in found[key]]
 
 
-def unanswered(rows: Sequence[dict]) -> list[dict]:
-    return [row for row in rows if (row["problem"] or "").startswith(NO_ANSWER)]
-
-
-def _ask(teacher: Cached, one: Asked, block: Block) -> list[Reply] | str:
-    """A reply a sample; the problem of a picture that cannot be read."""
-    photo = Photo(one.item.photo, one.item.label, one.item.image) if block.picture else None
+def _ask(teacher: Cached, question: Question, condition: Condition) -> list[Completion]:
+    """A completion a sample; with an error where the picture cannot be read."""
+    photo = Photo(question.photo, question.label, question.image) if condition.picture else None
+    samples = range(condition.samples)
     try:
-        return teacher.ask(photo, prompts.Asked("evaluate", one.text), range(block.samples))
+        replies = teacher.ask(photo, prompts.TeacherPrompt("evaluate", question.text), samples)
     except PictureError as error:
-        return str(error)
+        return [Completion(error=str(error))] * condition.samples
+    return [_completion(reply) for reply in replies]
 
 
-def _rows(asked: Exam, block: Block, model: str, one: Asked, got: list[Reply] | str) -> list[dict]:
-    if isinstance(got, str):
-        texts, more = [""] * block.samples, [{"problem": got}] * block.samples
-    else:
-        texts = [r.text.encode("utf-8", "replace").decode() for r in got]  # no lone surrogates
-        more = [{"tokens": r.tokens_out, "cut": r.finish in CUT} for r in got]
-    return [
-        exam.record_of(asked, block, model, one, text, sample) | facts
-        for sample, (text, facts) in enumerate(zip(texts, more))
-    ]
+def _completion(reply: Reply) -> Completion:
+    text = reply.text.encode("utf-8", "replace").decode()  # no lone surrogates
+    return Completion(text, reply.tokens_out, reply.finish in TRUNCATED)
+
+
+def evaluate_endpoint(
+    answerer: EndpointAnswerer, benchmark: Benchmark, condition: Condition, folder: Path
+) -> int:
+    """Ask a condition into the run's folder; returns how many questions are left unanswered.
+
+    A file without unanswered questions is left alone; of one with some every question is asked
+    anew, from the memory on disk as far as it was paid for.
+    """
+    where = answers_folder(folder, answerer.name)
+    path = where / f"{condition.name}.jsonl"
+    if path.exists() and _unanswered(path):
+        path.unlink()
+    at_once = max(len(questions(benchmark, condition)), 1)
+    for _ in evaluate(answerer, benchmark, condition, where, at_once):
+        pass
+    return len(_unanswered(path)) if path.exists() else 0
+
+
+def _unanswered(path: Path) -> set[tuple[str, int]]:
+    rows = [row for _, row in files.read(path, torn=True)]
+    lost = [row for row in rows if (row["error"] or "").startswith(NO_ANSWER)]
+    return {(row["photo"], row["rotation"]) for row in lost}

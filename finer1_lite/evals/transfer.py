@@ -10,8 +10,6 @@ others identify is always the prototype's: recognising the *genus* is enough. Th
 "most frequent in the genus" says so with 100 %; the exact name is never needed here.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,12 +22,13 @@ from finer1_lite.paperbirds import PLUMAGE, World
 from finer1_lite.species import Photo
 
 PATCH = (140, 90, 150)  # violet: the colour of no mark, so that it reads as no value
-Tell = Callable[[Sequence[str], Sequence[Image.Image] | None], list[str]]  # questions -> answers
+# (questions, pictures or None) -> completions
+Complete = Callable[[Sequence[str], Sequence[Image.Image] | None], list[str]]
 Covered = tuple[Photo, str, Image.Image]
 
 
 def identified(world: World, name: str, mark: str) -> bool:
-    """Do the other marks tell this species from all others?"""
+    """Whether the other marks tell this species from all others."""
     return all(world.differing(name, other) != [mark] for other in world.names if other != name)
 
 
@@ -44,10 +43,8 @@ def covered(marks: dict[str, str], mark: str, name: str) -> Image.Image:
     The patch lies over every pixel in which the mark could show: the six drawings with each
     value of the mark are equal outside of it, so that the picture does not depend on it.
     """
-    every = [
-        np.asarray(paperbirds.draw(marks | {mark: value}, random.Random(name)))
-        for value in PLUMAGE[mark]
-    ]
+    drawn = [paperbirds.draw(marks | {mark: v}, random.Random(name)) for v in PLUMAGE[mark]]
+    every = [np.asarray(picture) for picture in drawn]
     shows = np.any([(one != every[0]).any(-1) for one in every], axis=0)
     patch = Image.fromarray((shows * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
     picture = Image.fromarray(every[PLUMAGE[mark].index(marks[mark])])
@@ -77,7 +74,7 @@ def cover(world: World, photos: Sequence[Photo], seed: int = 0) -> list[Covered]
     return [(p, mark, covered(world.marks[p.species], mark, p.id)) for p, mark in chosen]
 
 
-def measure(tell: Tell, world: World, shown: Sequence[Covered]) -> list[dict]:
+def measure(complete: Complete, world: World, shown: Sequence[Covered]) -> list[dict]:
     """Rows of one student: what it says of a covered mark, asked in three ways.
 
     in one step: "list the marks of the bird", with the picture and without; in two steps,
@@ -85,36 +82,30 @@ def measure(tell: Tell, world: World, shown: Sequence[Covered]) -> list[dict]:
     alone. A name that is none has no second step and is wrong; how often the name is right
     has rows of its own.
     """
-    asked, images = [(p, mark) for p, mark, _ in shown], [image for *_, image in shown]
-    plain = prompts.LIST.format(coarse="bird")
-    told = {
-        "in one step": tell([plain] * len(asked), images),
-        "in one step, no picture": tell([plain] * len(asked), None),
-    }
-    rows = [
-        _row(world, way, *one, text)
-        for way, texts in told.items()
-        for one, text in zip(asked, texts)
-    ]
+    images = [image for *_, image in shown]
+    asked = [prompts.LIST.format(coarse="bird")] * len(shown)
+    rows = []
+    for way, pictures in (("in one step", images), ("in one step, no picture", None)):
+        told = complete(asked, pictures)
+        rows += [_row(world, way, *one, text) for one, text in zip(shown, told, strict=True)]
     for kind in prompts.QUESTIONS:
-        first = tell([prompts.question(kind, "bird")] * len(asked), images)
+        first = complete([prompts.question(kind, "bird")] * len(shown), images)
         named = [rewards.match_class(rewards.parse_answer(t), world.names) for t in first]
         known = sorted({name for name in named if name})
-        looks = dict(zip(known, tell([prompts.LOOKS.format(name=n) for n in known], None)))
-        for (photo, mark), name, text in zip(asked, named, first):
-            row = _row(world, f"in two steps ({kind})", photo, mark, looks.get(name, ""))
-            right = {
-                "measure": f"named with a mark covered ({kind})",
-                "said": name,
-                "wanted": photo.species,
-                "correct": name == photo.species,
-            }
-            rows += [{**row, **right, "completion": text}, row]
+        told = complete([prompts.LOOKS.format(name=name) for name in known], None)
+        looks = dict(zip(known, told, strict=True))
+        for one, name, text in zip(shown, named, first, strict=True):
+            row = _row(world, f"in two steps ({kind})", *one, looks.get(name, ""))
+            wanted = row["label"]
+            right = {"measure": f"named with a mark covered ({kind})", "said": name}
+            right |= {"wanted": wanted, "correct": name == wanted, "completion": text}
+            rows += [row | right, row]
     return rows
 
 
-def _row(world: World, way: str, photo: Photo, mark: str, text: str) -> dict:
-    said, truth = said_of(text, mark), world.marks[photo.species][mark]
+def _row(world: World, way: str, photo: Photo, mark: str, _: Image.Image, text: str) -> dict:
+    said = said_of(text, mark)
+    truth = world.marks[photo.species][mark]
     return {
         "measure": f"covered mark {way}",
         "item": photo.id,
@@ -129,12 +120,12 @@ def _row(world: World, way: str, photo: Photo, mark: str, text: str) -> dict:
 
 
 def control_rows(world: World, rows: Sequence[dict]) -> list[dict]:
-    """The same questions answered without eyes: by counting, in the genus or in all species."""
+    """The same questions answered by counting, in the genus or in all species: image-free."""
     found = []
     for row in rows:
         genus = [n for n in world.names if world.genus[n] == world.genus[row["label"]]]
         for way, among in (("most frequent in the genus", genus), ("most frequent", world.names)):
             said = most_frequent(world, among, row["mark"])
-            answer = {"measure": f"covered mark, {way}", "said": said, "completion": ""}
-            found.append({**row, **answer, "correct": said == row["wanted"]})
+            right = {"said": said, "correct": said == row["wanted"]}
+            found.append(row | {"measure": f"covered mark, {way}", "completion": ""} | right)
     return found

@@ -19,19 +19,17 @@ log = logging.getLogger("finer1_lite")
 class DataError(ValueError):
     """Data that cannot be used; `problems` holds every reason, each with its mend."""
 
-    def __init__(self, problems: Sequence[str], headline: str = "the data cannot be used"):
-        super().__init__(list(problems), headline)
-        self.problems, self.headline = list(problems), headline
+    def __init__(self, problems: Sequence[str], headline: str = "the data cannot be used") -> None:
+        super().__init__(list(problems), headline)  # both, so that a copy can be pickled
+        self.problems = list(problems)
+        self.headline = headline
 
     def __str__(self) -> str:
         return "\n".join([self.headline, *(f"- {problem}" for problem in self.problems)])
 
 
-# --- JSON lines ---
-
-
 def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
-    """(line number, value, problem) of each line that is not blank; problem "" where it is read."""
+    """Yield (line number, value, problem) of each line that is not blank; problem "" if none."""
     for number, line, _ in _lines(path):
         yield number, *_parse(line)
 
@@ -39,10 +37,13 @@ def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
 def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tuple[int, object]]:
     """(line number, value) of each line. DataError lists every line that cannot be read.
 
-    torn: a last line without its line end that cannot be read is dropped, with a warning;
-    objects: every line must be a JSON object.
+    Args:
+        path: A file of JSON lines.
+        torn: Drop a last line that a kill cut off (it has no line end), with a warning.
+        objects: Every line must be a JSON object.
     """
-    found, problems = [], []
+    found = []
+    problems = []
     for number, line, ended in _lines(path):
         value, problem = _parse(line)
         if not problem and objects and not isinstance(value, dict):
@@ -59,7 +60,7 @@ def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tu
 
 
 def _lines(path: Path | str) -> Iterator[tuple[int, bytes, bool]]:
-    """(number, bytes, whether its line end is there); no other character ends a line."""
+    """(number, bytes, whether its line end is there); only a line feed ends a line."""
     lines = Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -67,6 +68,7 @@ def _lines(path: Path | str) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def _parse(line: bytes) -> tuple[object, str]:
+    """(value, ""), or (None, what is wrong with the line)."""
     try:
         return json.loads(line.decode("utf-8", "surrogatepass")), ""
     except UnicodeDecodeError:
@@ -76,11 +78,9 @@ def _parse(line: bytes) -> tuple[object, str]:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping]) -> None:
+    """Replace `path` by one JSON object a line, in one step."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(path, text.encode("utf-8", "surrogatepass"))
-
-
-# --- writing ---
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -92,9 +92,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-# --- the folder of a run ---
 
 
 def open_folder(folder: Path, config: dict, fresh: bool) -> None:
@@ -123,8 +120,8 @@ def open_folder(folder: Path, config: dict, fresh: bool) -> None:
         raise DataError(differing, f"{folder} holds a run of another configuration: {mend}")
 
 
-def _unusable(folder: Path, held: dict | None) -> str | None:
-    """Why no run can be kept in this folder; creates it where it can."""
+def _unusable(folder: Path, held: dict | None) -> str:
+    """Why no run can be kept in this folder, or ""; creates it where it can."""
     if folder.is_dir() and any(folder.iterdir()) and held is None:
         return f"{folder} is not empty and holds no run"
     try:
@@ -133,7 +130,7 @@ def _unusable(folder: Path, held: dict | None) -> str | None:
         (folder / ".writable").unlink()
     except OSError as error:
         return f"{folder} cannot be written ({error.strerror})"
-    return None
+    return ""
 
 
 def _run_config(path: Path) -> dict | None:
@@ -146,6 +143,7 @@ def _run_config(path: Path) -> dict | None:
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Each setting that differs, in words; settings inside settings as `tapo.steps`."""
     rows = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)

@@ -8,6 +8,8 @@ import numpy
 import pandas
 from accelerate.tracking import GeneralTracker, get_available_trackers
 
+from finer1_lite.runtime import distributed
+
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 COLUMNS = ["picture", "completion", "reward"]
 
@@ -29,11 +31,14 @@ def require(report_to: str | GeneralTracker) -> str | GeneralTracker | None:
 
 def log_table(tracker: GeneralTracker, rows: Sequence[tuple[Any, str, float]], step: int) -> None:
     """Show rollouts, as far as the tracker can: rows of (picture, completion, reward)."""
-    if tracker.name == "tensorboard":
-        for at, (picture, *row) in enumerate(rows):
+    if not distributed.is_main():
+        return
+    if tracker.name == "tensorboard":  # its texts are Markdown
+        for at, (picture, completion, reward) in enumerate(rows):
             image = numpy.asarray(picture.convert("RGB"))
+            text = f"```\n{completion}\n```\nreward {reward:.2f}"
             tracker.writer.add_image(f"rollouts/{at}", image, step, dataformats="HWC")
-            tracker.writer.add_text(f"rollouts/{at}", "{}\n\nreward {:.2f}".format(*row), step)
+            tracker.writer.add_text(f"rollouts/{at}", text, step)
     elif tracker.name in ("wandb", "trackio"):
         package = importlib.import_module(tracker.name)
         data = [[package.Image(picture), *row] for picture, *row in rows]

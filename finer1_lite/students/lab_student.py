@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -42,11 +43,19 @@ class PictureProcessor(Qwen2_5_VLProcessor):
     """
 
     @classmethod
-    def get_attributes(cls):
+    def get_attributes(cls) -> list[str]:
+        """The parts that are saved and loaded."""
         return ["image_processor", "tokenizer"]
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.image_token = "<|image_pad|>"
+        self.video_token = "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
@@ -61,18 +70,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = [w for mark, values in paperbirds.MARKS.items() for w in (mark, *values)]
     words += [*paperbirds.EPITHETS, *paperbirds.GENERA, "bird", "fits", "the", "a", "has", "it"]
     texts = [f" {w}" for w in words] + words
-    asked = [*prompts.QUESTIONS.values(), prompts.DESCRIBE, prompts.LIST]
-    asked += [prompts.LOOK, prompts.CAPTION, prompts.LOOKS]
-    texts += [t.replace("{coarse}", "bird").replace("{name}", "") for t in asked]
-    texts += [*prompts.SECTIONS, "Options:", "user\n", "assistant\n"]
-    texts += [
-        "A photo of a",
-        "This is a",
-        "picture",
-        "A bird has",
-        "Here is the",
-        "sitting in a tree",
-    ]
+    questions = [*prompts.QUESTIONS.values(), prompts.DESCRIBE, prompts.LIST]
+    questions += [prompts.LOOK, prompts.CAPTION, prompts.LOOKS]
+    texts += [q.replace("{coarse}", "bird").replace("{name}", "") for q in questions]
+    texts += [*prompts.SECTIONS, "Options:", "user\n", "assistant\n", "A photo of a", "This is a"]
+    texts += ["picture", "A bird has", "Here is the", "sitting in a tree"]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -83,7 +85,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(texts * 3, trainer)
-    core.add_tokens(list(TAGS))  # not special: decoding an answer keeps them
+    core.add_tokens(list(TAGS))  # not special: decoding a completion keeps them
     return wrap(core)
 
 
@@ -92,7 +94,7 @@ def learn_words(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer in which these words are single tokens, alone and after a space.
 
-    Appends merges to the BPE, which cannot change how the words it knew are cut. (Tokens
+    Appends merges to the BPE, which cannot change how the words it knew are split. (Tokens
     added beside the BPE would be found inside longer words.)
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -100,19 +102,19 @@ def learn_words(
     for tag in state["added_tokens"]:  # outside the vocabulary they would be renumbered
         vocabulary.setdefault(tag["content"], tag["id"])
     ids = itertools.count(len(tokenizer))
-    for word in sorted(form for word in words for form in (word, f" {word}")):
-        pieces = Tokenizer.from_str(json.dumps(state)).encode(word).tokens
+    for form in sorted(form for word in words for form in (word, f" {word}")):
+        pieces = Tokenizer.from_str(json.dumps(state)).encode(form).tokens
         while len(pieces) > 1:
             joined = pieces[0] + pieces[1]
             if joined not in vocabulary:
                 vocabulary[joined] = next(ids)
             merges.append(pieces[:2])
             pieces = [joined, *pieces[2:]]
-    core = Tokenizer.from_str(json.dumps(state))
-    return wrap(core)
+    return wrap(Tokenizer.from_str(json.dumps(state)))
 
 
 def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer as transformers wants it: special tokens, chat template, padding left."""
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
@@ -123,46 +125,29 @@ def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def make_processor(pixels: int = paperbirds.SIZE**2) -> PictureProcessor:
-    """pixels: the budget a picture is reduced to (its shape is kept)."""
+def make_processor(
+    pixels: int = paperbirds.SIZE**2, tokenizer: PreTrainedTokenizerFast | None = None
+) -> PictureProcessor:
+    """A processor; `pixels` is the budget a picture is reduced to (its shape is kept)."""
     images = Qwen2VLImageProcessorPil(
         min_pixels=28 * 28, max_pixels=pixels, patch_size=14, merge_size=2
     )
-    return PictureProcessor(images, make_tokenizer(), chat_template=CHAT_TEMPLATE)
+    return PictureProcessor(images, tokenizer or make_tokenizer(), chat_template=CHAT_TEMPLATE)
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """4 vision layers of width 128 and 4 language layers of width 192."""
     ids = tokenizer.convert_tokens_to_ids
+    text = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4)
+    text |= dict(num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=2048)
+    text |= dict(vocab_size=-(-len(tokenizer) // 64) * 64, tie_word_embeddings=True)
+    text |= dict(bos_token_id=None, eos_token_id=ids("<|im_end|>"))
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    vision = dict(hidden_size=128, intermediate_size=256, depth=4, num_heads=4, patch_size=14)
+    vision |= dict(out_hidden_size=192, window_size=112, fullatt_block_indexes=[1, 3])
     return Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=-(-len(tokenizer) // 64) * 64,
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=ids("<|im_end|>"),
-            pad_token_id=ids("<|endoftext|>"),
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [4, 6, 6],
-            },
-        ),
-        vision_config=dict(
-            depth=4,
-            hidden_size=128,
-            intermediate_size=256,
-            num_heads=4,
-            out_hidden_size=192,
-            patch_size=14,
-            window_size=112,
-            fullatt_block_indexes=[1, 3],
-        ),
+        text_config=text | dict(pad_token_id=ids("<|endoftext|>"), rope_parameters=rope),
+        vision_config=vision,
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"),

@@ -15,13 +15,15 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
+from transformers.processing_utils import ProcessorMixin
 
 from finer1_lite import cot, paperbirds, prompts
 from finer1_lite.generation import Student
+from finer1_lite.paperbirds import World
 from finer1_lite.species import Collection
 from finer1_lite.students import lab_student
 from finer1_lite.students.probe import probe
@@ -32,23 +34,24 @@ CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture w
 CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
 
 
-# --- one row each: (question, picture or None, reply) ---------------------------------
+Row = tuple[str, Image.Image | None, str]  # question, picture, reply
+MakeRows = Callable[[int], list[list[Row]]]  # step -> lists of rows
 
 
-def describe_row(world, rng):
-    """A picture and its marks, asked in three ways; two in three are of no real species."""
+def describe_row(world: World, rng: random.Random) -> Row:
+    """A picture and its marks, asked for in three ways; two in three are of no real species."""
     if rng.random() < 1 / 3:
         marks = world.marks[rng.choice(world.names)]
     else:
         marks = {mark: rng.choice(values) for mark, values in paperbirds.MARKS.items()}
     picture = paperbirds.draw(marks, random.Random(f"paperbirds/pretrain/{rng.random()}"))
-    asked = rng.choice((prompts.DESCRIBE, prompts.LIST, prompts.LOOK))
-    said = paperbirds.describe(marks)
-    reply = prompts.look(said) if asked == prompts.LOOK else said
-    return asked.format(coarse="bird"), picture, reply
+    question = rng.choice((prompts.DESCRIBE, prompts.LIST, prompts.LOOK))
+    description = paperbirds.describe(marks)
+    reply = prompts.look(description) if question == prompts.LOOK else description
+    return question.format(coarse="bird"), picture, reply
 
 
-def caption_row(world, rng):
+def caption_row(world: World, rng: random.Random) -> Row:
     """A loosely captioned picture, as the web has them; or a question and the bare name."""
     name = rng.choice(world.names)
     picture = paperbirds.photo(world, name, "pretrain", rng.randrange(10**9)).image()
@@ -57,7 +60,7 @@ def caption_row(world, rng):
     return prompts.question("answer", "bird"), picture, prompts.answer(name)
 
 
-def guide_row(world, rng):
+def guide_row(world: World, rng: random.Random) -> Row:
     """The field guide, asked from either side; sometimes with four options."""
     name = rng.choice(world.names)
     if rng.random() < 0.5:
@@ -65,31 +68,32 @@ def guide_row(world, rng):
     return _text_question(world, rng, name, "answer"), None, prompts.answer(name)
 
 
-def argue_row(world, rng):
+def argue_row(world: World, rng: random.Random) -> Row:
     """From marks given in words to a whole chain: text alone."""
     name = rng.choice(world.names)
     chain = cot.oracle_chain(world, name, rng)
     return _text_question(world, rng, name, "think"), None, chain
 
 
-def _text_question(world, rng, name, kind):
+def _text_question(world: World, rng: random.Random, name: str, kind: str) -> str:
+    """Which species has these marks? Three in ten come with four options of one genus."""
     options = None
     if rng.random() < 0.3:
         genus = [n for n in world.names if world.genus[n] == world.genus[name] and n != name]
         options = rng.sample(genus, 3) + [name]
         rng.shuffle(options)
-    asked = prompts.question(kind, "bird", options)
-    return f"A bird has {paperbirds.knowledge(world, name)}. {asked}"
+    question = prompts.question(kind, "bird", options)
+    return f"A bird has {paperbirds.knowledge(world, name)}. {question}"
 
 
 ROWS = {"describe": describe_row, "guide": guide_row, "argue": argue_row}
 
 
-def encode(processor, rows) -> dict[str, torch.Tensor]:
-    """Rows of one kind -> a right-padded batch with loss on the reply alone. (B, T)"""
+def encode(processor: ProcessorMixin, rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Rows of one kind -> a right-padded batch (B, T) with loss on the reply alone."""
     texts, replies, pictures = [], [], []
-    for asked, picture, reply in rows:
-        chat = prompts.messages(asked, with_image=picture is not None)
+    for question, picture, reply in rows:
+        chat = prompts.messages(question, with_image=picture is not None)
         head = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         texts.append(head + reply + "<|im_end|>")
         replies.append(len(processor.tokenizer(reply + "<|im_end|>").input_ids))
@@ -97,15 +101,15 @@ def encode(processor, rows) -> dict[str, torch.Tensor]:
     batch = processor(
         text=texts, images=pictures or None, padding=True, padding_side="right", return_tensors="pt"
     )
-    ends = batch["attention_mask"].sum(-1, keepdim=True)
-    place = torch.arange(batch["input_ids"].shape[1])
+    ends = batch["attention_mask"].sum(-1, keepdim=True)  # (B, 1)
+    places = torch.arange(batch["input_ids"].shape[1])  # (T,)
     starts = ends - torch.tensor(replies)[:, None]
-    inside = (place >= starts) & (place < ends)
+    inside = (places >= starts) & (places < ends)
     batch["labels"] = batch["input_ids"].masked_fill(~inside, -100)
     return dict(batch)
 
 
-def text_loss(model: nn.Module, processor: Any, kinds: Sequence[Sequence[tuple]]) -> torch.Tensor:
+def text_loss(model: nn.Module, processor: ProcessorMixin, kinds: list[list[Row]]) -> Tensor:
     """Mean over the reply tokens of all rows: one forward pass a kind.
 
     So short rows are not padded to chains.
@@ -121,8 +125,8 @@ def text_loss(model: nn.Module, processor: Any, kinds: Sequence[Sequence[tuple]]
 
 def train_text(
     model: nn.Module,
-    processor: Any,
-    make_rows: Callable[[int], Sequence[Sequence[tuple]]],
+    processor: ProcessorMixin,
+    make_rows: MakeRows,
     work: Path,
     *,
     steps: int,
@@ -166,7 +170,7 @@ def pretrain(
     torch.manual_seed(seed)
     model = lab_student.make_model(processor.tokenizer)
 
-    def rows(step):
+    def rows(step: int) -> list[list[Row]]:
         rng = random.Random(f"pretrain/{world_seed}/{seed}/{step}")
         made = [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
         return made + [[caption_row(world, rng)]] * (step >= steps * (1 - CAPTIONED))
@@ -192,41 +196,31 @@ def pretrain(
     return record
 
 
-# --- new words for real photographs ---------------------------------------------------
-
-
 def warm_up(student: Student, collection: Collection, steps: int, work: Path, seed: int) -> Student:
     """Let a lab student meet the words of a new collection: text alone, all weights.
 
     Words of names and descriptions become tokens (their embeddings are trained here, and
     frozen later: LoRA would leave them random). No picture is shown.
     """
-    names, tokenizer = collection.names, student.processor.tokenizer
-    texts = [
-        f"{s.name} {cot.phrase(collection, s.name, cot.SEEN_WORDS)}" for s in collection.species
-    ]
+    described = {n: cot.phrase(collection, n, cot.SEEN_WORDS) for n in collection.names}
+    texts = [f"{name} {description}" for name, description in described.items()]
     words = {w for text in texts for w in re.findall(r"\w+", text)} | {collection.coarse}
-    student.processor.tokenizer = lab_student.learn_words(tokenizer, words)
+    tokenizer = lab_student.learn_words(student.processor.tokenizer, words)
+    student.processor.tokenizer = tokenizer
     torch.manual_seed(seed)
-    size = len(student.processor.tokenizer)
-    student.model.resize_token_embeddings(-(-size // 64) * 64, mean_resizing=False)
+    student.model.resize_token_embeddings(-(-len(tokenizer) // 64) * 64, mean_resizing=False)
+    answer, think = (prompts.question(kind, collection.coarse) for kind in ("answer", "think"))
 
-    def rows(step):
-        rng, made = random.Random(f"warm-up/{seed}/{step}"), ([], [])
-        for name in (rng.choice(names) for _ in range(12)):
-            said = cot.phrase(collection, name, cot.SEEN_WORDS)
-            given = f"A {collection.coarse} has {said}."
-            for kind in ("answer", "think"):
-                reply = (
-                    prompts.answer(name)
-                    if kind == "answer"
-                    else cot.table_chain(collection, name, rng)
-                )
-                made[kind == "think"].append(
-                    (f"{given} {prompts.question(kind, collection.coarse)}", None, reply)
-                )
-            made[0].append((prompts.LOOKS.format(name=name), None, said))
-        return made
+    def rows(step: int) -> list[list[Row]]:
+        rng = random.Random(f"warm-up/{seed}/{step}")
+        short, long = [], []
+        for _ in range(12):
+            name = rng.choice(collection.names)
+            given = f"A {collection.coarse} has {described[name]}."
+            short.append((f"{given} {answer}", None, prompts.answer(name)))
+            long.append((f"{given} {think}", None, cot.table_chain(collection, name, rng)))
+            short.append((prompts.LOOKS.format(name=name), None, described[name]))
+        return [short, long]
 
     train_text(student.model, student.processor, rows, work, steps=steps, lr=1e-3)
     return Student(student.model.eval(), student.processor)

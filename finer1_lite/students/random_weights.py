@@ -15,16 +15,17 @@ from pathlib import Path
 import bitsandbytes as bnb
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
     Qwen2_5_VLConfig,
-    Qwen2VLImageProcessorPil,
 )
 from transformers.quantizers import AutoHfQuantizer
 
 from finer1_lite.students import lab_student
-from finer1_lite.students.lab_student import PictureProcessor
 
 PREFIX = "random:"  # of a student's source: `random:Qwen2.5-VL-3B`
 TOKENS = {  # special tokens of Qwen2 and Qwen2.5-VL, and where they stand in the vocabulary
@@ -45,10 +46,10 @@ _TEXT = (
     "intermediate_size",
 )
 _VISION = ("depth", "hidden_size", "num_heads", "intermediate_size", "fullatt_block_indexes")
-_EYE = (32, 1280, 16, 3420, (7, 15, 23, 31))
+_TOWER = (32, 1280, 16, 3420, (7, 15, 23, 31))
 SIZES = {  # name -> (language part, tied to the embeddings?, vision part)
-    "Qwen2.5-VL-3B": ((151_936, 2048, 36, 16, 2, 11_008), True, _EYE),
-    "Qwen2.5-VL-7B": ((152_064, 3584, 28, 28, 4, 18_944), False, _EYE),
+    "Qwen2.5-VL-3B": ((151_936, 2048, 36, 16, 2, 11_008), True, _TOWER),
+    "Qwen2.5-VL-7B": ((152_064, 3584, 28, 28, 4, 18_944), False, _TOWER),
     "Qwen2.5-VL-tiny": ((151_936, 128, 4, 4, 2, 384), True, (4, 64, 4, 128, (1, 3))),
 }
 
@@ -58,34 +59,19 @@ def known_config(name: str) -> Qwen2_5_VLConfig:
     if name not in SIZES:
         raise ValueError(f"no numbers for {name!r}: known are {', '.join(SIZES)}")
     text, tied, vision = SIZES[name]
-    text, vision = dict(zip(_TEXT, text)), dict(zip(_VISION, vision))
+    text = dict(zip(_TEXT, text, strict=True))
+    vision = dict(zip(_VISION, vision, strict=True))
     third = text["hidden_size"] // text["num_attention_heads"] // 8  # of a head: 2 to 3 to 3
-    return Qwen2_5_VLConfig(
-        text_config=text
-        | dict(
-            max_position_embeddings=128_000,
-            rms_norm_eps=1e-6,
-            tie_word_embeddings=tied,
-            pad_token_id=TOKENS["<|endoftext|>"],
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [third, 3 * third // 2, 3 * third // 2],
-            },
-        ),
-        vision_config=vision
-        | dict(
-            out_hidden_size=text["hidden_size"],
-            patch_size=14,
-            spatial_merge_size=2,
-            window_size=112,
-            tokens_per_second=2,
-        ),
-        tie_word_embeddings=tied,
-    )
+    sections = [third, 3 * third // 2, 3 * third // 2]
+    text |= dict(max_position_embeddings=128_000, rms_norm_eps=1e-6, tie_word_embeddings=tied)
+    text["pad_token_id"] = TOKENS["<|endoftext|>"]
+    text["rope_parameters"] = dict(rope_type="default", rope_theta=1e6, mrope_section=sections)
+    vision |= dict(patch_size=14, spatial_merge_size=2, window_size=112, tokens_per_second=2)
+    vision["out_hidden_size"] = text["hidden_size"]
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
 
 
-def find_config(source: str | Path):
+def find_config(source: str | Path) -> PreTrainedConfig:
     """The configuration of a student: a known size, a folder, or a name on the hub.
 
     `Qwen/Qwen2.5-VL-3B-Instruct` and `random:Qwen2.5-VL-3B` are known sizes too, so that no
@@ -98,23 +84,22 @@ def find_config(source: str | Path):
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"no configuration of {name!r}: it is no known size ({', '.join(SIZES)}), no folder "
-            f"with a config.json, and the hub did not give one ({_first_line(error)})"
+            f"with a config.json, and the hub did not give one ({reason})"
         ) from None
     if getattr(config, "vision_config", None) is None:
         raise ValueError(f"{name!r} is a {config.model_type}: a Qwen-VL, with pictures, is needed")
     return config
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def on_meta(config, dtype: torch.dtype, quantization=None) -> torch.nn.Module:
+def on_meta(
+    config: PreTrainedConfig, dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None
+) -> nn.Module:
     """The model of a configuration without any memory, its 4-bit layers in their places.
 
-    quantization: a BitsAndBytesConfig, or None. The steps are those of `from_pretrained`.
+    The steps are those of `from_pretrained`.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
@@ -130,8 +115,11 @@ def on_meta(config, dtype: torch.dtype, quantization=None) -> torch.nn.Module:
 
 
 def with_random_weights(
-    config, dtype: torch.dtype, quantization=None, device: torch.device | str = "cpu"
-) -> torch.nn.Module:
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    quantization: BitsAndBytesConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
     """The same with transformers' initial weights on `device`; seed torch before the call.
 
     A module at a time is filled and, where it is a 4-bit layer, quantised: beside the model
@@ -141,53 +129,53 @@ def with_random_weights(
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             _fill_4bit(module, config, dtype, device)
-        elif any(True for _ in _own_tensors(module)):
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             module.to_empty(device=device, recurse=False)
             model._init_weights(module)
     model.tie_weights()
     return model.requires_grad_(False).eval()
 
 
-def load(source: str, dtype: torch.dtype, quantization, device) -> torch.nn.Module:
+def load(
+    source: str,
+    dtype: torch.dtype,
+    quantization: BitsAndBytesConfig | None,
+    device: torch.device | str,
+) -> nn.Module:
     """The student `random:NAME`, the same weights at every call."""
     torch.manual_seed(0)
     config = known_config(source.removeprefix(PREFIX))
     return with_random_weights(config, dtype, quantization, device)
 
 
-def _own_tensors(module):
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
-
-
-def _fill_4bit(module, config, dtype: torch.dtype, device) -> None:
-    shape, old = module.weight.shape, module.weight
+def _fill_4bit(
+    layer: nn.Module, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Draw the weight of a 4-bit layer and pack it; its bias is zero."""
     deviation = getattr(config.get_text_config(), "initializer_range", 0.02)
-    drawn = torch.empty(shape, dtype=dtype, device=device).normal_(0.0, deviation)
-    module.weight = bnb.nn.Params4bit(drawn, requires_grad=False, **old.__dict__).to(drawn.device)
-    if module.bias is not None:
-        bias = torch.zeros(module.bias.shape, dtype=dtype, device=device)
-        module.bias = torch.nn.Parameter(bias, requires_grad=False)
+    drawn = torch.empty(layer.weight.shape, dtype=dtype, device=device).normal_(0.0, deviation)
+    settings = layer.weight.__dict__
+    layer.weight = bnb.nn.Params4bit(drawn, requires_grad=False, **settings).to(drawn.device)
+    if layer.bias is not None:
+        bias = torch.zeros(layer.bias.shape, dtype=dtype, device=device)
+        layer.bias = nn.Parameter(bias, requires_grad=False)
 
 
-def make_processor(pixels: int) -> PictureProcessor:
+def make_processor(pixels: int) -> lab_student.PictureProcessor:
     """Pictures as Qwen2.5-VL takes them; the lab's words, special tokens at Qwen's numbers.
 
-    Most of the 151,936 numbers stand for no text, so an answer drawn at random decodes to
+    Most of the 151,936 numbers stand for no text, so a completion drawn at random decodes to
     little. That is enough for memory and speed, which see numbers only.
     """
-    tokenizer = lab_student.make_tokenizer()
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = json.loads(lab_student.make_tokenizer().backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
     for tag in state["added_tokens"]:
         word = tag["content"]
         tag["id"] = vocabulary[word] = TOKENS.get(word, tag["id"])
-    images = Qwen2VLImageProcessorPil(
-        min_pixels=28 * 28, max_pixels=pixels, patch_size=14, merge_size=2
-    )
-    words = lab_student.wrap(Tokenizer.from_str(json.dumps(state)))
-    return PictureProcessor(images, words, chat_template=lab_student.CHAT_TEMPLATE)
+    tokenizer = lab_student.wrap(Tokenizer.from_str(json.dumps(state)))
+    return lab_student.make_processor(pixels, tokenizer)
 
 
 def is_random(source: str | Path) -> bool:
+    """Whether a student's source names one of these."""
     return str(source).startswith(PREFIX)

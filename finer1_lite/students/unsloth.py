@@ -1,8 +1,8 @@
 """unsloth in place of plain transformers for loading and adapters: optional, on a CUDA GPU.
 
 It replaces classes of transformers, TRL and PEFT when it is imported, so it must come before
-them; nothing heavy is imported at the head of this module. Answers are written by our own loop
-over its layers: its `generate` would encode a picture and prefill a prompt once an answer.
+them; nothing heavy is imported at the head of this module. Completions are written by our own
+loop over its layers: its `generate` would encode a picture and prefill a prompt once for each.
 Written against the public API of unsloth 2026.10; no GPU has run it yet.
 """
 
@@ -12,19 +12,30 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from finer1_lite.generation import Student
+    from finer1_lite.presets import Preset
 
 REWRITTEN = ("transformers", "trl", "peft")  # what unsloth patches
 WAY_OUT = "or --set backend=transformers"
-LONGEST = 4096  # tokens of a training row, picture and all; longer ones are cut
+LONGEST = 4096  # tokens of a training row, picture and all; longer ones are truncated
 
 
-def import_first(settings) -> None:
+def import_first(settings: Iterable[str]) -> None:
     """Import unsloth now if one of a command line's KEY=VALUE settings asks for it."""
     if "backend=unsloth" in (item.replace('"', "").replace(" ", "") for item in settings):
         unsloth()
 
 
-def unsloth():
+def unsloth() -> ModuleType:
     """The module, patches done. ValueError where it is missing, too late or cannot run."""
     if "unsloth" in sys.modules:
         return sys.modules["unsloth"]
@@ -45,7 +56,9 @@ def unsloth():
         raise ValueError(f"backend=unsloth cannot run here ({reason}); a GPU, {WAY_OUT}") from error
 
 
-def load(source, preset, device, dtype):
+def load(
+    source: str | Path, preset: Preset, device: torch.device, dtype: torch.dtype
+) -> torch.nn.Module:
     """The model alone, loaded by FastVisionModel from exactly this source."""
     if device.type != "cuda":
         raise ValueError(f"backend=unsloth wants a CUDA GPU, this is {device.type}; {WAY_OUT}")
@@ -62,7 +75,7 @@ def load(source, preset, device, dtype):
     return model
 
 
-def add_adapter(model, preset, seed: int):
+def add_adapter(model: torch.nn.Module, preset: Preset, seed: int) -> torch.nn.Module:
     """Fresh LoRA adapters, as `models.add_adapter` makes them."""
     return unsloth().FastVisionModel.get_peft_model(
         model,
@@ -79,7 +92,7 @@ def add_adapter(model, preset, seed: int):
     )
 
 
-def sft_options(preset) -> dict:
+def sft_options(preset: Preset) -> dict[str, Any]:
     """What TRL's SFTConfig wants besides, so that unsloth's collator gets the rows as they are."""
     if preset.backend != "unsloth":
         return {}
@@ -87,8 +100,8 @@ def sft_options(preset) -> dict:
     return dict(remove_unused_columns=False, dataset_text_field="", dataset_kwargs=skip)
 
 
-def collator(student, preset):
-    """unsloth's collator, which masks the prompt of our rows; None: TRL's own."""
+def collator(student: Student, preset: Preset) -> Callable[[list], dict] | None:
+    """The collator of unsloth, which masks the prompt of our rows; None: TRL's own."""
     if preset.backend != "unsloth":
         return None
     found = unsloth()

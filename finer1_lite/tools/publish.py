@@ -13,7 +13,6 @@ from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_FILE = re.compile(
     r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|(adapter_|generation_|processor_|preprocessor_|video_preprocessor_|tokenizer_)?config\.json"
@@ -21,49 +20,6 @@ MODEL_FILE = re.compile(
     r"|chat_template\.(json|jinja)"
 )
 STAYS = ("log.jsonl", "done")  # what a training leaves beside its adapter: not uploaded
-
-
-def add_commands(commands) -> None:
-    """Add both commands to the command line. Nothing heavy is imported here."""
-    merge_ = commands.add_parser(
-        "merge",
-        help="adapter + base -> a plain model folder",
-        description="Adds an adapter into the weights of its base and writes a folder that "
-        "transformers loads with no code of this project.",
-    )
-    merge_.add_argument("adapter", type=Path, help="folder of the adapter")
-    merge_.add_argument("out", type=Path, help="folder to write; must not exist or be empty")
-    merge_.add_argument(
-        "--base",
-        default=None,
-        help="folder or hub name of the base model, where the adapter's own note is not enough",
-    )
-    merge_.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="auto",
-        help="of the written weights; auto: as the base is saved",
-    )
-    merge_.set_defaults(main=run_merge)
-    push_ = commands.add_parser(
-        "push",
-        help="upload a model or an adapter to the hub",
-        description="Lists the model files of a folder, asks, and uploads them. The token is "
-        "that of HF_TOKEN or of `hf auth login`.",
-    )
-    push_.add_argument("folder", type=Path, help="folder of a model or of an adapter")
-    push_.add_argument("name", help="name on the hub: OWNER/NAME")
-    push_.add_argument("--private", action="store_true", help="into a private repository")
-    push_.add_argument("--yes", action="store_true", help="upload without asking")
-    push_.set_defaults(main=run_push)
-
-
-def run_merge(args) -> None:
-    print(f"model: {merge(args.adapter, args.out, args.base, args.dtype)}")
-
-
-def run_push(args) -> None:
-    print(f"uploaded: {push(args.folder, args.name, args.private, args.yes)}")
 
 
 # --- merge ---------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 
 from finer1_lite import cot, prompts
 from finer1_lite.chains import checks
-from finer1_lite.chains.checks import CHECKS, Chain, check
+from finer1_lite.chains.checks import CHECKS, check
+from finer1_lite.chains.text import Chain
 
 NAMES = ("barn owl", "tawny owl", "snowy owl", "little owl")
 MARKS = {
@@ -26,7 +27,7 @@ GOOD = write()
 FACTS = {
     "label": "barn owl",
     "aliases": ("common barn owl",),
-    "asked": NAMES,
+    "wanted": NAMES,
     "kept": ("heart shaped face", "dark eyes"),
     "dropped": ("long tail", "green branch"),
 }
@@ -126,7 +127,7 @@ def test_a_bad_chain_is_caught_for_the_right_reason(what, text, code):
     asked = NAMES[::-1] if code == "unasked" else () if code in ("number", "listed") else NAMES
     if what == "far too short":
         asked = NAMES[:2]
-    found = codes(text, asked=asked)
+    found = codes(text, wanted=asked)
     assert code in found, found
     allowed = {  # problems that this one cannot be without
         "tags": {
@@ -171,7 +172,7 @@ def test_a_bad_chain_is_caught_for_the_right_reason(what, text, code):
 
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1], NAMES[1:] + NAMES[:1], NAMES[:2]])
 def test_good_chains_of_any_order_pass(order):
-    assert not codes(write(order=order), asked=order)
+    assert not codes(write(order=order), wanted=order)
 
 
 def test_the_oracles_and_the_tables_chains_pass(world):
@@ -183,7 +184,7 @@ def test_the_oracles_and_the_tables_chains_pass(world):
 def test_names_may_hold_years_and_scents():
     marks = {"Audi S4 2012": "fits", "scented geranium": "is a flower with leaves"}
     text = write("Audi S4 2012", tuple(marks), marks=marks)
-    assert not codes(text, label="Audi S4 2012", aliases=(), asked=())
+    assert not codes(text, label="Audi S4 2012", aliases=(), wanted=())
 
 
 def test_free_prose_is_read_by_its_headings():
@@ -207,7 +208,7 @@ def test_duplicates_and_habits_are_faults_of_the_file():
     rng = random.Random(0)
     mixed = [Chain(write(order=rng.sample(NAMES, 4)), "barn owl") for _ in range(60)]
     assert checks.habit(mixed) is None
-    assert sum(checks.places(mixed).values()) == 60
+    assert {c.place for c in mixed} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,3 @@ def test_hostile_texts_are_judged_quickly_and_never_crash(hostile, loose):
     start = time.process_time()
     assert check(Chain(hostile, "barn owl", loose=loose))
     assert time.process_time() - start < 2
-
-
-def test_headings_are_those_of_the_prompts():
-    assert tuple(f"{p}:" for p in checks.PARTS) == prompts.SECTIONS

@@ -3,20 +3,30 @@
 import json
 import re
 
+import httpx2
 import pytest
 from hostile import Moods, server
 
 from finer1_lite import prompts
-from finer1_lite.chains import make
-from finer1_lite.chains.client import MAX_CHARACTERS, Endpoint, data_url
-from finer1_lite.chains.make import Settings, Work
-from finer1_lite.chains.teachers import Cached, Ledger, Oracle, TeacherError, TeacherStopped
+from finer1_lite.chains.client import (
+    MAX_CHARACTERS,
+    Cached,
+    Endpoint,
+    Ledger,
+    Reply,
+    TeacherError,
+    TeacherStopped,
+    data_url,
+    read_reply,
+)
+from finer1_lite.chains.make import ChainJob, Settings
+from finer1_lite.chains.teachers import Oracle
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection
 
 KEY = "sk-not-for-any-disk-4711"
-ASKED = prompts.ask_describe("bird", 0)
-QUICK = {"first_wait": 0.01, "timeout": 3.0, "workers": 3}  # a busy machine answers in time
+PROMPT = prompts.description_prompt("bird", 0)
+QUICK = {"timeout": 3.0, "workers": 3}  # a busy machine answers in time
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +47,9 @@ def ask(moods: Moods, tmp_path, samples=(0,), **changed):
     """One request through cache and endpoint; (replies, ledger)."""
     ledger = Ledger(price_in=1.0, price_out=10.0)
     with server(moods) as url:
-        teacher = Cached(Endpoint(url, "m", ledger, **(QUICK | changed)), tmp_path, ledger)
-        teacher.teacher.url = "http://one.endpoint/v1"  # the port is another each time
-        return teacher.ask(None, ASKED, list(samples)), ledger
+        endpoint = Endpoint(url, "m", ledger, **(QUICK | changed))
+        endpoint.url = "http://one.endpoint/v1"  # the port is another each time
+        return Cached(endpoint, tmp_path, ledger).ask(None, PROMPT, list(samples)), ledger
 
 
 @pytest.mark.parametrize(
@@ -80,6 +90,13 @@ def test_what_was_paid_is_kept_even_if_it_is_worthless(mood, counted, text, tmp_
     assert same == reply and not again.seen
 
 
+def test_half_a_character_can_be_sent_and_written_again():
+    body = json.dumps({"choices": [{"message": {"content": "an owl \ud800"}}]})
+    assert read_reply(body.encode()) == Reply("an owl ?")
+    with pytest.raises(httpx2.DecodingError, match="no chat completion"):
+        read_reply(b'{"choices": [{"message": {"content": ["an owl"]}}]}')
+
+
 def test_refused_for_good_stops_at_once(tmp_path):
     moods = Moods(default="401")
     with pytest.raises(TeacherStopped) as caught:
@@ -102,14 +119,14 @@ def test_picture_words_and_sample_each_make_another_request(tmp_path, two):
     ledger = Ledger()
     with server(moods) as url:
         teacher = Cached(Endpoint(url, "m", ledger, **QUICK), tmp_path, ledger)
-        for photo, asked in (
-            (first, ASKED),
-            (second, ASKED),
-            (first, prompts.ask_describe("bird", 1)),
+        for photo, prompt in (
+            (first, PROMPT),
+            (second, PROMPT),
+            (first, prompts.description_prompt("bird", 1)),
         ):
             for _ in range(2):
-                teacher.ask(photo, asked, [0])
-        teacher.ask(first, ASKED, [1])
+                teacher.ask(photo, prompt, [0])
+        teacher.ask(first, PROMPT, [1])
     assert moods.seen.total() == 4
     assert '"image_url"' in moods.bodies[0][1] and "data:image/png;base64," in moods.bodies[0][1]
 
@@ -135,27 +152,29 @@ def oracle_replies(world, two):
         *pictures, words = request["messages"][0]["content"]
         text = words["text"]
         if not pictures:
-            return oracle.ask(None, prompts.Asked("extract", text), [0])[0].text
+            return oracle.ask(None, prompts.TeacherPrompt("extract", text), [0])[0].text
         photo = by_picture[pictures[0]["image_url"]["url"]]
         name = re.search(r"Right is: (.+?)\. Do not", text)
         if not name:
-            return oracle.ask(photo, prompts.Asked("describe", ""), [request["seed"]])[0].text
+            return oracle.ask(photo, prompts.TeacherPrompt("describe", ""), [request["seed"]])[
+                0
+            ].text
         listed = re.search(r"^candidates: (.+)", text, re.MULTILINE)[1].split(", ")
         kept = re.search(r"be seen: (.+)", text)[1].split("; ")
-        asked = prompts.Asked("write", text, name[1], tuple(listed), tuple(kept))
-        chain = oracle.ask(photo, asked, [0])[0].text
+        prompt = prompts.TeacherPrompt("write", text, name[1], tuple(listed), tuple(kept))
+        chain = oracle.ask(photo, prompt, [0])[0].text
         return chain.replace("analysis: ", f"analysis: view {request['seed']}, {kept[0]}, ")
 
     return reply
 
 
-def job(url: str, folder, two, **budget) -> Work:
+def job(url: str, folder, two, tries=5, **budget) -> ChainJob:
     ledger = Ledger(price_in=1.0, price_out=1.0, **budget)
-    endpoint = Endpoint(url, "m", ledger, **QUICK)
+    endpoint = Endpoint(url, "m", ledger, tries=tries, **QUICK)
     endpoint.url = "http://one.endpoint/v1"
     teacher = Cached(endpoint, folder / "cache", ledger)
     settings = Settings(descriptions=3, neighbours=1, rounds=6)
-    return Work(folder, two, teacher, settings, ledger)
+    return ChainJob(folder, two, teacher, settings, ledger)
 
 
 def test_the_job_survives_every_mood_and_keeps_the_key_off_the_disk(world, two, tmp_path):
@@ -166,10 +185,11 @@ def test_the_job_survives_every_mood_and_keeps_the_key_off_the_disk(world, two, 
     )
     starts, counted, said = 0, {}, ""
     with server(moods) as url:
-        for starts in range(1, 12):
+        while starts < 11:
+            starts += 1
             work = job(url, tmp_path / "set", two, max_requests=6)
             try:
-                report = make.make(work)
+                report = work.build()
                 break
             except DataError as error:
                 said += str(error)
@@ -194,9 +214,9 @@ def test_the_job_survives_every_mood_and_keeps_the_key_off_the_disk(world, two, 
 def test_a_finished_job_asks_for_nothing(world, two, tmp_path):
     moods = Moods(reply=oracle_replies(world, two))
     with server(moods) as url:
-        make.make(job(url, tmp_path, two))
+        job(url, tmp_path, two).build()
         before, first = moods.seen.total(), (tmp_path / "chains.jsonl").read_bytes()
-        make.make(job(url, tmp_path, two))
+        job(url, tmp_path, two).build()
     assert moods.seen.total() == before
     assert (tmp_path / "chains.jsonl").read_bytes() == first
 
@@ -204,7 +224,5 @@ def test_a_finished_job_asks_for_nothing(world, two, tmp_path):
 def test_an_endpoint_that_is_down_ends_the_start_early(two, tmp_path):
     moods = Moods(default="500")
     with server(moods) as url, pytest.raises(DataError, match="same command goes on"):
-        work = job(url, tmp_path, two)
-        work.teacher.teacher.tries = 2
-        make.make(work)
+        job(url, tmp_path, two, tries=2).build()
     assert moods.seen["500"] <= 2 * len(two.train)

@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from finer1_lite import plots
 from finer1_lite.chains import concepts
 from finer1_lite.chains.teachers import Oracle
-from finer1_lite.prompts import Asked
+from finer1_lite.evals import figures
+from finer1_lite.prompts import TeacherPrompt
 
 
 def information_by_hand(joint: dict) -> float:
@@ -36,7 +38,7 @@ def test_count_estimator_is_the_two_mutual_informations(beta):
     rates = rng.integers(0, 5, (20, 6)) / 4
     classes = [0, 0, 1, 1, 2, 2]
     scores = concepts.count_scores(rates, classes, beta)
-    for row, score in zip(rates, scores):
+    for row, score in zip(rates, scores, strict=True):
         relevance = information_by_hand(joint_of(row, classes))
         compression = information_by_hand(joint_of(row, list(range(6))))
         assert score == pytest.approx(relevance - beta * compression, abs=1e-12)
@@ -157,14 +159,14 @@ def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, e
     kinds = [name, *birds.neighbours(name, birds.seen_names)[:3]]
     described = {
         k: [
-            [r.text for r in teacher.ask(p, Asked("describe", ""), range(8))]
+            [r.text for r in teacher.ask(p, TeacherPrompt("describe", ""), range(8))]
             for p in birds.train
             if p.species == k
         ]
         for k in kinds
     }
     texts = "\n".join(t for v in described.values() for p in v for t in p)
-    (answer,) = teacher.ask(None, Asked("extract", texts), [0])
+    (answer,) = teacher.ask(None, TeacherPrompt("extract", texts), [0])
     found = concepts.read_list(answer.text)
     chosen = concepts.select(name, described, found, estimator=estimator, least=1)
     deciding = {
@@ -181,18 +183,18 @@ def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, e
 
 
 def test_the_figure_shows_every_concept_and_a_line_for_each():
-    from finer1_lite.chains.concept_plot import KEPT, bottleneck_figure
-
     described = {
         "a": [["red crown, short bill", "red crown"], ["red crown", "red crown, green leaf"]],
         "b": [["blue crown, short bill", "blue crown"], ["blue crown", "blue crown"]],
     }
-    figure = bottleneck_figure(
-        "a", described, ["red crown", "blue crown", "short bill", "green leaf"]
-    )
+    phrases = ["red crown", "blue crown", "short bill", "green leaf"]
+    shares, scores, kept = concepts.over_beta("a", described, phrases)
+    figure = figures.bottleneck(shares, scores, kept, concepts.BETA)
     left, right = figure.axes
     shown = {t.get_text(): t.get_color() for t in left.get_yticklabels()}
     assert set(shown) == {"red crown", "short bill", "green leaf"}  # of b's own mark a says nothing
-    assert [name for name, colour in shown.items() if colour == KEPT] == ["red crown"]
+    assert [name for name, colour in shown.items() if colour == plots.COLOURS["tapo"]] == [
+        "red crown"
+    ]
     crossing = [line.get_ydata() for line in right.lines[:3]]
     assert all(y[0] >= -1e-9 for y in crossing) and sum(y[-2] > 0 for y in crossing) == 1

@@ -3,19 +3,29 @@
 import io
 import json
 import random
+import subprocess
+import sys
 
 import pytest
-from paths import SHARED
+from paths import ROOT, SHARED
 from PIL import Image
 
 from finer1_lite import cot
 from finer1_lite.__main__ import main
-from finer1_lite.chains import formats, official
+from finer1_lite.chains import checks, formats
 from finer1_lite.chains.formats import CARRY, Record, TripletRow
 from finer1_lite.runtime.files import DataError, write_lines
 
+LIGHT = """import sys, finer1_lite.chains.{name}
+print({{"torch", "matplotlib"}} & sys.modules.keys() or "light")"""
 RELEASED = SHARED / "official" / "Fine-R1-Stage1-data.json"
 needs_release = pytest.mark.skipif(not RELEASED.is_file(), reason="../shared/official is not here")
+
+
+@pytest.mark.parametrize("name", ["text", "formats", "client"])
+def test_no_torch_and_no_matplotlib_are_loaded(name):
+    told = [sys.executable, "-c", LIGHT.format(name=name)]
+    assert subprocess.run(told, capture_output=True, text=True, cwd=ROOT).stdout == "light\n"
 
 
 @pytest.fixture
@@ -56,14 +66,9 @@ def records(world) -> list[Record]:
 
 @pytest.mark.parametrize("kind", ["ours", "trl", "sharegpt"])
 def test_every_format_gives_back_what_it_was_given(records, tmp_path, kind):
-    write = {
-        "ours": formats.write_records,
-        "trl": formats.write_trl,
-        "sharegpt": official.write_sharegpt,
-    }[kind]
     path = tmp_path / ("x.json" if kind == "sharegpt" else "x.jsonl")
-    write(path, records)
-    assert official.read_any(path) == (records, kind)
+    formats.write_records(path, records, kind)
+    assert formats.read_any(path) == (records, kind)
 
 
 def test_the_command_line_goes_round_all_formats(records, tmp_path):
@@ -83,20 +88,21 @@ def test_the_command_line_goes_round_all_formats(records, tmp_path):
 @needs_release
 def test_the_released_chains_come_back_as_they_were(tmp_path):
     rows = json.loads(RELEASED.read_text())
-    records = official.read_sharegpt(RELEASED)
+    records = formats.read_any(RELEASED)[0]
     assert len(records) == 404
     formats.write_records(tmp_path / "ours.jsonl", records)
-    formats.write_trl(tmp_path / "trl.jsonl", formats.read_records(tmp_path / "ours.jsonl"))
-    official.write_sharegpt(
-        tmp_path / "back.json", formats.read_trl(tmp_path / "trl.jsonl"), carry=False
-    )
+    ours = formats.read_records(tmp_path / "ours.jsonl")
+    formats.write_records(tmp_path / "trl.jsonl", ours, "trl")
+    records, kind = formats.read_any(tmp_path / "trl.jsonl")
+    assert kind == "trl"
+    formats.write_records(tmp_path / "back.json", records, "sharegpt", carry=False)
     assert json.loads((tmp_path / "back.json").read_text()) == rows
 
 
 @needs_release
 def test_the_audit_finds_the_known_faults_of_the_release():
     """Counts within 10 % of those published in the project's notes on the method."""
-    found = official.audit_chains(official.read_sharegpt(RELEASED))
+    found = checks.audit_chains(formats.read_any(RELEASED)[0])
     counts, n = found["findings"], found["chains"]
     known = {"leak": 94, "unnamed": 97, "uncompared": 23}
     for code, count in known.items():
@@ -107,8 +113,8 @@ def test_the_audit_finds_the_known_faults_of_the_release():
     placed = {k: v for k, v in found["place of the label"].items() if k >= 0}
     assert 0.92 <= placed[0] / sum(placed.values()) <= 0.96
     assert "candidate 1 of 4" in found["habit"]
-    cars = [r for r in official.read_sharegpt(RELEASED) if "cars" in r.photo]
-    other = official.audit_chains(cars)["findings"]["conclusion"]
+    cars = [r for r in formats.read_any(RELEASED)[0] if "cars" in r.photo]
+    other = checks.audit_chains(cars)["findings"]["conclusion"]
     assert len(cars) == 117 and abs(other - 22) <= 2
     assert counts["hidden"] >= 104 and counts["measure"] >= 32
     roses = [f for f in found["found"]["403"] if f.code == "coarser"]
@@ -122,7 +128,7 @@ def test_trl_rows_are_a_dataset_of_pictures_with_conversations(records, tmp_path
     (tmp_path / "birds").mkdir()
     for i in (0, 2, 3):
         Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / f"birds/{i}.png")
-    formats.write_trl(tmp_path / "t.jsonl", [records[i] for i in (0, 2, 3)])
+    formats.write_records(tmp_path / "t.jsonl", [records[i] for i in (0, 2, 3)], "trl")
     monkeypatch.chdir(tmp_path)
     turn = [{"role": Value("string"), "content": Value("string")}]
     features = Features(
@@ -178,7 +184,7 @@ def test_all_faults_of_a_file_come_in_one_message(tmp_path):
 
 @pytest.mark.parametrize("spoil", ["roles", "no picture", "no answer", "no JSON", "no list"])
 def test_a_released_file_that_is_none_is_refused(records, tmp_path, spoil):
-    row = official.to_sharegpt(records[0], carry=False)
+    row = formats.to_sharegpt(records[0], carry=False)
     if spoil == "roles":
         row["messages"].append({"role": "user", "content": "and?"})
     if spoil == "no picture":
@@ -188,7 +194,7 @@ def test_a_released_file_that_is_none_is_refused(records, tmp_path, spoil):
     text = {"no JSON": "{", "no list": "{}"}.get(spoil, json.dumps([row]))
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError, match="x.json"):
-        official.read_sharegpt(tmp_path / "x.json")
+        formats.read_any(tmp_path / "x.json")
 
 
 # --- triplets ----------------------------------------------------------------------------
@@ -211,7 +217,7 @@ def test_triplets_travel_in_the_released_columns_and_come_back(triplets, tmp_pat
     import pyarrow.parquet as pq
 
     path = tmp_path / "t.parquet"
-    official.write_parquet(path, triplets, tmp_path / "in")
+    formats.write_parquet(path, triplets, tmp_path / "in")
     table = pq.read_table(path)
     assert {"images", "image_noisy", "image_aug", "problem", "answer"} <= set(table.column_names)
     row = table.to_pylist()[0]
@@ -221,7 +227,7 @@ def test_triplets_travel_in_the_released_columns_and_come_back(triplets, tmp_pat
 
     assert [width(row[c]) for c in ("images", "image_noisy", "image_aug")] == [8, 9, 10]
     assert row["problem"] == "<image>Name it."
-    assert official.read_parquet(path, tmp_path / "out") == triplets
+    assert formats.read_parquet(path, tmp_path / "out") == triplets
     for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
     formats.write_triplets(tmp_path / "t.jsonl", triplets)
@@ -241,7 +247,7 @@ def test_a_parquet_cannot_write_outside_its_folder(triplets, tmp_path):
         "answer": ["a"],
     }
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
-    (row,) = official.read_parquet(tmp_path / "t.parquet", tmp_path / "deep" / "out")
+    (row,) = formats.read_parquet(tmp_path / "t.parquet", tmp_path / "deep" / "out")
     assert not (tmp_path / "evil.png").exists() and "evil" not in row.anchor
     assert (tmp_path / "deep" / "out" / row.positive).read_bytes() == b"y"
 
@@ -251,8 +257,8 @@ def test_missing_pictures_and_columns_are_all_named(triplets, tmp_path):
     import pyarrow.parquet as pq
 
     with pytest.raises(DataError, match="a/0.png(.|\n)*b/1.png"):
-        official.write_parquet(tmp_path / "t.parquet", triplets, tmp_path)
+        formats.write_parquet(tmp_path / "t.parquet", triplets, tmp_path)
     assert not (tmp_path / "t.parquet").exists()
     pq.write_table(pa.table({"images": [[]]}), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="image_aug(.|\n)*image_noisy"):
-        official.read_parquet(tmp_path / "t.parquet", tmp_path)
+        formats.read_parquet(tmp_path / "t.parquet", tmp_path)

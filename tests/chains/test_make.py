@@ -10,9 +10,10 @@ from photo_folders import four_classes
 
 from finer1_lite import prompts
 from finer1_lite.__main__ import main
-from finer1_lite.chains import checks, formats, make
-from finer1_lite.chains.make import Settings, Work
-from finer1_lite.chains.teachers import Cached, Ledger, Local, Oracle, Reply, TeacherStopped
+from finer1_lite.chains import checks, formats
+from finer1_lite.chains.client import Cached, Ledger, Reply, TeacherStopped
+from finer1_lite.chains.make import ChainJob, Settings
+from finer1_lite.chains.teachers import Local, Oracle
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection
 
@@ -33,28 +34,27 @@ class Clumsy(Oracle):
 
     stop_after = 10**9
 
-    def ask(self, photo, asked, samples):
+    def ask(self, photo, prompt, samples):
         self.asked = getattr(self, "asked", 0) + len(samples)
         if self.asked > self.stop_after:
             raise TeacherStopped("the power went off")
-        replies = super().ask(photo, asked, samples)
-        if asked.kind != "write":
+        replies = super().ask(photo, prompt, samples)
+        if prompt.kind != "write":
             return replies
         return [
             Reply(r.text.replace("<think>", "") if i % 2 == 0 else r.text)
-            for i, r in zip(samples, replies)
+            for i, r in zip(samples, replies, strict=True)
         ]
 
 
-def work(folder, collection, teacher, **settings) -> Work:
+def job_of(folder, collection, teacher, **settings) -> ChainJob:
     ledger = Ledger()
-    return Work(
-        folder, collection, Cached(teacher, folder / "cache", ledger), Settings(**settings), ledger
-    )
+    cached = Cached(teacher, folder / "cache", ledger)
+    return ChainJob(folder, collection, cached, Settings(**settings), ledger)
 
 
 def test_rounds_go_on_until_a_chain_passes_and_rejects_say_why(few, world, tmp_path):
-    report = make.make(work(tmp_path, few, Clumsy(world), rounds=6))
+    report = job_of(tmp_path, few, Clumsy(world), rounds=6).build()
     records = formats.read_records(tmp_path / "chains.jsonl")
     assert [r.photo for r in records] == [p.id for p in few.train]
     assert all(not checks.check(r.parsed()) for r in records)
@@ -71,14 +71,15 @@ def test_rounds_go_on_until_a_chain_passes_and_rejects_say_why(few, world, tmp_p
 
 def test_a_killed_job_ends_as_one_that_was_not(few, world, tmp_path):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    make.make(work(whole, few, Clumsy(world), rounds=6))
-    paid, starts = 0, 0
-    for starts in range(1, 20):
+    job_of(whole, few, Clumsy(world), rounds=6).build()
+    paid = starts = 0
+    while starts < 19:
+        starts += 1
         teacher = Clumsy(world)
         teacher.stop_after = 17
-        job = work(torn, few, teacher, rounds=6)
+        job = job_of(torn, few, teacher, rounds=6)
         try:
-            make.make(job)
+            job.build()
             break
         except DataError as error:
             assert "power went off" in str(error)
@@ -96,16 +97,16 @@ def test_a_killed_job_ends_as_one_that_was_not(few, world, tmp_path):
 
 def test_the_budget_of_rounds_ends_and_names_the_pictures(few, world, tmp_path):
     with pytest.raises(DataError, match="0 of 1 chains passed in 1 rounds") as caught:
-        make.make(work(tmp_path, few, Clumsy(world), rounds=1))
+        job_of(tmp_path, few, Clumsy(world), rounds=1).build()
     assert len(caught.value.problems) == len(few.train)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["chains"] == 0 and report["rejected"] == len(few.train)
 
 
 def test_other_settings_need_another_folder_and_senseless_ones_are_all_named(few, world, tmp_path):
-    make.make(work(tmp_path, few, Oracle(world)))
+    job_of(tmp_path, few, Oracle(world)).build()
     with pytest.raises(DataError, match="preset.beta: 0.7 there, 0.3 now"):
-        make.make(work(tmp_path, few, Oracle(world), beta=0.3))
+        job_of(tmp_path, few, Oracle(world), beta=0.3).build()
     with pytest.raises(DataError) as caught:
         Settings(rounds=0, beta=2.0, estimator="vib", extract="hand").check()
     assert len(caught.value.problems) == 4
@@ -116,11 +117,11 @@ def test_the_student_teaches_itself_and_wrong_guesses_are_turned_away(few, stude
     teacher = Local(student.model, student.processor, "tiny", max_new_tokens=8)
     small = replace(few, train=few.train[:2])
     with pytest.raises(DataError, match="0 of 1"):
-        make.make(work(tmp_path, small, teacher, guess=True, descriptions=1, rounds=1))
+        job_of(tmp_path, small, teacher, guess=True, descriptions=1, rounds=1).build()
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").open()]
     assert {"tags", "answer"} <= {f["code"] for row in rejected for f in row["findings"]}
-    asked = prompts.ask_guess("bird", ("a", "b"))
-    assert "Right is" not in asked.text and not asked.name
+    prompt = prompts.guess_prompt("bird", ("a", "b"))
+    assert "Right is" not in prompt.text and not prompt.name
 
 
 def test_photographs_with_a_table_by_the_command_and_back_from_the_table_of_decisions(tmp_path):

@@ -17,9 +17,10 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 CELL = """import sys; sys.path.insert(0, {root!r})
-from finer1_lite import paperbirds, widgets
+from finer1_lite import paperbirds
+from finer1_lite.chains.panel import open_panel
 world = paperbirds.make_world(0)
-panel = widgets.open_panel({folder!r}, paperbirds.collection(world, test=36))
+panel = open_panel({folder!r}, paperbirds.collection(world, test=36))
 panel"""
 SLOW = 180_000  # milliseconds: the machine may be busy
 
@@ -27,13 +28,14 @@ SLOW = 180_000  # milliseconds: the machine may be busy
 @pytest.fixture
 def folder(tmp_path, world, birds):
     """Chains of six pictures, made as the command makes them."""
-    from finer1_lite.chains import make
-    from finer1_lite.chains.teachers import Ledger, Oracle
+    from finer1_lite.chains.client import Ledger
+    from finer1_lite.chains.make import ChainJob, Settings
+    from finer1_lite.chains.teachers import Oracle
     from finer1_lite.species import Collection
 
     small = Collection("bird", birds.species, birds.train[:6], (), birds.distance)
     out = tmp_path / "set"
-    make.make(make.Work(out, small, Oracle(world), make.Settings(rounds=8), Ledger()))
+    ChainJob(out, small, Oracle(world), Settings(rounds=8), Ledger()).build()
     return out
 
 

@@ -7,10 +7,9 @@ import random
 import pytest
 
 from finer1_lite import cot
-from finer1_lite.chains import panel as widgets
 from finer1_lite.chains import review
 from finer1_lite.chains.formats import Record
-from finer1_lite.chains.panel import KEYS, Panel, chain_html, findings_html
+from finer1_lite.chains.panel import COLOURS, KEYS, Panel, chain_html, problems_html
 from finer1_lite.chains.review import Review
 from finer1_lite.runtime.files import DataError
 
@@ -78,7 +77,7 @@ def test_keeping_an_edited_chain_keeps_the_edit(state):
 
 def test_an_edit_is_checked_again_and_a_faulty_one_stays_out(state):
     state.decide("c0", "edit", "<think>gone</think>")
-    assert {"tags", "answer"} <= {f.code for f in state.findings("c0")}
+    assert {"tags", "answer"} <= {f.code for f in state.problems("c0")}
     assert state.ids("with findings") == ["c0"] and not state.results()
 
 
@@ -125,7 +124,7 @@ def test_the_table_makes_the_same_decisions_as_the_panel(state, tmp_path):
     edited = state.records["c2"].chain.replace("fits", "fits well")
     fill(table, c0=("keep", ""), c1=("DROP", ""), c2=("edit", edited.replace("\n", "\r\n")))
     assert state.read_csv(table) == 3 and state.read_csv(table) == 0  # once each
-    assert state.current("c2").chain == edited and not state.findings("c2")
+    assert state.current("c2").chain == edited and not state.problems("c2")
     lines = len(state.path.read_text().splitlines())
     state.write_csv(table)
     assert (
@@ -211,8 +210,8 @@ def test_whatever_a_model_writes_is_shown_as_text(state, birds):
     for text in (chain, evil, f"<think>{evil}"):
         shown = chain_html(text)
         assert "<script" not in shown and "<img" not in shown and "&lt;script" in shown
-    for colour in widgets.COLOURS.values():
+    for colour in COLOURS.values():
         assert colour in chain_html(chain)
     state.decide("c0", "edit", chain)
-    assert "<img" not in findings_html(state.findings("c0"))
+    assert "<img" not in problems_html(state.problems("c0"))
     json.dumps(chain_html(chain))

@@ -7,20 +7,12 @@ import torch
 
 from finer1_lite import prompts
 from finer1_lite.chains import checks
-from finer1_lite.chains.teachers import (
-    Cached,
-    Ledger,
-    Local,
-    Oracle,
-    Reply,
-    Table,
-    TeacherStopped,
-    load_local,
-    picture_digest,
-)
-from finer1_lite.prompts import Asked
+from finer1_lite.chains.client import Cached, Ledger, Reply, TeacherStopped, picture_digest
+from finer1_lite.chains.teachers import Local, Oracle, Table, load_local
+from finer1_lite.chains.text import Chain
+from finer1_lite.prompts import TeacherPrompt
 
-ASKED = prompts.ask_describe("bird", 0)
+PROMPT = prompts.description_prompt("bird", 0)
 
 
 class Scripted:
@@ -32,24 +24,24 @@ class Scripted:
         self.identity = {"teacher": "scripted", **identity}
         self.asked = []
 
-    def ask(self, photo, asked, samples):
-        self.asked += [(photo and photo.id, asked.text, i) for i in samples]
+    def ask(self, photo, prompt, samples):
+        self.asked += [(photo and photo.id, prompt.text, i) for i in samples]
         return [Reply(f"text {len(self.asked)}", 7, 3) for _ in samples]
 
 
 def test_the_oracle_describes_with_slips_and_writes_without(world, birds):
     oracle, photo = Oracle(world, overlooks=0.3, mistakes=0.2), birds.train[0]
-    texts = [r.text for r in oracle.ask(photo, ASKED, range(40))]
-    assert texts == [r.text for r in oracle.ask(photo, ASKED, range(40))]
+    texts = [r.text for r in oracle.ask(photo, PROMPT, range(40))]
+    assert texts == [r.text for r in oracle.ask(photo, PROMPT, range(40))]
     assert len(set(texts)) > 20
     truth = {f"{m} {v}" for m, v in world.marks[photo.species].items()}
     said = [phrase for text in texts for phrase in text.split(", ") if phrase]
     wrong = sum(phrase not in truth for phrase in said) / len(said)
     assert 0.1 < wrong < 0.25  # a sixth of the mistakes hits the truth by chance
     names = (photo.species, *birds.neighbours(photo.species)[:3])
-    asked = prompts.ask_write("bird", photo.species, names, sorted(truth)[:2])
-    (reply,) = oracle.ask(photo, asked, [0])
-    chain = checks.Chain(reply.text, photo.species, asked=names, kept=tuple(sorted(truth)[:2]))
+    prompt = prompts.chain_prompt("bird", photo.species, names, sorted(truth)[:2])
+    (reply,) = oracle.ask(photo, prompt, [0])
+    chain = Chain(reply.text, photo.species, wanted=names, kept=tuple(sorted(truth)[:2]))
     assert not checks.check(chain)
     assert set(chain.parts["analysis"].split(", ")) == set(sorted(truth)[:2])
 
@@ -62,12 +54,12 @@ def test_a_table_tells_only_what_a_photo_can_show():
     kinds = tuple(Species(n, "", True, d) for n, d in told.items())
     photo = Photo("a", "Red Apple", lambda: None)
     table = Table(Collection("fruit", kinds, (photo,), (), lambda a, b: 1.0))
-    (reply,) = table.ask(photo, ASKED, [0])
+    (reply,) = table.ask(photo, PROMPT, [0])
     assert "bright round fruit" in reply.text and "short stem" in reply.text
     for word in ("sweet", "taste", "apple", "red"):
         assert word not in reply.text.casefold()
     with pytest.raises(TeacherStopped, match="yake"):
-        table.ask(None, prompts.ask_extract(["x"]), [0])
+        table.ask(None, prompts.concepts_prompt(["x"]), [0])
 
 
 # --- the cache ---------------------------------------------------------------------------
@@ -77,18 +69,18 @@ def test_nothing_is_asked_twice_and_every_setting_is_part_of_the_key(birds, tmp_
     first, second = birds.train[:2]
     teacher = Scripted(model="a")
     cached = Cached(teacher, tmp_path)
-    one = cached.ask(first, ASKED, [0, 1])
-    assert cached.ask(first, ASKED, [1, 0]) == one[::-1] and len(teacher.asked) == 2
-    cached.ask(second, ASKED, [0])
-    cached.ask(None, ASKED, [0])
-    cached.ask(first, prompts.ask_describe("bird", 1), [0])
+    one = cached.ask(first, PROMPT, [0, 1])
+    assert cached.ask(first, PROMPT, [1, 0]) == one[::-1] and len(teacher.asked) == 2
+    cached.ask(second, PROMPT, [0])
+    cached.ask(None, PROMPT, [0])
+    cached.ask(first, prompts.description_prompt("bird", 1), [0])
     assert len(teacher.asked) == 5
     other = Scripted(model="b")
-    Cached(other, tmp_path).ask(first, ASKED, [0])
+    Cached(other, tmp_path).ask(first, PROMPT, [0])
     assert len(other.asked) == 1
     again = Scripted(model="a")
     ledger = Ledger()
-    assert Cached(again, tmp_path, ledger).ask(first, ASKED, [0, 1]) == one
+    assert Cached(again, tmp_path, ledger).ask(first, PROMPT, [0, 1]) == one
     assert not again.asked and ledger.counts == {"from cache": 2}
 
 
@@ -102,11 +94,11 @@ def test_a_copy_of_a_picture_is_the_same_and_an_edit_is_not(birds):
 def test_the_budget_stops_before_the_answer_that_would_exceed_it(birds, tmp_path):
     teacher, ledger = Scripted(), Ledger(max_requests=2)
     with pytest.raises(TeacherStopped, match="budget of 2"):
-        Cached(teacher, tmp_path, ledger).ask(birds.train[0], ASKED, range(5))
+        Cached(teacher, tmp_path, ledger).ask(birds.train[0], PROMPT, range(5))
     assert len(teacher.asked) == 2 and len(list(tmp_path.rglob("*.json"))) == 2
     money = Ledger(price_in=1e6, price_out=0, max_cost=10)
     with pytest.raises(TeacherStopped, match="budget of 10"):
-        Cached(teacher, tmp_path / "b", money).ask(birds.train[0], ASKED, range(5))
+        Cached(teacher, tmp_path / "b", money).ask(birds.train[0], PROMPT, range(5))
     assert money.cost == pytest.approx(14)  # 7 tokens an answer: the second crosses the line
 
 
@@ -119,23 +111,26 @@ def local(student):
 
 
 def test_a_local_model_answers_pictures_and_plain_text(local, birds):
-    replies = local.ask(birds.train[0], ASKED, [0, 1, 2])
+    replies = local.ask(birds.train[0], PROMPT, [0, 1, 2])
     assert len({r.text for r in replies}) > 1
     for r in replies:
         assert 0 < r.tokens_out <= 12 and r.tokens_in > 9
         assert r.finish in ("stop", "length") and "<|" not in r.text
     state = torch.random.get_rng_state()
-    assert local.ask(birds.train[0], ASKED, [0, 1, 2]) == replies  # a function of the request
+    assert local.ask(birds.train[0], PROMPT, [0, 1, 2]) == replies  # a function of the request
     assert torch.equal(state, torch.random.get_rng_state())
-    assert local.ask(birds.train[0], ASKED, [3, 4, 5]) != replies
-    assert local.ask(birds.train[1], ASKED, [0, 1, 2]) != replies
-    assert local.ask(None, Asked("extract", "List the marks of the bird."), [0])[0].tokens_in < 40
+    assert local.ask(birds.train[0], PROMPT, [3, 4, 5]) != replies
+    assert local.ask(birds.train[1], PROMPT, [0, 1, 2]) != replies
+    assert (
+        local.ask(None, TeacherPrompt("extract", "List the marks of the bird."), [0])[0].tokens_in
+        < 40
+    )
 
 
 def test_greedy_answers_are_all_alike(local, birds):
     local.temperature = 0.0
-    (one,) = local.ask(birds.train[0], ASKED, [0])
-    assert local.ask(birds.train[0], ASKED, [7])[0].text == one.text
+    (one,) = local.ask(birds.train[0], PROMPT, [0])
+    assert local.ask(birds.train[0], PROMPT, [7])[0].text == one.text
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
@@ -145,7 +140,7 @@ def test_a_model_loads_from_a_folder_plain_or_in_four_bits(student, birds, tmp_p
     student.processor.save_pretrained(folder)
     teacher = load_local(folder, quantize, pixels=84 * 84, max_new_tokens=4)
     assert teacher.identity["model"] == "tiny"  # no path of this machine
-    (reply,) = Cached(teacher, tmp_path / "cache").ask(birds.train[0], ASKED, [0])
+    (reply,) = Cached(teacher, tmp_path / "cache").ask(birds.train[0], PROMPT, [0])
     assert reply.tokens_out > 0
     saved = json.loads(next((tmp_path / "cache").rglob("*.json")).read_text())
     assert saved["text"] == reply.text

@@ -93,7 +93,7 @@ def test_bad_descriptions(root, text, encoding, words):
         assert word in problem
 
 
-def test_unquoted_comma_in_a_description_is_a_fault(root):
+def test_unquoted_comma_in_a_description_is_a_problem(root):
     write_descriptions(root, DESCRIBED.replace("red-kite,a bird", "red-kite,a red, bird"))
     told = problems_of(root)
     assert "line 3: the values do not fit the 2 columns" in told[0] and "quotes" in told[0]
@@ -198,7 +198,7 @@ def copy(root: Path, source: str, target: str) -> None:
     shutil.copy(root / source, root / target)
 
 
-def test_a_copy_in_another_class_or_split_is_a_fault(root):
+def test_a_copy_in_another_class_or_split_is_a_problem(root):
     copy(root, "red-kite/0.png", "barn-owl/9.png")
     problem = only_problem(root)
     assert "red-kite/0.png" in problem and "barn-owl/9.png" in problem
@@ -209,7 +209,7 @@ def test_a_copy_in_another_class_or_split_is_a_fault(root):
     assert "red-kite/0.png, red-kite/5.png: the same picture" in problem
 
 
-def test_a_copy_in_a_class_without_a_split_is_a_fault_for_every_seed(root):
+def test_a_copy_in_a_class_without_a_split_is_a_problem_for_every_seed(root):
     copy(root, "red-kite/0.png", "red-kite/5.png")
     assert len({only_problem(root, seed=seed) for seed in range(5)}) == 1
 
@@ -227,7 +227,7 @@ def test_a_copy_inside_one_test_split_is_kept_once(root, caplog):
 # Everything at once ------------------------------------------------------------------
 
 
-def test_all_faults_come_together_each_with_its_place(root):
+def test_all_problems_come_together_each_with_its_place(root):
     (root / "red-kite" / "zero.jpg").write_bytes(b"")
     (root / "red-kite" / "text.jpg").write_text("no picture")
     (root / "few").mkdir()

@@ -36,7 +36,7 @@ def test_shipped_classes_are_those_of_the_question_files(key):
 def test_original_folder_names_match_the_label_of_each_of_their_questions(key, folder):
     """Paths hold the original labels, such as images/001.Black_footed_Albatross/."""
     paths = [RELEASED / f"{folder}_{split}.jsonl" for split in questions.SPLITS]
-    said = {q.image_path.split("/")[-2]: q.label for q in questions.read_questions(paths)}
+    said = {q.photo.split("/")[-2]: q.label for q in questions.read_questions(paths)}
     matched, strange, lacking = hubsets.match(hubsets.HUBSETS[key], said)
     assert matched == said and not strange and not lacking
 
@@ -49,7 +49,7 @@ def test_counts_and_names_without_a_double(key):
     assert len({hubsets.key(name) for name in classes}) == len(classes)
     matched, strange, lacking = hubsets.match(hubsets.HUBSETS[key], classes)
     assert matched == {name: name for name in classes} and not strange and not lacking
-    assert hubsets.HUBSETS[key].coarse in questions.COARSE
+    assert hubsets.HUBSETS[key].coarse in hubsets.COARSE
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_bad_pictures_are_named_with_the_reason(root, tmp_path, kind):
     assert problem.removeprefix("red-kite/bad.jpg") in str(caught.value)
 
 
-def test_broken_link_with_a_pictures_name_is_a_fault(root):
+def test_broken_link_with_a_pictures_name_is_a_problem(root):
     (root / "red-kite" / "gone.jpg").symlink_to(root / "nowhere.jpg")
     assert "red-kite/gone.jpg: cannot be read" in only_problem(root)
 

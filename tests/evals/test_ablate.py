@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from finer1_lite import metrics, paperbirds, plots
-from finer1_lite.evals import ablate, examine
+from finer1_lite import metrics, paperbirds
+from finer1_lite.evals import ablate, figures, job
 from finer1_lite.presets import Preset
 
 TINY = Preset.lab().with_(
@@ -33,11 +33,12 @@ def study(tmp_path, student, monkeypatch):
     return ablate.Study(tmp_path / "study", preset, ("dapo", "tapo"), seeds=(0,), worlds=(0,))
 
 
-def answers(rights):
+def answers(rights, world):
     """A task's file: 1 or 0 a picture, seen then unseen."""
+    label = paperbirds.make_world(world).names[0]
     rows = [
-        {"split": split, "correct": bool(right), "completion": "", "label": "x"}
-        for split, row in zip(metrics.SPLITS, rights)
+        {"split": split, "correct": bool(right), "completion": "", "label": label}
+        for split, row in zip(metrics.SPLITS, rights, strict=True)
         for right in row
     ]
     return "".join(json.dumps(row) + "\n" for row in rows)
@@ -72,36 +73,31 @@ def test_rows_differ_from_tapo_in_what_their_label_says():
 
 @pytest.mark.slow
 def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
-    monkeypatch.setattr(ablate, "_do", lambda tasks, workers: [ablate.do(task) for task in tasks])
-    path = ablate.run(study)
+    monkeypatch.setattr(ablate, "do_all", lambda tasks, workers: [ablate.do(t) for t in tasks])
+    path = ablate.run_study(study)
     found = json.loads((study.folder / "ablation.json").read_text())
     assert set(found["rows"]) == {"sft", "sft_long", "dapo", "tapo"}
     assert set(found["rates"]) == {"dapo", "tapo"}
-    assert "| TAPO |" in path.read_text()
-    assert (study.folder / "ablation.png").stat().st_size > 1000
-    searched = (study.folder / "world0/seed100/tapo-0.001/tapo-think-open.jsonl").read_text()
-    reported = (study.folder / "world0/seed0/tapo-0.001/tapo-think-open.jsonl").read_text()
+    assert "| TAPO |" in path.with_suffix(".md").read_text()
+    assert (study.folder / "figures" / "ablation.png").stat().st_size > 1000
+    searched = (study.folder / "world0/seed100/tapo-0.001/think-open.jsonl").read_text()
+    reported = (study.folder / "world0/seed0/tapo-0.001/think-open.jsonl").read_text()
     assert "/val/" in searched and "/test/" not in searched
     assert "/test/" in reported and "/val/" not in reported
-    assert examine.is_adapter(str(study.folder / "world0/seed0/dapo-0.001"))  # to be examined
+    assert job.is_adapter(str(study.folder / "world0/seed0/dapo-0.001"))  # to be examined
     monkeypatch.setattr(ablate, "train_tapo", None)  # to train anything now would fail
     monkeypatch.setattr(ablate, "train_sft", None)
-    ablate.run(study)
-
-
-@pytest.fixture
-def no_marks(monkeypatch):
-    monkeypatch.setattr(ablate, "_marks", lambda task, world: {"seen": 1.0, "unseen": 0.5})
+    ablate.run_study(study)
 
 
 def finish(study, world, seed, row, rate, right):
     task = ablate.Task(study, world, seed, row, rate)
     task.folder.mkdir(parents=True)
-    task.answers.write_text(answers([right] * 2))
+    task.records.write_text(answers([right] * 2, world))
     (task.folder / "finished.json").write_text('{"train_minutes": 2}')
 
 
-def test_rows_are_compared_on_the_seeds_that_both_have(study, no_marks):
+def test_rows_are_compared_on_the_seeds_that_both_have(study):
     """A seed that is done in one world alone does not count, nor does the search's."""
     two = ablate.Study(study.folder, study.preset, (), seeds=(0,), worlds=(0, 1))
     for seed, right in ((0, [0, 0, 0, 1]), (1, [1, 1, 1, 1]), (ablate.SEARCH_SEED, [0] * 4)):
@@ -116,7 +112,7 @@ def test_rows_are_compared_on_the_seeds_that_both_have(study, no_marks):
     assert "tapo" not in found
 
 
-def test_the_table_is_the_mean_over_worlds_and_seeds(study, no_marks):
+def test_the_table_is_the_mean_over_worlds_and_seeds(study):
     two = ablate.Study(study.folder, study.preset, ("tapo",), seeds=(0, 1), worlds=(0, 1))
     for w in two.worlds:
         for s in two.seeds:
@@ -127,8 +123,8 @@ def test_the_table_is_the_mean_over_worlds_and_seeds(study, no_marks):
     assert found["tapo"]["by_world"]["unseen"] == [0.5, 0.75]
     over = found["tapo"]["over_sft"]["unseen"]
     assert over["mean"] == pytest.approx(0.375) and over["low"] < over["mean"] < over["high"]
-    assert "+37.5 [" in ablate.table(found).rows[1][4]
-    assert len(plots.ablation(found).axes) == 2
+    assert "+37.5 [" in ablate.table(found).iloc[1]["unseen over SFT"]
+    assert len(figures.ablation(found).axes) == 2
 
 
 def test_bootstrap_over_worlds_of_one_world_is_the_paired_bootstrap():

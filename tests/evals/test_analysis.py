@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finer1_lite import generation, prompts
-from finer1_lite.evals import analysis
+from finer1_lite.evals import analysis, changes
 from finer1_lite.species import Collection
 
 
@@ -56,14 +56,6 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
         analysis.probe_right(planted, [*labels[:-1], "c9"])
 
 
-def test_an_edit_touches_the_analysis_alone():
-    chain = prompts.chain("crown red, back blue", ["a", "b"], ["has crown red", "fits"], "b")
-    edited = analysis.edit_chain(chain, {"crown red": "crown green"})
-    assert edited == "<think>\nanalysis: crown green, back blue\n"
-    assert analysis.edit_chain(chain, {"tail stub": "tail square"}) is None
-    assert analysis.edit_chain("no chain: crown red", {"crown red": "crown green"}) is None
-
-
 def test_the_edit_turns_one_description_into_the_others(world):
     from finer1_lite import paperbirds
 
@@ -87,12 +79,14 @@ def test_an_answer_goes_on_exactly_where_it_was_cut(student, few):
     whole = generation.generate(student.model, student.processor, batch, max_new_tokens=8)
     kept = [2, 5, 0]
     begun = [
-        student.processor.tokenizer.decode(row[:n]) for row, n in zip(whole.completion_ids, kept)
+        student.processor.tokenizer.decode(row[:n])
+        for row, n in zip(whole.completion_ids, kept, strict=True)
     ]
     again = [student.processor.tokenizer.encode(text, add_special_tokens=False) for text in begun]
-    same = [ids == row[:n].tolist() for ids, row, n in zip(again, whole.completion_ids, kept)]
+    rows = zip(again, whole.completion_ids, kept, strict=True)
+    same = [ids == row[:n].tolist() for ids, row, n in rows]
     more = analysis.continue_with(batch, begun, student.processor.tokenizer)
-    for p, (ids, n) in enumerate(zip(again, kept)):
+    for p, ids in enumerate(again):
         real = more.attention_mask[p].bool()
         assert (
             more.input_ids[p][real].tolist()
@@ -118,7 +112,9 @@ def test_states_and_features_have_a_row_a_picture(student, few):
 
 
 def test_an_untrained_student_changes_nothing_against_itself(student, few, world):
-    found = analysis.analyse(student, student, _twice(few), world, max_new_tokens=4)
+    both = {"before": student, "after": student}
+    made = analysis.parts(both, _twice(few), world, max_new_tokens=4)
+    found = changes.summary([row for measure in made.values() for row in measure()])
     assert found["CKA, vision"] == pytest.approx(1) == found["CKA, language"]
     for key in ("linear probe, vision", "linear probe, language", "quiz in words, seen"):
         assert (found[key]["gained"], found[key]["lost"], found[key]["p"]) == (0, 0, 1)

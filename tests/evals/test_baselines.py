@@ -10,9 +10,9 @@ from paths import SHARED
 
 from finer1_lite import species
 from finer1_lite.data import images
-from finer1_lite.evals import baselines, exam, examine
-from finer1_lite.evals.exam import Block, Exam
-from finer1_lite.presets import Preset
+from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
+from finer1_lite.evals import baselines
+from finer1_lite.evaluate import evaluate
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection
 
@@ -58,44 +58,41 @@ def test_a_missing_package_is_named(monkeypatch):
         baselines.lite0_features()
 
 
-@pytest.fixture
-def job(tmp_path, birds):
-    return examine.Job(tmp_path / "run", ("m",), Preset.lab(), (Block("answer", "closed"),))
+CLOSED = Condition(NO_PROMPT, "closed")
 
 
-def test_answers_become_records_of_the_same_form(student, birds, job, monkeypatch):
+def records(baseline, folder):
+    list(evaluate(baseline, baseline.benchmark, CLOSED, folder, 7))
+    text = (folder / f"{CLOSED.name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_choices_become_records_like_any_others(student, birds, tmp_path):
     few = Collection("bird", birds.species, birds.train[:80:8], birds.test[:40:8], birds.distance)
-    asked = Exam.of_collection(few, "birds")
-    monkeypatch.setattr(examine, "load", lambda *_: student)
-    baselines.answer("vision_tower", few, asked, job)
-    path = job.folder / "answers" / "baseline-vision_tower" / "closed.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    model_row = exam.record_of(
-        asked, Block("answer", "open"), "m", exam.Asked(asked.items[0], "", None, 0), ""
-    )
-    assert len(rows) == 4 * 5 and rows[0].keys() == model_row.keys()
+    asked = Benchmark.of_collection(few, "birds")
+    baseline = baselines.make("vision_tower", asked, few, lambda: student, "")
+    rows = records(baseline, tmp_path)
+    assert len(rows) == 4 * 5 and {r["model"] for r in rows} == {"baseline vision_tower"}
+    assert {(r["prompt"], r["order"], r["seed"]) for r in rows} == {("none", "rotate", None)}
     shown = {p.species for p in few.train}
     for row in rows:
         assert row["named"] is None or row["named"] in shown & set(row["options"])
         assert row["correct"] == (row["named"] == row["label"])
-    before = path.read_bytes()
-    baselines.answer("vision_tower", few, asked, job)
-    assert path.read_bytes() == before
+    again = baselines.make("vision_tower", asked, few, None, "")  # to load anything would fail
+    assert records(again, tmp_path) == rows
 
 
-def test_a_picture_that_broke_is_counted_and_stops_no_baseline(student, birds, job, monkeypatch):
+def test_a_picture_that_broke_is_counted_and_stops_no_baseline(student, birds, tmp_path):
     def broken():
         raise images.PictureError("is broken")
 
     few = Collection("bird", birds.species, birds.train[:16:8], birds.test[:40:8], birds.distance)
-    asked = Exam.of_collection(few, "birds")
+    asked = Benchmark.of_collection(few, "birds")
     items = (replace(asked.items[0], image=broken), *asked.items[1:])
-    monkeypatch.setattr(examine, "load", lambda *_: student)
-    baselines.answer("vision_tower", few, replace(asked, items=items), job)
-    path = job.folder / "answers" / "baseline-vision_tower" / "closed.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [r["problem"] for r in rows if r["photo"] == items[0].photo] == ["is broken"] * 4
-    assert sum(r["problem"] is None for r in rows) == 16
+    torn = replace(asked, items=items)
+    rows = records(baselines.make("vision_tower", torn, few, lambda: student, ""), tmp_path)
+    assert [r["error"] for r in rows if r["photo"] == items[0].photo] == ["is broken"] * 4
+    assert sum(r["error"] is None for r in rows) == 16
 
 
 @pytest.fixture(scope="module")
@@ -134,29 +131,29 @@ def tiny_clip(student, tmp_path_factory):
     return folder
 
 
-def test_clip_is_asked_by_names_or_probed_by_shots(tiny_clip, birds, job):
+def test_clip_is_asked_by_names_or_probed_by_shots(tiny_clip, birds):
     few = Collection("bird", birds.species, birds.train[:80:8], birds.test[:40:8], birds.distance)
-    asked = Exam.of_collection(few, "birds")
-    job = replace(job, clip=str(tiny_clip))
-    zero = baselines.score_items("clip", None, asked, job)
-    assert zero.scores.shape == (5, 60) and np.abs(zero.scores).max() <= 1 and not zero.problems
+    asked = Benchmark.of_collection(few, "birds")
+    zero = baselines.make("clip", asked, None, None, str(tiny_clip))
+    scores = np.stack([zero.scores[item.dataset, item.photo] for item in asked.items])
+    assert scores.shape == (5, 60) and np.abs(scores).max() <= 1
     look, read = baselines.clip_features(str(tiny_clip))
     names = [f"a photo of a {c}, a kind of bird." for c in zero.classes]
     image = asked.items[2].image()
-    assert zero.scores[2] == pytest.approx((look([image]) @ read(names).T)[0], abs=1e-5)
-    assert np.ptp(zero.scores, axis=1).min() > 0  # names are not all the same to it
-    probed = baselines.score_items("clip_probe", few, asked, job)
+    assert scores[2] == pytest.approx((look([image]) @ read(names).T)[0], abs=1e-5)
+    assert np.ptp(scores, axis=1).min() > 0  # names are not all the same to it
+    probed = baselines.make("clip_probe", asked, few, None, str(tiny_clip))
     shown = {p.species for p in few.train}
-    finite = {c for c, ok in zip(probed.classes, np.isfinite(probed.scores[0])) if ok}
-    assert finite == shown
+    found = np.isfinite(probed.scores["birds", asked.items[0].photo])
+    assert {c for c, ok in zip(probed.classes, found, strict=True) if ok} == shown
 
 
-def test_unknown_baselines_and_missing_shots_are_refused(job, birds):
-    asked = Exam.of_collection(birds, "birds")
+def test_unknown_baselines_and_missing_shots_are_refused(birds):
+    asked = Benchmark.of_collection(birds, "birds")
     with pytest.raises(DataError, match="choose one of lite0"):
-        baselines.answer("knn", birds, asked, job)
+        baselines.make("knn", asked, birds, None, "")
     with pytest.raises(DataError, match="no training shots"):
-        baselines.answer("lite0", None, asked, job)
+        baselines.make("lite0", asked, None, None, "")
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="../shared/photos is not here")
@@ -171,5 +168,8 @@ def test_four_shot_prototypes_on_photographs():
     queries = baselines.extract(features, [p.image for p in test])
     labels = [p.species for p in found.train]
     scores = baselines.prototype_scores(shots, labels, found.names, queries)
-    right = [baselines.choose(s, found.names, None) == p.species for s, p in zip(scores, test)]
+    right = [
+        baselines.choose(s, found.names, None) == p.species
+        for s, p in zip(scores, test, strict=True)
+    ]
     assert len(right) == 38 and np.mean(right) > 0.5

@@ -2,8 +2,7 @@
 
 import pytest
 
-from finer1_lite.evals import changes
-from finer1_lite.evals.pages import Table
+from finer1_lite.evals import changes, figures
 
 
 def rows(measure, before, after):
@@ -41,22 +40,25 @@ def test_the_page_holds_every_kind_of_row():
         {**faith, "when": "after", "follows": False},
         {"measure": "guess", "when": "control", "item": "0", "correct": True},
     ]
-    first, second, third = (b for b in changes.blocks(some) if isinstance(b, Table))
-    assert first.rows[0][:2] == ("quiz", "66.7 [20.8, 93.9]")
-    assert first.rows[0][3].startswith("+33.3 [") and first.rows[0][4] == "1 / 0"
-    assert first.rows[1] == ("guess", "100.0 [20.7, 100.0]", "", "", "", "", "1")
-    assert second.rows == [("CKA, vision", "0.500")]
-    assert [line[:2] for line in third.rows] == [
+    found = changes.summary(some)
+    first, second, third = (table.to_dict("records") for table in changes.tables(found).values())
+    assert (first[0]["measured"], first[0]["before, %"]) == ("quiz", "66.7 [20.8, 93.9]")
+    assert first[0]["difference, points"].startswith("+33.3 [")
+    assert first[0]["gained / lost"] == "1 / 0"
+    assert [v for v in first[1].values() if v] == ["guess", "100.0 [20.7, 100.0]", "1"]
+    assert second == [{"features": "CKA, vision", "linear CKA": "0.500"}]
+    assert [(line["training"], line["what was done"]) for line in third] == [
         ("before", "edited marks"),
         ("after", "edited marks"),
     ]
-    assert third.rows[0][3].startswith("100.0") and third.rows[1][3].startswith("0.0")
-    axis = changes.figure(some).axes[0]
+    assert [line["answer follows, %"].partition(" ")[0] for line in third] == ["100.0", "0.0"]
+    axis = figures.changes(found).axes[0]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["quiz", "guess"]
 
 
 def test_a_measure_of_nothing_says_so():
-    cell = changes.summary(rows("quiz", [None, 1], [1, None]))["quiz"]
-    assert cell["before"] == {"n": 0} and cell["p"] == pytest.approx(1)
-    table = changes.blocks(rows("quiz", [None, 1], [1, None]))[-1]
-    assert table.rows[0][1] == "nothing to ask"
+    found = changes.summary(rows("quiz", [None, 1], [1, None]))
+    assert found["quiz"]["before"] == {"n": 0} and found["quiz"]["p"] == pytest.approx(1)
+    first, *others = changes.tables(found).values()
+    assert first["before, %"].tolist() == ["nothing to ask"]
+    assert all(table.empty for table in others)

@@ -1,4 +1,4 @@
-"""An examination over HTTP: hostile server, nothing paid twice, no missing answer scored."""
+"""An evaluation over HTTP: hostile server, nothing paid twice, no missing answer scored."""
 
 import json
 import logging
@@ -6,18 +6,17 @@ import logging
 import pytest
 from hostile import Moods, server
 
-from finer1_lite import prompts
-from finer1_lite.__main__ import build_parser, main
+from finer1_lite import evaluate, prompts
+from finer1_lite.__main__ import main, read_command
 from finer1_lite.chains.client import data_url
-from finer1_lite.evals import endpoint, examine
-from finer1_lite.evals.commands import make_job
-from finer1_lite.evals.endpoint import Remote
-from finer1_lite.evals.exam import Block, Exam
+from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.evals.endpoint import NO_ANSWER, EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.runtime import files
 from finer1_lite.species import Collection
 
 KEY = "sk-not-for-any-disk-0815"
-OPEN, CLOSED = Block("answer", "open"), Block("think", "closed")
+OPEN = Condition("answer", "open")
+CLOSED = Condition("think", "closed")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +27,7 @@ def key(monkeypatch):
 @pytest.fixture(scope="module")
 def three(birds):
     few = Collection("bird", birds.species, birds.train, birds.test[:60:20], birds.distance)
-    return Exam.of_collection(few, "birds", "species")
+    return Benchmark.of_collection(few, "birds", "species")
 
 
 def seeing(three):
@@ -43,8 +42,8 @@ def seeing(three):
     return reply
 
 
-def ask(moods, three, folder, block=OPEN, **changed):
-    """One start of one block; (rows, questions left, ledger)."""
+def ask(moods, three, folder, condition=OPEN, **changed):
+    """One start of one condition; (rows, questions left, ledger)."""
     with server(moods) as url:
         there = Remote(url, ("m",), **({"timeout": 10, "workers": 2, "tries": 2} | changed))
         real = Remote.endpoint
@@ -57,8 +56,13 @@ def ask(moods, three, folder, block=OPEN, **changed):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Remote, "endpoint", same_place)
             ledger = there.ledger()
-            left = endpoint.answer(there, "m", three, block, folder, ledger, 16, bars=False)
-    return [r for _, r in files.read(folder / "answers/m" / f"{block.name}.jsonl")], left, ledger
+            model = EndpointAnswerer("m", there, ledger, folder / "cache", 16, bars=False)
+            left = evaluate_endpoint(model, three, condition, folder)
+    return (
+        [r for _, r in files.read(folder / "answers/m" / f"{condition.name}.jsonl")],
+        left,
+        ledger,
+    )
 
 
 def test_pictures_travel_and_answers_are_scored_by_the_same_parser(three, tmp_path):
@@ -67,7 +71,7 @@ def test_pictures_travel_and_answers_are_scored_by_the_same_parser(three, tmp_pa
     assert left == 0 and len(rows) == 3 and all(r["correct"] and r["tokens"] == 20 for r in rows)
     rows, _, _ = ask(moods, three, tmp_path, CLOSED)
     assert len(rows) == 12 and all(r["correct"] and len(r["options"]) == 4 for r in rows)
-    blind, _, _ = ask(moods, three, tmp_path, Block("answer", "open", picture=False))
+    blind, _, _ = ask(moods, three, tmp_path, Condition("answer", "open", picture=False))
     assert not any(r["correct"] or r["named"] or r["picture"] for r in blind)
     assert len(blind) == 3 and moods.seen.total() == 3 + 12 + 1  # the same words: asked once
     sent = [json.loads(body) for _, body in moods.bodies]
@@ -75,7 +79,7 @@ def test_pictures_travel_and_answers_are_scored_by_the_same_parser(three, tmp_pa
     assert ["image_url" in body for _, body in moods.bodies] == [True] * 15 + [False]
 
 
-def test_a_finished_block_asks_nothing_and_a_lost_file_nothing_twice(three, tmp_path):
+def test_a_finished_condition_asks_nothing_and_a_lost_file_nothing_twice(three, tmp_path):
     moods = Moods(reply=seeing(three))
     first, _, _ = ask(moods, three, tmp_path)
     assert ask(moods, three, tmp_path)[0] == first and moods.seen.total() == 3
@@ -93,8 +97,8 @@ def test_a_question_without_answer_is_counted_unscored_and_asked_again(mood, thr
         workers=1,
         timeout=3 if mood == "slow" else 10,
     )
-    lost = endpoint.unanswered(rows)
-    assert left == len(lost) == 1 and lost[0]["problem"].startswith("no answer:")
+    lost = [r for r in rows if (r["error"] or "").startswith(NO_ANSWER)]
+    assert left == len(lost) == 1 and lost[0]["error"].startswith("no answer:")
     assert sum(r["correct"] for r in rows) == 2
     moods = Moods(reply=seeing(three))
     rows, left, _ = ask(moods, three, tmp_path)
@@ -104,7 +108,7 @@ def test_a_question_without_answer_is_counted_unscored_and_asked_again(mood, thr
 def test_a_refusal_or_a_spent_budget_ends_the_start_and_is_not_an_answer(three, tmp_path):
     moods = Moods(default="401")
     rows, left, _ = ask(moods, three, tmp_path / "a", workers=1)
-    assert left == 3 and moods.seen.total() <= 2 and all(r["problem"] for r in rows)
+    assert left == 3 and moods.seen.total() <= 2 and all(r["error"] for r in rows)
     moods = Moods(reply=seeing(three))
     rows, left, ledger = ask(moods, three, tmp_path / "b", workers=1, max_requests=2)
     assert left == 1 and moods.seen.total() == 2
@@ -116,8 +120,10 @@ def test_a_refusal_or_a_spent_budget_ends_the_start_and_is_not_an_answer(three, 
 def test_worthless_answers_are_paid_scored_wrong_and_bounded(three, tmp_path):
     odd = Moods(["empty", "huge", "endless"], reply=lambda _: "x")
     rows, left, _ = ask(odd, three, tmp_path, workers=1, timeout=20)
-    assert left == 0 and not any(r["correct"] or r["problem"] for r in rows)
-    assert sum(r["cut"] for r in rows) == 2 and max(len(r["completion"]) for r in rows) <= 40_000
+    assert left == 0 and not any(r["correct"] or r["error"] for r in rows)
+    assert (
+        sum(r["truncated"] for r in rows) == 2 and max(len(r["completion"]) for r in rows) <= 40_000
+    )
     rows, _, _ = ask(Moods(reply=lambda _: "\ud800"), three, tmp_path / "b")
     assert rows[0]["completion"] == "?"  # no lone surrogate reaches a file
 
@@ -128,7 +134,7 @@ def test_worthless_answers_are_paid_scored_wrong_and_bounded(three, tmp_path):
 def test_the_command_reports_what_is_left_and_the_same_command_asks_it(
     tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr(examine.exam, "generation", None)  # no model of this machine is asked
+    monkeypatch.setattr(evaluate, "generation", None)  # no model of this machine is asked
     moods = Moods(["good"] * 30, "500", reply=lambda _: "<answer>x</answer>")
     with server(moods) as url:
         command = [
@@ -155,11 +161,11 @@ def test_the_command_reports_what_is_left_and_the_same_command_asks_it(
         (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
         assert "org/m answer-open: 30 questions without answer" in said
         run = tmp_path / "evaluation"
-        page = (run / "evaluation.md").read_text()
+        page = (run / "report.md").read_text()
         assert "| org/m | answer | open | 30 of 60 | no answer:" in page
         moods.default = "good"
         assert main(command) == 0
-    assert "Not scored" not in (run / "evaluation.md").read_text()
+    assert "Not scored" not in (run / "report.md").read_text()
     assert json.loads((run / "requests.json").read_text())["from cache"] == 30
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and KEY.encode() in f.read_bytes()]
 
@@ -186,8 +192,7 @@ def test_settings_of_an_endpoint_are_checked_before_anything_is_written(tmp_path
 
 
 def test_an_endpoint_gets_room_to_think():
-    parse = build_parser().parse_args
-    job = make_job(parse(["evaluate", "--endpoint", "http://h/v1", "--model", "m"]))
+    job = read_command(["evaluate", "--endpoint", "http://h/v1", "--model", "m"]).job()
     assert job.preset.max_new_tokens == 1024 and job.endpoint.models == ("m",)
-    job = make_job(parse(["evaluate", "m", "--max-new-tokens", "7"]))
+    job = read_command(["evaluate", "m", "--max-new-tokens", "7"]).job()
     assert job.preset.max_new_tokens == 7 and job.endpoint is None

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from finer1_lite import prompts
+from finer1_lite import evaluate, prompts
 from finer1_lite.__main__ import main
-from finer1_lite.evals import exam, questions
-from finer1_lite.evals.exam import Block, Exam
+from finer1_lite.data import benchmark
+from finer1_lite.data.benchmark import Condition
+from finer1_lite.evals import questions
+from finer1_lite.evaluate import Completion
 from finer1_lite.runtime.files import DataError
 
 FOOD = {
@@ -35,13 +37,13 @@ def write(folder, rows, name="wiki.jsonl", pictures=("a.png",), bird=None):
 
 def test_questions_are_asked_as_they_stand_and_each_in_its_own_world(tmp_path, birds):
     path = write(tmp_path, [FOOD, PLACE], bird=birds)
-    found = Exam.of_questions([path], tmp_path)
+    found = questions.of_questions([path], tmp_path)
     assert [i.photo for i in found.items] == ["a.png", "a.png#2"]
     assert [(i.dataset, i.split) for i in found.items] == [("wiki", "seen"), ("wiki", "unseen")]
-    closed = exam.questions(found, Block("answer", "closed"))
+    closed = benchmark.questions(found, Condition("answer", "closed"))
     assert len(closed) == 3 and {a.options.index("fish") for a in closed} == {0, 1, 2}
     assert closed[0].text.startswith("What does this bird eat? Give only the answer inside")
-    (open_,) = exam.questions(found, Block("think", "open"))
+    (open_,) = benchmark.questions(found, Condition("think", "open"))
     assert open_.text.startswith("Where does {it} breed? Think inside") and not open_.options
     assert found.items[1].image().size == (84, 84)
 
@@ -58,9 +60,10 @@ def test_questions_are_asked_as_they_stand_and_each_in_its_own_world(tmp_path, b
     ],
 )
 def test_the_answer_or_an_alias_is_right_and_a_list_is_not(said, right, tmp_path, birds):
-    found = Exam.of_questions([write(tmp_path, [FOOD, PLACE], bird=birds)], tmp_path)
-    (asked,) = exam.questions(found, Block("answer", "open"))
-    row = exam.record_of(found, Block("answer", "open"), "m", asked, f"<answer>{said}</answer>")
+    found = questions.of_questions([write(tmp_path, [FOOD, PLACE], bird=birds)], tmp_path)
+    (asked,) = benchmark.questions(found, Condition("answer", "open"))
+    told = Completion(f"<answer>{said}</answer>")
+    row = evaluate.record(found, Condition("answer", "open"), asked, told, model="m")
     assert row["correct"] == bool(right)
 
 
@@ -84,7 +87,7 @@ def test_every_broken_row_is_named_with_what_to_do(tmp_path, birds):
     assert lines == [f"{path}, line {n}" for n in (2, 3, 4, 5, 6, 7, 8, 10)] + ["wiki"]
     assert "read alike; spell them one way" in caught.value.problems[-1]
     with pytest.raises(DataError, match="1 of 1 pictures are missing"):
-        Exam.of_questions([write(tmp_path, [FOOD | {"image": "b.png"}], bird=birds)], tmp_path)
+        questions.of_questions([write(tmp_path, [FOOD | {"image": "b.png"}], bird=birds)], tmp_path)
 
 
 def test_a_prompt_that_asks_for_a_name_is_refused(tmp_path, caplog):
@@ -118,7 +121,7 @@ def test_two_files_become_two_data_sets_of_one_report(student, tmp_path, birds):
         )
         == 0
     )
-    page = (tmp_path / "runs/evaluation/evaluation.md").read_text()
+    page = (tmp_path / "runs/evaluation/report.md").read_text()
     for said in (
         "## Data sets, open world",
         "## Data sets, closed world",

@@ -7,8 +7,10 @@ import pytest
 from paths import SHARED
 from PIL import Image
 
+from finer1_lite import scoring
 from finer1_lite.__main__ import main
-from finer1_lite.evals import audit, controls, scoring
+from finer1_lite.data import benchmark, hubsets
+from finer1_lite.evals import audit, controls
 from finer1_lite.evals import questions as question_files
 from finer1_lite.runtime.files import DataError
 
@@ -87,10 +89,10 @@ def test_text_without_tags_counts_only_where_none_were_asked_for():
 
 def test_every_answer_stands_at_every_position_once():
     for options in (["a", "b"], list("abcd"), list("abcdefg")):
-        orders = scoring.rotations(options, "photo")
+        orders = benchmark.rotations(benchmark.shuffled(options, "photo"))
         for place in range(len(options)):
             assert sorted(order[place] for order in orders) == sorted(options)
-    assert scoring.rotations("abcd", "x") != scoring.rotations("abcd", "y")
+    assert benchmark.shuffled("abcd", "x") != benchmark.shuffled("abcd", "y")
 
 
 # --- reading ---------------------------------------------------------------------------
@@ -134,7 +136,7 @@ def test_the_released_files_are_whole():
     questions = question_files.read_questions(EVAL)
     assert len(questions) == 35_566
     assert {(q.dataset, q.split) for q in questions} == {
-        (d, s) for d in question_files.COARSE for s in question_files.SPLITS
+        (d, s) for d in hubsets.COARSE for s in question_files.SPLITS
     }
     assert len(question_files.classes_of(questions)["bird"]) == 200
 
@@ -157,10 +159,10 @@ def test_the_audit_of_the_released_files():
 
 
 @needs_files
-def test_blind_answerers_on_the_released_files():
+def test_image_free_answerers_on_the_released_files():
     files = [f for f in EVAL if f.stem.startswith(("pet", "flower"))]
     questions = question_files.read_questions(files)
-    found = question_files.score_answerers(questions)
+    found = controls.score_completions(questions)
     assert found["always first"]["released"] == found["list all"]["released"] == 1
     assert found["always first"]["ours"] == pytest.approx(0.25, abs=1e-12)
     assert found["list all"]["ours"] == 0
@@ -212,7 +214,7 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path):
     assert (finding.count, finding.total) == (1, 1)
 
 
-def test_fingerprints_differ_in_the_bits_that_differ():
+def test_hashes_differ_in_the_bits_that_differ():
     assert audit.near_duplicates({"a": 0b1011}, {"b": 0b0011, "c": 2**64 - 1}) == [("a", "b", 1)]
 
 

@@ -7,12 +7,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from PIL import Image
+from scored import record
 
-from finer1_lite import evaluate, plots
-from finer1_lite.evals import findings, pages
-from finer1_lite.evals.report import write_report
-from finer1_lite.metrics import summarise
+from finer1_lite import plots
+from finer1_lite.evals import report as pages
+from finer1_lite.evals import tables
+from finer1_lite.evals.report import summary, write_report
+from finer1_lite.metrics import STAGES, LabRecord, summarise, table
 from finer1_lite.runtime.files import DataError, write_atomically
 
 EVIL = (
@@ -33,27 +36,17 @@ def chain(name):
 
 def made_up_records(scores=SCORES, seeds=(0, 1, 2)):
     rng, rows = np.random.default_rng(0), []
-    for key, score in scores.items():
-        stage, prompt = key.split("_")[0], "answer" if key == "base" else "think"
-        for seed in [None] if stage == "base" else seeds:
+    for stage, score in scores.items():
+        model, prompt, _ = STAGES[stage]
+        for seed in [None] if model == "base" else seeds:
             for photo, i in PHOTOS.items():
                 for task in ("open", "closed"):
                     right = bool(rng.random() < score)
                     named = f"bird {i % 7}" if right else WRONG
-                    options = None if task == "open" else [f"bird {j}" for j in range(4)]
-                    row = evaluate.answer_row(
-                        chain(named),
-                        f"bird {i % 7}",
-                        [f"bird {j}" for j in range(7)] + [WRONG],
-                        model=stage,
-                        prompt=prompt,
-                        task=task,
-                        photo=photo,
-                        options=options,
-                        split="seen" if i % 5 < 3 else "unseen",
-                        tokens=80,
-                    )
-                    rows.append(row | {"stage": stage, "seed": seed})
+                    row = record(photo, right, label=f"bird {i % 7}", named=named, task=task)
+                    row |= {"model": model, "prompt": prompt, "seed": seed, "tokens": 70 + i % 20}
+                    row |= {"group": "bird", "named_group": "bird", "completion": chain(named)}
+                    rows.append(row | {"split": "seen" if i % 5 < 3 else "unseen"})
     return rows
 
 
@@ -133,7 +126,8 @@ def blank(data):
 
 def test_all_files_are_there_and_no_figure_is_blank(report):
     figures = sorted(path.relative_to(report).as_posix() for path in report.rglob("*.png"))
-    whole = [f"figures/{name}.png" for name in ("accuracy", "learning", "samples")]
+    names = ("accuracy", "confusion", "learning", "length", "samples")
+    whole = [f"figures/{name}.png" for name in names]
     assert figures == [*whole, *(f"figures/samples/{i}.png" for i in range(1, 7))]
     for name in figures:
         assert not blank((report / name).read_bytes()), name
@@ -146,8 +140,9 @@ def test_html_holds_no_tag_of_a_model(report):
     assert "script" not in page.tags and text.count("&lt;script&gt;") >= 6
     assert not [a for a in page.attributes if a[1].startswith("on")]
     sources = [value for _, name, value in page.attributes if name in ("src", "href")]
-    assert len(sources) == 2 + 6 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(sources) == 4 + 6 and all(s.startswith("data:image/png;base64,") for s in sources)
     assert page.tags.count("article") == 6 and page.tags.count("h1") == 1
+    assert "default-src 'none'; img-src data:" in text  # nothing is loaded, nothing runs
     assert "lab &lt;b&gt;" in text and "<b>" not in text
     assert "\u202e" not in text and "\\u202e" in text and "\\ud800" in text
 
@@ -155,7 +150,7 @@ def test_html_holds_no_tag_of_a_model(report):
 def test_chain_is_coloured_in_four_parts(report):
     page = Tags((report / "report.html").read_text(encoding="utf-8"))
     classes = [value for tag, _, value in page.attributes if tag == "span"]
-    assert classes == ["p0", "p1", "p2", "p3"] * 6
+    assert classes == ["analysis", "candidates", "comparison", "prediction"] * 6
 
 
 def outside_fences(text):
@@ -177,59 +172,74 @@ def outside_fences(text):
 def test_markdown_boxes_all_that_a_model_wrote(report):
     outside = outside_fences((report / "report.md").read_text(encoding="utf-8"))
     text = "\n".join(outside)
-    for word in ("script", "# out", "bird", "lab", "onerror"):
+    for word in ("script", "# out", "analysis:", "<", "onerror"):
         assert word not in text, word
     headings = [line for line in outside if line.startswith("#")]
-    assert headings[0].startswith("# ") and "## Six test pictures" in headings
+    assert headings[0].startswith("# ") and "## Test pictures" in headings
     links = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
-    assert len(links) == 8 and all((report / link).is_file() for link in links)
+    assert len(links) == 10 and all((report / link).is_file() for link in links)
 
 
 def test_three_right_and_three_wrong_samples_by_rule():
     records = made_up_records()
-    chosen = findings.pick_samples(records)
+    chosen = tables.pick_samples(table(records))
     assert [r["correct"] for r in chosen] == [True] * 3 + [False] * 3
     for kind in (chosen[:3], chosen[3:]):
         assert {r["split"] for r in kind} == {"seen", "unseen"}
-    assert {(r["stage"], r["seed"], r["task"]) for r in chosen} == {("tapo", 0, "open")}
-    assert findings.pick_samples(records[::-1]) == chosen
-    only_wrong = [r | {"correct": False} for r in records if r["stage"] != "tapo"]
-    chosen = findings.pick_samples(only_wrong)
-    assert len(chosen) == 3 and chosen[0]["stage"] == "sft"
-    assert findings.pick_samples([]) == []
+    assert {(r["model"], r["seed"], r["task"]) for r in chosen} == {("TAPO", 0, "open")}
+    again = tables.pick_samples(table(records[::-1]))
+    assert [r["photo"] for r in again] == [r["photo"] for r in chosen]
+    only_wrong = [r | {"correct": False} for r in records if r["model"] != "TAPO"]
+    chosen = tables.pick_samples(table(only_wrong))
+    assert len(chosen) == 3 and chosen[0]["model"] == "SFT"
+    assert tables.pick_samples(table([])) == []
 
 
 def difference(low, high):
     return {"mean": (low + high) / 2, "low": low, "high": high, "n": 9, "seeds": 3}
 
 
-def test_an_interval_with_zero_is_not_settled():
+def test_an_interval_with_zero_is_not_significant():
     intervals = [(0.1, 0.2), (-2, -1), (-1, 1), (0, 1)]
-    words = [findings.verdict(difference(*interval)) for interval in intervals]
-    assert words == ["better", "worse", "not settled", "not settled"]
+    words = [tables.verdict(difference(*interval)) for interval in intervals]
+    assert words == ["better", "worse", "not significant", "not significant"]
 
 
 @pytest.mark.parametrize(
     ("tapo", "said", "unsaid"),
     [
         (0.95, "TAPO beats SFT: open world", "does not beat"),
-        (0.55, "TAPO does not beat SFT in this run. Not settled", "TAPO beats"),
+        (0.55, "TAPO does not beat SFT in this run. Not significant", "TAPO beats"),
         (0.15, "does not beat SFT in this run. It is worse than SFT: open world", "TAPO beats"),
     ],
 )
 def test_summary_says_whether_tapo_beats_sft(tapo, said, unsaid):
-    text = findings.summary(summarise(made_up_records(SCORES | {"tapo": tapo})))
+    text = summary(summarise(made_up_records(SCORES | {"tapo": tapo})))
     assert said in text and unsaid not in text and "3 training seeds" in text
 
 
 def test_numbers_of_the_tables(report):
-    text = (report / "report.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    text = (report / "report.md").read_text(encoding="utf-8")
     records = [json.loads(line) for line in (report / "records.jsonl").read_text().splitlines()]
     cell = summarise(records)["tapo"]["unseen"]["open"]
-    shown = f"{100 * cell['accuracy']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+    shown = f"{100 * cell['accuracy']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
     assert cell["n"] == 24 and f"{shown}, n = 24" in text
-    assert "| TAPO | think | 3 |" in text and "TAPO minus base (chain prompt)" in text
-    assert '"minutes": 42.5' in text and '"minutes of TAPO steps, all seeds": 18.0' in text
+    assert "| TAPO | think | " in text and "TAPO (think) minus base (think)" in text
+    assert '"minutes": 42.5' in text and "Minutes of TAPO steps, all seeds: 18.0" in text
+
+
+def test_numbers_of_a_lab_run_are_those_of_its_records():
+    found = summarise(made_up_records())
+    frame = table(made_up_records(), LabRecord)
+    line = tables.main_table(found, "closed", frame).set_index(["answerer", "prompt"])
+    cell = found["tapo"]["seen"]["closed"]
+    assert line.loc[("TAPO", "think"), "seen, %"] == tables.interval(cell)
+    assert (
+        line.loc[("TAPO", "think"), "seeds"] == "3" and line.loc[("base", "think"), "seeds"] == ""
+    )
+    shown = tables.difference_table(tables.stored_differences(found, "open"))
+    assert shown["difference"].tolist()[:2] == ["SFT (think) minus base (answer)"] * 2
+    assert set(shown["verdict"]) <= {"better", "worse", "not significant"}
 
 
 def test_a_run_with_only_its_base(tmp_path):
@@ -241,22 +251,27 @@ def test_a_run_with_only_its_base(tmp_path):
 
 def test_numbers_without_records(tmp_path):
     folder = made_up_run(tmp_path / "lab", made_up_records())
-    (folder / "metrics.json").write_text(json.dumps(summarise(made_up_records())))
+    found = summarise(made_up_records())
+    (folder / "metrics.json").write_text(json.dumps(found))
     with_records = write_report(folder, photo).with_suffix(".md").read_text()
     (folder / "records.jsonl").unlink()
     text = write_report(folder, {}).with_suffix(".md").read_text()
-    assert text.split("## Differences")[0] == with_records.split("## Differences")[0]
-    assert "test pictures" not in text
+    same = [part for part in text.split("## ") if part.startswith(("Summary", "Differences"))]
+    assert len(same) == 3 and all(part in with_records for part in same)
+    for stage in ("base", "sft", "tapo"):
+        shown = tables.interval(found[stage]["unseen"]["closed"])
+        assert shown in text and shown in with_records
+    assert "## Training" in text and "## Test pictures" not in text
 
 
 def test_all_faults_come_at_once_and_nothing_is_written(tmp_path):
     folder = made_up_run(tmp_path / "lab", made_up_records())
-    (folder / "config.json").unlink()
+    (folder / "config.json").write_text("{")
     (folder / "metrics.json").write_text("[1]")
     (folder / "seed1/tapo/log.jsonl").write_text("oops\n{}\n")
     with pytest.raises(DataError) as caught:
         write_report(folder, photo)
-    for part in ("config.json: missing", "metrics.json: is no JSON", "tapo/log.jsonl, line 1"):
+    for part in ("config.json: Expecting", "metrics.json: is no JSON", "tapo/log.jsonl, line 1"):
         assert part in str(caught.value)
     assert not (folder / "report.md").exists() and not (folder / "figures").exists()
 
@@ -268,6 +283,18 @@ def test_missing_photos_are_all_named(tmp_path):
     assert len(caught.value.problems) == 6
 
 
+def test_without_photos_the_text_stands_alone(tmp_path):
+    records = [r | {"photo": f"owl/{r['photo'][-1]}.jpg"} for r in made_up_records({"base": 1})]
+    unique = {(r["photo"], r["task"]): r for r in records}
+    folder = made_up_run(tmp_path / "lab", list(unique.values()), seeds=())
+    text = write_report(folder).with_suffix(".md").read_text()
+    assert "## Test pictures" not in text  # the base was not asked under the chain prompt
+    records = [r | {"prompt": "think"} for r in unique.values()]
+    write_rows(folder / "records.jsonl", records)
+    text = write_report(folder).with_suffix(".md").read_text()
+    assert text.count("photo: owl/") == 3 and not (folder / "figures/samples").exists()
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "report.md"
     write_atomically(path, b"old")
@@ -276,30 +303,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(chain("x"), "", "no tags", EVIL, "comparison: analysis: prediction: x"),
-        *("<think>analysis: a</think>candidates: b", "</think>analysis: x"),
-    ],
-)
-def test_chain_parts_lose_nothing(text):
-    parts = pages.chain_parts(text)
-    assert "".join(piece for _, piece in parts) == text
-    marked = [index for index, _ in parts if index is not None]
-    assert marked == sorted(set(marked))
-    assert not any(i is not None and "</think>" in piece for i, piece in parts)
-
-
 def test_long_completions_are_cut_and_counted():
     assert pages.visible("a" * 5000).endswith("… (1000 more characters)")
     assert len(pages.fence("`" * 3000).splitlines()[0]) > 3000
 
 
-def test_running_mean_keeps_length_and_constants():
-    assert plots.running_mean(np.full(9, 2.0), 3) == pytest.approx(np.full(9, 2.0))
-    assert plots.running_mean(np.array([0.0, 3.0, 6.0]), 3) == pytest.approx([1.5, 3, 4.5])
+def test_the_thick_line_is_a_centred_mean_with_fewer_points_at_the_ends():
     assert [plots.running_window(n) for n in (1, 39, 40, 60, 100)] == [1, 1, 3, 3, 5]
+    logs = {0: [{"step": s, "loss": float(s % 3)} for s in range(60)]}
+    thin, thick = plots.learning_curves({}, logs).axes[0].lines
+    assert thin.get_ydata()[:4] == pytest.approx([0, 1, 2, 0])
+    assert thick.get_ydata()[:3] == pytest.approx([0.5, 1, 1]) and len(thick.get_ydata()) == 60
 
 
 def test_learning_curves_label_smoothing_and_skip_what_is_missing():
@@ -315,12 +329,20 @@ def test_learning_curves_label_smoothing_and_skip_what_is_missing():
     assert plots.learning_curves({}, {}).texts
 
 
-def test_accuracy_bars_show_every_cell_and_chance():
-    figure = plots.accuracy_bars(summarise(made_up_records()))
-    for axis, dashed in zip(figure.axes, (0, 1)):
-        assert len(axis.patches) == 8
-        assert sum(line.get_linestyle() == "--" for line in axis.lines) == dashed
-    assert plots.accuracy_bars({}).axes
+def test_the_accuracy_figure_shows_every_cell_its_seeds_and_the_controls():
+    figure = plots.accuracy(summarise(made_up_records()))
+    for axis in figure.axes:
+        assert len(axis.containers) == len(SCORES) * 2  # a dot with its interval each
+        rings = [c for c in axis.collections if isinstance(c, PathCollection)]
+        assert sum(len(c.get_offsets()) for c in rings) == 2 * 2 * 3  # SFT and TAPO, three seeds
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels[:3] == ["seen classes", "unseen classes", "one training seed"]
+    assert labels[3:] == ["chance, 25 %"]
+    names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert names == ["base (answer)", "base (think)", "SFT (think)", "TAPO (think)"]
+    controlled = plots.accuracy(summarise(made_up_records()), {"always first": 0.5})
+    assert controlled.legends[0].get_texts()[-1].get_text() == "always first, 50 %"
+    assert plots.accuracy({}).axes
 
 
 def test_photo_grid():

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 
@@ -109,14 +110,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def server(moods: Moods):
-    """Serves on a free port of this machine; gives the URL."""
+    """Serves on a free port of this machine; gives the URL. Clients wait less before a try."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     http.moods, http.daemon_threads = moods, True
     http.handle_error = lambda *_: None  # a client that hangs up is part of the play
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
+    wait = mock.patch("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     try:
-        yield f"http://127.0.0.1:{http.server_address[1]}/v1"
+        with wait:
+            yield f"http://127.0.0.1:{http.server_address[1]}/v1"
     finally:
         http.shutdown()
         http.server_close()

@@ -12,15 +12,15 @@ from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.students import random_weights
 
-EYE = (2, 64, 4, 128, (1,))
-SIZES = {  # beside those of `fullsize`
-    "middle": ((151_936, 128, 8, 4, 2, 1024), True, EYE),
-    "one layer of 3B": ((151_936, 2048, 1, 16, 2, 11_008), True, EYE),
+VISION = (2, 64, 4, 128, (1,))
+SIZES = {  # beside those of `random_weights`
+    "middle": ((151_936, 128, 8, 4, 2, 1024), True, VISION),
+    "one layer of 3B": ((151_936, 2048, 1, 16, 2, 11_008), True, VISION),
 }
 
 
 def preset_of(name: str, **changes) -> Preset:
-    """64 visual tokens a picture; any size of `fullsize.SIZES`."""
+    """64 visual tokens a picture; any size of `SIZES`, here or there."""
     changes = dict(quantize="nf4", pixels=64 * 28 * 28, lora_rank=8) | changes
     return Preset.lab().with_(student=random_weights.PREFIX + name, **changes)
 
@@ -32,12 +32,12 @@ def adapted(preset: Preset) -> Student:
 def prompts_of(student: Student, count: int = 1) -> generation.PromptBatch:
     """Prompts with a picture of 64 visual tokens each."""
     pictures = [Image.new("RGB", (224, 224), (50 * i, 100, 150)) for i in range(count)]
-    asked = ["Describe the bird."] * count
-    return generation.encode_prompts(student.model, student.processor, asked, pictures)
+    questions = ["Describe the bird."] * count
+    return generation.encode_prompts(student.model, student.processor, questions, pictures)
 
 
 def answers(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers of which the first is a token shorter, so that attention is masked."""
+    """Completions of which the first is a token shorter, so that attention is masked."""
     tokens = torch.randint(10, 600, (rows, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(tokens)
     mask[0, -1] = 0

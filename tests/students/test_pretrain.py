@@ -43,7 +43,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_an_undisturbed_one(fresh,
 def test_rows_of_describing_never_name_a_species(world):
     rng = random.Random(0)
     for _ in range(50):
-        asked, picture, reply = pretrain.describe_row(world, rng)
+        _, picture, reply = pretrain.describe_row(world, rng)
         assert picture is not None
         assert not any(name in reply for name in world.names)
 
@@ -64,10 +64,10 @@ def test_captions_name_every_kind_of_species_and_only_the_right_one(world, monke
         paperbirds, "photo", lambda w, name, *rest: shown.append(name) or real(w, name, *rest)
     )
     rng = random.Random(0)
-    asked = set()
+    questions = set()
     for _ in range(200):
         question, _, reply = pretrain.caption_row(world, rng)
-        asked.add(question)
+        questions.add(question)
         assert [n for n in world.names if n in reply] == [shown[-1]]
-    assert asked == {prompts.CAPTION, prompts.question("answer", "bird")}
+    assert questions == {prompts.CAPTION, prompts.question("answer", "bird")}
     assert {n in world.seen for n in shown} == {True, False}

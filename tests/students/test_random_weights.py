@@ -1,5 +1,7 @@
 """Random students of known sizes: the published numbers, and what `from_pretrained` makes."""
 
+import itertools
+
 import pytest
 import torch
 from sized import SIZES, adapted, answers, preset_of, prompts_of
@@ -67,7 +69,8 @@ def test_weights_have_transformers_initial_spread_and_are_the_same_again():
             assert (module.weight == 1).all(), name
     frequencies = one.model.model.language_model.rotary_emb.inv_freq
     assert frequencies[0] == 1 and (frequencies.diff() < 0).all()
-    for (name, left), (_, right) in zip(one.model.named_parameters(), two.model.named_parameters()):
+    pairs = zip(one.model.named_parameters(), two.model.named_parameters(), strict=True)
+    for (name, left), (_, right) in pairs:
         assert torch.equal(left, right), name
 
 
@@ -87,7 +90,7 @@ def test_no_layer_is_materialised_before_its_turn(monkeypatch):
     preset = preset_of(TINY)
     models.load_student(preset.student, preset)
     assert len(seen) == 28 and seen == sorted(seen)
-    packed = [b - a for a, b in zip(seen, seen[1:])]
+    packed = [b - a for a, b in itertools.pairwise(seen)]
     assert max(packed) < 128 * 384 * 4  # never a whole layer in float32
 
 
@@ -98,8 +101,8 @@ def test_special_tokens_stand_where_qwen_has_them(tiny):
     assert (tok.eos_token_id, tok.pad_token_id) == (151645, 151643)
     assert config.image_token_id == random_weights.TOKENS["<|image_pad|>"]
     assert config.video_token_id == random_weights.TOKENS["<|video_pad|>"]
-    asked = tok.encode("<think> a bird </think>")
-    assert tok.decode(asked) == "<think> a bird </think>" and max(asked) < 151643
+    ids = tok.encode("<think> a bird </think>")
+    assert tok.decode(ids) == "<think> a bird </think>" and max(ids) < 151643
 
 
 def test_the_processor_is_saved_and_read_again(tiny, tmp_path):

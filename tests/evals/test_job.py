@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from finer1_lite import models
-from finer1_lite.__main__ import build_parser, main
-from finer1_lite.evals import analysis, examine
-from finer1_lite.evals.commands import make_job
+from finer1_lite.__main__ import main, read_command
+from finer1_lite.evals import analysis, job
 from finer1_lite.presets import Preset
+from finer1_lite.runtime.files import DataError
 
 SHORT = ["--test-pictures", "24", "--max-new-tokens", "3", "--batch", "100", "--prompts", "answer"]
 
@@ -37,19 +37,19 @@ def test_a_run_is_answered_reported_resumed_and_guarded(saved, tmp_path, caplog,
     run = tmp_path / "evaluation"
     records = (run / "records.jsonl").read_bytes()
     rows = [json.loads(line) for line in records.splitlines()]
-    assert len(rows) == 60 * 2 * 3  # open and closed; seeing, blind and the baseline
-    page = (run / "evaluation.md").read_text()
+    assert len(rows) == 60 * 2 * 3  # two tasks; with the picture and without, the baseline
+    page = (run / "report.md").read_text()
     for said in ("novice, no picture", "always the first option", "baseline vision_tower"):
         assert said in page
     answers = run / "answers" / "novice" / "answer-open.jsonl"
     answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[:7]))
-    for name in ("records.jsonl", "evaluation.md"):
+    for name in ("records.jsonl", "report.md"):
         (run / name).unlink()
     assert main([*command, "--baselines", "vision_tower"]) == 0
     assert (run / "records.jsonl").read_bytes() == records
-    assert (run / "evaluation.md").read_text() == page
+    assert (run / "report.md").read_text() == page
     said = refused(caplog, *command, "--baselines", "vision_tower", "--letters")
-    assert "blocks" in said and "--fresh" in said
+    assert "conditions" in said and "--fresh" in said
     assert (run / "records.jsonl").read_bytes() == records
 
 
@@ -58,17 +58,18 @@ def test_an_adapter_finds_its_base(saved, fresh, tmp_path):
     adapter = tmp_path / "trained"
     fresh.model.name_or_path = str(saved)
     models.save_adapter(models.add_adapter(fresh, preset, 0), adapter)
-    job = examine.Job(tmp_path, (str(adapter),), preset, (), base=str(saved))
-    assert examine.is_adapter(str(adapter)) and not examine.is_adapter(str(saved))
-    assert models.base_of(adapter, job.base) == str(saved)
-    assert hasattr(examine.load(str(adapter), job).model, "peft_config")
+    given = job.Job(tmp_path, (str(adapter),), preset, base=str(saved))
+    assert job.is_adapter(str(adapter)) and not job.is_adapter(str(saved))
+    assert models.base_of(adapter, given.base) == str(saved)
+    assert hasattr(job.load(str(adapter), given).model, "peft_config")
     config = adapter / "adapter_config.json"
     named = json.loads(config.read_text()) | {"base_model_name_or_path": "lab-student-world0"}
     config.write_text(json.dumps(named))
-    bare = examine.Job(tmp_path, (str(adapter),), preset, ())
+    bare = job.Job(tmp_path, (str(adapter),), preset)
     assert models.base_of(adapter, bare.base).endswith("assets/lab-student-world0")
     config.write_text(json.dumps(named | {"base_model_name_or_path": None}))
-    assert "--base" in examine._unusable(str(adapter), bare)
+    with pytest.raises(DataError, match="give --base"):
+        job.run_evaluation(bare)
 
 
 def test_adapters_of_one_folder_name_stand_side_by_side(saved, fresh, tmp_path):
@@ -103,13 +104,12 @@ def test_adapters_of_one_folder_name_stand_side_by_side(saved, fresh, tmp_path):
     assert {r["model"] for r in rows} == set(names)
     assert len({r["photo"] for r in rows}) * 4 == len(rows)
     assert (
-        "dapo/seed0/tapo (answer) minus lab/seed0/tapo (answer)"
-        in (run / "evaluation.md").read_text()
-        or "lab/seed0/tapo (answer) minus dapo" in (run / "evaluation.md").read_text()
+        "dapo/seed0/tapo (answer) minus lab/seed0/tapo (answer)" in (run / "report.md").read_text()
+        or "lab/seed0/tapo (answer) minus dapo" in (run / "report.md").read_text()
     )
 
 
-def test_models_that_cannot_be_examined_are_all_named(tmp_path, caplog):
+def test_models_that_cannot_be_evaluated_are_all_named(tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     said = refused(
         caplog,
@@ -154,11 +154,11 @@ def test_settings_that_make_no_sense_are_all_named(tmp_path, caplog):
 
 
 def test_the_released_protocol_keeps_the_order_of_the_file():
-    args = build_parser().parse_args(
+    command = read_command(
         ["evaluate", "m", "--protocol", "released", "--prompts", "think", "--tasks", "closed"]
     )
-    blocks = make_job(args).blocks
-    assert {b.order for b in blocks} == {"as_is"} and {b.picture for b in blocks} == {True, False}
+    asked = command.job().conditions
+    assert {c.order for c in asked} == {"as_is"} and {c.picture for c in asked} == {True, False}
 
 
 @pytest.mark.slow
@@ -176,13 +176,13 @@ def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, m
         "--max-new-tokens",
         "2",
     ]
-    monkeypatch.setattr(examine, "model_names", lambda job: dict(zip(job.models, "ab")))
+    monkeypatch.setattr(job, "model_names", lambda job: dict(zip(job.models, "ab", strict=True)))
     assert main(command) == 0
     run = tmp_path / "analysis"
     found = json.loads((run / "analysis.json").read_text())
     assert found["CKA, vision"] == pytest.approx(1)
     assert found["linear probe, vision"]["before"]["n"] == 120
-    page, rows = (run / "analysis.md").read_text(), (run / "analysis.jsonl").read_bytes()
+    page, rows = (run / "report.md").read_text(), (run / "analysis.jsonl").read_bytes()
     for said in (
         "linear probe, language",
         "quiz in words, unseen",
@@ -192,13 +192,13 @@ def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, m
     ):
         assert f"| {said}" in page or said in page
     (run / "parts" / "quiz.jsonl").unlink()
-    (run / "analysis.md").unlink()
+    (run / "report.md").unlink()
     monkeypatch.setattr(analysis, "vision_features", None)  # to look again would fail
     assert main(command) == 0
     assert (run / "analysis.jsonl").read_bytes() == rows
-    (run / "analysis.md").unlink()
+    (run / "report.md").unlink()
     assert main(["report", str(run)]) == 0
-    assert (run / "analysis.md").read_text() == page
+    assert (run / "report.md").read_text() == page
 
 
 def test_analyse_needs_pictures_to_learn_from(saved, tmp_path, caplog):

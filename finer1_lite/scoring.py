@@ -1,14 +1,11 @@
-"""From an answer to right or wrong, under two protocols. Strings in, verdicts out.
+"""From a completion to right or wrong, under two protocols. Strings in, verdicts out.
 
 `ours`: the whole answer must be the name of one class (or the letter of one option, where
 letters were shown), by the same parser as the reward's. `released`: what the published
 script counts (PKU-ICST-MIPL/FineR1_ICLR2026, eval/evaluation.py, commit 2c656a3): the
-label occurs somewhere in the answer. Both run in time linear in the answer.
+label occurs somewhere in the answer. Both run in time linear in the completion.
 """
 
-from __future__ import annotations
-
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +19,10 @@ _AROUND_LETTER = "()[]*. :\t\n"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an answer is worth. `named` is the class it names, None if it names none."""
+    """What a completion is worth."""
 
-    answer: str | None
-    named: str | None
+    answer: str | None  # the text inside its one valid <answer>
+    named: str | None  # the class that this names
     correct: bool
     included: bool  # the released rule: the label occurs in the answer
 
@@ -43,11 +40,10 @@ def judge(
 ) -> Verdict:
     """Score a completion.
 
-    classes: every name that counts as a name at all; options: what was offered, in the
-    order shown (None: open world). A class that was not offered is wrong, but named. In
-    the open world `included` reads the whole text where there is no answer, as released;
-    released_path: the picture's path in a released file, from which the released rule tells
-    cars ("" for other pictures).
+    classes: every name that counts as a name at all; options: what was offered, in the order
+    shown (None: open world). A class that was not offered is wrong, but named. In the open world
+    `included` reads the whole completion where it holds no answer, as released; released_path:
+    the picture's path in a released file, from which the released rule tells cars.
     """
     answer = rewards.parse_answer(completion)
     if answer is None and prompt in WHOLE_TEXT and "<" not in completion:
@@ -105,28 +101,5 @@ def released_open_inclusion(answer: str, label: str, image_path: str) -> bool:
 
 def released_coarse(image_path: str) -> str:
     """The coarse word as the released script guesses it from a path."""
-    for part, word in (
-        ("aircraft", "aircraft"),
-        ("birds", "bird"),
-        ("cars", "car"),
-        ("flower", "flower"),
-    ):
-        if part in image_path:
-            return word
-    return "object"
-
-
-# --- the order of options --------------------------------------------------------------
-
-
-def shuffled(options: Sequence[str], key: str, seed: int = 0) -> list[str]:
-    """The options in an order that is a function of seed and key alone."""
-    order = list(options)
-    random.Random(f"{seed}/{key}").shuffle(order)
-    return order
-
-
-def rotations(options: Sequence[str], key: str, seed: int = 0) -> list[list[str]]:
-    """As many orders as options: each option stands at each position exactly once."""
-    order = shuffled(options, key, seed)
-    return [order[k:] + order[:k] for k in range(len(order))]
+    words = {"aircraft": "aircraft", "birds": "bird", "cars": "car", "flower": "flower"}
+    return next((word for part, word in words.items() if part in image_path), "object")

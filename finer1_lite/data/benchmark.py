@@ -1,0 +1,152 @@
+"""What is asked: pictures with their right names, the conditions, the questions.
+
+Open world: no options. Closed world: the right name among look-alikes, in every rotation or
+in one order. Whatever a benchmark is made of (a collection here, question files in
+`evals.questions`), it is asked and scored in the same way (`evaluate`).
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+from finer1_lite import prompts
+from finer1_lite.rewards import Aliases
+from finer1_lite.species import Collection
+
+N_OPTIONS = 4
+OPTION_SEED = 0  # the same options for every model and training seed
+ORDERS = ("rotate", "shuffle", "as_is")  # every option at every place; one seeded order; as given
+NO_PROMPT = "none"  # of an answerer that reads no words
+
+
+@dataclass(frozen=True)
+class Question:
+    """One picture with its right name; `questions` adds the words and orders the options."""
+
+    photo: str  # its id
+    dataset: str
+    split: str  # seen | unseen
+    label: str
+    image: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
+    coarse: str = ""  # what the picture shows, in a word
+    fine: str = "kind"  # what its exact name is called
+    options: tuple[str, ...] | None = None
+    about: str = ""  # asked instead of the name; the label is then its answer
+    aliases: tuple[str, ...] = ()
+    text: str = ""  # the words, once it is asked
+    rotation: int = 0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How every question of a benchmark is asked."""
+
+    prompt: str  # one of prompts.PROMPTS, or NO_PROMPT
+    task: str  # open | closed
+    picture: bool = True  # False: the image-free control
+    order: str = "rotate"  # one of ORDERS; the open world has none
+    letters: bool = False
+    samples: int = 1  # completions a question: 1 is greedy, more are drawn at temperature 1
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        parts = [self.prompt, self.task, "" if self.picture else "no_picture"]
+        parts += [self.order if self.task == "closed" else "", "letters" if self.letters else ""]
+        parts += [f"x{self.samples}" if self.samples > 1 else ""]
+        return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Pictures to ask about, and by data set every name that counts as a name."""
+
+    items: tuple[Question, ...]
+    classes: Mapping[str, Sequence[str]]
+    groups: Mapping[str, str] = field(default_factory=dict)  # name -> genus, maker, ...
+    aliases: Aliases = None
+    missing: int = 0  # pictures that were not there and are not asked about
+    released: bool = False  # of released question files: their rule reads the picture's path
+    as_drawn: bool = False  # keep the order of the pictures, and the drawn order of the options
+
+    @classmethod
+    def of_collection(
+        cls,
+        collection: Collection,
+        dataset: str = "test pictures",
+        fine: str = "kind",
+        as_drawn: bool = False,
+    ) -> "Benchmark":
+        """The test pictures with `Collection.options`: as drawn, or the right one first."""
+        items = []
+        for photo in collection.test:
+            drawn = collection.options(photo, N_OPTIONS, OPTION_SEED)
+            if not as_drawn:
+                drawn.sort(key=lambda option, label=photo.species: option != label)
+            item = Question(
+                photo=photo.id,
+                dataset=dataset,
+                split="seen" if collection.of(photo.species).seen else "unseen",
+                label=photo.species,
+                image=photo.image,
+                coarse=collection.coarse,
+                fine=fine,
+                options=tuple(drawn),
+            )
+            items.append(item)
+        classes = {dataset: collection.names}
+        known = {"groups": collection.groups, "aliases": collection.aliases}
+        return cls(tuple(items), classes, **known, as_drawn=as_drawn)
+
+
+def questions(benchmark: Benchmark, condition: Condition) -> list[Question]:
+    """Every question of a condition, in an order that depends on nothing else.
+
+    Long ones come first, unless `as_drawn`: batches are then of like lengths, and one that
+    does not fit in memory fails at the start. ValueError where options are lacking.
+    """
+    asked = [
+        replace(item, text=_words(item, condition, options), options=options, rotation=k)
+        for item in benchmark.items
+        for k, options in enumerate(_orders(item, condition, benchmark.as_drawn))
+    ]
+    return asked if benchmark.as_drawn else sorted(asked, key=lambda one: -len(one.text))
+
+
+def _words(item: Question, condition: Condition, options: Sequence[str] | None) -> str:
+    if condition.prompt == NO_PROMPT:
+        return ""
+    if item.about:
+        return prompts.about(condition.prompt, item.about, options, letters=condition.letters)
+    form = {"fine": item.fine, "letters": condition.letters}
+    return prompts.question(condition.prompt, item.coarse, options, **form)
+
+
+def _orders(item: Question, condition: Condition, as_drawn: bool) -> list[tuple[str, ...] | None]:
+    """The options in each order asked; a question of one's own has one task only."""
+    if item.about and (condition.task == "open") != (item.options is None):
+        return []
+    if condition.task == "open":
+        return [None]
+    if item.options is None:
+        raise ValueError(f"{item.photo}: no options; the closed world needs them")
+    if condition.order == "as_is":
+        return [item.options]
+    first = item.options if as_drawn else shuffled(item.options, item.photo)
+    every = rotations(first)
+    return [tuple(order) for order in (every if condition.order == "rotate" else every[:1])]
+
+
+def shuffled(options: Sequence[str], key: str, seed: int = 0) -> list[str]:
+    """The options in an order that is a function of seed and key alone."""
+    order = list(options)
+    random.Random(f"{seed}/{key}").shuffle(order)
+    return order
+
+
+def rotations(options: Sequence[str]) -> list[list[str]]:
+    """As many orders as options: each option stands at each position exactly once."""
+    order = list(options)
+    return [order[k:] + order[:k] for k in range(len(order))]

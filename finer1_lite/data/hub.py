@@ -1,0 +1,508 @@
+"""A few pictures of each class of a large data set -> an ordinary folder of photographs.
+
+One pass over the shards through `datasets`, in bounded memory: nothing is unpacked, and only
+formats that hold data and no code are opened; loading scripts and pickles are refused. Of
+every class those `k` pictures are kept whose bytes have the smallest hash with the seed: a
+uniform draw without replacement, the same for any order of the rows and any cut into shards.
+(Reservoir sampling would depend on the order.) So a killed pass is simply made again. OUT is
+filled as OUT.partial and appears in one step, when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import logging
+import os
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import datasets
+import fsspec
+import httpx
+import pandas as pd
+
+from finer1_lite.data import folders, hubsets, images
+from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.files import DataError
+
+log = logging.getLogger("finer1_lite")
+
+FORMATS = ("parquet", "arrow", "imagefolder")
+TRAIN = ("train", "training")  # what splits are called
+VALIDATION = ("validation", "valid", "val", "dev")
+TEST = ("test",)
+RECORD = "fetch.json"  # empty until the pass is finished
+TOO_BROKEN = 1000  # pictures; more is no data set
+NETWORK = (OSError, httpx.HTTPError)  # what `datasets` raises when a hub fails in the middle
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to fetch; the fields are the options of the command.
+
+    `source` is a key of HUBSETS, a hub name or a local folder; `origin` reads a key's pictures
+    from elsewhere. Empty columns and splits mean: find out. The numbers are pictures a class
+    for training and for the test, and classes; 0 is all. Unseen classes of a released list need
+    no training pictures.
+    """
+
+    source: str
+    origin: str = ""
+    train: int = 16
+    test: int = 0
+    classes: int = 0
+    seed: int = 0
+    image_column: str = ""
+    label_column: str = ""
+    train_splits: tuple[str, ...] = ()
+    test_splits: tuple[str, ...] = ()
+    config: str = ""
+    revision: str = ""
+
+    @property
+    def hubset(self) -> hubsets.HubSet | None:
+        """What is known of a key; None for any other source."""
+        return hubsets.HUBSETS.get(self.source)
+
+    @property
+    def place(self) -> str:
+        """The hub name or folder that is read."""
+        return self.origin or (self.hubset.repository if self.hubset else self.source)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Pictures a class to keep in each role; 0 is all."""
+        undivided = self.train + self.test if self.train and self.test else 0
+        return {"train": self.train, "test": self.test, "all": undivided}
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class to fetch: its folder, the name to show, and whether it is seen if released."""
+
+    folder: str
+    name: str
+    seen: bool | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One split in one role (train, test, or all where nothing divides them)."""
+
+    role: str
+    split: str
+    rows: datasets.Dataset | datasets.IterableDataset = field(repr=False)
+    columns: list[str]  # of picture and label
+    names: list[str] = field(repr=False)  # of the classes, by number
+    total: int | None = None  # rows, where the source tells
+
+    def __iter__(self) -> Iterator[tuple[bytes, str | None]]:
+        """Yield (bytes of the picture file, label); b"" without a picture, None without a label.
+
+        OSError where the hub or the disk fails in the middle.
+        """
+        try:
+            for row in self.rows:
+                picture, number = (row[column] for column in self.columns)
+                known = number is not None and 0 <= number < len(self.names)
+                yield picture_bytes(picture), self.names[number] if known else None
+        except NETWORK as error:
+            raise OSError(f"{self.split}: {error}; give the same command again") from error
+
+
+def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
+    """Fill the folder `out`; returns what `out`/fetch.json records. Repeated, it reads nothing.
+
+    `allow_missing` leaves out classes that a released list or the source lacks. DataError
+    lists every problem; `out` is then not there.
+    """
+    settings = json.loads(json.dumps(asdict(wanted)))
+    if out.exists():
+        return _finished(out, settings)
+    _check(wanted)
+    streams = open_streams(wanted)
+    classes, mismatched = choose_classes(wanted, streams[0].names, allow_missing)
+    partial = _emptied(out.with_name(out.name + ".partial"))
+    draw = Draw(partial, wanted.limits, wanted.seed)
+    remarks = {"broken": [], "unlabelled": 0, "copies_of_test_pictures": []}
+    rows = {stream.split: _read(stream, classes, draw, remarks) for stream in streams}
+    files, two_labels = _kept_files(partial)
+    short = _short(classes.values(), files, undivided=streams[0].role == "all")
+    kept = [one for one in classes.values() if one.folder not in short]
+    _require_enough(wanted, rows, short, allow_missing and len(kept) > 1)
+    files = files[~files["folder"].isin(short)]
+    _write_tables(partial, kept, short, files)
+    kinds = {True: "seen", False: "unseen", None: "seen or unseen by the seed"}
+    record = {"settings": settings, "rows_read": rows}
+    record["classes"] = Counter(kinds[one.seen] for one in kept)
+    record["pictures"] = Counter(sorted(files["split"]))
+    record["left_out"] = [f"{folder}: {lack}" for folder, lack in short.items()] + mismatched
+    record |= remarks | {"two_labels": two_labels}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (partial / RECORD).write_text(text, encoding="utf-8")
+    os.rename(partial, out)
+    return json.loads(text)
+
+
+def _finished(out: Path, settings: dict) -> dict:
+    """The record of a fetched folder; DataError if it is anything else."""
+    try:
+        record = json.loads((out / RECORD).read_bytes())
+    except (OSError, ValueError):
+        record = {}
+    if record.get("settings") != settings:
+        mend = "give another --out, or delete it to fetch anew"
+        problem = f"{out} is there and was not made by this command; {mend}"
+        raise DataError([problem], "nothing fetched:")
+    log.info("%s is complete already", out)
+    return record
+
+
+def _check(wanted: Wanted) -> None:
+    """DataError unless the numbers make sense."""
+    counts = {"train": wanted.train, "test": wanted.test, "classes": wanted.classes}
+    problems = [f"--{name} {n}: 0 (all) or more" for name, n in counts.items() if n < 0]
+    if wanted.classes == 1:
+        problems.append("--classes 1: 2 or more, or 0 for all")
+    if problems:
+        raise DataError(problems, "settings that make no sense:")
+
+
+def _emptied(partial: Path) -> Path:
+    """The folder to fill, without what an unfinished pass left; DataError if it is not ours."""
+    partial.mkdir(parents=True, exist_ok=True)
+    entries = [path for path in partial.iterdir() if path.name != RECORD]
+    if entries and not (partial / RECORD).is_file():
+        problem = f"{partial} is in the way and not of this command; delete it"
+        raise DataError([problem], "nothing fetched:")
+    (partial / RECORD).touch()
+    if entries:
+        log.info("%s: an unfinished pass, which is made again", partial)
+    for path in entries:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return partial
+
+
+# Sources ---------------------------------------------------------------------------------
+
+
+def picture_bytes(cell: dict | None) -> bytes:
+    """The bytes as they came, from the row itself or from the file that it names."""
+    if cell is None:
+        return b""
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    with fsspec.open(cell["path"], "rb") as file:
+        return file.read()
+
+
+def open_streams(wanted: Wanted) -> list[Stream]:
+    """The streams to read, those of the test first. DataError lists every problem."""
+    splits, totals = _open(wanted)
+    roles = _roles(wanted, list(splits))
+    streams, problems = [], []
+    for role, split in roles:
+        rows = splits[split]
+        columns = _columns(wanted, rows.features or {}, split, problems)
+        if len(columns) == 2:
+            names = rows.features[columns[1]].names
+            rows = rows.select_columns(columns)
+            rows = rows.cast_column(columns[0], datasets.Image(decode=False))
+            streams.append(Stream(role, split, rows, columns, names, totals.get(split)))
+    if not roles:
+        problems.append(
+            f"splits: there are {', '.join(splits)}; say with --train-splits and "
+            "--test-splits which to draw from, none in both"
+        )
+    if any(stream.names != streams[0].names for stream in streams):
+        problems.append(
+            f"the splits {', '.join(stream.split for stream in streams)} number their classes "
+            "differently; give splits of one numbering"
+        )
+    if problems:
+        raise DataError(problems, f"{wanted.place} cannot be read; to mend: {len(problems)}")
+    return streams
+
+
+def _open(wanted: Wanted) -> tuple[dict[str, datasets.IterableDataset], dict[str, int]]:
+    """(split -> rows as a stream, split -> number of rows where known)."""
+    folder = Path(wanted.place).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            held = datasets.load_from_disk(str(folder))
+            held = held if isinstance(held, datasets.DatasetDict) else {"train": held}
+            return held, {split: len(rows) for split, rows in held.items()}
+        place = str(folder) if folder.exists() else wanted.place
+        builder = datasets.load_dataset_builder(
+            place, wanted.config or None, revision=wanted.revision or None
+        )
+        if builder.info.builder_name not in FORMATS:
+            raise ValueError(f"its format is {builder.info.builder_name}, not of {FORMATS}")
+        streams = builder.as_streaming_dataset()
+    except (*NETWORK, ValueError, RuntimeError) as error:
+        raise DataError([_why_not(wanted.place, error)], "no data set:") from error
+    known = builder.info.splits or {}
+    return streams, {split: one.num_examples for split, one in known.items() if one.num_examples}
+
+
+def _why_not(place: str, error: Exception) -> str:
+    """One sentence with the mend for what stopped the opening of a data set."""
+    reason = " ".join(str(error).split())[:300]
+    mend = "give parquet files, a folder of save_to_disk, or FOLDER/<split>/<class>/*.jpg"
+    if "scripts are no longer supported" in reason:
+        mend = (
+            "it is a program, which is not run; --revision refs/convert/parquet reads the "
+            "hub's own conversion, or give another copy with --from"
+        )
+    elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        mend = "check the name; for one behind a licence accept it on the hub and `hf auth login`"
+    elif isinstance(error, (ConnectionError, httpx.HTTPError)):
+        mend = (
+            "no hub is reached: connect, unset HF_HUB_OFFLINE, or give a local copy with "
+            "--from FOLDER (parquet files, save_to_disk, or FOLDER/<class>/*.jpg)"
+        )
+    return f"{place}: {reason}: {mend}"
+
+
+def _roles(wanted: Wanted, splits: list[str]) -> list[tuple[str, str]]:
+    """((role, split), ...) with the test first; none if it is not clear which to draw from."""
+    train, test = list(wanted.train_splits), list(wanted.test_splits)
+    if not (train or test):
+        kinds = (TRAIN, TEST, VALIDATION)
+        train, test, validation = ([s for s in splits if s.lower() in kind] for kind in kinds)
+        if test:
+            train += validation
+        elif train:
+            test = validation
+        if not (train and test) and len(splits) == 1:
+            return [("all", splits[0])]
+    if not (train and test) or set(train) & set(test) or {*train, *test} - set(splits):
+        return []
+    return [("test", split) for split in test] + [("train", split) for split in train]
+
+
+def _columns(
+    wanted: Wanted, features: Mapping[str, object], split: str, problems: list[str]
+) -> list[str]:
+    """The columns of picture and label; a problem for each that is not there."""
+    present = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
+    spellings = wanted.hubset.label if wanted.hubset else ()
+    columns = []
+    for what, kind, given, usual, option in (
+        ("pictures", datasets.Image, wanted.image_column, (), "--image-column"),
+        ("class labels", datasets.ClassLabel, wanted.label_column, spellings, "--label-column"),
+    ):
+        fit = [n for n, one in features.items() if isinstance(one, kind) and given in ("", n)]
+        fit = [name for name in usual if name in fit][:1] or fit
+        if len(fit) == 1:
+            columns += fit
+            continue
+        called = f" called {given!r}" if given else ""
+        problems.append(
+            f"{split}: {len(fit) or 'no'} columns of {what}{called} among {present or 'none'}; "
+            f"choose one with {option} (its type: {kind.__name__})"
+        )
+    return columns
+
+
+# Classes ---------------------------------------------------------------------------------
+
+
+def choose_classes(
+    wanted: Wanted, labels: Sequence[str], allow_missing: bool = False
+) -> tuple[dict[str, Class], list[str]]:
+    """(label -> its Class, for those to fetch; sentences on what was left out).
+
+    DataError lists every label and every released class that does not match.
+    """
+    hubset = wanted.hubset
+    names = {label: hubsets.display(label) for label in labels}
+    seen, problems, left_out = {}, [], []
+    if hubset:
+        names, strange, lacking = hubsets.match(hubset, labels)
+        seen = hubsets.released_classes(hubset.released)
+        problems += [f"the label {label!r} is no released class" for label in strange]
+        problems += [f"the released class {name} has no label, or several" for name in lacking]
+    if hubset and allow_missing:
+        left_out, problems = problems, []
+        counts = Counter(names.values())
+        names = {label: name for label, name in names.items() if counts[name] == 1}
+    names = _draw_classes(wanted, names, seen)
+    classes = {label: Class(folder_name(n), n, seen.get(n)) for label, n in names.items()}
+    same = defaultdict(list)
+    for label, one in classes.items():
+        same[one.folder.casefold()].append(repr(label))
+    problems += [
+        f"the labels {', '.join(found)} need folders of one name; rename them in the source"
+        for folder, found in same.items()
+        if len(found) > 1 or not folder
+    ]
+    if len(classes) < 2:
+        problems.append(f"{len(classes)} classes can be fetched; 2 or more are needed")
+    if problems:
+        mend = "try another copy with --from, or leave out what does not match: --allow-missing"
+        headline = f"{wanted.place}: {len(problems)} problems of classes; {mend}"
+        raise DataError(problems, headline)
+    return classes, left_out
+
+
+def _draw_classes(wanted: Wanted, names: dict[str, str], seen: dict[str, bool]) -> dict[str, str]:
+    """The names of `wanted.classes` classes, seen and unseen ones in their proportion."""
+    halves = defaultdict(list)
+    for label in sorted(names, key=lambda label: rank(wanted.seed, names[label])):
+        halves[seen.get(names[label])].append(label)
+    placed = {}
+    for half in halves.values():
+        placed |= {label: ((i + 0.5) / len(half), label) for i, label in enumerate(half)}
+    chosen = sorted(placed, key=placed.get)[: wanted.classes or len(placed)]
+    return {label: name for label, name in names.items() if label in chosen}
+
+
+def folder_name(name: str) -> str:
+    """A name as a folder of any file system can be called: "F-16A/B" -> "F-16A-B"."""
+    return re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "-", name).strip(" .")
+
+
+# The pass --------------------------------------------------------------------------------
+
+
+def rank(seed: int, text: str) -> str:
+    """The order of a draw: the smallest are kept."""
+    return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
+
+
+class Draw:
+    """The pictures kept so far, as `folder`/<class>/<role>-<digest>.<ending>.
+
+    What is kept is the set of the smallest ranks among all pictures offered, whatever their
+    order; offering one again changes nothing. `limits` is {role: pictures a class, 0: all}.
+    """
+
+    def __init__(self, folder: Path, limits: Mapping[str, int], seed: int) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.seed = seed
+        self._heaps: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+        self._files: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # by digest
+        self._tested: dict[str, set[str]] = defaultdict(set)  # digest -> classes
+
+    def offer(self, role: str, own: str, data: bytes) -> str:
+        """Keep the picture of class `own` if its rank is among the smallest.
+
+        A training picture that is kept for the test already is not kept again, and its classes
+        there are returned; else "". PictureError if the bytes are no usable picture.
+        """
+        digest = hashlib.sha256(data).hexdigest()[:32]
+        if role == "train" and self._tested.get(digest):
+            return ", ".join(sorted(self._tested[digest]))
+        heap, files = self._heaps[role, own], self._files[role, own]
+        entry = (-int(rank(self.seed, digest), 16), digest)  # a heap has the worst in front
+        full = 0 < self.limits[role] <= len(heap)
+        if digest in files or (full and entry < heap[0]):
+            return ""
+        checked = images.check_bytes(data)
+        if checked.problem:
+            raise images.PictureError(checked.problem)
+        files[digest] = self.folder / own / f"{role}-{digest}{images.ending(data)}"
+        files[digest].parent.mkdir(parents=True, exist_ok=True)
+        files[digest].write_bytes(data)
+        heapq.heappush(heap, entry)
+        if role == "test":
+            self._tested[digest].add(own)
+        if full:
+            _, worst = heapq.heappop(heap)
+            files.pop(worst).unlink()
+            self._tested[worst].discard(own)
+        return ""
+
+
+def _read(stream: Stream, classes: dict[str, Class], draw: Draw, remarks: dict) -> int:
+    """Offer the rows of one split that are of a class to fetch; returns how many rows it has."""
+    row = 0
+    with progress_bar(stream.total, f"{stream.role}: {stream.split}") as bar:
+        for row, (data, label) in enumerate(stream, 1):
+            bar.update()
+            one = classes.get(label)
+            remarks["unlabelled"] += label is None
+            if one is None or (one.seen is False and stream.role == "train"):
+                continue
+            where = f"{stream.split}, row {row}"
+            try:
+                copied = draw.offer(stream.role, one.folder, data)
+            except images.PictureError as error:
+                remarks["broken"].append(f"{where}: the picture {error}")
+                if len(remarks["broken"]) >= TOO_BROKEN:
+                    raise DataError(remarks["broken"], "these pictures cannot be used:") from None
+                continue
+            if copied:
+                remark = f"{where}: the same picture is in the test, as {copied}"
+                remarks["copies_of_test_pictures"].append(remark)
+    return row
+
+
+# The folder ------------------------------------------------------------------------------
+
+
+def _kept_files(partial: Path) -> tuple[pd.DataFrame, list[list[str]]]:
+    """The pictures (file, folder, split, digest); files of two labels, which are deleted."""
+    rows = [
+        (path.relative_to(partial).as_posix(), path.parent.name, *path.stem.split("-"))
+        for path in sorted(partial.glob("*/*-*"))
+    ]
+    files = pd.DataFrame(rows, columns=["file", "folder", "split", "digest"])
+    double = files.duplicated("digest", keep=False)
+    for name in files["file"][double]:
+        (partial / name).unlink()
+    groups = files[double].groupby("digest", sort=False)["file"]
+    return files[~double], [list(names) for _, names in groups]
+
+
+def _short(classes: Iterable[Class], files: pd.DataFrame, undivided: bool) -> dict[str, str]:
+    """Folder -> what it lacks to be of use, in words, of each class with too few pictures."""
+    have = Counter(zip(files["folder"], files["split"], strict=True))
+    short = {}
+    for one in classes:
+        need = {"all": 2} if undivided else {"train": 1, "test": 1}
+        if one.seen is False:
+            need = {"all" if undivided else "test": 1}
+        counts = {role: have[one.folder, role] for role in need}
+        lack = [f"{n} pictures ({r}), {need[r]} needed" for r, n in counts.items() if n < need[r]]
+        if lack:
+            short[one.folder] = ", ".join(lack)
+    return short
+
+
+def _require_enough(
+    wanted: Wanted, rows: dict[str, int], short: dict[str, str], leave_out: bool
+) -> None:
+    """DataError for splits without rows and, unless they are left out, for classes too small."""
+    problems = [
+        f"the split {split} is empty; choose others with --train-splits and --test-splits"
+        for split, count in rows.items()
+        if not count
+    ]
+    if not leave_out:
+        mend = "leave such classes out with --allow-missing"
+        problems += [f"{folder}: {lack}; {mend}" for folder, lack in short.items()]
+    if problems:
+        raise DataError(problems, f"{wanted.place}: not enough; to mend: {len(problems)}")
+
+
+def _write_tables(
+    partial: Path, kept: list[Class], short: Iterable[str], files: pd.DataFrame
+) -> None:
+    """Write classes.csv, with the released split, and index.csv where the hub has splits."""
+    for folder in short:
+        shutil.rmtree(partial / folder, ignore_errors=True)
+    written = {None: "", True: "yes", False: "no"}
+    rows = sorted((one.folder, one.name, written[one.seen]) for one in kept)
+    table = pd.DataFrame(rows, columns=["class", "name", "seen"])
+    table.to_csv(partial / folders.CLASSES, index=False)
+    if "all" not in set(files["split"]):
+        files[["file", "split"]].to_csv(partial / folders.INDEX, index=False)

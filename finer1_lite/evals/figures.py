@@ -1,0 +1,130 @@
+"""Figures of evaluations, analyses and ablations, in the look of `plots`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from finer1_lite import plots
+from finer1_lite.metrics import SPLITS, STAGES, TASKS, by_length, entries
+
+MODELS = (*plots.PAIR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MAX_CLASSES = 60  # a confusion matrix with more is unreadable
+
+
+def ablation(found: Mapping) -> Figure:
+    """Differences to SFT on seen and unseen classes, a line a row, with 95 % intervals.
+
+    found: as `ablate.measure` returns it. Filled dots: the interval leaves out zero.
+    """
+    rows = [cell for cell in found.values() if "over_sft" in cell]
+    figure, axes = plots.panels(SPLITS, len(rows), 0.36)
+    for axis, split in zip(axes, SPLITS, strict=True):
+        for y, cell in enumerate(rows):
+            over = cell["over_sft"][split]
+            colour = plots.COLOURS["tapo"] if cell["label"] == STAGES["tapo"].model else plots.INK
+            inside = "white" if over["low"] <= 0 <= over["high"] else colour
+            plots.interval(axis, y, over, "mean", colour, inside)
+        axis.axvline(0, color=plots.INK, linewidth=0.8, linestyle="--")
+        axis.set_title(f"{split} classes")
+        plots.name_lines(axis, [cell["label"] for cell in rows], "points over SFT (open world)")
+    return figure
+
+
+def changes(found: Mapping) -> Figure:
+    """Each measurement before and after training with 95 % intervals; controls as crosses.
+
+    found: as `changes.summary` returns it.
+    """
+    cells = {name: cell for name, cell in found.items() if isinstance(cell, Mapping)}
+    cells = {name: cell for name, cell in cells.items() if {"before", "share"} & cell.keys()}
+    figure, (axis,) = plots.panels(("all",), len(cells), 0.34)
+    handles = [plots.legend_key("control", marker="x", linestyle="")]
+    for when, colour, shift in zip(("after", "before"), plots.PAIR, (0.15, -0.15), strict=True):
+        handles.insert(0, plots.legend_key(f"{when} training", colour, marker="o"))
+        for y, cell in enumerate(cells.values()):
+            if cell.get(when, {}).get("n"):
+                plots.interval(axis, y + shift, cell[when], "share", colour)
+            elif "share" in cell:
+                axis.plot(100 * cell["share"], y, "x", color=plots.INK)
+    axis.set_xlim(-2, 102)
+    plots.name_lines(axis, cells, "right, %")
+    return plots.with_legend(figure, handles)
+
+
+def length_curve(frame: pd.DataFrame) -> Figure:
+    """Accuracy in bins of the completion's length: a colour a model, a dash a prompt."""
+    figure = Figure(figsize=(plots.WIDTH, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(TASKS), sharey=True)
+    found = {w: rows for w, rows in entries(frame).items() if w.picture and w.prompt != "none"}
+    models = list(dict.fromkeys(who.model for who in found))
+    prompts = list(dict.fromkeys(who.prompt for who in found))
+    handles = {}
+    for axis, task in zip(axes, TASKS, strict=True):
+        for who, rows in found.items():
+            bins = by_length(rows[rows["task"] == task])
+            colour = MODELS[models.index(who.model) % len(MODELS)]
+            style = plots.DASHES[prompts.index(who.prompt) % len(plots.DASHES)]
+            middle = (bins["shortest"] + bins["longest"]) / 2
+            axis.plot(middle, 100 * bins["accuracy"], style, color=colour, marker="o", ms=3, lw=1)
+            handles[who] = plots.legend_key(plots.plain(str(who)), colour, linestyle=style)
+        axis.set(title=f"{task} world", xlabel="tokens of the completion", ylim=(-3, 103))
+        plots.tidy(axis)
+    axes[0].set_ylabel("right answers, %")
+    return plots.with_legend(figure, handles.values())
+
+
+def confusion(rows: pd.DataFrame) -> Figure | None:
+    """Who is called what, classes sorted by group; the last column is "no class".
+
+    rows: of one answerer and task. None where there are more classes than can be read.
+    """
+    groups = rows.groupby("label")["group"].first().reset_index().sort_values(["group", "label"])
+    names, group = groups["label"].tolist(), groups["group"].to_numpy()
+    if not 2 <= len(names) <= MAX_CLASSES:
+        return None
+    named = rows["named"].where(rows["named"].isin(names), "no class")
+    shares = pd.crosstab(rows["label"], named, normalize="index")
+    shares = shares.reindex(index=names, columns=[*names, "no class"], fill_value=0)
+    figure = Figure(figsize=(plots.WIDTH * 0.8, plots.WIDTH * 0.75), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    size, shown = 7 if len(names) <= 30 else 5, [plots.plain(name, 28) for name in names]
+    axis.set_yticks(range(len(names)), shown, fontsize=size)
+    axis.set_xticks(range(len(names) + 1), [*shown, "no class"], fontsize=size, rotation=90)
+    for place in np.flatnonzero(group[1:] != group[:-1]) + 0.5:
+        axis.axhline(place, color=plots.INK, lw=0.5)
+        axis.axvline(place, color=plots.INK, lw=0.5)
+    axis.set(ylabel="right class", xlabel="named")
+    figure.colorbar(image, label="share of the class's answers", shrink=0.6)
+    return figure
+
+
+def bottleneck(
+    shares: pd.DataFrame, scores: pd.DataFrame, kept: Sequence[str], beta: float
+) -> Figure:
+    """What the information bottleneck keeps of a class, and what its price beta does.
+
+    Left: shares, the share of a class's descriptions (columns) that say a concept (rows). Right:
+    scores, I(concept; class) - beta I(concept; picture) over beta (columns); a concept is kept
+    while that is above 0 and the class says it more often than the others.
+    """
+    colours = [plots.COLOURS["tapo" if name in kept else "base"] for name in shares.index]
+    figure = Figure(figsize=(plots.WIDTH, 1.2 + 0.26 * len(shares)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    left.imshow(shares, cmap="Greys", vmin=0, vmax=1.4, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        left.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8)
+    names = [name.replace(" ", "\n") for name in shares.columns]
+    left.set_xticks(range(len(names)), names, fontsize=8)
+    left.set_yticks(range(len(shares)), shares.index, fontsize=8)
+    left.set_title("% of descriptions that say it (blue: kept)", fontsize=9)
+    for label, colour, line in zip(left.get_yticklabels(), colours, scores.to_numpy(), strict=True):
+        label.set_color(colour)
+        right.plot(scores.columns, line, color=colour, linewidth=1.2)
+    right.axhline(0, color=plots.INK, linewidth=0.8)
+    right.axvline(beta, color=plots.PALE, linewidth=4, zorder=0)
+    right.set_xlabel("beta: price of a bit about the single picture")
+    right.set_title("I(concept; class) - beta I(concept; picture), bits", fontsize=9)
+    return figure

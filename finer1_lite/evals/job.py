@@ -1,0 +1,231 @@
+"""The jobs behind the commands `evaluate` and `analyse`: models, pictures, conditions, records."""
+
+import json
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from finer1_lite import models, paperbirds
+from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
+from finer1_lite.evals import analysis, baselines, questions, report, similarity
+from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
+from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join
+from finer1_lite.generation import Student
+from finer1_lite.presets import Preset
+from finer1_lite.runtime import files
+from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
+from finer1_lite.species import Collection, load_folder
+
+log = logging.getLogger("finer1_lite")
+CLIP = "google/siglip-base-patch16-224"  # of the baselines clip and clip_probe
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is evaluated, on what, and where the records go."""
+
+    folder: Path
+    models: tuple[str, ...]
+    preset: Preset
+    conditions: tuple[Condition, ...] = ()
+    base: str | None = None  # under an adapter; None: as the adapter says
+    world_seed: int = 0
+    photos: Path | None = None
+    files: tuple[Path, ...] = ()
+    questions: tuple[Path, ...] = ()  # of one's own about pictures
+    images: Path | None = None
+    allow_missing: bool = False
+    unseen_share: float = 0.4
+    coarse: str = "bird"
+    baselines: tuple[str, ...] = ()
+    clip: str = CLIP
+    similarity: str = "none"  # none, or one of similarity.ENCODERS
+    endpoint: Remote | None = None  # models that answer over HTTP
+
+    def collection(self) -> Collection | None:
+        """The pictures with their training shots; None for question files."""
+        shots = self.preset.shots
+        if self.files or self.questions:
+            return None
+        if self.photos is None:
+            world = paperbirds.make_world(self.world_seed)
+            return paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
+        share = self.unseen_share
+        return load_folder(self.photos, shots=shots, unseen_share=share, coarse=self.coarse)
+
+    def benchmark(self, collection: Collection | None) -> Benchmark:
+        """What is asked about: question files, or the test pictures of the collection."""
+        if collection is None:
+            read = questions.of_questions if self.questions else questions.of_files
+            return read(self.questions or self.files, self.images or Path(), self.allow_missing)
+        if self.photos is None:
+            return Benchmark.of_collection(collection, f"paperbirds{self.world_seed}", "species")
+        return Benchmark.of_collection(collection, self.photos.resolve().name)
+
+    def config(self, benchmark: Benchmark, job: str = "an evaluation") -> dict:
+        """What must be equal for a folder's records to be used again."""
+        drawn = not (benchmark.released or self.photos or self.questions)
+        return {
+            "job": job,
+            "name": self.folder.name,
+            "models": list(self.models),
+            "base": self.base,
+            "endpoint": self.endpoint and [self.endpoint.url, *self.endpoint.models],
+            "conditions": [condition.name for condition in self.conditions],
+            "baselines": list(self.baselines),
+            "clip": self.clip if {"clip", "clip_probe"} & set(self.baselines) else None,
+            "world_seed": self.world_seed if drawn else None,
+            "pictures": len(benchmark.items),
+            "missing": benchmark.missing,
+            "data": fingerprint([f"{i.photo}/{i.label}" for i in benchmark.items]),
+            "preset": self.preset.to_dict(),
+        }
+
+
+def run_evaluation(job: Job, fresh: bool = False) -> Path:
+    """Ask everything that is not answered yet, and write the page; its path.
+
+    DataError at the end where an endpoint left questions unanswered, all else written.
+    """
+    collection = job.collection()
+    benchmark = job.benchmark(collection)
+    names = model_names(job)
+    _check(job, names)
+    open_folder(job.folder, job.config(benchmark), fresh)
+    for source in job.models:
+        answerer = StudentAnswerer(load(source, job), names[source], job.preset.max_new_tokens)
+        evaluate_all(answerer, benchmark, job.conditions, job.folder, job.preset.eval_batch)
+        del answerer
+    left = _ask_endpoint(job, benchmark) if job.endpoint else []
+    plain = {c.task: Condition(NO_PROMPT, c.task, order=c.order) for c in job.conditions}
+    for name in job.baselines:
+        student = partial(load, job.models[0], job) if job.models else None
+        answerer = baselines.make(name, benchmark, collection, student, job.clip)
+        evaluate_all(answerer, benchmark, list(plain.values()), job.folder, job.preset.eval_batch)
+    write_records(job)
+    page = report.write_report(job.folder)
+    if left:
+        raise DataError(left, f"not all is answered ({page}); the same command asks the rest:")
+    return page
+
+
+def _check(job: Job, names: dict[str, str]) -> None:
+    """DataError naming every model that cannot be evaluated."""
+    problems = [f"{m}: {problem}" for m in job.models if (problem := _unusable(m, job))]
+    given = [*job.models, *(job.endpoint.models if job.endpoint else ())]
+    if len({answers_folder(job.folder, name) for name in names.values()}) < len(given):
+        problems.append(f"{', '.join(given)}: two have the same name; rename a folder")
+    if not names:
+        problems.append("no model is named; give folders, hub names, or --endpoint and --model")
+    if not job.models and "vision_tower" in job.baselines:
+        problems.append("--baselines vision_tower: needs a model of this machine, give one")
+    if problems:
+        raise DataError(problems, "these models cannot be evaluated:")
+    if job.endpoint:
+        for model in job.endpoint.models:  # refuses an address that cannot work
+            job.endpoint.endpoint(model, job.endpoint.ledger(), 1, 0.0)
+
+
+def _ask_endpoint(job: Job, benchmark: Benchmark) -> list[str]:
+    """Every condition by every model of the endpoint; returns what is left unanswered."""
+    ledger = job.endpoint.ledger()
+    left = []
+    limit = job.preset.max_new_tokens
+    cache = job.folder / "cache"
+    for model in job.endpoint.models:
+        answerer = EndpointAnswerer(model, job.endpoint, ledger, cache, limit)
+        for condition in job.conditions:
+            n = evaluate_endpoint(answerer, benchmark, condition, job.folder)
+            left += [f"{model} {condition.name}: {n} questions without answer"] if n else []
+    counts = json.dumps(ledger.to_dict(), indent=1)
+    write_atomically(job.folder / "requests.json", counts.encode())
+    log.info("requests of this start: %s", counts)
+    return left
+
+
+def write_records(job: Job) -> None:
+    """Join the files; add the open world's similarity where an encoder was asked for."""
+    text = join(job.folder)
+    if job.similarity != "none":
+        rows = [json.loads(line) for line in text.split("\n") if line]
+        similarity.add(rows, similarity.load_encoder(job.similarity))
+        files.write_lines(job.folder / "records.jsonl", rows)
+    else:
+        write_atomically(job.folder / "records.jsonl", text.encode())
+
+
+def run_analysis(job: Job, fresh: bool = False) -> Path:
+    """Every part of `analysis.parts` of the job's two models; the path of the page.
+
+    A part that was measured is kept, so that a killed analysis goes on with the next.
+    """
+    collection = job.collection()
+    names = model_names(job)
+    if collection is None:
+        problem = "--files: bring no descriptions and no training pictures; give --photos"
+        raise DataError([problem], "nothing to analyse:")
+    _check(job, names)
+    open_folder(job.folder, job.config(job.benchmark(collection), "an analysis"), fresh)
+    world = None if job.photos else paperbirds.make_world(job.world_seed)
+    both = {w: load(m, job) for w, m in zip(("before", "after"), job.models, strict=True)}
+    made = analysis.parts(both, collection, world, job.preset.max_new_tokens)
+    paths = {name: job.folder / "parts" / f"{name}.jsonl" for name in made}
+    with progress_bar(len(made), "analysis") as bar:
+        for name, measure in made.items():
+            if not paths[name].exists():
+                files.write_lines(paths[name], measure())
+            bar.update()
+    rows = [row for path in paths.values() for _, row in files.read(path)]
+    files.write_lines(job.folder / "analysis.jsonl", rows)
+    return report.write_report(job.folder)
+
+
+# --- models ----------------------------------------------------------------------------------
+
+
+def model_name(source: str) -> str:
+    """How a model is called in tables: the last folder's name, or the hub name."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
+
+
+def model_names(job: Job) -> dict[str, str]:
+    """What each model of a job is called: `model_name`, with more of its path if need be.
+
+    Need is where two folders end alike ("dapo/seed0/tapo" beside "lab/seed0/tapo").
+    """
+    parts = {m: Path(m).resolve().parts if Path(m).exists() else (m,) for m in job.models}
+    names = {m: model_name(m) for m in job.models}
+    for depth in range(2, 1 + max(map(len, parts.values()), default=0)):
+        calls = list(names.values())
+        twice = [m for m in names if calls.count(names[m]) > 1]
+        names |= {m: "/".join(parts[m][-depth:]) for m in twice}
+    return names | {m: m for m in (job.endpoint.models if job.endpoint else ())}
+
+
+def is_adapter(source: str) -> bool:
+    """Whether this is the folder of an adapter."""
+    return (Path(source) / "adapter_config.json").is_file()
+
+
+def _unusable(source: str, job: Job) -> str:
+    """Why a model cannot be loaded, as far as files tell; "" for a hub name."""
+    path = Path(source)
+    if is_adapter(source):
+        base = models.base_of(source, job.base)
+        return "" if base else "the adapter names no base model; give --base"
+    if path.exists() and not (path / "config.json").is_file():
+        return "holds neither a model (config.json) nor an adapter (adapter_config.json)"
+    if not path.exists() and (path.is_absolute() or source.startswith(".")):
+        return "does not exist; give a folder or a hub name"
+    return ""
+
+
+def load(source: str, job: Job) -> Student:
+    """A model's folder, an adapter's folder, or a hub name -> a student."""
+    if not is_adapter(source):
+        return models.load_student(source, job.preset)
+    base = models.load_student(models.base_of(source, job.base), job.preset)
+    return models.load_adapter(base, Path(source))

@@ -1,0 +1,92 @@
+"""Options of a command line out of a dataclass: one table for the parser, its help and the job.
+
+A field's type says what is read: `Literal` offers choices, `tuple[X, ...]` takes several values,
+`X | None` may be left out, `bool` is a switch, and a dataclass is a group of options.
+"""
+
+import json
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Iterable
+from dataclasses import MISSING as REQUIRED
+from dataclasses import Field, field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def option(default: Any, text: str, flag: str = "", **settings: Any) -> Any:
+    """A field given as `--its-name` or as `flag`; settings are those of `add_argument`."""
+    return field(default=default, metadata={"flag": flag, "help": text, **settings})
+
+
+def argument(text: str, default: Any = REQUIRED, **settings: Any) -> Any:
+    """A field given by its place."""
+    return field(default=default, metadata={"help": text, **settings})
+
+
+def key_values(text: str, nargs: str = "+") -> Any:
+    """The field of `--set KEY=VALUE ...`; a second one adds to the first."""
+    return option((), text, "--set", nargs=nargs, action="extend", metavar="KEY=VALUE")
+
+
+def add_options(parser: ArgumentParser, options: type) -> None:
+    """Add every field of a dataclass to a parser, in order."""
+    hints = get_type_hints(options)
+    for one in fields(options):
+        if is_dataclass(hints[one.name]):
+            add_options(parser, hints[one.name])
+            continue
+        settings = _settings(one, hints[one.name])
+        flag = settings.pop("flag", None)
+        if flag is None:
+            parser.add_argument(one.name, **settings)
+        else:
+            flag = flag or "--" + one.name.replace("_", "-")
+            parser.add_argument(flag, dest=one.name, required=one.default is REQUIRED, **settings)
+
+
+def _settings(one: Field, hint: Any) -> dict[str, Any]:
+    """What a field says to `add_argument`."""
+    default = None if one.default is REQUIRED else one.default
+    settings = {"default": default, **one.metadata}
+    if hint is bool:
+        return {"action": BooleanOptionalAction if default else "store_true", **settings}
+    if type(None) in get_args(hint):
+        hint = get_args(hint)[0]
+    if get_origin(hint) is tuple:
+        hint, *rest = get_args(hint)
+        settings["default"] = None if default is None else list(default)
+        settings.setdefault("nargs", "+" if rest == [Ellipsis] else 1 + len(rest))
+    if default not in (None, "", ()):
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        settings["help"] += f" (default: {shown})"
+    kind = {"choices": get_args(hint)} if get_origin(hint) is Literal else {"type": hint}
+    return settings | kind
+
+
+def from_options(options: type, args: Namespace) -> Any:
+    """The dataclass, filled with what was given."""
+    values = {}
+    for name, hint in get_type_hints(options).items():
+        value = from_options(hint, args) if is_dataclass(hint) else getattr(args, name)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return options(**values)
+
+
+def given(options: Any, *names: str, **renamed: str) -> dict[str, Any]:
+    """The fields that are not None, under their own names or under others."""
+    pairs = dict(zip(names, names, strict=True)) | renamed
+    found = {new: getattr(options, name) for name, new in pairs.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def read_key_values(items: Iterable[str]) -> dict[str, Any]:
+    """What `Preset.with_` wants; a value is JSON, or else a word. ValueError without a "="."""
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: write KEY=VALUE")
+        try:
+            found[key.replace(".", "__")] = json.loads(value)
+        except ValueError:
+            found[key.replace(".", "__")] = value
+    return found

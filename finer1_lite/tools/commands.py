@@ -1,0 +1,199 @@
+"""The commands lab, pretrain, bench, plan, merge and push: their options and what they start."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from finer1_lite.presets import Preset, Quantize, Size
+from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
+
+if TYPE_CHECKING:
+    from finer1_lite.lab import Run
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabCommand:
+    """The whole job: chains, SFT, TAPO, evaluation, report.
+
+    Writes OUT/NAME/report.html. Killed and started again, it resumes.
+    """
+
+    name: str | None = option(None, "name of the run (default: lab, or the photo folder's)")
+    out: Path = option(Path("runs"), "folder of all runs")
+    fresh: bool = option(False, "start over: delete the run of this name first")
+    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
+    student: str | None = option(None, "folder or hub name of the model, instead of the preset's")
+    photos: Path | None = option(None, "photographs, DIR/<class>/*.jpg, instead of paper birds")
+    descriptions: Path | None = option(None, "for --photos (default: DIR/descriptions.csv)")
+    coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
+    world_seed: int = option(0, "which paper birds; without a shipped student, pretrains one first")
+    seeds: tuple[int, ...] = option((0, 1, 2), "training seeds")
+    workers: int = option(0, "seeds trained at a time; 0 chooses")
+    quantize: Quantize | None = option(None, "nf4: 4-bit weights (QLoRA)")
+    sft_steps: int | None = option(None, "optimiser steps of stage 1")
+    tapo_steps: int | None = option(None, "optimiser steps of stage 2")
+    test_pictures: int | None = option(None, "fresh paper birds a split")
+    report_to: Tracker = option("none", "tracker that stage 2 is logged to besides its folder")
+    settings: tuple[str, ...] = key_values(
+        "any other setting, e.g. tapo.groups=4 tapo.negative_grad=true", nargs="*"
+    )
+
+    def job(self) -> Run:
+        """The run that is asked for. ValueError listing the settings that make no sense."""
+        from finer1_lite.lab import Run
+
+        birds = self.photos is None
+        preset = getattr(Preset, self.preset)()
+        if self.preset == "lab" and not birds:
+            preset = Preset.lab_photos()
+        changes = given(self, "student", "quantize", "test_pictures")
+        changes |= given(self, sft_steps="sft__steps", tapo_steps="tapo__steps")
+        seeds, workers = list(self.seeds), self.workers
+        if len(set(seeds)) < len(seeds) or workers < 0:
+            raise ValueError(f"--seeds {seeds} must differ, --workers {workers} be 0 or more")
+        return Run(
+            folder=self.out / (self.name or ("lab" if birds else self.photos.resolve().name)),
+            preset=preset.with_(**changes).with_(**read_key_values(self.settings)),
+            coarse=self.coarse or ("bird" if birds else "product"),
+            **given(self, "seeds", "world_seed", "photos", "descriptions", "report_to"),
+        )
+
+    def start(self) -> None:
+        """Do the job and write its page, the main process alone."""
+        from finer1_lite import lab
+        from finer1_lite.evals.report import write_report
+        from finer1_lite.runtime import distributed
+
+        job = self.job()
+        folder = lab.run(job, workers=self.workers, fresh=self.fresh)
+        if distributed.is_main():
+            photos = {photo.id: photo for photo in job.collection()[0].test}
+            print(f"report: {write_report(folder, lambda name: photos[name].image())}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainCommand:
+    """Make the lab student of a world.
+
+    Pretrains the tiny Qwen2.5-VL on describing birds and on the field guide of all species,
+    probes it, and writes weights and record.json.
+    """
+
+    world_seed: int = option(0, "which world of paper birds")
+    steps: int | None = option(None, "optimiser steps")
+    seed: int = option(0, "seed of weights and data")
+    out: Path = option(Path("runs"), "folder for the student")
+
+    def start(self) -> None:
+        """Pretrain, and print the record."""
+        from finer1_lite.students.lab_student import asset_folder
+        from finer1_lite.students.pretrain import pretrain
+
+        out = asset_folder(self.world_seed, self.out)
+        record = pretrain(self.world_seed, out, **given(self, "seed", "steps"))
+        print(json.dumps(record, indent=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchCommand:
+    """What a step of our DAPO and our TAPO costs, beside TRL's GRPOTrainer.
+
+    On the same weights, prompts and number of completions: seconds by phase, tokens a second,
+    peak memory, pictures encoded; then how each grows.
+    """
+
+    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
+    full: bool = option(False, "a 3B model on one GPU: memory and rollouts against the plan")
+    groups: int | None = option(None, "anchors a step (default: 2; 1 with --full)")
+    steps: int = option(3, "counted steps a row, after a warm-up step")
+    grow: bool = option(True, "also vary rollouts, completion length and picture size")
+    json: Path | None = option(None, "write the rows to this file", metavar="FILE")
+
+    def start(self) -> None:
+        """Measure, print the table, and write it where a file is named."""
+        from finer1_lite import models
+        from finer1_lite.tools import bench
+
+        groups = self.groups if self.groups is not None else 1 if self.full else 2
+        counts = {"--steps": self.steps, "--groups": groups}
+        problems = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
+        if not problems and self.full and models.choose_device().type != "cuda":
+            problems = ["--full needs a CUDA GPU and there is none here; `bench` without it runs"]
+        if problems:
+            raise ValueError(", ".join(problems))
+        if self.full:
+            bench.measure_full(bench.full_preset(groups), steps=self.steps, json_path=self.json)
+        else:
+            preset = getattr(Preset, self.preset)().with_(tapo__groups=groups)
+            bench.measure(preset, steps=self.steps, grow=self.grow, json_path=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand:
+    """What a run takes of a card's memory, before anything is loaded.
+
+    What each part takes in each phase, the largest settings that fit, what to lower first.
+    """
+
+    model: str | None = option(None, "hub name, folder, or random:NAME (default: the preset's)")
+    gpu: float = option(15.0, "memory of the card", metavar="GIB")
+    preset: Size = option("t4", "settings to start from")
+    settings: tuple[str, ...] = key_values(
+        "other settings, such as tapo.groups=2 max_new_tokens=256"
+    )
+    text_tokens: int = option(96, "tokens of a prompt beside its picture")
+    json: Path | None = option(None, "also write the plan to FILE", metavar="FILE")
+
+    def start(self) -> None:
+        """Print the plan, and write it where a file is named."""
+        from finer1_lite.tools import plan
+
+        if not (0 < self.gpu < 10_000 and self.text_tokens > 0):
+            raise ValueError(f"--gpu {self.gpu}, --text-tokens {self.text_tokens}: above 0")
+        changes = read_key_values(self.settings) | given(self, model="student")
+        preset = getattr(Preset, self.preset)().with_(**changes)
+        found = plan.memory_plan(preset, gpu_gib=self.gpu, text_tokens=self.text_tokens)
+        if self.json is not None:
+            plan.write(found, self.json)
+        print(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCommand:
+    """Adapter + base -> a plain model folder, which transformers loads without this project."""
+
+    adapter: Path = argument("folder of the adapter")
+    out: Path = argument("folder to write; must not exist or be empty")
+    base: str | None = option(None, "base model, where the adapter's own note is not enough")
+    dtype: Dtype = option("auto", "of the written weights; auto: as the base is saved")
+
+    def start(self) -> None:
+        """Merge, and name the folder."""
+        from finer1_lite.tools.publish import merge
+
+        print(f"model: {merge(self.adapter, self.out, self.base, self.dtype)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushCommand:
+    """Upload a model or an adapter to the hub.
+
+    Lists the model files and asks first. The token is that of HF_TOKEN or `hf auth login`.
+    """
+
+    folder: Path = argument("folder of a model or of an adapter")
+    name: str = argument("name on the hub: OWNER/NAME")
+    private: bool = option(False, "into a private repository")
+    yes: bool = option(False, "upload without asking")
+
+    def start(self) -> None:
+        """Upload, and name the page."""
+        from finer1_lite.tools.publish import push
+
+        print(f"uploaded: {push(self.folder, self.name, self.private, self.yes)}")

