@@ -86,7 +86,8 @@ def measure(
             jobs = jobs_of(preset, steps, case, TRAINERS)
             found = dict(zip(TRAINERS, readings(jobs, bar), strict=True))
             rows += [row_of(job, found) for job in jobs]
-            _write(rows, json_path)
+            if json_path is not None:
+                write_atomically(json_path, json.dumps(rows, indent=1).encode())
     print(f"{describe(rows[0])}\n\n{case_table(rows, varied[0])}")
     for axis in CASE if grow else ():
         print(f"\n{growth(rows, axis, varied[0])}")
@@ -113,16 +114,12 @@ def measure_full(preset: Preset, *, steps: int = 3, json_path: Path | None = Non
                 tqdm.write(str(error))
             done = [job for job in jobs if job.trainer in found]
             rows = [full_row(job, found, machine, loads[job.trainer]) for job in done]
-            _write(rows, json_path)
+            if json_path is not None:
+                write_atomically(json_path, json.dumps(rows, indent=1).encode())
     if not rows:
         raise ChildProcessError("no trainer could be measured; the errors stand above")
     print(describe_full(rows, preset, case))
     return rows
-
-
-def _write(rows: list[dict], path: Path | None) -> None:
-    if path is not None:
-        write_atomically(path, json.dumps(rows, indent=1).encode())
 
 
 # --- what is varied ------------------------------------------------------------------

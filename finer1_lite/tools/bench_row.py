@@ -165,8 +165,13 @@ def trl_trainer(job: Job, student: Student, birds: Collection, folder: Path) -> 
     def form(completions: list, **_: Any) -> list[float]:
         return rewards.format(completions)
 
-    rows, processor = anchor_rows(job.preset, birds), student.processor
-    trainer = GRPOTrainer(student.model, [accuracy, form], args, rows, processing_class=processor)
+    trainer = GRPOTrainer(
+        student.model,
+        [accuracy, form],
+        args,
+        anchor_rows(job.preset, birds),
+        processing_class=student.processor,
+    )
     trainer.remove_callback(PrinterCallback)
     models.widen_adapter(student.model)  # the same precision for all
     return trainer
@@ -196,9 +201,13 @@ class Meter(TrainerCallback):
     """
 
     def __init__(self, student: Student, pipe: Connection) -> None:
-        self.device, self.pipe = student.device, pipe
-        self.spent, self.seen, self.calls = Counter(), Counter(), Counter()  # of a step
-        self.phase, self.since, self.cpu = "update", 0.0, 0.0
+        self.device = student.device
+        self.pipe = pipe
+        self.spent = Counter()  # phase -> seconds of a step
+        self.seen = Counter()  # phase -> pictures that the vision tower has encoded
+        self.calls = Counter()  # phase -> its calls
+        self.phase = "update"
+        self.since = 0.0
         self.peaks: dict[str, float] = {}  # of each phase, MiB, over all steps
         core = generation.core_of(student.model)
         core.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -240,7 +249,8 @@ class Meter(TrainerCallback):
         self.pipe.recv()
         for counted in (self.spent, self.seen, self.calls):
             counted.clear()
-        self.since, self.cpu = time.perf_counter(), time.process_time()
+        self.cpu = time.process_time()
+        self.since = time.perf_counter()
 
     def _switch(self, phase: str) -> None:
         """The time since the last call was the present phase's; another begins."""
@@ -251,7 +261,8 @@ class Meter(TrainerCallback):
         forget_peak()
         now = time.perf_counter()
         self.spent[self.phase] += now - self.since
-        self.phase, self.since = phase, now
+        self.phase = phase
+        self.since = now
 
     def _count(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         self.calls[self.phase] += 1

@@ -19,10 +19,12 @@ from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 
 FLOAT = 4  # bytes
-BLOCK, BLOCK_OF_BLOCKS = 64, 256  # bitsandbytes: weights a scale, scales a second scale
+BLOCK = 64  # bitsandbytes: weights a scale
+BLOCK_OF_BLOCKS = 256  # scales a second scale
 TABLES = (16 + 256 + 1) * FLOAT  # a layer's: values of NF4, of a scale's 8 bits, scales' mean
 TEXT_TOKENS = 96  # of a prompt beside its picture: question, names of turns; an allowance
-TRL_CHUNK, TRL_COPIES = 256, 5  # tokens whose logits TRL's SFT loss makes at a time
+TRL_CHUNK = 256  # tokens whose logits TRL's SFT loss makes at a time
+TRL_COPIES = 5  # of them, in float32
 LOGIT_COPIES = 3  # in float32, in a backward pass
 PHASES = ("generate", "score", "update", "sft", "evaluate")
 Parts = dict[str, int]  # what lies on the card -> bytes
@@ -84,11 +86,11 @@ class Sizes:
         its norm. In 4 bits also a layer's weights, unpacked. Attention: queries, keys and
         values, repeated for all heads; the mask as numbers.
         """
-        tokens, width = rows * queries, self.width * self.number
+        width = self.width * self.number
         inner = self.inner * (2 * self.number + 2 * FLOAT)
-        mlp = tokens * (inner + 3 * width) + self.largest * self.compute
-        repeated = 2 * rows * keys * self.heads * self.head * self.number
-        return max(mlp, tokens * 6 * width + repeated + tokens * keys * self.number)
+        mlp = rows * queries * (inner + 3 * width) + self.largest * self.compute
+        repeated = 2 * keys * self.heads * self.head * self.number
+        return max(mlp, rows * (queries * (6 * width + keys * self.number) + repeated))
 
     def backward(self, rows: int, queries: int) -> int:
         """Gradients at the start of a layer's backward pass, when all that it kept is there.
@@ -119,7 +121,8 @@ class Sizes:
 def count(student: Student, compute: int = 2) -> Sizes:
     """Sizes of a student with adapter; the same numbers on the meta device and off it."""
     core = generation.core_of(student.model)
-    text, vision = core.config.get_text_config(), core.config.vision_config
+    text = core.config.get_text_config()
+    vision = core.config.vision_config
     plain = [(n, p) for n, p in core.named_parameters() if "lora_" not in n]
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
     return Sizes(
@@ -230,17 +233,14 @@ class Load:
         self, parts: Parts, pictures: int, prompts: int, completions: int, top_p: float
     ) -> Parts:
         """Vision tower of all pictures, each prompt once, then a token of all completions."""
-        s, length = self.sizes, self.prompt
+        s = self.sizes
+        prompt = prompts * self.prompt * s.kv_token
         # A layer's keys or values are copied to grow by one token.
         cache = completions * self.whole * s.kv_token * (2 * s.layers + 1) // (2 * s.layers)
-        prefill = {
-            "KV cache": prompts * length * s.kv_token,
-            "activations": s.forward(prompts, length, length),
-        }
         return _worst(
             parts | {"visual features": self._features(pictures)},
             {"vision tower at work": s.vision(pictures, self.visual)},
-            prefill,
+            {"KV cache": prompt, "activations": s.forward(prompts, self.prompt, self.prompt)},
             {"KV cache": cache, "logits": s.sampling(completions, top_p)},
             {"KV cache": cache, "activations": s.forward(completions, 1, self.whole)},
         )
@@ -259,7 +259,8 @@ class Load:
 
     def kept(self, checkpointing: bool) -> int:
         """What a micro-batch keeps for backward, with and without recomputed layers."""
-        s, length = self.sizes, self.preset.max_new_tokens
+        s = self.sizes
+        length = self.preset.max_new_tokens
         rows, prompts = self._micro_batch()
         chosen = rows * length * s.width * s.number  # hidden states that go to the head
         if checkpointing:  # a layer's input; the last norm computes in float32
@@ -282,7 +283,8 @@ class Load:
 
     def score(self) -> Parts:
         """Forward: what is kept, and meanwhile the negative's pass, which keeps nothing."""
-        s, length = self.sizes, self.preset.max_new_tokens
+        s = self.sizes
+        length = self.preset.max_new_tokens
         rows, prompts = self._micro_batch()
         layer = {"activations": s.forward(rows, length, self.whole)}
         if self.preset.tapo.reads_negative or not self.preset.gradient_checkpointing:
@@ -292,7 +294,8 @@ class Load:
 
     def update(self) -> Parts:
         """Backward: a chunk of logits, or a layer that is recomputed; then the optimiser."""
-        s, length = self.sizes, self.preset.max_new_tokens
+        s = self.sizes
+        length = self.preset.max_new_tokens
         rows, _ = self._micro_batch()
         logits = LOGIT_COPIES * s.logits_at_once(rows * length)
         layer = s.backward(rows, length)
@@ -303,19 +306,22 @@ class Load:
 
     def sft(self) -> Parts:
         """Stage 1, a chain as long as the longest completion: TRL's loss and the vision tower."""
-        s, rows, whole = self.sizes, self.preset.sft.micro_batch, self.whole
-        layer = s.saved(rows, whole, whole, masked=rows > 1)
-        kept, recomputed = s.layers * layer, 0
+        s = self.sizes
+        rows = self.preset.sft.micro_batch
+        layer = s.saved(rows, self.whole, self.whole, masked=rows > 1)
+        kept = s.layers * layer
+        active = s.backward(rows, self.whole)
         if self.preset.gradient_checkpointing:
-            kept, recomputed = (s.layers + 1) * rows * whole * s.width * s.number, layer
-        logits = TRL_COPIES * min(TRL_CHUNK, rows * whole) * s.vocabulary * FLOAT
+            kept = (s.layers + 1) * rows * self.whole * s.width * s.number
+            active += layer
+        logits = TRL_COPIES * min(TRL_CHUNK, rows * self.whole) * s.vocabulary * FLOAT
         if s.number != s.compute:  # the head is copied
             logits += s.vocabulary * s.width * s.compute
         return _worst(
             self.resident() | {"gradients": s.adapter},
             {"vision tower at work": s.vision(rows, self.visual)},
             {"activations kept": kept, "logits": logits},
-            {"activations kept": kept, "activations": recomputed + s.backward(rows, whole)},
+            {"activations kept": kept, "activations": active},
         )
 
 

@@ -89,11 +89,12 @@ class Plan:
 
         No more than makes sense: a model's limits, completions of a step, chains of a batch.
         """
-        s, preset = self.load.sizes, self.load.preset
+        preset = self.load.preset
         rollouts = preset.tapo.anchor_rollouts + preset.tapo.positive_rollouts
         own = {"sft.micro_batch": preset.sft.batch}
         own["tapo.micro_batch"] = preset.tapo.groups * rollouts
-        unit = (s.patch * s.merge) ** 2 if name == "pixels" else 1
+        side = self.load.sizes.patch * self.load.sizes.merge  # of a visual token
+        unit = side**2 if name == "pixels" else 1
         values = range(unit, (LIMITS | own).get(name, LARGEST) + 1, unit)
         fitting = bisect.bisect(values, 0, key=lambda value: not self.changed(name, value).fits)
         return fitting * unit
@@ -136,7 +137,8 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        s, load = self.load.sizes, self.load
+        load = self.load
+        s = load.sizes
         head = (
             f"{self.source}, preset {load.preset.name}, on {self.gpu / GIB:g} GiB\n"
             f"{s.parameters:,} parameters; LoRA rank {s.rank}; hidden states of {8 * s.number} "
