@@ -1,37 +1,45 @@
 """What a training step costs: TRL's GRPOTrainer, our DAPO and our TAPO, side by side.
 
-Same weights, anchors, rewards, number of answers, micro-batch and threads. What is chosen:
+Same weights, anchors, rewards, number of completions, micro-batch and threads. What is chosen:
 
-- Every answer has exactly the longest length: the end of the turn is never drawn, for any
-  trainer. So all write, score and learn from the same number of tokens, and no ratio depends
-  on how long somebody's answers happened to be. (It forgoes what our sampler saves by
-  dropping answers that have ended.)
-- No dynamic sampling: every group is kept, so a step is one round of answers.
-- Gradient checkpointing is as the preset has it, for all: off for the lab. (TRL's default is
-  on, which saves memory and costs it another forward pass.)
-- A process a row, so that each has its own peak of memory. Their steps are taken in turn, one
-  process at a time, so that a busy machine slows all rows alike. Ratios are medians over
-  rounds of the ratio within a round; the first step of each row is a warm-up. `cpu_s` is what
-  the process computed (all its threads): it stands when others keep the cores busy. At full
-  size (`fullbench`) a card does not hold all rows at once: they come one after another.
+- Every completion has exactly the longest length, so all write, score and learn from the same
+  number of tokens. (It forgoes what our sampler saves by dropping completions that have ended.)
+- No dynamic sampling: every group is kept, so a step is one round of completions.
+- Gradient checkpointing is as the preset has it, for all. (TRL's default is on, which saves
+  memory and costs it another forward pass.)
+- A process a row (`bench_row`), so that each has its own peak of memory. Steps are taken in
+  turn, so that a busy machine slows all rows alike; a row's first is a warm-up. Ratios are
+  medians over rounds of the ratio within a round. `cpu_s` is what the process computed (all its
+  threads): it stands when others keep the cores busy.
+
+At full size (`measure_full`) a card does not hold all rows at once: they come one after another.
+Two things are added: torch's peak of memory against the plan, and how near rollouts come to the
+card's bandwidth. Each token of the completions reads all weights of the language model and the
+cache once: tokens a second <= completions side by side * bandwidth / (weights + cache).
 """
 
 import json
 import math
 import multiprocessing
 import statistics
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
+from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 
-from finer1_lite.evals.tables import aligned
+from finer1_lite import models, prompts
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import write_atomically
-from finer1_lite.tools import benchrow
-from finer1_lite.tools.benchrow import SCORED, TRAINERS, VOCABULARY, Job
+from finer1_lite.tools import bench_row
+from finer1_lite.tools.bench_row import MIB, PHASES, TRAINERS, TRL, Job
+from finer1_lite.tools.memory import Load
+from finer1_lite.tools.plan import memory_plan
 
 COLUMNS = {  # of a row -> heading and digits after the point
     "generate_s": ("generate s", 2),
@@ -47,55 +55,101 @@ COLUMNS = {  # of a row -> heading and digits after the point
     "vision_calls": ("vision calls", 0),
     "pictures": ("pictures", 0),
 }
-CASE = ("rollouts", "answer_tokens", "picture_side")  # what tells one case from another
+MEMORY = {}  # measured, planned, measured / planned
+for _name in (*PHASES, "peak"):
+    MEMORY[f"{_name}_mb"] = (_name, 0)
+    MEMORY |= {f"{_name}_planned_mb": ("planned", 0), f"{_name}_of_plan": ("ratio", 2)}
+ROLLOUTS = {
+    "rollout_tokens_per_s": ("tokens/s", 0),
+    "limit_tokens_per_s": ("limit", 0),
+    "of_limit": ("of it", 3),
+}
+CASE = ("rollouts", "completion_tokens", "picture_side")  # what tells one case from another
+FULL_ROWS = (TRL, "dapo", "tapo")  # TRL's and our DAPO first: what ratios refer to
+COPIED = 2**28  # bytes of the copy that measures bandwidth
+GB = 1e9
+Readings = list[dict[str, float]]  # of one trainer's steps
 
 
-def run(
+def measure(
     preset: Preset, *, steps: int = 3, grow: bool = True, json_path: Path | None = None
 ) -> list[dict]:
     """Measure, print, and write the rows, a dictionary a trainer and case.
 
-    steps: counted steps a row; grow: also vary rollouts, answer length and picture size.
+    steps: counted steps a row; grow: also vary rollouts, completion length and picture size.
     The file is written after every case, so that a killed bench leaves those it finished.
     """
-    settings, rows = cases(preset, grow), []
-    with tqdm(total=len(settings) * len(TRAINERS) * (steps + 1), desc="bench") as bar:
-        for case in settings:
-            rows += side_by_side(with_case(preset, steps, case), case["picture_side"], bar)
+    varied = cases(preset, grow)
+    rows = []
+    with tqdm(total=len(varied) * len(TRAINERS) * (steps + 1), desc="bench") as bar:
+        for case in varied:
+            jobs = jobs_of(preset, steps, case, TRAINERS)
+            found = dict(zip(TRAINERS, readings(jobs, bar), strict=True))
+            rows += [row_of(job, found) for job in jobs]
             if json_path is not None:
                 write_atomically(json_path, json.dumps(rows, indent=1).encode())
-    print(f"{describe(rows[0])}\n\n{table(rows, settings[0])}")
+    print(f"{describe(rows[0])}\n\n{case_table(rows, varied[0])}")
     for axis in CASE if grow else ():
-        print(f"\n{growth(rows, axis, settings[0])}")
-    print(f"\n{scoring_memory()}")
+        print(f"\n{growth(rows, axis, varied[0])}")
+    return rows
+
+
+def measure_full(preset: Preset, *, steps: int = 3, json_path: Path | None = None) -> list[dict]:
+    """Measure, print, and write a row a trainer; the file is written after every row.
+
+    A trainer whose process stops is left out and named; without TRL's there are no ratios
+    to it. Raises ChildProcessError where none was measured.
+    """
+    with ProcessPoolExecutor(1, context()) as alone:  # no memory of the card is kept here
+        machine = alone.submit(machine_facts).result()
+    case = cases(preset, grow=False)[0]
+    jobs = jobs_of(preset, steps, case, FULL_ROWS)
+    loads = {job.trainer: load_of(job, machine) for job in jobs}
+    found = {}
+    with tqdm(total=len(jobs) * (steps + 1), desc="bench --full") as bar:
+        for job in jobs:
+            try:
+                found[job.trainer] = readings([job], bar)[0]
+            except ChildProcessError as error:
+                tqdm.write(str(error))
+            done = [job for job in jobs if job.trainer in found]
+            rows = [full_row(job, found, machine, loads[job.trainer]) for job in done]
+            if json_path is not None:
+                write_atomically(json_path, json.dumps(rows, indent=1).encode())
+    if not rows:
+        raise ChildProcessError("no trainer could be measured; the errors stand above")
+    print(describe_full(rows, preset, case))
     return rows
 
 
 # --- what is varied ------------------------------------------------------------------
 
 
+def full_preset(groups: int = 1) -> Preset:
+    """What the full size is measured at: a T4's preset, 8 rollouts a group."""
+    return Preset.t4().with_(student="random:Qwen2.5-VL-3B", tapo__groups=groups)
+
+
 def cases(preset: Preset, grow: bool) -> list[dict[str, int]]:
     """The preset's own case first, then each axis by itself."""
-    tapo = preset.tapo
-    rollouts = tapo.anchor_rollouts + tapo.positive_rollouts
+    rollouts = preset.tapo.anchor_rollouts + preset.tapo.positive_rollouts
+    tokens = preset.max_new_tokens
     side = math.isqrt(preset.pixels) // 28 * 28  # whole visual tokens of Qwen2.5-VL
-    base = dict(zip(CASE, (rollouts, preset.max_new_tokens, side)))
-    if not grow:
-        return [base]
+    base = dict(zip(CASE, (rollouts, tokens, side), strict=True))
     axes = {
         "rollouts": (4, 8, 16),
         "picture_side": (2 * side, 3 * side),
-        "answer_tokens": (preset.max_new_tokens // 2, 2 * preset.max_new_tokens),
+        "completion_tokens": (tokens // 2, 2 * tokens),
     }
-    varied = [base | {axis: value} for axis, values in axes.items() for value in values]
+    varied = [base | {axis: value} for axis, values in axes.items() for value in values if grow]
     return [base, *(case for case in varied if case != base)]
 
 
-def with_case(preset: Preset, steps: int, case: dict[str, int]) -> Preset:
-    """The preset of a case: every group kept, one round of answers, a warm-up step more."""
+def jobs_of(preset: Preset, steps: int, case: dict[str, int], names: Iterable[str]) -> list[Job]:
+    """A job a trainer: every group kept, one round of completions, a warm-up step more."""
     half = case["rollouts"] // 2
-    return preset.with_(
-        max_new_tokens=case["answer_tokens"],
+    preset = preset.with_(
+        max_new_tokens=case["completion_tokens"],
         pixels=case["picture_side"] ** 2,
         tapo__anchor_rollouts=case["rollouts"] - half,
         tapo__positive_rollouts=half,
@@ -104,63 +158,51 @@ def with_case(preset: Preset, steps: int, case: dict[str, int]) -> Preset:
         tapo__draws=1,
         tapo__updates=1,
     )
+    return [Job(name, preset, case["picture_side"], torch.get_num_threads()) for name in names]
 
 
 # --- measuring -----------------------------------------------------------------------
 
 
-def side_by_side(preset: Preset, side: int, bar) -> list[dict]:
-    """A row a trainer; their steps are taken in turn, the first of each not counted."""
-    jobs = jobs_of(preset, side, TRAINERS)
-    counted = readings(jobs, bar)
-    return [row(job, seen, counted[0], counted[1]) for job, seen in zip(jobs, counted)]
-
-
-def jobs_of(preset: Preset, side: int, names) -> list[Job]:
-    return [Job(name, preset, side, torch.get_num_threads()) for name in names]
-
-
-def readings(jobs: list[Job], bar) -> list[list[dict]]:
-    """What each job's process read at each step, the first left out."""
-    found: list[list[dict]] = [[] for _ in jobs]
-    with workers(jobs) as pipes:
+def readings(jobs: list[Job], bar: tqdm) -> list[Readings]:
+    """What each job's process read at each step, taken in turn; the first step is left out."""
+    found = [[] for _ in jobs]
+    with ExitStack() as stack:
+        pipes = [stack.enter_context(worker(job)) for job in jobs]
         for _ in range(jobs[0].preset.tapo.steps):
-            for job, pipe, seen in zip(jobs, pipes, found):
+            for job, pipe, seen in zip(jobs, pipes, found, strict=True):
                 bar.set_postfix_str(job.trainer, refresh=False)
-                seen.append(_step(pipe, job))
+                seen.append(next_step(pipe, job))
                 bar.update()
     return [seen[1:] for seen in found]
 
 
 @contextmanager
-def workers(jobs: list[Job]):
-    """A process and a pipe a job; they end with this block, or with this process."""
-    methods, started = context(), []
+def worker(job: Job) -> Iterator[Connection]:
+    """The pipe to a process for a job; it ends with this block, or with this process."""
+    ours, theirs = context().Pipe()
+    process = context().Process(target=bench_row.work, args=(theirs, job), daemon=True)
+    process.start()
+    theirs.close()
     try:
-        for job in jobs:
-            ours, theirs = methods.Pipe()
-            process = methods.Process(target=benchrow.work, args=(theirs, job), daemon=True)
-            process.start()
-            theirs.close()
-            started.append((process, ours))
-        yield [pipe for _, pipe in started]
+        yield ours
     finally:
-        for process, pipe in started:
-            pipe.close()
-            process.join(10)
-            process.kill()
+        ours.close()
+        process.join(10)
+        process.kill()
 
 
-def context():
+def context() -> BaseContext:
     """Fresh processes; where the system can fork, they share one import of the libraries."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     methods = multiprocessing.get_context("forkserver")
-    methods.set_forkserver_preload([benchrow.__name__])
+    methods.set_forkserver_preload([bench_row.__name__])
     return methods
 
 
-def _step(pipe, job: Job) -> dict:
+def next_step(pipe: Connection, job: Job) -> dict[str, float]:
+    """Let a process take a step: its reading. ChildProcessError where the process stopped."""
     try:
         pipe.send("step")
         return pipe.recv()
@@ -169,29 +211,24 @@ def _step(pipe, job: Job) -> dict:
         raise ChildProcessError(message) from None
 
 
-def row(job: Job, seen: list[dict], trl: list[dict], dapo: list[dict]) -> dict:
-    """Medians over a row's steps; ratios are medians of the ratios within a round.
+def row_of(job: Job, found: dict[str, Readings]) -> dict:
+    """Medians over a trainer's steps; ratios are medians of the ratios within a round.
 
-    trl, dapo: readings of the rows that ratios refer to; without any the ratio is None.
+    found: the readings of every trainer; without TRL's or our DAPO's that ratio is None.
     """
-    middle = {key: statistics.median(reading[key] for reading in seen) for key in seen[0]}
-    tapo = job.preset.tapo
-
-    def times(others: list[dict]) -> float | None:
-        ratios = [mine["step_s"] / its["step_s"] for mine, its in zip(seen, others)]
-        return statistics.median(ratios) if ratios else None
-
+    seen = found[job.trainer]
+    middle = {key: statistics.median(step[key] for step in seen) for key in seen[0]}
     return {
         "trainer": job.trainer,
         **middle,
-        "of_trl": times(trl),
-        "of_dapo": times(dapo),
+        "of_trl": _ratio(seen, found.get(TRL)),
+        "of_dapo": _ratio(seen, found.get("dapo")),
         "tokens_per_s": job.tokens / middle["step_s"],
         "steps_mb": middle["peak_mb"] - middle["start_mb"],
-        "groups": tapo.groups,
-        "rollouts": tapo.anchor_rollouts + tapo.positive_rollouts,
-        "answers": job.answers,
-        "answer_tokens": job.preset.max_new_tokens,
+        "groups": job.preset.tapo.groups,
+        "rollouts": job.completions // job.preset.tapo.groups,
+        "completions": job.completions,
+        "completion_tokens": job.preset.max_new_tokens,
         "picture_side": job.side,
         "steps": len(seen),
         "threads": job.threads,
@@ -199,55 +236,136 @@ def row(job: Job, seen: list[dict], trl: list[dict], dapo: list[dict]) -> dict:
     }
 
 
-def scoring_memory() -> str:
-    """Peak of scoring at a full-size vocabulary, ours and the plain log-softmax."""
-    found = []
-    for naive in (False, True):
-        with ProcessPoolExecutor(1, context()) as alone:  # a fresh process has a fresh peak
-            found.append(alone.submit(benchrow.scoring_mb, naive).result())
-    ours, naive = found
-    return (
-        f"scoring {SCORED} tokens with gradient, vocabulary {VOCABULARY}: peak {ours:.0f} MB, "
-        f"plain log-softmax {naive:.0f} MB ({ours / naive:.2f} of it)"
-    )
+def _ratio(seen: Readings, others: Readings | None) -> float | None:
+    if others is None:
+        return None
+    pairs = zip(seen, others, strict=True)
+    return statistics.median(step["step_s"] / other["step_s"] for step, other in pairs)
+
+
+# --- at full size --------------------------------------------------------------------
+
+
+def machine_facts() -> dict:
+    """The device as a row's process sees it: name, dtype, memory bandwidth in bytes a second."""
+    device = models.choose_device()
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else "CPU",
+        "dtype": str(models.choose_dtype(device)).removeprefix("torch."),
+        "bandwidth": bandwidth(device),
+    }
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that a large copy on the device reads and writes; the best of some."""
+    source = torch.ones(COPIED // 4, device=device)
+    tensors = {"source": source, "target": torch.empty_like(source)}
+    timed = Timer("target.copy_(source)", globals=tensors).blocked_autorange()
+    return 2 * COPIED / min(timed.times)
+
+
+def load_of(job: Job, machine: dict) -> Load:
+    """The load of a row, with the prompt as long as it truly is."""
+    preset = job.settings
+    processor = models.load_processor(preset.student, preset.pixels)
+    messages = prompts.messages(prompts.question(preset.tapo.prompt, "bird"), True)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    tokens = len(processor.tokenizer(text)["input_ids"]) - 1  # the picture's are counted apart
+    return memory_plan(preset, dtype=getattr(torch, machine["dtype"]), text_tokens=tokens).load
+
+
+def full_row(job: Job, found: dict[str, Readings], machine: dict, load: Load) -> dict:
+    """A row with the machine, what its bandwidth allows, and MiB that the plan predicts.
+
+    Of TRL's trainer it predicts nothing.
+    """
+    row = row_of(job, found) | machine
+    row["read_bytes"] = read_bytes(job, load)
+    row["limit_tokens_per_s"] = job.completions * machine["bandwidth"] / row["read_bytes"]
+    row["rollout_tokens_per_s"] = job.tokens / row["generate_s"]
+    row["of_limit"] = row["rollout_tokens_per_s"] / row["limit_tokens_per_s"]
+    if job.trainer == TRL:
+        return row
+    phases = load.phases()
+    planned = {name: sum(phases[name].values()) / MIB for name in PHASES}
+    for name, size in (planned | {"peak": max(planned.values())}).items():
+        row[f"{name}_planned_mb"] = size
+        row[f"{name}_of_plan"] = row[f"{name}_mb"] / size
+    return row
+
+
+def read_bytes(job: Job, load: Load) -> int:
+    """What a token of all completions reads: language model, head, cache of the middle token."""
+    s = load.sizes
+    language = ("language", "quantisation")
+    weights = sum(size for part, size in s.weights.items() if part.startswith(language))
+    head = s.vocabulary * s.width * s.number
+    middle = load.prompt + job.preset.max_new_tokens // 2
+    return weights + s.adapter + head + job.completions * middle * s.kv_token
 
 
 # --- printing ------------------------------------------------------------------------
 
 
 def describe(first: dict) -> str:
+    """What holds for all rows, a line."""
     return (
         f"preset {first['preset']}, {first['groups']} groups, {first['threads']} thread(s), "
-        f"median of {first['steps']} steps taken in turn; tokens/s: answers' tokens over the step"
+        f"median of {first['steps']} steps taken in turn; tokens/s: completions' tokens over "
+        "the step"
     )
 
 
-def table(rows: list[dict], case: dict[str, int]) -> str:
+def describe_full(rows: list[dict], preset: Preset, case: dict[str, int]) -> str:
+    """The page of the full size: what holds for all rows, seconds, memory, bandwidth."""
+    first = rows[0]
+    whole = ", whole process" if first["device"] == "CPU" else ""  # on a GPU torch's allocator
+    parts = [
+        f"{preset.student}, {preset.quantize}, on {first['device']} in {first['dtype']}; "
+        f"gradient checkpointing {'on' if preset.gradient_checkpointing else 'off'}, "
+        f"micro-batch {preset.tapo.micro_batch}\n{describe(first)}",
+        case_table(rows, case),
+        f"peak MiB (measured{whole}; planned; measured / planned)\n{table(rows, MEMORY)}",
+        f"a copy on this device moves {first['bandwidth'] / GB:.0f} GB/s; a token of all "
+        f"completions reads {first['read_bytes'] / GB:.2f} GB\n{table(rows, ROLLOUTS)}",
+    ]
+    return "\n\n".join(parts)
+
+
+def case_table(rows: list[dict], case: dict[str, int]) -> str:
     """A case's trainers, a line each."""
     chosen = [row for row in rows if all(row[key] == case[key] for key in CASE)]
-    lines = [["trainer", *(head for head, _ in COLUMNS.values())]]
-    lines += [
-        [row["trainer"], *(_cell(row[key], digits) for key, (_, digits) in COLUMNS.items())]
-        for row in chosen
-    ]
     title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in case.items())
-    return f"{title}\n{aligned(lines)}"
+    return f"{title}\n{table(chosen, COLUMNS)}"
 
 
-def _cell(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def table(rows: list[dict], columns: dict[str, tuple[str, int]]) -> str:
+    """A line a trainer; columns: key -> heading and digits. "-" where a row has no value."""
+    lines = [["trainer", *(head for head, _ in columns.values())]]
+    for row in rows:
+        values = [(row.get(key), digits) for key, (_, digits) in columns.items()]
+        cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
+        lines.append([row["trainer"], *cells])
+    return _aligned(lines)
 
 
 def growth(rows: list[dict], axis: str, base: dict[str, int]) -> str:
     """Step seconds and peak of memory along one axis, a line a trainer."""
     others = [key for key in CASE if key != axis]
     chosen = [row for row in rows if all(row[key] == base[key] for key in others)]
-    values = sorted({row[axis] for row in chosen})
-    lines = [[f"{axis.replace('_', ' ')} (step s, x TRL, peak MB)", *map(str, values)]]
+    chosen.sort(key=lambda row: row[axis])
+    values = dict.fromkeys(str(row[axis]) for row in chosen)
+    lines = [[f"{axis.replace('_', ' ')} (step s, x TRL, peak MB)", *values]]
     for name in TRAINERS:
-        found = {row[axis]: row for row in chosen if row["trainer"] == name}
-        cells = [found[value] for value in values]
-        lines.append(
-            [name, *(f"{c['step_s']:.2f}  {c['of_trl']:.2f}  {c['peak_mb']:.0f}" for c in cells)]
-        )
-    return aligned(lines)
+        own = [row for row in chosen if row["trainer"] == name]
+        cells = [f"{r['step_s']:.2f}  {r['of_trl']:.2f}  {r['peak_mb']:.0f}" for r in own]
+        lines.append([name, *cells])
+    return _aligned(lines)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """The first column flush left, the others flush right."""
+    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ([line[0].ljust(first), *map(str.rjust, line[1:], others)] for line in lines)
+    return "\n".join(map("  ".join, rows))

@@ -118,7 +118,7 @@ class BenchCommand:
     def start(self) -> None:
         """Measure, print the table, and write it where a file is named."""
         from finer1_lite import models
-        from finer1_lite.tools import bench, fullbench
+        from finer1_lite.tools import bench
 
         groups = self.groups if self.groups is not None else 1 if self.full else 2
         counts = {"--steps": self.steps, "--groups": groups}
@@ -128,10 +128,10 @@ class BenchCommand:
         if problems:
             raise ValueError(", ".join(problems))
         if self.full:
-            fullbench.run(fullbench.full_preset(groups), steps=self.steps, json_path=self.json)
+            bench.measure_full(bench.full_preset(groups), steps=self.steps, json_path=self.json)
         else:
             preset = getattr(Preset, self.preset)().with_(tapo__groups=groups)
-            bench.run(preset, steps=self.steps, grow=self.grow, json_path=self.json)
+            bench.measure(preset, steps=self.steps, grow=self.grow, json_path=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)

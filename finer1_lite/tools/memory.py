@@ -1,30 +1,40 @@
 """What a student takes of a card's memory: arithmetic on shapes, nothing is run.
 
-`count` reads a student with its adapter, on the meta device or real. The rest answers, in
-bytes, what each moment of a step holds beside the weights. Names follow `Sizes`; a token's
-tensors are listed where they are added up, so that each term can be checked against the
-layer in transformers' modeling_qwen2_5_vl.py and against torch's saved tensors (the tests
-do).
+`count` reads a student with its adapter, on the meta device or real. `Sizes` says what a moment
+of a forward or backward pass holds beside the weights, `Load` what each phase of a run does.
+Numbers are bytes where nothing else is said. A token's tensors are listed where they are added
+up, so that each term can be checked against the layer in transformers' modeling_qwen2_5_vl.py
+and against torch's saved tensors (the tests do).
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from finer1_lite import generation, logprobs
 from finer1_lite.generation import Student
+from finer1_lite.presets import Preset
 
 FLOAT = 4  # bytes
-BLOCK, BLOCK_OF_BLOCKS = 64, 256  # bitsandbytes: weights a scale, scales a second scale
+BLOCK = 64  # bitsandbytes: weights a scale
+BLOCK_OF_BLOCKS = 256  # scales a second scale
 TABLES = (16 + 256 + 1) * FLOAT  # a layer's: values of NF4, of a scale's 8 bits, scales' mean
+TEXT_TOKENS = 96  # of a prompt beside its picture: question, names of turns; an allowance
+TRL_CHUNK = 256  # tokens whose logits TRL's SFT loss makes at a time
+TRL_COPIES = 5  # of them, in float32
+LOGIT_COPIES = 3  # in float32, in a backward pass
+PHASES = ("generate", "score", "update", "sft", "evaluate")
+Parts = dict[str, int]  # what lies on the card -> bytes
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the arithmetic needs to know. Bytes, where not said otherwise."""
+    """The shapes of a student, and what one layer or the whole holds at a moment."""
 
-    weights: dict[str, int]  # part -> bytes
+    weights: Parts
     adapter: int
     parameters: int  # numbers, of the plain student
     layers: int
@@ -36,7 +46,7 @@ class Sizes:
     vocabulary: int
     rank: int
     number: int  # bytes of a hidden state's number
-    compute: int  # of a number inside a 4-bit layer
+    compute: int  # bytes of a number inside a 4-bit layer
     largest: int  # numbers of the largest 4-bit layer; 0 without
     vision_width: int
     vision_inner: int
@@ -49,145 +59,272 @@ class Sizes:
         """Keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head * self.number
 
+    def saved(self, rows: int, queries: int, keys: int, masked: bool = True) -> int:
+        """What a layer keeps for backward; (rows, queries) tokens look at `keys` places.
+
+        A token: the residual before each norm and the norms' results (LoRA's A is trained and
+        wants its input), queries and what attention made of them, four rows of the MLP (gate,
+        its SiLU, up, their product) and LoRA's rank numbers of seven projections. Where hidden
+        states have 16 bits, norms work on float32 copies and so does every adapter.
+        """
+        attended = self.heads * self.head
+        if self.number == FLOAT:
+            token = (4 * self.width + 2 * attended + 4 * self.inner) * FLOAT
+        else:
+            token = (7 * self.width + attended + self.inner) * FLOAT
+            token += (2 * attended + 3 * self.inner) * self.number
+        token += (7 * self.rank + self.heads + 2) * FLOAT  # log-sum-exp a head, norms' scales
+        seen = self.heads if masked else self.kv_heads  # with a mask, keys are repeated
+        cached = 2 * keys * seen * self.head * self.number
+        bias = queries * (keys + -keys % 8) * self.number if masked else 0
+        return rows * (queries * token + cached + bias)
+
+    def forward(self, rows: int, queries: int, keys: int) -> int:
+        """The most that a layer holds where nothing is kept: in the MLP or in attention.
+
+        MLP: the gate's SiLU, up, its adapter's part (float32) and their sum; the residual and
+        its norm. In 4 bits also a layer's weights, unpacked. Attention: queries, keys and
+        values, repeated for all heads; the mask as numbers.
+        """
+        width = self.width * self.number
+        inner = self.inner * (2 * self.number + 2 * FLOAT)
+        mlp = rows * queries * (inner + 3 * width) + self.largest * self.compute
+        repeated = 2 * keys * self.heads * self.head * self.number
+        return max(mlp, rows * (queries * (6 * width + keys * self.number) + repeated))
+
+    def backward(self, rows: int, queries: int) -> int:
+        """Gradients at the start of a layer's backward pass, when all that it kept is there.
+
+        They are of the MLP's product, through the base and through the adapter (float32).
+        """
+        return rows * queries * self.inner * (self.number + FLOAT)
+
+    def logits_at_once(self, tokens: int) -> int:
+        """Logits of one chunk of `logprobs.token_scores`, in float32."""
+        chunk = max(1, logprobs.LOGITS_AT_ONCE // self.vocabulary)
+        return min(tokens, chunk) * self.vocabulary * FLOAT
+
+    def sampling(self, rows: int, top_p: float = 1.0) -> int:
+        """Logits of a token for each completion: as they come, tempered, as a distribution."""
+        word = 3 * FLOAT + (self.number if self.number != FLOAT else 0)
+        if top_p < 1:  # sorted, their order, running sums twice, a mask, put back
+            word += FLOAT + 8 + 2 * FLOAT + 1 + FLOAT
+        return rows * self.vocabulary * word
+
+    def vision(self, pictures: int, tokens: int) -> int:
+        """The vision tower without gradient: pixels, and the MLP's three rows a patch."""
+        pixels = 3 * 2 * self.patch**2 * FLOAT  # twice: Qwen-VL's time axis of two frames
+        rows = 3 * (self.vision_inner + self.vision_width) * self.vision_number
+        return pictures * tokens * self.merge**2 * (pixels + rows)
+
 
 def count(student: Student, compute: int = 2) -> Sizes:
     """Sizes of a student with adapter; the same numbers on the meta device and off it."""
     core = generation.core_of(student.model)
-    config, vision = core.config.get_text_config(), core.config.vision_config
+    text = core.config.get_text_config()
+    vision = core.config.vision_config
     plain = [(n, p) for n, p in core.named_parameters() if "lora_" not in n]
-    four = [p for _, p in plain if _is_4bit(p)]
-    trained = [p for p in core.parameters() if p.requires_grad]
-    tower = next(core.model.visual.parameters())
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
-    inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
     return Sizes(
         weights=_weights(plain),
-        adapter=sum(map(_bytes, trained)),
+        adapter=sum(p.nbytes for p in core.parameters() if p.requires_grad),
         parameters=sum(_numbers(p) for _, p in plain),
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        inner=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        vocabulary=config.vocab_size,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocabulary=text.vocab_size,
         rank=student.model.active_peft_config.r,
         number=core.get_input_embeddings().weight.element_size(),
         compute=compute,
-        largest=max(map(_numbers, four), default=0),
+        largest=max((_numbers(p) for _, p in plain if _is_4bit(p)), default=0),
         vision_width=width,
-        vision_inner=inner,
-        vision_number=tower.element_size(),
+        vision_inner=getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio),
+        vision_number=next(core.model.visual.parameters()).element_size(),
         patch=vision.patch_size,
         merge=vision.spatial_merge_size,
     )
 
 
-def _is_4bit(parameter) -> bool:
+def _is_4bit(parameter: Tensor) -> bool:
     return type(parameter).__name__ == "Params4bit"
 
 
-def _numbers(parameter) -> int:
+def _numbers(parameter: Tensor) -> int:
     """Numbers that a parameter stands for; a packed 4-bit one remembers its shape."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else torch.Size(state.shape).numel()
 
 
-def _bytes(parameter) -> int:
-    return parameter.numel() * parameter.element_size()
+def _weights(named: Iterable[tuple[str, Tensor]]) -> Parts:
+    """Bytes of the plain student's weights by part.
 
-
-def _weights(named) -> dict[str, int]:
+    Of 4-bit layers too: two weights a byte, a scale of 8 bits for each 64 weights, and of those
+    a float32 for each 256 (double quantisation).
+    """
     found = Counter()
     for name, parameter in named:
         if _is_4bit(parameter):
-            packed, constants = four_bit_bytes(_numbers(parameter))
-            found["language layers, 4 bits"] += packed
+            scales = -(-_numbers(parameter) // BLOCK)
+            constants = scales + -(-scales // BLOCK_OF_BLOCKS) * FLOAT + TABLES
+            found["language layers, 4 bits"] += -(-_numbers(parameter) // 2)
             found["quantisation constants"] += constants
         elif ".visual." in name:
-            found["vision tower"] += _bytes(parameter)
+            found["vision tower"] += parameter.nbytes
         elif "embed_tokens" in name or "lm_head" in name:
-            found["embeddings and head"] += _bytes(parameter)
+            found["embeddings and head"] += parameter.nbytes
         else:
-            found["language layers, the rest"] += _bytes(parameter)
+            found["language layers, the rest"] += parameter.nbytes
     return dict(found)
 
 
-def four_bit_bytes(numbers: int) -> tuple[int, int]:
-    """(packed weights, constants of double quantisation) of a 4-bit layer.
+@dataclass(frozen=True)
+class Load:
+    """A student and how it is worked: everything that the phases depend on.
 
-    A scale of 8 bits for each 64 weights; of those, a float32 for each 256.
+    A phase's parts are those of its worst moment: they lie there at the same time, so they
+    are added. Phases follow one another: the card must hold the largest, not their sum.
     """
-    scales = -(-numbers // BLOCK)
-    return -(-numbers // 2), scales + -(-scales // BLOCK_OF_BLOCKS) * FLOAT + TABLES
+
+    sizes: Sizes
+    preset: Preset
+    text_tokens: int = TEXT_TOKENS
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens of a picture at the pixel budget."""
+        return max(1, self.preset.pixels // (self.sizes.patch * self.sizes.merge) ** 2)
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of a prompt with its picture."""
+        return self.visual + self.text_tokens
+
+    @property
+    def whole(self) -> int:
+        """Tokens of a prompt and its longest completion."""
+        return self.prompt + self.preset.max_new_tokens
+
+    def phases(self) -> dict[str, Parts]:
+        """Phase -> part -> bytes, each at its worst moment."""
+        return {name: getattr(self, name)() for name in PHASES}
+
+    def resident(self, trains: bool = True) -> Parts:
+        """What stays from step to step."""
+        parts = self.sizes.weights | {"adapter": self.sizes.adapter}
+        return parts | ({"optimiser (AdamW)": 2 * self.sizes.adapter} if trains else {})
+
+    def generate(self) -> Parts:
+        """Rollouts of a step: anchors and positives are answered, negatives only encoded."""
+        t = self.preset.tapo
+        prompts = t.groups * (1 + bool(t.positive_rollouts))
+        pictures = prompts + t.groups * t.reads_negative
+        rollouts = t.groups * (t.anchor_rollouts + t.positive_rollouts)
+        return self._answering(self.resident(), pictures, prompts, rollouts, t.top_p)
+
+    def evaluate(self) -> Parts:
+        """Every picture of a batch is answered once, without an optimiser."""
+        n = self.preset.eval_batch
+        return self._answering(self.resident(trains=False), n, n, n, 1.0)
+
+    def _answering(
+        self, parts: Parts, pictures: int, prompts: int, completions: int, top_p: float
+    ) -> Parts:
+        """Vision tower of all pictures, each prompt once, then a token of all completions."""
+        s = self.sizes
+        prompt = prompts * self.prompt * s.kv_token
+        # A layer's keys or values are copied to grow by one token.
+        cache = completions * self.whole * s.kv_token * (2 * s.layers + 1) // (2 * s.layers)
+        return _worst(
+            parts | {"visual features": self._features(pictures)},
+            {"vision tower at work": s.vision(pictures, self.visual)},
+            {"KV cache": prompt, "activations": s.forward(prompts, self.prompt, self.prompt)},
+            {"KV cache": cache, "logits": s.sampling(completions, top_p)},
+            {"KV cache": cache, "activations": s.forward(completions, 1, self.whole)},
+        )
+
+    def _features(self, pictures: int) -> int:
+        return pictures * self.visual * self.sizes.width * self.sizes.vision_number
+
+    def _micro_batch(self) -> tuple[int, int]:
+        """(completions, distinct prompts) of a micro-batch."""
+        t = self.preset.tapo
+        together = t.anchor_rollouts + t.positive_rollouts
+        rows = min(t.micro_batch, t.groups * together)
+        if t.scored_on == "own" and t.positive_rollouts:
+            together = min(t.anchor_rollouts, t.positive_rollouts)
+        return rows, -(-rows // together)
+
+    def kept(self, checkpointing: bool) -> int:
+        """What a micro-batch keeps for backward, with and without recomputed layers."""
+        s = self.sizes
+        length = self.preset.max_new_tokens
+        rows, prompts = self._micro_batch()
+        chosen = rows * length * s.width * s.number  # hidden states that go to the head
+        if checkpointing:  # a layer's input; the last norm computes in float32
+            return chosen + rows * self.whole * s.width * (s.layers * s.number + FLOAT)
+        chosen += (prompts * self.prompt + rows * length) * s.width * FLOAT
+        first = s.saved(prompts, self.prompt, self.prompt, masked=prompts > 1)
+        rest = s.saved(rows, length - 1, self.whole - 1) if length > 1 else 0
+        return chosen + s.layers * (first + rest)
+
+    def _training(self) -> Parts:
+        """What lies there all through the forward and backward passes of stage 2."""
+        t = self.preset.tapo
+        pictures = t.groups * (1 + bool(t.positive_rollouts) + t.reads_negative)
+        passes = 1 + (t.negative_grad and t.reads_negative)
+        return self.resident() | {
+            "gradients": self.sizes.adapter,
+            "visual features": self._features(pictures),
+            "activations kept": passes * self.kept(self.preset.gradient_checkpointing),
+        }
+
+    def score(self) -> Parts:
+        """Forward: what is kept, and meanwhile the negative's pass, which keeps nothing."""
+        s = self.sizes
+        length = self.preset.max_new_tokens
+        rows, prompts = self._micro_batch()
+        layer = {"activations": s.forward(rows, length, self.whole)}
+        if self.preset.tapo.reads_negative or not self.preset.gradient_checkpointing:
+            cached = rows * self.whole + prompts * self.prompt
+            layer = {"KV cache": cached * s.kv_token} | layer
+        return _worst(self._training(), {"logits": 2 * s.logits_at_once(rows * length)}, layer)
+
+    def update(self) -> Parts:
+        """Backward: a chunk of logits, or a layer that is recomputed; then the optimiser."""
+        s = self.sizes
+        length = self.preset.max_new_tokens
+        rows, _ = self._micro_batch()
+        logits = LOGIT_COPIES * s.logits_at_once(rows * length)
+        layer = s.backward(rows, length)
+        if self.preset.gradient_checkpointing:
+            layer = s.saved(rows, self.whole, self.whole, masked=rows > 1)
+            layer += s.backward(rows, self.whole)
+        return _worst(self._training(), {"logits": logits}, {"activations": layer})
+
+    def sft(self) -> Parts:
+        """Stage 1, a chain as long as the longest completion: TRL's loss and the vision tower."""
+        s = self.sizes
+        rows = self.preset.sft.micro_batch
+        layer = s.saved(rows, self.whole, self.whole, masked=rows > 1)
+        kept = s.layers * layer
+        active = s.backward(rows, self.whole)
+        if self.preset.gradient_checkpointing:
+            kept = (s.layers + 1) * rows * self.whole * s.width * s.number
+            active += layer
+        logits = TRL_COPIES * min(TRL_CHUNK, rows * self.whole) * s.vocabulary * FLOAT
+        if s.number != s.compute:  # the head is copied
+            logits += s.vocabulary * s.width * s.compute
+        return _worst(
+            self.resident() | {"gradients": s.adapter},
+            {"vision tower at work": s.vision(rows, self.visual)},
+            {"activations kept": kept, "logits": logits},
+            {"activations kept": kept, "activations": active},
+        )
 
 
-# --- one layer of the language model ---------------------------------------------------
-
-
-def saved(s: Sizes, rows: int, queries: int, keys: int, masked: bool = True) -> int:
-    """What a layer keeps for its backward pass; (rows, queries) tokens look at `keys` places.
-
-    A token: the residual before each norm and the norms' results (LoRA's A is trained and
-    wants its input), queries and what attention made of them, four rows of the MLP (gate,
-    its SiLU, up, their product) and LoRA's rank numbers of seven projections. Where hidden
-    states have 16 bits, norms work on float32 copies and so does every adapter.
-    """
-    w, i, n = s.width, s.inner, s.number
-    attended = s.heads * s.head
-    if n == FLOAT:
-        token = (4 * w + 2 * attended + 4 * i) * FLOAT
-    else:
-        token = (2 * w + 5 * w + attended + i) * FLOAT + (2 * attended + 3 * i) * n
-    token += (7 * s.rank + s.heads + 2) * FLOAT  # log-sum-exp a head, two norms' scales
-    seen = s.heads if masked else s.kv_heads  # with a mask, keys are repeated for all heads
-    bias = rows * queries * (keys + -keys % 8) * n if masked else 0
-    return rows * (queries * token + 2 * keys * seen * s.head * n) + bias
-
-
-def forward(s: Sizes, rows: int, queries: int, keys: int) -> int:
-    """The most that a layer holds at a time where nothing is kept: in the MLP or in attention.
-
-    MLP: the gate's SiLU, up, its adapter's part (float32) and their sum; the residual and its
-    norm. In 4 bits also a layer's weights, unpacked. Attention: queries, keys and values,
-    repeated for all heads; the mask as numbers.
-    """
-    tokens, w = rows * queries, s.width * s.number
-    mlp = tokens * (_mlp_row(s) + 3 * w) + s.largest * s.compute
-    repeated = 2 * rows * keys * s.heads * s.head * s.number
-    attention = tokens * 6 * w + repeated + tokens * keys * s.number
-    return max(mlp, attention)
-
-
-def backward(s: Sizes, rows: int, queries: int) -> int:
-    """Gradients at the start of a layer's backward pass, when all that it kept is still there:
-    of the MLP's product, through the base and through the adapter (float32)."""
-    return rows * queries * s.inner * (s.number + FLOAT)
-
-
-def _mlp_row(s: Sizes) -> int:
-    """Four rows of the MLP, two of them an adapter's, in float32. Bytes a token"""
-    return s.inner * (2 * s.number + 2 * FLOAT)
-
-
-# --- the whole student -----------------------------------------------------------------
-
-
-def logits_at_once(s: Sizes, tokens: int) -> int:
-    """Logits of one chunk of `rollouts.token_scores`, in float32."""
-    return min(tokens, max(1, logprobs.LOGITS_AT_ONCE // s.vocabulary)) * s.vocabulary * FLOAT
-
-
-def sampling(s: Sizes, rows: int, top_p: float = 1.0) -> int:
-    """Logits of a token for each answer: as they come, tempered, as a distribution."""
-    a_word = 3 * FLOAT + (s.number if s.number != FLOAT else 0)
-    if top_p < 1:  # sorted, their order, running sums twice, a mask, put back
-        a_word += FLOAT + 8 + 2 * FLOAT + 1 + FLOAT
-    return rows * s.vocabulary * a_word
-
-
-def vision(s: Sizes, pictures: int, tokens: int) -> int:
-    """The vision tower without gradient: pixels, and the MLP's three rows a patch."""
-    patches = pictures * tokens * s.merge**2
-    pixels = 3 * 2 * s.patch**2 * FLOAT  # a patch twice: Qwen-VL's time axis of two frames
-    return patches * (pixels + (3 * s.vision_inner + 3 * s.vision_width) * s.vision_number)
+def _worst(parts: Parts, *moments: Parts) -> Parts:
+    """What lies there always, and the largest of the moments."""
+    return parts | max(moments, key=lambda moment: sum(moment.values()))

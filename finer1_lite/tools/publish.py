@@ -9,6 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from finer1_lite.runtime.files import DataError
+
 log = logging.getLogger("finer1_lite")
 
 MODEL_FILE = re.compile(
@@ -27,28 +29,19 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     """Write the base with the adapter added to its weights; returns `out`.
 
     The base is read anew in 16 or 32 bits, also for an adapter that was trained on 4-bit
-    weights: it was fitted to their rounded values, so a merged model answers a little
-    differently from the adapter on 4 bits. Rounding the sum to 16 bits is a second small
+    weights: it was fitted to their rounded values, so a merged model's completions differ a
+    little from the adapter's on 4 bits. Rounding the sum to 16 bits is a second small
     difference; `dtype="float32"` avoids it. The processor is the one that this machine can
-    load: without torchvision, pictures and text alone. Raises DataError listing every problem, then
-    ValueError for bases that are no Qwen-VL; nothing half-written stays.
+    load: without torchvision, pictures and text alone. Raises DataError listing every problem,
+    then ValueError for bases that are no Qwen-VL; nothing half-written stays.
     """
     from finer1_lite import models
-    from finer1_lite.runtime.files import DataError
 
     named = models.base_of(adapter, base) if (adapter / "adapter_config.json").is_file() else None
-    problems = []
-    if named is None:
-        problems.append(f"{adapter}: holds no adapter (adapter_config.json)")
-    elif not named:
-        problems.append(f"{adapter}: names no base model; give --base")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        problems.append(f"{out}: is there already; name a new folder")
-    if problems:
-        raise DataError(problems, "nothing to merge:")
+    _check_merge(adapter, out, named)
     models.check_family(named)
     log.info(
-        "merged into %s as it is saved, not into 4 bits: answers may differ a little from "
+        "merged into %s as it is saved, not into 4 bits: completions may differ a little from "
         "those of an adapter trained on 4 bits",
         named,
     )
@@ -64,7 +57,21 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     return out
 
 
+def _check_merge(adapter: Path, out: Path, base: str | None) -> None:
+    """DataError listing every problem; base: "" where none is named, None without an adapter."""
+    problems = []
+    if base is None:
+        problems.append(f"{adapter}: holds no adapter (adapter_config.json)")
+    elif not base:
+        problems.append(f"{adapter}: names no base model; give --base")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        problems.append(f"{out}: is there already; name a new folder")
+    if problems:
+        raise DataError(problems, "nothing to merge:")
+
+
 def _write_merged(adapter: Path, base: str, dtype: str, part: Path) -> None:
+    """Model, generation config and processor into the folder `part`."""
     import torch
 
     from finer1_lite import models
@@ -83,9 +90,11 @@ def _write_merged(adapter: Path, base: str, dtype: str, part: Path) -> None:
 def push(folder: Path, name: str, private: bool = False, yes: bool = False) -> str:
     """Upload the model files of a folder; returns the page's address.
 
-    Only files that a model consists of go up (`MODEL_FILE`); any other file stops the
-    upload: pictures, records and pickles have no place there. Raises DataError listing
-    every problem before the hub is asked anything.
+    name: OWNER/NAME; yes: without asking. Only files that a model consists of go up
+    (`MODEL_FILE`); any other file stops the upload: pictures, records and pickles have no place
+    there. Raises DataError listing every problem before the hub is asked anything, ValueError
+    for a bad name, without a login, without a yes, and for private weights where the
+    repository is public.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import validate_repo_id
@@ -100,16 +109,16 @@ def push(folder: Path, name: str, private: bool = False, yes: bool = False) -> s
     if not yes and not _agreed():
         raise ValueError("nothing was uploaded: it wants a yes, or --yes")
     hub = HfApi()
-    where = hub.create_repo(name, private=private or None, exist_ok=True)
-    if private and not hub.repo_info(where.repo_id).private:
-        raise ValueError(f"{where.repo_id} is there already and public: nothing was uploaded")
+    repository = hub.create_repo(name, private=private or None, exist_ok=True)
+    if private and not hub.repo_info(repository.repo_id).private:
+        raise ValueError(f"{repository.repo_id} is there already and public: nothing was uploaded")
     hub.upload_folder(
-        repo_id=where.repo_id,
+        repo_id=repository.repo_id,
         folder_path=folder,
         allow_patterns=[file.name for file in files],
         commit_message="Model files",
     )
-    return str(where)
+    return str(repository)
 
 
 def _agreed() -> bool:
@@ -117,17 +126,17 @@ def _agreed() -> bool:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files that may go up. DataError naming whatever else lies there, or is no model."""
-    from finer1_lite.runtime.files import DataError
+    """The files that may go up, sorted; DataError naming whatever else lies there.
 
+    Also where there is no model in it. What `STAYS` names is left out silently.
+    """
     if not folder.is_dir():
         raise DataError([f"{folder}: is no folder"], "nothing to upload:")
     found = sorted(path for path in folder.iterdir() if path.name not in STAYS)
     problems = [f"{path.name}: {problem}" for path in found if (problem := _unfit(path))]
     names = {path.name for path in found}
-    if not names & {"config.json", "adapter_config.json"} or not any(
-        name.endswith(".safetensors") for name in names
-    ):
+    configured = names & {"config.json", "adapter_config.json"}
+    if not configured or not any(name.endswith(".safetensors") for name in names):
         problems.append("no model: config.json or adapter_config.json, and safetensors, are wanted")
     if problems:
         raise DataError(problems, f"{folder} holds what must not go up; move it away:")

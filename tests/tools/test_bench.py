@@ -1,5 +1,6 @@
 """The bench: what it counts, what it holds equal, and a small one from end to end."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -12,8 +13,9 @@ from finer1_lite import __main__ as cli
 from finer1_lite import models, rewards
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
-from finer1_lite.tools import bench, benchrow
-from finer1_lite.tools.benchrow import TRAINERS, Job, Meter, build
+from finer1_lite.runtime import files
+from finer1_lite.tools import bench, bench_row
+from finer1_lite.tools.bench_row import THEIRS, TRAINERS, TRL, Job, Meter
 
 PHASES = ("generate_s", "score_s", "update_s")
 
@@ -34,9 +36,9 @@ def small(student, tmp_path_factory) -> Preset:
     )
 
 
-def in_case(preset: Preset, steps=1) -> tuple[Preset, dict]:
-    case = bench.cases(preset, grow=False)[0]
-    return bench.with_case(preset, steps, case), case
+def job_of(preset: Preset, name="dapo", steps=1) -> Job:
+    (job,) = bench.jobs_of(preset, steps, bench.cases(preset, grow=False)[0], [name])
+    return job
 
 
 # --- from end to end -----------------------------------------------------------------
@@ -45,14 +47,14 @@ def in_case(preset: Preset, steps=1) -> tuple[Preset, dict]:
 @pytest.mark.slow
 def test_a_small_bench_yields_a_row_a_trainer(small, tmp_path, capsys):
     path = tmp_path / "rows.json"
-    rows = bench.run(small, steps=1, grow=False, json_path=path)
+    rows = bench.measure(small, steps=1, grow=False, json_path=path)
     assert json.loads(path.read_text()) == rows
     assert [row["trainer"] for row in rows] == list(TRAINERS)
     for row in rows:
         assert row["step_s"] == pytest.approx(sum(row[phase] for phase in PHASES))
         assert all(row[phase] > 0 for phase in PHASES)
         assert row["peak_mb"] > row["start_mb"] > 100  # torch alone is more
-        assert (row["answers"], row["answer_tokens"], row["rollouts"]) == (2, 4, 2)
+        assert (row["completions"], row["completion_tokens"], row["rollouts"]) == (2, 4, 2)
         assert row["tokens_per_s"] == pytest.approx(8 / row["step_s"])
         assert row["vision_calls"] > 0
     trl, dapo, tapo, pulled = rows
@@ -65,9 +67,6 @@ def test_a_small_bench_yields_a_row_a_trainer(small, tmp_path, capsys):
     out = capsys.readouterr().out
     for name in TRAINERS:
         assert re.search(rf"^{name}  +\d+\.\d\d ", out, re.MULTILINE), name
-    found = re.search(r"peak (\d+) MB, plain log-softmax (\d+) MB", out)
-    ours, naive = map(float, found.groups())
-    assert 0 < ours <= naive / 4  # ... at a vocabulary of 152 thousand
 
 
 def test_help_explains_every_option(capsys):
@@ -101,38 +100,46 @@ class Pipe:
 
 
 @pytest.fixture(scope="module")
-def trained(student, small, tmp_path_factory):
-    """Each trainer after two steps of 2 groups with spread: what it did."""
+def trained(small, tmp_path_factory):
+    """Each trainer after two steps of 2 groups with reward variance: what it did."""
     found = {}
-    preset, _ = in_case(small.with_(tapo__groups=2, tapo__micro_batch=3), steps=1)
-    real = rewards.accuracy
     for name in TRAINERS:
-        pipe, asked = Pipe(), []
+        with pytest.MonkeyPatch.context() as patch:
+            job = job_of(small.with_(tapo__groups=2, tapo__micro_batch=3), name)
+            student, folder = bench_row.load(small), tmp_path_factory.mktemp("row")
+            pipe, asked, trainers = Pipe(), [], []
+            turns, real = itertools.count(), bench_row.trl_trainer
 
-        def every_other(completions, label, *_, asked=asked, **__):
-            asked.append((list(label), [len(rewards._text(c)) for c in completions]))
-            return [float(i % 2 == 0) for i in range(len(completions))]
+            def every_other(completion, label, asked=asked, turns=turns, **_):
+                asked.append(label)
+                return float(next(turns) % 2 == 0)
 
-        rewards.accuracy = every_other
-        try:
-            trainer = build(Job(name, preset, 84, 1), Meter(pipe), tmp_path_factory.mktemp("row"))
-            before = weights(trainer.model)
-            trainer.train()
-        finally:
-            rewards.accuracy = real
-        found[name] = (trainer, before, weights(trainer.model), asked, pipe.readings)
+            def kept(*args, trainers=trainers, real=real):
+                trainers.append(real(*args))
+                return trainers[0]
+
+            patch.setattr(rewards, "accuracy_reward", every_other)
+            patch.setattr(bench_row, "trl_trainer", kept)
+            before = weights(student.model)
+            bench_row.train(job, student, pipe, folder)
+        if name == TRL:
+            log = [row for row in trainers[0].state.log_history if "loss" in row]
+        else:
+            log = [row for _, row in files.read(folder / "log.jsonl")]
+        found[name] = (log, before, weights(student.model), asked, pipe.readings)
     return found
 
 
 def weights(model) -> dict[str, torch.Tensor]:
+    """By name; PEFT's names for all."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_every_row_really_trains_its_adapters(trained, name):
-    trainer, before, after, _, readings = trained[name]
+    log, before, after, _, readings = trained[name]
     assert len(readings) == 2
-    gradients = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+    gradients = [row["grad_norm"] for row in log]
     assert len(gradients) == 2 and min(gradients) > 0
     for key, weight in after.items():
         if "lora_B" in key:
@@ -142,33 +149,25 @@ def test_every_row_really_trains_its_adapters(trained, name):
 
 
 def test_every_trainer_is_asked_about_the_same_anchors(trained):
-    labels = {
-        name: sum((label for label, _ in asked), [])
-        for name, (_, _, _, asked, _) in trained.items()
-    }
-    first = labels["trl dapo"]
-    assert len(first) == 8 and len(set(first)) > 1  # 2 steps, 2 groups, 2 rollouts
-    assert all(found == first for found in labels.values())
+    asked = {name: asked for name, (_, _, _, asked, _) in trained.items()}
+    assert len(asked[TRL]) == 8 and len(set(asked[TRL])) > 1  # 2 steps, 2 groups, 2 rollouts
+    for name in TRAINERS:  # ours asks twice a completion: for the reward and for the log
+        assert asked[name][:: len(asked[name]) // 8] == asked[TRL], name
 
 
-def test_every_answer_has_the_longest_length(trained):
+def test_every_completion_has_the_longest_length(trained):
     """The end of the turn is never drawn: the same number of tokens for all."""
     for name in ("dapo", "tapo", "tapo, negative_grad"):
-        trainer = trained[name][0]
-        assert [g.completion_mask.sum(-1).tolist() for g in trainer.kept] == [[4, 4], [4, 4]]
-        assert all(g.truncated.all() for g in trainer.kept)
-    logged = [row for row in trained["trl dapo"][0].state.log_history if "loss" in row]
-    for row in logged:
+        assert [(row["length"], row["truncated"]) for row in trained[name][0]] == [(4, 1), (4, 1)]
+    for row in trained[TRL][0]:
         assert row["completions/min_length"] == row["completions/max_length"] == 4
 
 
-def test_the_micro_batch_divides_the_answers(small):
-    preset, _ = in_case(small.with_(tapo__groups=3, tapo__anchor_rollouts=3))  # 12 answers
-    sizes = {}
-    for limit in (1, 5, 8, 12, 32):
-        job = Job("dapo", preset.with_(tapo__micro_batch=limit), 84, 1)
-        sizes[limit] = benchrow.micro_batch(job)
-    assert sizes == {1: 1, 5: 4, 8: 6, 12: 12, 32: 12}
+def test_the_micro_batch_divides_the_completions(small):
+    preset = small.with_(tapo__groups=3, tapo__anchor_rollouts=3)  # 12 completions
+    limits = (1, 5, 8, 12, 32)
+    sizes = [job_of(preset.with_(tapo__micro_batch=limit)).micro_batch for limit in limits]
+    assert sizes == [1, 4, 6, 12, 12]
 
 
 def test_trl_still_calls_what_the_meter_wraps():
@@ -176,21 +175,21 @@ def test_trl_still_calls_what_the_meter_wraps():
     import inspect
 
     source = inspect.getsource(GRPOTrainer)
-    for method in ("_generate_and_score_completions", "_get_per_token_logps_and_entropies"):
+    for method in THEIRS:
         assert re.search(rf"self\.{method}\(", source), method
 
 
 def test_pictures_have_the_size_asked_for(small):
-    preset, _ = in_case(small)
+    preset = job_of(small).preset
     for side in (84, 56):
-        birds = benchrow.pictures(preset, side)
+        birds = bench_row.pictures(preset, side)
         assert {p.image().size for p in birds.train} == {(side, side)}
         first = birds.train[0]
         assert first.image() is not first.image()  # a copy each: nobody draws on the original
 
 
 def test_another_student_starts_from_a_fresh_adapter(small):
-    student = benchrow.load(small)
+    student = bench_row.load(small)
     assert isinstance(student, Student) and models.trainable_parameters(student.model) > 0
 
 
@@ -199,10 +198,9 @@ def test_another_student_starts_from_a_fresh_adapter(small):
 
 def test_time_belongs_to_the_innermost_phase(student, monkeypatch):
     now = iter([1.0, 4.0, 9.0, 15.0, 22.0])
-    monkeypatch.setattr(benchrow.time, "perf_counter", lambda: next(now))
-    meter = Meter(Pipe())
-    meter.student = student
-    meter._timed("generate", lambda: meter._timed("score", lambda: None))  # 1 to 4, 9, 15
+    monkeypatch.setattr(bench_row.time, "perf_counter", lambda: next(now))
+    meter = Meter(student, Pipe())
+    meter.call("generate", meter.call, "score", lambda: None)  # 1 to 4, 9, 15
     meter._switch("update")  # ... and 22
     assert meter.spent == Counter(update=1.0 + 7.0, generate=3.0 + 6.0, score=5.0)
 
@@ -214,12 +212,9 @@ def test_ratios_are_medians_of_ratios_within_a_round():
         return {"step_s": step, "peak_mb": 300.0, "start_mb": 200.0}
 
     seconds = {"trl dapo": (2, 20, 2), "dapo": (1, 10, 1), "tapo": (1.5, 15, 2)}
-    counted = [[reading(s) for s in seconds.get(name, (4, 40, 4))] for name in TRAINERS]
-    preset, _ = in_case(Preset.lab().with_(tapo__groups=2))
-    rows = [
-        bench.row(Job(name, preset, 84, 1), seen, *counted[:2])
-        for name, seen in zip(TRAINERS, counted, strict=True)
-    ]
+    found = {name: [reading(s) for s in seconds.get(name, (4, 40, 4))] for name in TRAINERS}
+    preset = Preset.lab().with_(tapo__groups=2)
+    rows = [bench.row_of(job_of(preset, name), found) for name in TRAINERS]
     assert [row["of_trl"] for row in rows] == [1, 0.5, 0.75, 2]
     assert [row["of_dapo"] for row in rows] == [2, 1, 1.5, 4]
     assert rows[1]["tokens_per_s"] == 2 * 8 * 96 / 1 and rows[0]["steps_mb"] == 100
@@ -227,7 +222,7 @@ def test_ratios_are_medians_of_ratios_within_a_round():
 
 def test_cases_vary_one_axis_at_a_time():
     found = bench.cases(Preset.lab(), grow=True)
-    base = {"rollouts": 8, "answer_tokens": 96, "picture_side": 84}
+    base = {"rollouts": 8, "completion_tokens": 96, "picture_side": 84}
     assert found[0] == base and bench.cases(Preset.lab(), grow=False) == [base]
     changed = [{k: v for k, v in case.items() if v != base[k]} for case in found[1:]]
     assert changed == [
@@ -235,13 +230,13 @@ def test_cases_vary_one_axis_at_a_time():
         {"rollouts": 16},
         {"picture_side": 168},
         {"picture_side": 252},
-        {"answer_tokens": 48},
-        {"answer_tokens": 192},
+        {"completion_tokens": 48},
+        {"completion_tokens": 192},
     ]
 
 
 def test_growth_shows_each_value_of_an_axis():
-    base = {"rollouts": 8, "answer_tokens": 96, "picture_side": 84}
+    base = {"rollouts": 8, "completion_tokens": 96, "picture_side": 84}
     rows = [
         base | {"rollouts": n, "trainer": name, "step_s": n * 1.5, "of_trl": 0.5, "peak_mb": 700.0}
         for n in (8, 4, 16)
@@ -269,4 +264,4 @@ def test_a_row_that_dies_is_named():
             raise BrokenPipeError
 
     with pytest.raises(ChildProcessError, match="'tapo' stopped"):
-        bench._step(Dead(), Job("tapo", Preset.lab(), 84, 1))
+        bench.next_step(Dead(), Job("tapo", Preset.lab(), 84, 1))

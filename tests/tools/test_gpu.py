@@ -16,8 +16,8 @@ from tiny_tapo import weights
 from finer1_lite import logprobs, models
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.tapo import train_tapo
-from finer1_lite.tools import benchrow, fullbench, memory, plan
-from finer1_lite.tools.phases import Load, phases
+from finer1_lite.tools import bench, bench_row, memory, plan
+from finer1_lite.tools.memory import Load
 
 pytest.importorskip("bitsandbytes")
 GIB = 2**30
@@ -49,7 +49,7 @@ def forget_device() -> None:
 def size(request):
     """The preset of a full-size run, and of the same on a CPU."""
     before = os.environ.pop("FINER1_DEVICE", None)  # the tests' own says cpu
-    preset = fullbench.full_preset().with_(student=f"random:Qwen2.5-VL-{request.param}", **STEPS)
+    preset = bench.full_preset().with_(student=f"random:Qwen2.5-VL-{request.param}", **STEPS)
     if request.param == "tiny":
         os.environ["FINER1_DEVICE"] = "cpu"
         preset = preset.with_(**CPU)
@@ -144,7 +144,7 @@ def test_a_few_steps_of_each_stage(student, size, tmp_path, spread):
 
     A few, because the first learns at a rate of 0 and a loss scaler may skip some.
     """
-    birds = benchrow.pictures(size, SIDE)
+    birds = bench_row.pictures(size, SIDE)
     few = replace(birds, train=birds.train[:2])
     chains = {photo.id: "<think> a bird </think> <answer> robin </answer>" for photo in few.train}
     start, base = weights(student.model), digest(student.model)
@@ -167,7 +167,7 @@ def rows(tmp_path_factory):
     path = tmp_path_factory.mktemp("full") / "rows.json"
     found = {
         row["trainer"]: row
-        for row in fullbench.run(fullbench.full_preset(), steps=2, json_path=path)
+        for row in bench.measure_full(bench.full_preset(), steps=2, json_path=path)
     }
     os.environ["FINER1_DEVICE"] = before or "cpu"
     forget_device()
@@ -190,13 +190,13 @@ class TestOnACard:
     @pytest.mark.parametrize("size", ["3B"], indirect=True)
     def test_the_plan_is_within_a_tenth_of_stage_1s_peak(self, size, student, tmp_path):
         """Pictures of 256 visual tokens, chains of some 400 tokens."""
-        birds, tokenizer = benchrow.pictures(size, SIDE), student.processor.tokenizer
+        birds, tokenizer = bench_row.pictures(size, SIDE), student.processor.tokenizer
         chains = {photo.id: "a bird with a red crown " * 60 for photo in birds.train}
         tokens = len(tokenizer(next(iter(chains.values())))["input_ids"])
         preset = size.with_(sft__steps=2, sft__batch=1, max_new_tokens=tokens)
         torch.cuda.reset_peak_memory_stats()
         train_sft(student, chain_rows(birds, chains), preset, 0, tmp_path)
-        planned = sum(phases(Load(memory.count(student), preset))["sft"].values()) / GIB
+        planned = sum(Load(memory.count(student), preset).sft().values()) / GIB
         print(f"sft: measured {peak_gib():.2f} GiB, planned {planned:.2f}")
         assert planned == pytest.approx(peak_gib(), rel=0.1)
 

@@ -17,7 +17,7 @@ from sized import (
 from finer1_lite import generation, logprobs, models
 from finer1_lite.students import random_weights
 from finer1_lite.tools import memory, plan
-from finer1_lite.tools.phases import Load, generate, kept, update
+from finer1_lite.tools.memory import Load
 
 bnb = pytest.importorskip("bitsandbytes")
 CHUNK = 8 * 151_936  # logits at a time: fewer than at full size, so that layers matter
@@ -158,7 +158,7 @@ def test_kept_activations_are_those_of_torch(made, name, dtype, checkpointing, m
             lambda: logprobs.log_probs(student.model, batch, tokens, mask, [0] * rows),
         )
     load = load_of(student, rows, length, name=name)
-    assert kept(load, checkpointing) == pytest.approx(real, rel=0.05)
+    assert load.kept(checkpointing) == pytest.approx(real, rel=0.05)
 
 
 def test_kept_activations_of_the_lab_student(fresh):
@@ -168,7 +168,7 @@ def test_kept_activations_of_the_lab_student(fresh):
         lab.model, lambda: logprobs.log_probs(lab.model, batch, tokens, mask, [0] * 4)
     )
     logits = 160 * lab.model.config.get_text_config().vocab_size * 4  # one chunk: kept
-    assert kept(load_of(lab, 4, 40), False) + logits == pytest.approx(real, rel=0.05)
+    assert load_of(lab, 4, 40).kept(False) + logits == pytest.approx(real, rel=0.05)
 
 
 # --- peaks ---------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_the_update_peaks_where_the_plan_says(made, checkpointing, dtype, monkey
         real = peak_of(step)
     student.model.zero_grad()
     load = load_of(student, rows, length, name="middle", gradient_checkpointing=checkpointing)
-    parts = update(load)
+    parts = load.update()
     there = load.resident() | {k: parts[k] for k in ("visual features", "gradients")}
     planned = sum(parts.values()) - sum(there.values())
     assert planned == pytest.approx(real, rel=0.1)
@@ -212,7 +212,7 @@ def test_answering_peaks_where_the_plan_says(made):
     batch = prompts_of(student)
     real = peak_of(answer)
     load = load_of(student, rows, length, name="middle")
-    parts = generate(load)
+    parts = load.generate()
     planned = sum(parts.values()) - sum(load.resident().values()) - parts["visual features"]
     assert planned == pytest.approx(real, rel=0.1)
 
@@ -226,5 +226,5 @@ def test_the_vision_tower_peaks_where_the_arithmetic_says(monkeypatch):
     student = adapted(preset)
     real = peak_of(lambda: prompts_of(student, 2))
     pixels = 2 * 4 * 64 * 1176 * 4  # made by numpy: not of torch's memory on a CPU
-    planned = memory.vision(memory.count(student), 2, 64) - pixels
+    planned = memory.count(student).vision(2, 64) - pixels
     assert planned == pytest.approx(real, rel=0.1)

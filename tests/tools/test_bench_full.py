@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from finer1_lite.__main__ import main
-from finer1_lite.tools import bench, benchrow, fullbench
-from finer1_lite.tools.benchrow import Job
-from finer1_lite.tools.fullbench import PHASES, ROWS
+from finer1_lite.tools import bench, bench_row
+from finer1_lite.tools.bench import FULL_ROWS
+from finer1_lite.tools.bench_row import PHASES
 
 pytest.importorskip("bitsandbytes")
-SMALL = fullbench.full_preset().with_(
+SMALL = bench.full_preset().with_(
     student="random:Qwen2.5-VL-tiny",
     pixels=16 * 28 * 28,
     max_new_tokens=4,
@@ -29,18 +29,18 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *a, **_: printed.append(" ".join(map(str, a))))
-        patch.setattr(fullbench, "COPIED", 2**22)
-        rows = fullbench.run(SMALL, steps=1, json_path=path)
+        patch.setattr(bench, "COPIED", 2**22)
+        rows = bench.measure_full(SMALL, steps=1, json_path=path)
     return rows, json.loads(path.read_text()), "\n".join(printed)
 
 
 def test_every_trainer_has_a_row_with_its_phases(measured):
     rows, written, printed = measured
-    assert rows == written and [row["trainer"] for row in rows] == list(ROWS)
+    assert rows == written and [row["trainer"] for row in rows] == list(FULL_ROWS)
     for row in rows:
         assert all(row[f"{phase}_s"] > 0 and row[f"{phase}_mb"] > 100 for phase in PHASES)
         assert row["peak_mb"] == max(row[f"{phase}_mb"] for phase in PHASES)
-        assert row["answer_tokens"] == 4 and row["answers"] == 2
+        assert row["completion_tokens"] == 4 and row["completions"] == 2
     assert rows[0]["of_trl"] == 1 and rows[1]["of_dapo"] == 1
     assert "random:Qwen2.5-VL-tiny, nf4, on CPU in float32" in printed
 
@@ -48,11 +48,11 @@ def test_every_trainer_has_a_row_with_its_phases(measured):
 def test_own_rows_stand_beside_the_plan_and_trls_does_not(measured):
     rows, _, printed = measured
     trl, *own = rows
-    assert "planned_mb" not in trl
+    assert "peak_planned_mb" not in trl
     for row in own:
         planned = [row[f"{phase}_planned_mb"] for phase in PHASES]
-        assert 70 < min(planned) and max(planned) == row["planned_mb"]  # embeddings alone: 74
-        ratio = row["peak_mb"] / row["planned_mb"]
+        assert 70 < min(planned) and max(planned) == row["peak_planned_mb"]  # embeddings alone: 74
+        ratio = row["peak_mb"] / row["peak_planned_mb"]
         assert re.search(rf"^{row['trainer']} .*  {ratio:.2f}$", printed, re.MULTILINE)
 
 
@@ -84,8 +84,8 @@ def test_a_trainer_that_stops_leaves_the_others(monkeypatch, tmp_path, capsys):
         return [[reading]]
 
     monkeypatch.setattr(bench, "readings", readings)
-    monkeypatch.setattr(fullbench, "COPIED", 2**22)
-    rows = fullbench.run(SMALL, steps=1, json_path=tmp_path / "rows.json")
+    monkeypatch.setattr(bench, "COPIED", 2**22)
+    rows = bench.measure_full(SMALL, steps=1, json_path=tmp_path / "rows.json")
     assert [row["trainer"] for row in rows] == ["dapo", "tapo"]
     assert rows[0]["of_trl"] is None and rows[1]["of_dapo"] == 1
     assert "'trl dapo' stopped" in "".join(capsys.readouterr())
@@ -96,15 +96,15 @@ def test_nothing_measured_is_an_error(monkeypatch):
         raise ChildProcessError("stopped")
 
     monkeypatch.setattr(bench, "readings", readings)
-    monkeypatch.setattr(fullbench, "COPIED", 2**22)
+    monkeypatch.setattr(bench, "COPIED", 2**22)
     with pytest.raises(ChildProcessError, match="no trainer could be measured"):
-        fullbench.run(SMALL, steps=1)
+        bench.measure_full(SMALL, steps=1)
 
 
 def test_the_full_preset_is_the_assignment_of_a_t4():
-    preset = fullbench.full_preset()
+    preset = bench.full_preset()
     case = bench.cases(preset, grow=False)[0]
-    assert case == {"rollouts": 8, "answer_tokens": 512, "picture_side": 448}
+    assert case == {"rollouts": 8, "completion_tokens": 512, "picture_side": 448}
     assert (preset.quantize, preset.tapo.groups) == ("nf4", 1)
     assert preset.student == "random:Qwen2.5-VL-3B" and preset.gradient_checkpointing
 
@@ -114,12 +114,11 @@ def test_a_prompt_is_counted_as_long_as_it_is(birds):
 
     from finer1_lite import generation, prompts
 
-    preset = bench.with_case(SMALL, 1, bench.cases(SMALL, grow=False)[0])
-    job = Job("tapo", preset, 112, 1)
-    load = fullbench._load(job, {"dtype": "float32"})
-    student = adapted(preset)
+    (job,) = bench.jobs_of(SMALL, 1, bench.cases(SMALL, grow=False)[0], ["tapo"])
+    load = bench.load_of(job, {"dtype": "float32"})
+    student = adapted(job.preset)
     asked = prompts.question("think", "bird")
-    picture = benchrow.pictures(preset, 112).train[0].image()
+    picture = bench_row.pictures(job.preset, 112).train[0].image()
     batch = generation.encode_prompts(student.model, student.processor, [asked], [picture])
     assert load.prompt == batch.input_ids.shape[1] and load.visual == 16
 
@@ -130,7 +129,15 @@ def test_without_a_gpu_full_says_so_and_what_runs(caplog):
 
 
 def test_bandwidth_is_the_bytes_of_a_copy_over_its_time(monkeypatch):
-    now = iter([0.0, 2.0, 5.0, 6.0] + [9.0, 19.0] * 6)
-    monkeypatch.setattr(fullbench, "_now", lambda device: next(now))
-    monkeypatch.setattr(fullbench, "COPIED", 400)
-    assert fullbench.bandwidth(torch.device("cpu")) == 800 / 1.0
+    class Timed:
+        times = [3.0, 1.0, 10.0]
+
+        def __init__(self, statement, **_):
+            assert statement == "target.copy_(source)"
+
+        def blocked_autorange(self):
+            return self
+
+    monkeypatch.setattr(bench, "Timer", Timed)
+    monkeypatch.setattr(bench, "COPIED", 400)
+    assert bench.bandwidth(torch.device("cpu")) == 800 / 1.0
