@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from finer1_lite import generation, scoring
+from finer1_lite import generation
+from finer1_lite.data import scoring
 from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
 from finer1_lite.generation import Rollouts, Student

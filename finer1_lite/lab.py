@@ -23,8 +23,7 @@ from finer1_lite.runtime.files import fingerprint, open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.species import Collection, load_folder
-from finer1_lite.students import lab_student
-from finer1_lite.students.pretrain import pretrain, warm_up
+from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.tapo import train_tapo
 
 log = logging.getLogger("finer1_lite")
@@ -80,7 +79,9 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
         return job.folder
     start = time.time()
     resumed = (job.folder / "chains.jsonl").exists()
-    base = distributed.on_main_process(lambda: prepare_base(job, collection))
+    photos = collection if job.photos else None
+    place = (job.preset, job.folder, job.world_seed, photos)
+    base = distributed.on_main_process(lambda: prepare_base(*place))
     distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     preset = job.preset
     student = StudentAnswerer(models.load_student(base, preset), "base", preset.max_new_tokens)
@@ -92,32 +93,6 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     facts = {"minutes of the start that finished": minutes, "resumed": resumed}
     distributed.on_main_process(lambda: finish(job, facts))
     return job.folder
-
-
-def prepare_base(job: Run, collection: Collection | None) -> Path | str:
-    """The student before stage 1: shipped, pretrained for a new world, or warmed up."""
-    source = job.preset.student
-    if source == "assets":
-        places = [lab_student.asset_folder(job.world_seed)]
-        places.append(job.folder.parent / f"lab-student-world{job.world_seed}")
-        there = [place for place in places if (place / "record.json").exists()]
-        source = (there or places[-1:])[0]
-        if not there:
-            about = "no student for world %d yet: pretraining one (about 20 minutes)"
-            log.info(about, job.world_seed)
-            pretrain(job.world_seed, source)
-    if job.photos is None or not job.preset.warm_up_steps:
-        return source
-    out = job.folder / "warm-up"
-    if not (out / "done").exists():
-        student = models.load_student(source, job.preset.with_(quantize="none"))
-        work = out / "checkpoints"
-        student = warm_up(student, collection, job.preset.warm_up_steps, work, seed=0)
-        student.model.save_pretrained(out)
-        student.processor.save_pretrained(out)
-        shutil.rmtree(work, ignore_errors=True)
-        (out / "done").touch()
-    return out
 
 
 def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:

@@ -11,99 +11,24 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import TypeAdapter, ValidationError
 from statsmodels.stats import contingency_tables, multitest
 
+from finer1_lite.data.records import SPLITS, STAGES, TASKS, Entry, LabRecord, Record
 from finer1_lite.runtime import files
 
 log = logging.getLogger("finer1_lite")
 
-SPLITS = ("seen", "unseen")
-TASKS = ("open", "closed")
 PHOTO = ["dataset", "photo"]  # what names a photo
 
 
-class Entry(NamedTuple):
-    """A model under one prompt; without the picture, its image-free baseline."""
-
-    model: str
-    prompt: str
-    picture: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.label} ({self.prompt})"
-
-    @property
-    def label(self) -> str:
-        """The model as tables call it."""
-        return self.model if self.picture else f"{self.model}, no picture"
-
-
-STAGES = {  # of a lab run
-    "base": Entry("base", "answer"),
-    "base_think": Entry("base", "think"),
-    "sft": Entry("SFT", "think"),
-    "tapo": Entry("TAPO", "think"),
-}
 DIFFERENCES = (
     *(("sft", "base"), ("tapo", "sft"), ("tapo", "base")),
     *(("sft", "base_think"), ("tapo", "base_think")),  # the same prompt on both sides
 )
-
-
-class Record(BaseModel):
-    """A scored completion: what is counted of a line of records.jsonl; more may stand there.
-
-    seed: the training seed, null for a model that the run did not train; included: right by the
-    released rule; error: why there is no completion, null where there is one.
-    """
-
-    model_config = ConfigDict(strict=True)
-    unique: ClassVar[Sequence[str]] = ()  # what no two records may share
-
-    model: str
-    seed: int | None
-    prompt: str
-    task: Literal["open", "closed"]
-    picture: bool
-    dataset: str
-    split: Literal["seen", "unseen"]
-    photo: str
-    label: str
-    group: str
-    named_group: str
-    options: list[str] | None
-    rotation: int
-    sample: int
-    completion: str
-    answer: str | None
-    named: str | None
-    correct: bool
-    included: bool
-    tokens: float
-    truncated: bool
-    error: str | None
-    similarity: float | None = None  # open world, where a text encoder was asked
-    encoder: str | None = None
-
-
-class LabRecord(Record):
-    """A record of a lab run: of one of the `STAGES`, with its training seed, and only once."""
-
-    unique = ("model", "prompt", "seed", "split", "task", "photo")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        entry = Entry(self.model, self.prompt)
-        if entry not in STAGES.values():
-            raise ValueError(f"{entry} is none of {', '.join(map(str, STAGES.values()))}")
-        if (self.seed is None) != (self.model == "base"):
-            raise ValueError(f"seed {self.seed} of {entry}; give a number, null for the base")
-        return self
 
 
 _NUMBERS = ("correct", "included", "truncated", "tokens", "similarity")
@@ -399,14 +324,3 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for being many (Holm 1979, Scand. J. Statistics 6), in their order."""
     return multitest.multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
-
-
-def by_length(rows: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
-    """Rows in bins of about equal size by tokens, short first: shortest, longest, accuracy, n.
-
-    Completions of one length are never split over two bins.
-    """
-    edges = np.unique(rows["tokens"].quantile(np.linspace(0, 1, bins + 1)[1:-1]))
-    by = rows.groupby(np.searchsorted(edges, rows["tokens"]))
-    found = by["tokens"].agg(shortest="min", longest="max", n="size")
-    return found.assign(accuracy=by["correct"].mean())

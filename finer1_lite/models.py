@@ -4,8 +4,6 @@ import gc
 import importlib.util
 import json
 import logging
-import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
@@ -21,46 +18,12 @@ from transformers import (
 
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
-from finer1_lite.runtime import distributed
+from finer1_lite.runtime.devices import choose_device, choose_dtype
 from finer1_lite.students import random_weights, selftest, unsloth
+from finer1_lite.students.families import LORA_TARGETS, VISION_TARGETS, check_family
 from finer1_lite.students.lab_student import PictureProcessor, asset_folder
 
 log = logging.getLogger("finer1_lite")
-
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # `model_type` of config.json
-SUPPORTED = "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL"
-# Language layers only: the vision tower of Qwen2.5-VL has gate_proj, up_proj and
-# down_proj too, so bare names would adapt both.
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-# Attention and MLP of the vision blocks under the names of all three families. The merger
-# is left alone.
-VISION_TARGETS = (
-    r".*visual\.blocks\..*\.(qkv|proj|fc1|fc2|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)"
-)
-
-
-@cache
-def choose_device() -> torch.device:
-    """CUDA where there is one; `FINER1_DEVICE` overrides. Prints why."""
-    chosen = os.environ.get("FINER1_DEVICE")
-    name = chosen or ("cuda" if torch.cuda.is_available() else "cpu")
-    why = "FINER1_DEVICE" if chosen else "torch.cuda.is_available()"
-    name = distributed.device_name(name)
-    log.info("device %s (%s)", name, why)
-    return torch.device(name)
-
-
-@cache
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a CPU, bfloat16 from Ampere on, float16 before. Prints why."""
-    if device.type != "cuda":
-        dtype, why = torch.float32, "exact and repeatable on a CPU"
-    elif torch.cuda.get_device_capability(device) >= (8, 0):
-        dtype, why = torch.bfloat16, "this card computes in it (Ampere or later)"
-    else:
-        dtype, why = torch.float16, "this card has no bfloat16 (before Ampere)"
-    log.info("dtype %s: %s", str(dtype).removeprefix("torch."), why)
-    return dtype
 
 
 def load_processor(source: str | Path, pixels: int | None = None) -> Any:
@@ -82,21 +45,6 @@ def load_processor(source: str | Path, pixels: int | None = None) -> Any:
         images.size = {"shortest_edge": smallest, "longest_edge": pixels}
     processor.tokenizer.padding_side = "left"
     return processor
-
-
-def check_family(source: str | Path) -> str:
-    """The model's type. ValueError unless `source` is one of `SUPPORTED`."""
-    if random_weights.is_random(source):
-        return "qwen2_5_vl"
-    try:
-        found = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0]
-        mend = f"give a folder (config.json, safetensors) or the hub name of {SUPPORTED}"
-        raise ValueError(f"{source}: no model can be read there ({reason}); {mend}") from error
-    if found not in FAMILIES:
-        raise ValueError(f"{source} is a {found}: choose {SUPPORTED}")
-    return found
 
 
 def four_bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

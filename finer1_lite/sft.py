@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset, Features, Image, List, Value
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
@@ -18,6 +18,7 @@ from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, oom
 from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.distributed import one_card
 from finer1_lite.species import Collection
 from finer1_lite.students import unsloth
 from finer1_lite.trainer import last_checkpoint, save_trained
@@ -110,19 +111,6 @@ class ChainTrainer(SFTTrainer):
         """The loss of a micro-batch, at most `size` rows a pass."""
         step = super().training_step
         return sum(step(model, part, num_items_in_batch=count) for part in parts(inputs, size))
-
-
-def one_card(args: TrainingArguments) -> TrainingArguments:
-    """The same, for one device a process.
-
-    With several cards in sight, Trainer would copy the model to all of them (DataParallel),
-    which 4-bit weights do not bear. Several processes on a CPU are told "cpu:0", where
-    `torch.load` knows only "cpu".
-    """
-    args._n_gpu = min(args.n_gpu, 1)
-    if args.device.type == "cpu":
-        vars(args)["_setup_devices"] = torch.device("cpu")
-    return args
 
 
 def parts(inputs: dict, size: int) -> list[dict]:

@@ -24,12 +24,10 @@ from transformers.trainer_pt_utils import get_parameter_names
 from finer1_lite import models
 from finer1_lite.generation import Student
 from finer1_lite.runtime import distributed, trackers
+from finer1_lite.runtime.checkpoints import STATE, last_checkpoint
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.oom import Limits
 
-# Of a checkpoint of ours, and of transformers' Trainer; the last one is written last.
-STATE = "trainer_state.json"
-CHECKPOINT_FILES = ("optimizer.*", "scheduler.*", "r*_state*", "*.safetensors", STATE)
 UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 MAX_GRAD_NORM = 1.0
 SHOWN = ("loss", "reward", "groups_kept")  # on the progress bar
@@ -200,25 +198,3 @@ def save_trained(
         lines = [json.dumps(row) + "\n" for row in history if "loss" in row]
         (folder / "log.jsonl").write_text("".join(lines), encoding="utf-8")
     distributed.wait()
-
-
-def last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint in `work`; one torn by a kill is deleted."""
-    return distributed.broadcast(_last_whole(work) if distributed.is_main() else None)
-
-
-def _last_whole(work: Path) -> str | None:
-    """`last_checkpoint` of the main process."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
-    while found and not _is_whole(found[-1]):
-        shutil.rmtree(found.pop())
-    return str(found[-1]) if found else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether all files are there and the last one can be read."""
-    try:
-        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES)

@@ -11,10 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from finer1_lite.data import augment
 from finer1_lite.species import Collection, Photo
-
-MASKED_SHARE = 0.6  # of the picture's cells (PAPO, arXiv 2507.06448)
-NOISE = 40.0  # standard deviation of the noise, in grey levels of 255
 
 # (collection, class, its choices, rng) -> the class of the hard negative
 Miner = Callable[[Collection, str, list[str], random.Random], str]
@@ -102,33 +100,20 @@ class ByConfusion:
 
 def masked(photo: Photo, rng: random.Random) -> Photo:
     """The picture with most cells of a 6 x 6 grid blackened: PAPO's negative."""
-    return Photo(f"{photo.id}#masked", photo.species, partial(_mask, photo, rng.random()))
+    return Photo(f"{photo.id}#masked", photo.species, partial(_masked, photo, rng.random()))
 
 
 def distorted(photo: Photo, rng: random.Random) -> Photo:
     """The picture under noise: NoisyRollout's second view."""
-    return Photo(f"{photo.id}#distorted", photo.species, partial(_noise, photo, rng.random()))
+    return Photo(f"{photo.id}#distorted", photo.species, partial(_noisy, photo, rng.random()))
 
 
-def _mask(photo: Photo, seed: float, cells: int = 6) -> Image.Image:
-    """Blacken cells that the seed chooses."""
-    image = photo.image().copy()  # the photo may hand out its own
-    rng = random.Random(seed)
-    columns, rows = ([i * size // cells for i in range(cells + 1)] for size in image.size)
-    grid = [(x, y) for x in range(cells) for y in range(cells)]
-    for x, y in rng.sample(grid, round(MASKED_SHARE * len(grid))):
-        image.paste((0, 0, 0), (columns[x], rows[y], columns[x + 1], rows[y + 1]))
-    return image
+def _masked(photo: Photo, seed: float) -> Image.Image:
+    return augment.mask_cells(photo.image(), seed)
 
 
-def _noise(photo: Photo, seed: float) -> Image.Image:
-    """Add the seed's noise to every channel of every pixel."""
-    image = photo.image()
-    generator = torch.Generator().manual_seed(int(seed * 2**31))
-    noise = torch.randn((image.height, image.width, 3), generator=generator) * NOISE
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(noise.shape)
-    noisy = (pixels + noise).clamp(0, 255).to(torch.uint8)
-    return Image.frombytes("RGB", image.size, noisy.numpy().tobytes())
+def _noisy(photo: Photo, seed: float) -> Image.Image:
+    return augment.add_noise(photo.image(), seed)
 
 
 # --- triplets ----------------------------------------------------------------------------

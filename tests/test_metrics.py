@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scored import record, rotated
 
+from finer1_lite.evals.tables import by_length
 from finer1_lite.metrics import (
     STAGES,
     Entry,
     Record,
     accuracy,
-    by_length,
     difference,
     entries,
     harmonic_mean,

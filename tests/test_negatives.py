@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from finer1_lite.data import augment
 from finer1_lite.species import Collection, Photo, Species
 from finer1_lite.triplets import (
-    NOISE,
     ByConfusion,
     ByEmbedding,
     at_random,
@@ -168,7 +168,9 @@ def test_a_distorted_picture_is_the_anchor_under_noise():
     made = distorted(photo, random.Random(0))
     pixels = np.asarray(made.image(), dtype=float)
     assert pixels.shape == (80, 120, 3) and (made.species, made.id) == ("red", "a#distorted")
-    assert pixels.mean() == pytest.approx(128, abs=1) and pixels.std() == pytest.approx(NOISE, 0.05)
+    assert pixels.mean() == pytest.approx(128, abs=1) and pixels.std() == pytest.approx(
+        augment.NOISE, 0.05
+    )
     white = Photo("b", "red", lambda: Image.new("RGB", (40, 40), "white"))
     clipped = np.asarray(distorted(white, random.Random(0)).image())
     assert (clipped == 255).mean() == pytest.approx(0.5, abs=0.05)  # clipped and not wrapped round

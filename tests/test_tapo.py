@@ -28,7 +28,8 @@ from tiny_tapo import (
     weights,
 )
 
-from finer1_lite import advantages, generation, logprobs, models, rewards, scoring, tapo, trainer
+from finer1_lite import advantages, generation, logprobs, models, rewards, tapo, trainer
+from finer1_lite.data import scoring
 from finer1_lite.runtime import console, distributed, trackers
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from finer1_lite import cot, lab, metrics, models, paperbirds
+from finer1_lite import cot, metrics, models, paperbirds
 from finer1_lite.chains.text import section
 from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evals import figures
@@ -32,6 +32,7 @@ from finer1_lite.runtime.files import open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.species import Collection
+from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.students.probe import marks_right
 from finer1_lite.tapo import train_tapo
 
@@ -99,10 +100,6 @@ class Study:
         worlds = {"job": "an ablation", "worlds": list(self.worlds)}
         return worlds | {"preset": self.preset.to_dict()}
 
-    def run(self, world: int) -> lab.Run:
-        """The lab run of a world: its student, data and chains."""
-        return lab.Run(self.folder, self.preset, world_seed=world)
-
     def tasks(self, row: str, rate: float, seeds: Sequence[int]) -> list["Task"]:
         """A row's trainings in every world, world by world."""
         return [Task(self, w, s, row, rate) for w, s in product(self.worlds, seeds)]
@@ -158,7 +155,7 @@ def run_study(study: Study, workers: int = 0) -> Path:
     """Train and evaluate everything that is not there yet; returns the report's path."""
     open_folder(study.folder, study.config(), fresh=False)
     for world in sorted({*study.worlds, SEARCH_WORLD}):
-        lab.prepare_base(study.run(world), None)  # pretrains where a world has no student
+        prepare_base(study.preset, study.folder, world)  # pretrains where a world has no student
     rates = search(study, workers)
     starts = [study.tasks(start, 0.0, study.seeds) for start in STARTS]
     do_all(sum(starts, []), workers)
@@ -217,7 +214,9 @@ def train(task: Task, world: paperbirds.World, birds: Collection) -> Student:
     """The student of a task: SFT from the base, or reinforcement from SFT or the base."""
     preset = task.study.preset
     folder = task.folder
-    student = models.load_student(lab.prepare_base(task.study.run(task.world), birds), preset)
+    student = models.load_student(
+        prepare_base(task.study.preset, task.study.folder, task.world), preset
+    )
     if task.row in STARTS:
         if task.row == "sft_long":
             preset = preset.with_(sft__steps=preset.sft.steps + preset.tapo.steps)

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finer1_lite import scoring
-from finer1_lite.data import folders, images
+from finer1_lite.data import folders, images, scoring
 from finer1_lite.data.benchmark import Question
 from finer1_lite.evals import controls, questions
 from finer1_lite.rewards import normalise

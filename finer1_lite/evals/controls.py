@@ -7,7 +7,7 @@ control returns for every row the probability that it answers rightly.
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from finer1_lite import scoring
+from finer1_lite.data import scoring
 from finer1_lite.data.benchmark import Question, rotations, shuffled
 
 QuestionRow = tuple[str, Sequence[str], str]

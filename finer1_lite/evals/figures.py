@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from finer1_lite import plots
-from finer1_lite.metrics import SPLITS, STAGES, TASKS, by_length, entries
+from finer1_lite.evals.tables import by_length
+from finer1_lite.metrics import SPLITS, STAGES, TASKS, entries
 
 MODELS = (*plots.PAIR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MAX_CLASSES = 60  # a confusion matrix with more is unreadable

@@ -364,10 +364,10 @@ def described(who: Entry, seed: int | None) -> str:
 
 
 def length_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy in bins of the completion's length (`metrics.by_length`)."""
+    """Accuracy in bins of the completion's length (`by_length`)."""
 
     def tell(rows: pd.DataFrame) -> dict[str, str]:
-        bins = metrics.by_length(rows).itertuples()
+        bins = by_length(rows).itertuples()
         told = [f"{b.shortest:.0f}-{b.longest:.0f}: {percent(b.accuracy)} % of {b.n}" for b in bins]
         return {"tokens of the completion: right": "; ".join(told)} if len(told) > 1 else {}
 
@@ -461,3 +461,14 @@ def pick_samples(frame: pd.DataFrame) -> list[dict]:
         heads = [r for split in SPLITS for r in [r for r in kind if r["split"] == split][:1]]
         chosen += [*heads, *(r for r in kind if r not in heads)][:PER_KIND]
     return chosen
+
+
+def by_length(rows: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
+    """Rows in bins of about equal size by tokens, short first: shortest, longest, accuracy, n.
+
+    Completions of one length are never split over two bins.
+    """
+    edges = np.unique(rows["tokens"].quantile(np.linspace(0, 1, bins + 1)[1:-1]))
+    by = rows.groupby(np.searchsorted(edges, rows["tokens"]))
+    found = by["tokens"].agg(shortest="min", longest="max", n="size")
+    return found.assign(accuracy=by["correct"].mean())

@@ -141,3 +141,16 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_moved(item, device) for item in value)
     return send_to_device(value, device)
+
+
+def one_card(args: Any) -> Any:
+    """The same TrainingArguments, for one device a process.
+
+    With several cards in sight, Trainer would copy the model to all of them (DataParallel),
+    which 4-bit weights do not bear. Several processes on a CPU are told "cpu:0", where
+    `torch.load` knows only "cpu".
+    """
+    args._n_gpu = min(args.n_gpu, 1)
+    if args.device.type == "cpu":
+        vars(args)["_setup_devices"] = torch.device("cpu")
+    return args

@@ -9,6 +9,7 @@ training or test splits is ever drawn here.
 """
 
 import json
+import logging
 import random
 import re
 import shutil
@@ -21,14 +22,16 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.processing_utils import ProcessorMixin
 
-from finer1_lite import cot, paperbirds, prompts
+from finer1_lite import cot, models, paperbirds, prompts
 from finer1_lite.generation import Student
 from finer1_lite.paperbirds import World
+from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
 from finer1_lite.students import lab_student
 from finer1_lite.students.probe import probe
 from finer1_lite.trainer import Loop
 
+log = logging.getLogger("finer1_lite")
 MIXTURE = {"describe": 28, "guide": 6, "argue": 8}  # rows in every step
 CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture with its name
 CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
@@ -224,3 +227,35 @@ def warm_up(student: Student, collection: Collection, steps: int, work: Path, se
 
     train_text(student.model, student.processor, rows, work, steps=steps, lr=1e-3)
     return Student(student.model.eval(), student.processor)
+
+
+def prepare_base(
+    preset: Preset, folder: Path, world_seed: int = 0, photos: Collection | None = None
+) -> Path | str:
+    """The student before stage 1: shipped, pretrained for a new world, or warmed up.
+
+    folder: of the run; a new world's student lies beside it. photos: of whose words a lab
+    student is to learn something first (`preset.warm_up_steps`).
+    """
+    source = preset.student
+    if source == "assets":
+        places = [lab_student.asset_folder(world_seed)]
+        places.append(folder.parent / f"lab-student-world{world_seed}")
+        there = [place for place in places if (place / "record.json").exists()]
+        source = (there or places[-1:])[0]
+        if not there:
+            about = "no student for world %d yet: pretraining one (about 20 minutes)"
+            log.info(about, world_seed)
+            pretrain(world_seed, source)
+    if photos is None or not preset.warm_up_steps:
+        return source
+    out = folder / "warm-up"
+    if not (out / "done").exists():
+        student = models.load_student(source, preset.with_(quantize="none"))
+        work = out / "checkpoints"
+        student = warm_up(student, photos, preset.warm_up_steps, work, seed=0)
+        student.model.save_pretrained(out)
+        student.processor.save_pretrained(out)
+        shutil.rmtree(work, ignore_errors=True)
+        (out / "done").touch()
+    return out

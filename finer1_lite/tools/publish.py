@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from finer1_lite.runtime.files import DataError
+from finer1_lite.students import families
 
 log = logging.getLogger("finer1_lite")
 
@@ -39,7 +40,7 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
 
     named = models.base_of(adapter, base) if (adapter / "adapter_config.json").is_file() else None
     _check_merge(adapter, out, named)
-    models.check_family(named)
+    families.check_family(named)
     log.info(
         "merged into %s as it is saved, not into 4 bits: completions may differ a little from "
         "those of an adapter trained on 4 bits",

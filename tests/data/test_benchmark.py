@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from hostile_texts import HOSTILE
 
-from finer1_lite import evaluate, generation, prompts, scoring
-from finer1_lite.data import benchmark, images
+from finer1_lite import evaluate, generation, prompts
+from finer1_lite.data import benchmark, images, scoring
 from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evals import questions
 from finer1_lite.evaluate import Completion, StudentAnswerer

@@ -7,9 +7,8 @@ import pytest
 from paths import SHARED
 from PIL import Image
 
-from finer1_lite import scoring
 from finer1_lite.__main__ import main
-from finer1_lite.data import benchmark, hubsets
+from finer1_lite.data import benchmark, hubsets, scoring
 from finer1_lite.evals import audit, controls
 from finer1_lite.evals import questions as question_files
 from finer1_lite.runtime.files import DataError

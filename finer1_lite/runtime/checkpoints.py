@@ -1,0 +1,33 @@
+"""Checkpoints in a folder: the newest whole one."""
+
+import json
+import shutil
+from pathlib import Path
+
+from finer1_lite.runtime import distributed
+
+# Of a checkpoint of ours, and of transformers' Trainer; the last one is written last.
+STATE = "trainer_state.json"
+CHECKPOINT_FILES = ("optimizer.*", "scheduler.*", "r*_state*", "*.safetensors", STATE)
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest whole checkpoint in `work`; one torn by a kill is deleted."""
+    return distributed.broadcast(_last_whole(work) if distributed.is_main() else None)
+
+
+def _last_whole(work: Path) -> str | None:
+    """`last_checkpoint` of the main process."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    while found and not _is_whole(found[-1]):
+        shutil.rmtree(found.pop())
+    return str(found[-1]) if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether all files are there and the last one can be read."""
+    try:
+        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES)
