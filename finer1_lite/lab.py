@@ -79,9 +79,8 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
         return job.folder
     start = time.time()
     resumed = (job.folder / "chains.jsonl").exists()
-    photos = collection if job.photos else None
-    place = (job.preset, job.folder, job.world_seed, photos)
-    base = distributed.on_main_process(lambda: prepare_base(*place))
+    start_of = (job.preset, job.folder, job.world_seed, collection if job.photos else None)
+    base = distributed.on_main_process(lambda: prepare_base(*start_of))
     distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     preset = job.preset
     student = StudentAnswerer(models.load_student(base, preset), "base", preset.max_new_tokens)

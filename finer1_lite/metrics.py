@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
-from statsmodels.stats import contingency_tables, multitest
+from statsmodels.stats import contingency_tables
 
 from finer1_lite.data.records import SPLITS, STAGES, TASKS, Entry, LabRecord, Record
 from finer1_lite.runtime import files
@@ -319,8 +319,3 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
     only_b = sum(bool(y) and not x for x, y in pairs)
     counts = [[0, only_a], [only_b, 0]]
     return only_a, only_b, float(contingency_tables.mcnemar(counts, exact=True).pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for being many (Holm 1979, Scand. J. Statistics 6), in their order."""
-    return multitest.multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []

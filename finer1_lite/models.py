@@ -209,10 +209,8 @@ def base_of(folder: str | Path, asked: str | None = None) -> str:
 def save_adapter(student: Student, folder: Path, weights: dict | None = None) -> None:
     """Adapter (safetensors) and processor, so that the pixel budget travels along.
 
-    weights: the model's, where it holds but a part of them itself.
-
-    Of a base in a local folder only the folder's name is written down: no path of this
-    machine travels with the adapter. PEFT's empty model card is left out.
+    weights: the model's, where it holds but a part of them itself. Of a base in a local folder
+    only the name is written down: no path of this machine travels along, nor PEFT's empty card.
     """
     config = student.model.active_peft_config
     if config.base_model_name_or_path and Path(config.base_model_name_or_path).is_dir():

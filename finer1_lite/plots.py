@@ -63,9 +63,10 @@ def _seeds(axis: Axes, y: float, cell: Mapping, numbered: bool) -> bool:
     axis.scatter(seeds, [y] * len(seeds), **ring)
     if numbered:
         end = max([100 * cell["high"], *seeds]) + 1.5
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # above the lines of controls
-        style = {"va": "center", "fontsize": 8, "color": INK, "bbox": box}
-        axis.text(end, y, f"{100 * cell['accuracy']:.0f}", **style)
+        text = axis.text(
+            end, y, f"{100 * cell['accuracy']:.0f}", va="center", fontsize=8, color=INK
+        )
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # above the lines
     return bool(seeds)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scored import record, rotated
 
-from finer1_lite.evals.tables import by_length
+from finer1_lite.evals.tables import by_length, holm
 from finer1_lite.metrics import (
     STAGES,
     Entry,
@@ -17,7 +17,6 @@ from finer1_lite.metrics import (
     difference,
     entries,
     harmonic_mean,
-    holm,
     mcnemar,
     paired_bootstrap,
     read_records,
