@@ -31,7 +31,7 @@ def candidates(names: list[str], right: str, rng: random.Random) -> list[str]:
 
 
 def oracle_chain(world: paperbirds.World, name: str, rng: random.Random) -> str:
-    """Write the true chain of a paper bird, as a teacher with perfect eyes would.
+    """Write the true chain of a paper bird, as a teacher that knows its marks would.
 
     Candidates are neighbours of the same genus, seen and unseen alike; ties fall by chance.
     """

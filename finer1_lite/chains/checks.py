@@ -101,7 +101,7 @@ def check_number(c: Chain) -> str | None:
 def check_unasked(c: Chain) -> str | None:
     """Invented candidates, or the given ones in another order, e.g. the label at the front."""
     if c.wanted and [fold(n) for n in c.listed] != [fold(n) for n in c.wanted]:
-        return f"the candidates are {c.listed}, asked were {list(c.wanted)}"
+        return f"the candidates are {c.listed}, the prompt gave {list(c.wanted)}"
 
 
 def check_uncompared(c: Chain) -> str | None:
