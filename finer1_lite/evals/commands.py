@@ -226,7 +226,7 @@ class AblateCommand:
     """What each part of TAPO contributes: rows x seeds x worlds, a table, a figure.
 
     SFT, CLS-RL, DAPO, TAPO and TAPO without each of its parts, from the same start and budget.
-    Killed and started again, it resumes; rows asked for later are added to OUT/NAME/ablation.md.
+    Killed and started again, it resumes; rows named later are added to OUT/NAME/report.html.
     """
 
     name: str = option("ablation", "name of the study")
