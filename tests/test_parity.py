@@ -160,7 +160,9 @@ def answers(dapo, student, birds):
     options = [None, birds.names[:2], birds.names[:4], birds.names[:8]]
     questions = [prompts.question("think", "bird", some) for some in options]
     sizes = ((84, 84), (112, 56), (40, 200), (28, 28))
-    pictures = [p.image().resize(size) for p, size in zip(birds.test, sizes, strict=True)]
+    pictures = [
+        p.image().resize(size) for p, size in zip(birds.test[: len(sizes)], sizes, strict=True)
+    ]
     batch = generation.encode_prompts(dapo.model, student.processor, questions, pictures)
     tokens = torch.randint(20, 300, (8, 7), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(7) < torch.tensor([7, 1, 5, 7, 2, 3, 6, 4])[:, None]).long()
