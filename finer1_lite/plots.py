@@ -1,4 +1,4 @@
-"""Figures that notebooks teach with: each function returns a Figure and leaves pyplot alone.
+"""Figures of notebooks and pages: each function returns a Figure and leaves pyplot alone.
 
 Sized for a page about 900 pixels wide. Colours are Okabe and Ito's, which stay apart for the common
 forms of colour blindness.

@@ -17,7 +17,6 @@ from finer1_lite.species import Collection
 
 N_OPTIONS = 4
 OPTION_SEED = 0  # the same options for every model and training seed
-ORDERS = ("rotate", "shuffle", "as_is")  # every option at every place; one seeded order; as given
 NO_PROMPT = "none"  # of an answerer that reads no words
 
 
@@ -46,7 +45,7 @@ class Condition:
     prompt: str  # one of prompts.PROMPTS, or NO_PROMPT
     task: str  # open | closed
     picture: bool = True  # False: the image-free control
-    order: str = "rotate"  # one of ORDERS; the open world has none
+    order: str = "rotate"  # closed world: rotate (every option at every place) | shuffle | as_is
     letters: bool = False
     samples: int = 1  # completions a question: 1 is greedy, more are drawn at temperature 1
 

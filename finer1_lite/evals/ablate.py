@@ -167,12 +167,13 @@ def run_study(study: Study, workers: int = 0) -> Path:
 def search(study: Study, workers: int) -> dict[str, float]:
     """The best learning rate of each family, on a seed and pictures that are not reported.
 
-    Best is the harmonic mean of seen and unseen accuracy; kept in search.json.
+    Best by the harmonic mean of seen and unseen accuracy. search.json keeps them; new ones join.
     """
     path = study.folder / "search.json"
-    if path.exists():
-        return json.loads(path.read_text())["rates"]
-    families = sorted({ROWS[row].rate_of for row in study.rows})
+    held = json.loads(path.read_text()) if path.exists() else {"rates": {}, "tried": {}}
+    families = sorted({ROWS[row].rate_of for row in study.rows} - held["rates"].keys())
+    if not families:
+        return held["rates"]
     place = (study, SEARCH_WORLD, SEARCH_SEED)
     do_all([Task(*place, "sft", split="val")], workers)
     tasks = [Task(*place, family, rate, "val") for family, rate in product(families, RATES)]
@@ -183,8 +184,9 @@ def search(study: Study, workers: int) -> dict[str, float]:
         found[task.row][task.rate] = metrics.harmonic_mean(*(right[split] for split in SPLITS))
     rates = {family: max(scores, key=scores.get) for family, scores in found.items()}
     tried = {family: {f"{k:g}": v for k, v in scores.items()} for family, scores in found.items()}
-    write_atomically(path, json.dumps({"rates": rates, "tried": tried}, indent=1).encode())
-    return rates
+    held = {"rates": held["rates"] | rates, "tried": held["tried"] | tried}
+    write_atomically(path, json.dumps(held, indent=1).encode())
+    return held["rates"]
 
 
 # --- one training --------------------------------------------------------------------

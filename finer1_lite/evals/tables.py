@@ -60,13 +60,6 @@ def verdict(cell: Mapping) -> str:
     return "worse" if cell["high"] < 0 else "not significant"
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: the first column flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join("  ".join(row) for row in rows)
-
-
 def text_table(lines: Iterable[Mapping[str, str]], note: str = "") -> pd.DataFrame:
     """Lines as a table, without the columns in which nothing stands."""
     frame = pd.DataFrame(list(lines)).fillna("")

@@ -1,10 +1,13 @@
 """Checkpoints in a folder: the newest whole one."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
 from finer1_lite.runtime import distributed
+
+log = logging.getLogger("finer1_lite")
 
 # Of a checkpoint of ours, and of transformers' Trainer; the last one is written last.
 STATE = "trainer_state.json"
@@ -20,7 +23,8 @@ def _last_whole(work: Path) -> str | None:
     """`last_checkpoint` of the main process."""
     found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
     while found and not _is_whole(found[-1]):
-        shutil.rmtree(found.pop())
+        shutil.rmtree(torn := found.pop())
+        log.warning("%s was torn and is deleted; going on from the one before it", torn)
     return str(found[-1]) if found else None
 
 

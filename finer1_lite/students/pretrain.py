@@ -26,6 +26,7 @@ from finer1_lite import cot, models, paperbirds, prompts
 from finer1_lite.generation import Student
 from finer1_lite.paperbirds import World
 from finer1_lite.presets import Preset
+from finer1_lite.runtime.files import write_atomically
 from finer1_lite.species import Collection
 from finer1_lite.students import lab_student
 from finer1_lite.students.probe import probe
@@ -194,7 +195,7 @@ def pretrain(
         "threads": torch.get_num_threads(),
         "probe": probe(Student(model.float().eval(), processor), world),
     }
-    (out / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
     shutil.rmtree(work, ignore_errors=True)
     return record
 

@@ -68,8 +68,9 @@ class LabCommand:
         """Do the job and write its page, the main process alone."""
         from finer1_lite import lab
         from finer1_lite.evals.report import write_report
-        from finer1_lite.runtime import distributed
+        from finer1_lite.runtime import distributed, trackers
 
+        trackers.require(self.report_to)  # now, and not when stage 2 begins
         job = self.job()
         folder = lab.run(job, workers=self.workers, fresh=self.fresh)
         if distributed.is_main():

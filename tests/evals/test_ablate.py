@@ -72,6 +72,19 @@ def test_rows_differ_from_tapo_in_what_their_label_says():
 
 
 @pytest.mark.slow
+def test_rows_named_later_have_their_rates_searched_too(study, monkeypatch):
+    study.folder.mkdir()
+    held = {"rates": {"dapo": 0.5}, "tried": {"dapo": {"0.5": 1.0}}}
+    (study.folder / "search.json").write_text(json.dumps(held))
+    ran = []
+    monkeypatch.setattr(ablate, "do_all", lambda tasks, workers: ran.extend(tasks))
+    right = metrics.pd.DataFrame({"split": ["seen", "unseen"], "correct": [True, True]})
+    monkeypatch.setattr(ablate, "records_of", lambda tasks: right)
+    assert ablate.search(study, 1) == {"dapo": 0.5, "tapo": 1e-3}
+    assert {task.row for task in ran} == {"sft", "tapo"}  # what is known is not tried again
+    assert ablate.search(study, 1) == {"dapo": 0.5, "tapo": 1e-3}
+
+
 def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
     monkeypatch.setattr(ablate, "do_all", lambda tasks, workers: [ablate.do(t) for t in tasks])
     path = ablate.run_study(study)

@@ -221,10 +221,6 @@ def test_records_of_the_lab_are_rows_like_any_other(birds, model, seed):
     assert frame[["included", "correct"]].all(axis=None) and (frame["group"] != "").all()
 
 
-def test_a_table_for_a_terminal_is_flush():
-    assert tables.aligned([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc   d"
-
-
 # --- differences -----------------------------------------------------------------------
 
 
