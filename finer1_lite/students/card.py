@@ -1,0 +1,117 @@
+"""The card of a student: what an adapter or a merged model was made of, and how good it is.
+
+One JSON file beside the weights (`card.json`), read by every later command, so that none of its
+facts is given twice; and README.md, the same for people, in the form of a hub's model card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finer1_lite.runtime.files import DataError, write_atomically
+
+FILE = "card.json"
+
+
+class CardClass(BaseModel):
+    """A class: its name in answers, whether training saw it, its further names."""
+
+    name: str
+    seen: bool
+    group: str = ""
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+
+
+class Measured(BaseModel):
+    """An accuracy with its 95 % interval, shares from 0 to 1, and the number of photographs."""
+
+    task: str
+    split: str
+    accuracy: float
+    low: float
+    high: float
+    n: int
+
+
+class Card(BaseModel):
+    """What a student is. Paths are relative to the folder of the card, so that a run can move.
+
+    base: hub name, or way to a local folder; stage: SFT, TAPO, or what else it was made by;
+    photos: way to the folder of photographs, None for paper birds (`world_seed`); shots,
+    unseen_share, split_seed: how they were divided; trained_on: id -> SHA-256 of the file's
+    bytes ("" for a drawn picture); settings: the preset; calibration: of `predict`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    base: str
+    stage: str
+    seed: int | None = None
+    coarse: str
+    classes: tuple[CardClass, ...]
+    prompt: str = "think"
+    question: str = ""  # the words of the open world
+    max_new_tokens: int
+    pixels: int
+    photos: str | None = None
+    descriptions: str | None = None
+    world_seed: int | None = None
+    shots: int = 4
+    unseen_share: float = 0.4
+    split_seed: int = 0
+    folder_options: dict[str, Any] = Field(default_factory=dict)  # how `photos` is read
+    trained_on: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    measured: tuple[Measured, ...] = ()
+    calibration: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Every class, in the card's order."""
+        return [one.name for one in self.classes]
+
+
+def relative(path: Path | str, folder: Path | str) -> str:
+    """A local path as it is written on the card of `folder`; a hub name stays as it is."""
+    if not Path(path).exists():
+        return str(path)
+    return Path(os.path.relpath(Path(path).resolve(), Path(folder).resolve())).as_posix()
+
+
+def resolved(written: str, folder: Path | str) -> str:
+    """The opposite of `relative`: the folder that is there, else what is written."""
+    found = Path(folder) / written
+    return str(found.resolve()) if found.exists() else written
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Put card.json into the folder of an adapter or model, in one step."""
+    write_atomically(folder / FILE, card.model_dump_json(indent=1).encode())
+
+
+def read_card(folder: Path | str) -> Card | None:
+    """The card of a folder; None where there is none. DataError for one that cannot be read."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problems = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise DataError(problems, "the card of this model cannot be read:") from None
+
+
+def hashes(paths: Iterable[tuple[str, Path | None]]) -> dict[str, str]:
+    """Id -> SHA-256 of the file's bytes; "" where a picture is drawn and has no file."""
+    return {
+        name: hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+        for name, path in paths
+    }
