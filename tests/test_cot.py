@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from finer1_lite import cot, paperbirds, prompts, rewards
-from finer1_lite.chains.text import Chain
+from finer1_lite.data.chain_text import Chain
 from finer1_lite.species import Collection, Photo, Species
 
 FORM = re.compile(

@@ -16,7 +16,7 @@ from scipy.stats import binom
 from finer1_lite import prompts, rewards
 from finer1_lite.chains import concepts
 from finer1_lite.chains.formats import Record
-from finer1_lite.chains.text import LOOSE_HEADINGS, PARTS, Chain, fold, names_in
+from finer1_lite.data.chain_text import LOOSE_HEADINGS, PARTS, Chain, fold, names_in
 
 MIN_WORDS, MAX_WORDS = 20, 900  # of the thought
 ENDING = 600  # characters that hold a free chain's conclusion

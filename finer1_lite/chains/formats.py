@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from finer1_lite.chains.text import Chain
+from finer1_lite.data.chain_text import Chain
 from finer1_lite.runtime.files import DataError, write_atomically, write_lines
 from finer1_lite.runtime.files import read as read_lines
 

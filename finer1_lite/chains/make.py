@@ -18,7 +18,7 @@ from finer1_lite import cot, prompts
 from finer1_lite.chains import checks, concepts, formats, review
 from finer1_lite.chains.client import Ledger, Teacher, TeacherError, in_parallel
 from finer1_lite.chains.concepts import Selection
-from finer1_lite.chains.text import fold
+from finer1_lite.data.chain_text import fold
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection, Photo

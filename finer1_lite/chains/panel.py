@@ -17,7 +17,7 @@ from PIL import Image
 from finer1_lite.chains import review
 from finer1_lite.chains.checks import ChainProblem
 from finer1_lite.chains.review import Review
-from finer1_lite.chains.text import PARTS, Chain
+from finer1_lite.data.chain_text import PARTS, Chain
 from finer1_lite.species import Collection
 
 COLOURS = dict(zip(PARTS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))

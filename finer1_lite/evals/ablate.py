@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from finer1_lite import cot, metrics, models, paperbirds
-from finer1_lite.chains.text import section
 from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.data.chain_text import section
 from finer1_lite.evals import figures
 from finer1_lite.evals.report import Page
 from finer1_lite.evals.tables import points

@@ -23,7 +23,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from finer1_lite import evaluate, generation, paperbirds, prompts, rewards
-from finer1_lite.chains.text import edit_chain, opening
+from finer1_lite.data.chain_text import edit_chain, opening
 from finer1_lite.evals import transfer
 from finer1_lite.evals.baselines import extract, tower_features, unit
 from finer1_lite.evals.changes import FAITH

@@ -7,7 +7,7 @@ import pytest
 from finer1_lite import cot, prompts
 from finer1_lite.chains import checks
 from finer1_lite.chains.checks import CHECKS, check
-from finer1_lite.chains.text import Chain
+from finer1_lite.data.chain_text import Chain
 
 NAMES = ("barn owl", "tawny owl", "snowy owl", "little owl")
 MARKS = {

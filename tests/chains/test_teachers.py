@@ -9,7 +9,7 @@ from finer1_lite import prompts
 from finer1_lite.chains import checks
 from finer1_lite.chains.client import Cached, Ledger, Reply, TeacherStopped, picture_digest
 from finer1_lite.chains.teachers import Local, Oracle, Table, load_local
-from finer1_lite.chains.text import Chain
+from finer1_lite.data.chain_text import Chain
 from finer1_lite.prompts import TeacherPrompt
 
 PROMPT = prompts.description_prompt("bird", 0)
