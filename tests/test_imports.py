@@ -134,7 +134,7 @@ def test_tests_lie_where_the_code_lies():
     assert folders == WINGS | {"helpers"}
 
 
-@pytest.mark.parametrize("module", ["chains.formats", "chains.text", "rewards", "presets"])
+@pytest.mark.parametrize("module", ["chains.formats", "data.chain_text", "rewards", "presets"])
 def test_reading_files_of_chains_loads_nothing_heavy(module):
     code = (
         f"import sys, finer1_lite.{module}; "

@@ -6,7 +6,7 @@ import pytest
 from hostile_texts import HOSTILE
 
 from finer1_lite import prompts
-from finer1_lite.chains import text as chain_text
+from finer1_lite.data import chain_text
 from finer1_lite.data.chain_text import PARTS, Chain
 
 GOOD = prompts.chain("crown red, back blue", ["a owl", "b"], ["has crown red", "fits"], "b")
