@@ -100,6 +100,13 @@ def resolved(written: str, folder: Path | str) -> str:
     return str(found.resolve()) if found.exists() else written
 
 
+def moved(card: Card, source: Path, target: Path) -> Card:
+    """The card of `source`, as it reads in the folder `target`."""
+    written = {name: getattr(card, name) for name in ("base", "photos", "descriptions")}
+    paths = {name: relative(resolved(w, source), target) for name, w in written.items() if w}
+    return card.model_copy(update=paths)
+
+
 def is_hub_name(name: str) -> bool:
     """Whether a name looks like OWNER/NAME: all that a hub is ever asked for."""
     try:
