@@ -156,11 +156,13 @@ if sys.argv[4]:  # a torchvision for another torch: all but its compiled operato
     stand_in = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         stand_in.define(name + "(Tensor a, Tensor b, float c) -> Tensor")
+import transformers
 from transformers import AutoProcessor, pipeline
 folder, picture, question = sys.argv[1:4]
 assert type(AutoProcessor.from_pretrained(folder)).__name__ == "Qwen2_5_VLProcessor"
 ask = pipeline("image-text-to-text", model=folder, dtype=torch.float32)
-content = [{"type": "image", "path": picture}, {"type": "text", "text": question}]
+shown = transformers.image_utils.load_image(picture)  # by pillow: that torchvision cannot
+content = [{"type": "image", "image": shown}, {"type": "text", "text": question}]
 said = ask(text=[{"role": "user", "content": content}], max_new_tokens=24, do_sample=False)
 print(said[0]["generated_text"][-1]["content"])
 """
