@@ -132,7 +132,8 @@ def adapter_of(source: Path | str) -> Path:
                 return place / stage
     if seeds:
         raise DataError([f"{folder}: no stage is trained yet; start its `lab` again"], "no model:")
-    if (folder / "config.json").is_file():
+    config = folder / "config.json"  # a run has one, too
+    if config.is_file() and "model_type" in config.read_text(encoding="utf-8"):
         return folder
     what = "holds no run, no adapter (adapter_config.json) and no model (config.json)"
     raise DataError([f"{folder}: {what if folder.is_dir() else 'is no folder'}"], "no model:")

@@ -68,4 +68,5 @@ def _write_merged(adapter: Path, base: str, dtype: str, part: Path) -> None:
     family = model.config.model_type
     models.load_processor(adapter if own else base, family=family).save_pretrained(part)
     if card := read_card(adapter):
-        write_card(part, moved(card, adapter, part))
+        settings = card.settings | {"quantize": "none"}
+        write_card(part, moved(card, adapter, part).model_copy(update={"settings": settings}))
