@@ -211,12 +211,6 @@ OPTIONS = {
         --base
         --dtype {auto,float32,bfloat16,float16} = auto
     """,
-    "push": """
-        folder Path
-        name
-        --private = False
-        --yes = False
-    """,
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands lab, pretrain, bench, plan, merge and push: their options and what they start."""
+"""The commands lab, pretrain, bench, plan and merge: their options and what they start."""
 
 from __future__ import annotations
 
@@ -169,9 +169,9 @@ class PlanCommand:
 class MergeCommand:
     """Adapter + base -> a plain model folder, which transformers loads without this project."""
 
-    adapter: Path = argument("folder of the adapter")
+    adapter: Path = argument("folder of the adapter, or of a run")
     out: Path = argument("folder to write; must not exist or be empty")
-    base: str | None = option(None, "base model, where the adapter's own note is not enough")
+    base: str | None = option(None, "base model, where the adapter's card is not enough")
     dtype: Dtype = option("auto", "of the written weights; auto: as the base is saved")
 
     def start(self) -> None:
@@ -179,22 +179,3 @@ class MergeCommand:
         from finer1_lite.tools.publish import merge
 
         print(f"model: {merge(self.adapter, self.out, self.base, self.dtype)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushCommand:
-    """Upload a model or an adapter to the hub.
-
-    Lists the model files and asks first. The token is that of HF_TOKEN or `hf auth login`.
-    """
-
-    folder: Path = argument("folder of a model or of an adapter")
-    name: str = argument("name on the hub: OWNER/NAME")
-    private: bool = option(False, "into a private repository")
-    yes: bool = option(False, "upload without asking")
-
-    def start(self) -> None:
-        """Upload, and name the page."""
-        from finer1_lite.tools.publish import push
-
-        print(f"uploaded: {push(self.folder, self.name, self.private, self.yes)}")
