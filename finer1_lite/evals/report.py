@@ -10,8 +10,7 @@ import base64
 import html
 import io
 import json
-import os
-import platform
+import logging
 import random
 import re
 import unicodedata
@@ -30,12 +29,14 @@ from PIL import Image
 from finer1_lite import metrics, paperbirds, plots
 from finer1_lite.data import images
 from finer1_lite.data.chain_text import pieces
-from finer1_lite.evals import changes, figures, tables
+from finer1_lite.evals import advice, baselines, changes, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
 
+log = logging.getLogger("finer1_lite")
 MAX_SHOWN = 4000  # characters of one completion on the page
 MAX_CELL = 300  # characters of one cell of a table
+CONFUSED = 4  # pairs of classes shown side by side
 DIFFERING = 8  # pictures shown on which two entries differ
 THUMB = 360  # longest side of a sample picture, pixels
 FILES = {
@@ -60,7 +61,7 @@ class Page:
     images: dict[str, bytes] = field(default_factory=dict)  # path below the folder -> PNG
 
     def add(self, title: str, table: pd.DataFrame | None = None, **parts: Any) -> None:
-        """A section: its table and any of note, figure, code, samples; none of an empty table.
+        """A section: its table and points, note, figure, code, samples; none of an empty one.
 
         about: the key of its words in texts.jinja, where that is not the title.
         """
@@ -184,9 +185,6 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
         page = _run_page(folder, photos, problems)
     for name, title in FILES.items():
         found = _read(folder / name, _read_object, problems)
-        if found and name == "timing.json":
-            found |= {"platform": platform.platform(), "processors": os.cpu_count()}
-            found["python"] = platform.python_version()
         if found:
             page.add(title, code=json.dumps(found, indent=1, ensure_ascii=False))
     if problems:
@@ -218,9 +216,12 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     lab = frame is None or {*STAGES.values()} >= {*entries(frame)} > set()
     if frame is not None:
         found = metrics.lab_scores(frame) if lab else metrics.scores(frame)
+    beside, remark = _beside(folder, frame, photos) if lab and frame is not None else (None, "")
+    _add_advice(page, folder, found, frame, beside, remark)
     if lab:
         page.add("Summary", note=summary(found))
-    _add_accuracy(page, found, frame)
+    more = {} if beside is None else metrics.scores(beside)
+    _add_accuracy(page, dict(found) | more, frame)
     for task in TASKS:
         if lab:
             cells = tables.stored_differences(found, task)
@@ -230,7 +231,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
         title = f"Differences, {task} world"
         page.add(title, tables.difference_table(cells), about="Differences")
     if frame is not None:
-        _add_details(page, frame)
+        _add_details(page, frame, folder, photos)
     if any(logs.values()):
         curves = plots.learning_curves(logs["tapo"], logs["sft"])
         steps = [row.get("step_s") or 0 for rows in logs["tapo"].values() for row in rows]
@@ -259,6 +260,40 @@ def summary(found: Mapping) -> str:
     return " ".join(template.render(scores=scores, told=told, seeds=seeds).split())
 
 
+def _beside(
+    folder: Path, frame: pd.DataFrame, photos: Photos | None
+) -> tuple[pd.DataFrame | None, str]:
+    """Records of an ordinary classifier on a lab run's test pictures, and a remark about them."""
+    photos = photo_source() if photos is None else photos
+    picture = photos if callable(photos) else photos.__getitem__
+    rows, remark = baselines.beside(folder, frame, picture)
+    return (metrics.table(rows) if rows else None), remark
+
+
+def _add_advice(
+    page: Page,
+    folder: Path,
+    found: Mapping,
+    frame: pd.DataFrame | None,
+    beside: pd.DataFrame | None,
+    remark: str,
+) -> None:
+    """What a user can act on: another tool, chain and answer, chance."""
+    student = None if frame is None else tables.last_student(frame)
+    points = [remark] if remark and beside is None else []
+    if student:
+        points = [*advice.advice(frame, student[0], beside), *points]
+        names = frame["label"].nunique()
+    else:
+        config = folder / "config.json"
+        names = _read_object(config).get("species") if config.exists() else None
+    cells = {STAGES.get(key, key): cell for key, cell in found.items() if key != "differences"}
+    points += advice.chance_sentences(cells, names)
+    points += [remark] if remark and beside is not None else []
+    if points:
+        page.add("What it is good for", points=points)
+
+
 def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: str = "") -> None:
     """The main figure and tables, data sets, and what was not scored."""
     shares = {}
@@ -274,23 +309,47 @@ def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: s
         page.add(f"{run}Not scored", tables.not_scored_table(frame), about="Not scored")
 
 
-def _add_details(page: Page, frame: pd.DataFrame) -> None:
+def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos | None) -> None:
     """What stands behind the numbers."""
     for task in TASKS:
         each, means = tables.dataset_tables(frame, task)
         page.add(f"Data sets, {task} world", each, about="Data sets")
         page.add(f"Mean of data sets, {task} world", means, about="Mean of data sets")
+    page.add("Chain and answer", advice.agreement_table(advice.judged(frame)))
     page.add("Where completions go", tables.error_table(frame))
     if student := tables.last_student(frame):
         page.add("Classes", tables.class_table(*student))
         page.add("Confusions", tables.confusion_table(*student))
         if drawn := figures.confusion(student[1]):
             page.add("Confusion matrix", figure=page.picture("confusion", drawn))
+        _add_confusions(page, folder, frame, photos)
     lengths = tables.length_table(frame)
     if not lengths.empty:
         curve = page.picture("length", figures.length_curve(frame))
         page.add("Accuracy against length", lengths, figure=curve)
     page.add("Several samples", tables.sample_table(frame))
+
+
+def _add_confusions(page: Page, folder: Path, frame: pd.DataFrame, photos: Photos | None) -> None:
+    """A confused test picture beside a picture of the class that it was called."""
+    student = tables.last_student(frame)
+    shots = _read(folder / "chains.jsonl", metrics.read_records, []) or []
+    taught = {row.get("species"): row.get("photo") for row in reversed(shots)}
+    tested = {row.label: row.photo for row in frame[::-1].itertuples()}
+    samples = []
+    for record, times in tables.confused(*student) if student else ():
+        called = record["named"]
+        kind = "training" if called in taught else "test"
+        other = taught.get(called, tested.get(called, ""))
+        pictures = [thumbnail(photos, name) for name in (record["photo"], other)]
+        if all(pictures) and len(samples) < CONFUSED:
+            name = f"confusions/{len(samples) + 1}"
+            sample = _sample(page, name, pictures[0], {"the answer": record})
+            beside = {"beside it": f"a {kind} picture of {called}: {other}", "times": times}
+            other = page.picture(f"{name}-beside", pictures[1])
+            samples.append(sample | {"facts": sample["facts"] | beside, "beside": other})
+    if samples:
+        page.add("Confusion pairs", samples=samples)
 
 
 def _add_samples(
@@ -354,6 +413,11 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     if problems:
         raise DataError(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
+    frames, shared = tables.on_shared_pictures(*frames)
+    remarks = [shared, *_asked_otherwise(folders, names)]
+    for remark in filter(None, remarks):
+        log.warning("%s beside %s: %s", *names[::-1], remark)
+    page.add("What is compared", points=[remark for remark in remarks if remark])
     for name, frame in zip(names, frames, strict=True):
         _add_accuracy(page, metrics.scores(frame), frame, f"Run {name}, ")
     runs = (f"{names[1]}: ", f"{names[0]}: ")
@@ -374,6 +438,30 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
             note += f"{len(samples)} in the order of a hash of the photo's id."
             page.add(f"Where they differ, {task} world", note=note, samples=samples)
     return page.write(folders[1], f"compared-with-{folders[0].resolve().name}")
+
+
+def _asked_otherwise(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """A sentence for each thing in which the questions of two runs differ."""
+    told = []
+    asked = [_asked(folder) for folder in folders]
+    for what in asked[0].keys() & asked[1].keys():
+        first, second = (one[what] for one in asked)
+        if first != second:
+            told.append(f"{what}: {first!r} in {names[0]}, {second!r} in {names[1]}.")
+    return sorted(told)
+
+
+def _asked(folder: Path) -> dict:
+    """What a run's questions depend on beside pictures and prompts, as far as its files tell."""
+    config = _read(folder / "config.json", _read_object, []) or {}
+    preset = config.get("preset") or {}
+    words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
+    found = {
+        "The word for what the pictures show": words.pop() if len(words) == 1 else None,
+        "The limit of a completion, tokens": preset.get("max_new_tokens"),
+        "The size of a picture at most, pixels": preset.get("pixels"),
+    }
+    return {what: value for what, value in found.items() if value is not None}
 
 
 # --- files of a run ------------------------------------------------------------------------
