@@ -26,11 +26,11 @@ TOOLS = {  # models in the records that are classifiers and no students
 ZERO_SHOT = ("baseline clip",)  # it may name a class that it was never shown
 CHAINS = {  # column -> what is counted in it
     "four parts, %": "parts",
-    "candidates distinct, %": "distinct",
-    "label among them, %": "listed",
-    "comparison picks one, %": "compared",
-    "prediction equals answer, %": "same",
-    "right, and the chain agrees, %": "good",
+    "distinct candidates, %": "distinct",
+    "label listed, %": "listed",
+    "picks one, %": "compared",
+    "prediction = answer, %": "same",
+    "right and agrees, %": "good",
 }
 
 
@@ -45,9 +45,9 @@ class Side(NamedTuple):
         return metrics.accuracy(self.rows[self.rows["split"] == split])
 
 
-def share(cell: Mapping) -> str:
-    """An accuracy with its interval, in words of a sentence."""
-    return f"{percent(cell['accuracy'])} % [{percent(cell['low'])}, {percent(cell['high'])}]"
+def share(cell: Mapping, unit: str = " %") -> str:
+    """An accuracy with its interval, as it stands in a sentence."""
+    return f"{percent(cell['accuracy'])}{unit} [{percent(cell['low'])}, {percent(cell['high'])}]"
 
 
 # --- chance --------------------------------------------------------------------------------
@@ -75,15 +75,16 @@ def chance_sentences(found: Mapping, names: int | None) -> list[str]:
     """
     told = []
     for who, cells in found.items():
-        places: dict[str, list[str]] = {}
+        places: dict[tuple[str, str], list[str]] = {}
         for task in TASKS if who.picture and who.prompt != "none" else ():
             for split in SPLITS:
                 cell = cells.get(split, {}).get(task, {})
                 chance = chance_of(cell, task, names)
                 if chance is not None and cell:
-                    place = f"{task} world ({percent(chance)} %), {split} classes"
-                    places.setdefault(against_chance(cell, chance), []).append(place)
-        said = "; ".join(f"{where} in the {', the '.join(at)}" for where, at in places.items())
+                    place = f"in the {task} world (chance {percent(chance)} %)"
+                    key = (place, against_chance(cell, chance))
+                    places.setdefault(key, []).append(split)
+        said = "; ".join(f"{a} {' and '.join(s)} classes are {b}" for (a, b), s in places.items())
         told += [f"{who}: {said}."] if said else []
     return told[::-1]
 
@@ -160,7 +161,7 @@ def agreement_table(rows: pd.DataFrame) -> pd.DataFrame:
                 of = part[part["split"] == split]
                 if len(of):
                     line = {"answerer": who.label, "world": task, "classes": split}
-                    line |= {name: share(_rate(of, key)) for name, key in CHAINS.items()}
+                    line |= {name: share(_rate(of, key), "") for name, key in CHAINS.items()}
                     lines.append(line | {"n": str(_rate(of, "good")["n"])})
     return text_table(lines)
 
