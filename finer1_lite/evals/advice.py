@@ -184,12 +184,12 @@ def agreement_sentence(who: Entry, rows: pd.DataFrame) -> str:
     of = of[of["split"] == split]
     agree, right = _rate(of, "agrees"), of[of["correct"] == 1]
     told = f"Chain and answer of {who} say the same in {share(agree)} of the completions (open "
-    told += f"world, {split} classes; {percent(1 - of['parts'].mean())} % lack a part of the "
-    told += f"chain); of {len(right)} right answers {right['agrees'].sum():.0f} have a chain that "
-    told += "agrees."
+    told += f"world, {split} classes; {percent(1 - of['parts'].mean())} % lack a part of the chain)"
+    if len(right):
+        told += f", and in {right['agrees'].sum():.0f} of the {len(right)} right ones"
     if agree["low"] > 0.9:
-        return f"{told} The chain can be read beside the answer."
-    return f"{told} Where they differ the chain does not explain the answer."
+        return f"{told}. The chain can be read beside the answer."
+    return f"{told}. Where they differ the chain does not explain the answer."
 
 
 def classifiers(found: Mapping[Entry, pd.DataFrame]) -> list[Side]:

@@ -7,6 +7,7 @@ CLIP needs no shots; the ImageNet encoder has no text tower and so no zero-shot 
 They answer like any student, without reading a word.
 """
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
@@ -307,8 +308,9 @@ def beside(
     ids = [*frame["photo"].unique(), *(photo.id for photo in shots)]
     drawn = all(name.startswith("paperbirds/") for name in ids)
     if not shots or (drawn and len(ids) > MOST_DRAWN):
-        how = "`evaluate --baselines lite0` measures it" if shots else "chains.jsonl is not there"
-        return kept, f"No ordinary classifier was measured beside this run; {how}."
+        how = "so many drawn pictures take long; `evaluate --baselines lite0` asks one"
+        how = how if shots else "its chains.jsonl, which names the training pictures, is not there"
+        return kept, f"No ordinary classifier was measured beside this run: {how}."
     base = _local_base(folder)
     if wanted != "lite0" and base is None:
         return kept, f"No ordinary classifier was measured. {said}"
@@ -331,8 +333,10 @@ def _shots(folder: Path, picture: Callable[[str], Image.Image]) -> list[Photo]:
 
 def _local_base(folder: Path) -> Path | None:
     """The base of a lab run where it is a folder of this machine: nothing is fetched for a page."""
-    adapters = sorted(folder.glob("seed*/sft/adapter_config.json"))
-    places = [folder / "warm-up", *(Path(models.base_of(path.parent)) for path in adapters[:1])]
+    places = [folder / "warm-up"]
+    for path in sorted(folder.glob("seed*/sft/adapter_config.json"))[:1]:
+        with contextlib.suppress(DataError):  # it is not here
+            places.append(Path(models.base_of(path.parent)))
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 

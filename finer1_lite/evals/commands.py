@@ -185,13 +185,15 @@ class ReportCommand:
 
     run: Path = argument("folder with a records.jsonl or an analysis.jsonl", metavar="RUN")
     other: Path | None = argument("a second such folder", default=None, nargs="?", metavar="RUN2")
-    photos: Path | None = option(None, "folder of the pictures that a page shows")
+    photos: Path | None = option(
+        None, "folder of the photographs (default: as the run's card says)"
+    )
 
     def start(self) -> None:
         """Write the page and name it."""
         from finer1_lite.evals.report import photo_source, write_comparison, write_report
 
-        photos = photo_source(self.photos)
+        photos = photo_source(self.photos) if self.photos else None
         if self.other is None:
             page = write_report(self.run, photos)
         else:

@@ -32,6 +32,7 @@ from finer1_lite.data.chain_text import pieces
 from finer1_lite.evals import advice, baselines, changes, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.students.card import read_card, resolved
 
 log = logging.getLogger("finer1_lite")
 MAX_SHOWN = 4000  # characters of one completion on the page
@@ -155,9 +156,17 @@ def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
     return picture
 
 
-def thumbnail(photos: Photos | None, name: str) -> Image.Image | None:
+def photos_of(folder: Path) -> Callable[[str], Image.Image]:
+    """As `photo_source`, of the photographs that the card of a run's adapter names."""
+    for adapter in sorted(folder.glob("seed*/sft")):
+        card = read_card(adapter)
+        if card is not None and card.photos:
+            return photo_source(Path(resolved(card.photos, adapter)))
+    return photo_source()
+
+
+def thumbnail(photos: Photos, name: str) -> Image.Image | None:
     """A small RGB copy of a photo; None if there is no such photo."""
-    photos = photo_source() if photos is None else photos
     try:
         picture = (photos(name) if callable(photos) else photos[name]).convert("RGB")
     except KeyError:
@@ -173,8 +182,9 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
     """Write report.html, report.md and figures/ into a run's folder; returns report.html.
 
     A run of lab or evaluate has records.jsonl (or metrics.json alone), one of analyse has
-    analysis.jsonl. photos: the picture of a test photo by its id; without it paper birds are
-    drawn, and of other photos the text stands alone. What has not run yet is left out.
+    analysis.jsonl. photos: the picture of a photo by its id; without it paper birds are drawn,
+    photographs are looked for where the run's card says, and the text stands alone where they
+    are not. What has not run yet is left out.
     DataError lists everything that is missing or unreadable.
     """
     folder = Path(folder)
@@ -206,6 +216,8 @@ def _analysis_page(folder: Path) -> Page:
 def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
     page = Page(f"{folder.resolve().name}: answers on the same pictures")
+    required = photos is not None
+    photos = photos_of(folder) if photos is None else photos
     frame = _read(folder / "records.jsonl", read_table, problems)
     found = _read(folder / "metrics.json", _read_object, problems)
     logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
@@ -238,7 +250,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
         note = f"Minutes of TAPO steps, all seeds: {sum(steps) / 60:.1f}." if any(steps) else ""
         page.add("Training", figure=page.picture("learning", curves), note=note)
     if lab and frame is not None:
-        _add_samples(page, tables.pick_samples(frame), photos, problems)
+        _add_samples(page, tables.pick_samples(frame), photos, problems if required else None)
     return page
 
 
@@ -260,11 +272,8 @@ def summary(found: Mapping) -> str:
     return " ".join(template.render(scores=scores, told=told, seeds=seeds).split())
 
 
-def _beside(
-    folder: Path, frame: pd.DataFrame, photos: Photos | None
-) -> tuple[pd.DataFrame | None, str]:
+def _beside(folder: Path, frame: pd.DataFrame, photos: Photos) -> tuple[pd.DataFrame | None, str]:
     """Records of an ordinary classifier on a lab run's test pictures, and a remark about them."""
-    photos = photo_source() if photos is None else photos
     picture = photos if callable(photos) else photos.__getitem__
     rows, remark = baselines.beside(folder, frame, picture)
     return (metrics.table(rows) if rows else None), remark
@@ -309,7 +318,7 @@ def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: s
         page.add(f"{run}Not scored", tables.not_scored_table(frame), about="Not scored")
 
 
-def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos | None) -> None:
+def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos) -> None:
     """What stands behind the numbers."""
     for task in TASKS:
         each, means = tables.dataset_tables(frame, task)
@@ -330,7 +339,7 @@ def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos |
     page.add("Several samples", tables.sample_table(frame))
 
 
-def _add_confusions(page: Page, folder: Path, frame: pd.DataFrame, photos: Photos | None) -> None:
+def _add_confusions(page: Page, folder: Path, frame: pd.DataFrame, photos: Photos) -> None:
     """A confused test picture beside a picture of the class that it was called."""
     student = tables.last_student(frame)
     shots = _read(folder / "chains.jsonl", metrics.read_records, []) or []
@@ -353,15 +362,20 @@ def _add_confusions(page: Page, folder: Path, frame: pd.DataFrame, photos: Photo
 
 
 def _add_samples(
-    page: Page, chosen: Sequence[dict], photos: Photos | None, problems: list[str]
+    page: Page, chosen: Sequence[dict], photos: Photos, problems: list[str] | None
 ) -> None:
-    """Some pictures with what the last stage of a lab run wrote about them."""
+    """Some pictures with what the last stage of a lab run wrote about them.
+
+    problems: takes the pictures that are not there; without it they are left out, with a warning.
+    """
     if not chosen:
         return
     pictures = [thumbnail(photos, record["photo"]) for record in chosen]
     missing = [r["photo"] for r, picture in zip(chosen, pictures, strict=True) if not picture]
-    if photos is not None:
-        mend = "not among the photos given; give its picture"
+    if missing and problems is None:
+        log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
+    elif missing:
+        mend = "not among the photos given; give its picture (--photos DIR)"
         problems += [f"photo {name!r}: {mend}" for name in missing]
     who = tables.described(Entry(chosen[0]["model"], chosen[0]["prompt"]), chosen[0]["seed"])
     samples = [
@@ -413,6 +427,7 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     if problems:
         raise DataError(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
+    photos = photos_of(folders[1]) if photos is None else photos
     frames, shared = tables.on_shared_pictures(*frames)
     remarks = [shared, *_asked_otherwise(folders, names)]
     for remark in filter(None, remarks):
