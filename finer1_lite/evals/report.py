@@ -429,10 +429,11 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     page = Page(f"{names[1]} beside {names[0]}")
     photos = photos_of(folders[1]) if photos is None else photos
     frames, shared = tables.on_shared_pictures(*frames)
-    remarks = [shared, *_asked_otherwise(folders, names)]
-    for remark in filter(None, remarks):
+    remarks = [shared] * bool(shared) + _asked_otherwise(folders, names)
+    for remark in remarks:
         log.warning("%s beside %s: %s", *names[::-1], remark)
-    page.add("What is compared", points=[remark for remark in remarks if remark])
+    if remarks:
+        page.add("What is compared", points=remarks)
     for name, frame in zip(names, frames, strict=True):
         _add_accuracy(page, metrics.scores(frame), frame, f"Run {name}, ")
     runs = (f"{names[1]}: ", f"{names[0]}: ")
