@@ -21,6 +21,7 @@ from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files
+from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
@@ -175,7 +176,7 @@ def finish(job: Run, facts: Mapping[str, Any]) -> None:
     records = join(job.folder / "base", *(job.folder / f"seed{s}" for s in job.seeds))
     write_atomically(job.folder / "records.jsonl", records.encode())
     summary = metrics.summarise(metrics.read_records(job.folder / "records.jsonl"))
-    write_atomically(job.folder / "timing.json", json.dumps(facts).encode())
+    write_atomically(job.folder / "timing.json", json.dumps({**facts, **machine()}).encode())
     write_atomically(job.folder / "metrics.json", json.dumps(summary, indent=1).encode())
 
 

