@@ -7,7 +7,7 @@ prose, whose headings are looked for by pattern (`loose`). Loads neither torch n
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -23,6 +23,8 @@ LOOSE_HEADINGS = {  # released chains: a line or a sentence that opens the secti
     "comparison": re.compile(r"(?im)^[ #*]{0,4}(?:\d\. )?[\w' ]{0,30}compar\w{0,9}\b[^\n]{0,60}$"),
     "prediction": re.compile(r"(?im)^[ #*]{0,4}(?:the |final )?predict\w{0,9}\b[^\n]*$"),
 }
+_FITS = re.compile(r"(?i)\b(?:fits?|match(?:es)?|agrees?|consistent)\b")
+_FITS_NOT = re.compile(r"(?i)\b(?:not|no|nothing|neither|never|cannot|but|less)\b|n't\b")
 _ITEM = re.compile(r"^ ?(?:[-*\u2022]|\*{0,2}\d+[.)])\s+(.+)$", re.MULTILINE)
 
 
@@ -89,6 +91,49 @@ def edit_chain(completion: str, changes: Mapping[str, str]) -> str | None:
     for old, new in changes.items():
         edited = edited.replace(old, new)
     return edited if edited != opening(completion) else None
+
+
+# --- whether the chain leads to the answer ----------------------------------------------------
+
+
+def agreement(
+    completion: str, answer: str | None, names: Sequence[str], label: str | None = None
+) -> dict[str, bool | str | None]:
+    """Whether a completion's thought leads to its answer; names are compared as in scoring.
+
+    Returns a dict: parts (all four are there), listed (the label or, given no truth, the answer
+    is among the candidates), distinct (two candidates or more, each once), picked (the one
+    candidate of which the comparison says that it fits; None for none or several), compared
+    (there is such a one, and it was listed), predicted (spelled as in `names` where it is one of
+    them), agrees (prediction equals answer, and so does the pick where there is one).
+    """
+    wanted = fold(answer or "")
+    candidates = [fold(c) for c in section(completion, "candidates").split(",") if c.strip()]
+    spelled = {fold(name): name for name in names}
+    picked, predicted = _picked(section(completion, "comparison")), _prediction(completion)
+    sought = wanted if label is None else fold(label)
+    return {
+        "parts": len(spans(completion)) == len(PARTS),
+        "listed": bool(sought) and sought in candidates,
+        "distinct": len(set(candidates)) == len(candidates) > 1,
+        "compared": picked is not None and fold(picked) in candidates,
+        "picked": picked and spelled.get(fold(picked), picked),
+        "predicted": spelled.get(fold(predicted), predicted) or None,
+        "agrees": bool(wanted) and all(fold(n) == wanted for n in (predicted, picked or wanted)),
+    }
+
+
+def _picked(comparison: str) -> str | None:
+    """The name whose remark alone says that it fits."""
+    remarks = [row.partition(":") for row in re.split(r"[;\n]", comparison)]
+    fitting = {name.strip() for name, _, said in remarks if _FITS.search(said)}
+    fitting -= {name.strip() for name, _, said in remarks if _FITS_NOT.search(said)}
+    return fitting.pop() or None if len(fitting) == 1 else None
+
+
+def _prediction(completion: str) -> str:
+    """The first line of the prediction; "" where there is none."""
+    return section(completion, "prediction").partition("\n")[0].strip()
 
 
 # --- a chain that is judged ------------------------------------------------------------------

@@ -43,6 +43,39 @@ def test_an_edit_touches_the_analysis_alone():
     assert chain_text.opening("no chain: crown red") == ""
 
 
+def test_a_good_chain_agrees_with_its_answer():
+    assert chain_text.agreement(GOOD, "B.", ["A owl", "B"]) == {
+        "parts": True,
+        "listed": True,
+        "distinct": True,
+        "compared": True,
+        "picked": "B",
+        "predicted": "B",
+        "agrees": True,
+    }
+    assert not chain_text.agreement(GOOD, "b", [], label="c")["listed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "answer", "wrong"),
+    [
+        (("", ""), "a owl", {"agrees"}),
+        (("", ""), None, {"listed", "agrees"}),
+        (("prediction: b", "prediction: a owl"), "b", {"agrees"}),
+        (("prediction: b\n", ""), "b", {"parts", "agrees"}),
+        (("a owl, b", "b, b, b"), "b", {"distinct"}),
+        (("a owl, b", "a owl, c"), "b", {"listed", "compared"}),
+        (("a owl: has crown red", "a owl: fits"), "b", {"compared"}),
+        (("b: fits", "b: does not fit"), "b", {"compared"}),
+        (("b: fits", "c: fits"), "b", {"compared", "agrees"}),  # picks what nobody listed
+        (("a owl: has crown red", "a owl: no match, but close"), "b", set()),
+    ],
+)
+def test_each_way_in_which_a_chain_does_not_lead_to_its_answer(change, answer, wrong):
+    found = chain_text.agreement(GOOD.replace(*change), answer, ["a owl", "b"])
+    assert {key for key, value in found.items() if value is False} == wrong
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -55,6 +88,7 @@ def test_the_pieces_of_any_text_join_to_it_again_and_soon(text):
     start = time.process_time()
     parts = chain_text.pieces(text)
     assert "".join(piece for _, piece in parts) == text
+    assert chain_text.agreement(text, "x", ["x"]).keys() >= {"listed", "agrees"}
     named = [PARTS.index(part) for part, _ in parts if part]
     assert named == sorted(set(named))
     assert not any(part and "</think>" in piece for part, piece in parts)
