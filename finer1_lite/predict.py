@@ -10,7 +10,6 @@ this prefix gave a lower negative log-likelihood (0.70) than names right after t
 (1.85 asked without a chain, 2.38 with one) or after its analysis alone (0.73).
 """
 
-import copy
 import hashlib
 import logging
 import os
@@ -26,12 +25,10 @@ import torch
 from PIL import Image
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from torch import Tensor
 
-from finer1_lite import generation, models, paperbirds, prompts, rewards
+from finer1_lite import generation, logprobs, models, paperbirds, prompts, rewards
 from finer1_lite.data import chain_text, folders, images
 from finer1_lite.generation import PromptBatch, Student
-from finer1_lite.logprobs import token_scores
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
@@ -40,7 +37,6 @@ from finer1_lite.students import card as cards
 from finer1_lite.students.card import Card
 
 log = logging.getLogger("finer1_lite")
-CACHE_TOKENS = 2**15  # of prompts that are copied for names at a time; 1.2 GB of a 3B model
 HELD_OUT = 200  # photographs that a calibration takes, at most
 BINS = 10  # of the calibration error
 WEIGHTS = (1e-3, 1e2)  # of the two kinds of evidence
@@ -144,16 +140,12 @@ class Namer:
             f"{100 * cell['ece']:.0f} points{' (few photographs: rough)' * (fit['n'] < 50)}."
         )
 
-    def _named(self, completion: str) -> int | None:
-        """Which class a completion's answer names."""
-        aliases = {one.name: one.aliases for one in self.card.classes}
-        found = rewards.match_class(rewards.parse_answer(completion), self.names, aliases)
-        return None if found is None else self.names.index(found)
-
     def _shares(self, texts: Sequence[str]) -> np.ndarray:
         """The share of completions that name each class: (C,)."""
-        named = [one for text in texts if (one := self._named(text)) is not None]
-        return np.bincount(named, minlength=len(self.names)) / len(texts)
+        aliases = {one.name: one.aliases for one in self.card.classes}
+        answers = map(rewards.parse_answer, texts)
+        named = [rewards.match_class(answer, self.names, aliases) for answer in answers]
+        return np.array([named.count(name) / len(texts) for name in self.names])
 
     def _predict(self, seen: Evidence, samples: int) -> Iterator[Prediction]:
         fit = self.calibration(samples) or {"temperature": 1.0, "agreement": 0.0}
@@ -209,73 +201,20 @@ def _seed(picture: Image.Image) -> int:
     return int.from_bytes(hashlib.sha256(picture.tobytes()).digest()[:4])
 
 
-def extend(batch: PromptBatch, tails: Sequence[Sequence[int]]) -> PromptBatch:
-    """Each prompt with more tokens behind it, padded anew on the left."""
-    longer = []
-    for p, tail in enumerate(tails):
-        one = batch.rows([p])
-        ids = torch.as_tensor([list(tail)], dtype=torch.long, device=one.input_ids.device)
-        ahead = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-        places = generation.last_positions(one) + ahead
-        row = PromptBatch(
-            torch.cat([one.input_ids, ids], 1),
-            torch.cat([one.attention_mask, torch.ones_like(ids)], 1),
-            torch.cat([one.mm_token_type_ids, torch.zeros_like(ids)], 1),
-            torch.cat([one.position_ids, places], 2),
-            one.image_features,
-        )
-        longer.append(row)
-    return generation.join(longer)
-
-
-@torch.no_grad()
 def name_logps(
     student: Student, batch: PromptBatch, chains: Sequence[str], names: Sequence[str]
 ) -> np.ndarray:
     """Log-probability of every answer behind prompt p and chains[p]: (P, C), in nats.
 
     Of the whole ``<answer>name</answer>``, less what all names have in common at its beginning.
-    Prompt and chain run once; a few names at a time (`CACHE_TOKENS`) share a copy of their cache.
     """
-    core, tok = generation.core_of(student.model), student.processor.tokenizer
+    tok = student.processor.tokenizer
     every = [tok(prompts.answer(n), add_special_tokens=False)["input_ids"] for n in names]
     shared = min(len(os.path.commonprefix(every)), min(map(len, every)) - 1)
     heads = [tok(c, add_special_tokens=False)["input_ids"] + every[0][:shared] for c in chains]
-    batch = extend(batch, heads)
-    hidden, cache, mask, position = generation.prefill(core, batch, 1)
-    many = max(1, CACHE_TOKENS // mask.numel())
     tails = [torch.tensor(ids[shared:]) for ids in every]
-    parts = []
-    for at in range(0, len(tails), many):
-        some = torch.nn.utils.rnn.pad_sequence(tails[at : at + many], True, padding_value=-1)
-        some = some.to(mask.device)
-        row = torch.arange(len(mask), device=mask.device).repeat_interleave(len(some))
-        own = copy.deepcopy(cache)
-        own.batch_select_indices(row)
-        prompt = (hidden[row], own, mask[row], position[:, row])
-        parts.append(_tail_logps(core, prompt, some.repeat(len(mask), 1)).view(len(mask), -1))
-    return torch.cat(parts, 1).double().cpu().numpy()
-
-
-def _tail_logps(core: Any, prompt: tuple[Tensor, Any, Tensor, Tensor], ids: Tensor) -> Tensor:
-    """Log-probability of each row of ids (B, T), -1 after its end, behind what is cached: (B,)."""
-    hidden, cache, mask, position = prompt
-    keep = ids >= 0
-    if ids.shape[1] > 1:
-        rest = core.model.language_model(
-            inputs_embeds=core.get_input_embeddings()(ids[:, :-1].clamp(min=0)),
-            attention_mask=torch.cat([mask, keep[:, :-1].to(mask)], 1),
-            position_ids=position + torch.arange(1, ids.shape[1], device=ids.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        hidden = torch.cat([hidden, rest], 1)
-    logps = token_scores(core.lm_head, hidden[keep], ids[keep])[0]
-    return (
-        torch.zeros(ids.shape, dtype=logps.dtype, device=ids.device)
-        .masked_scatter(keep, logps)
-        .sum(1)
-    )
+    found = logprobs.of_each(student.model, generation.extended(batch, heads), tails)
+    return found.double().cpu().numpy()
 
 
 # --- calibration ------------------------------------------------------------------------------
@@ -352,13 +291,17 @@ def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Phot
 
 
 def calibrate(
-    namer: Namer, photos: Sequence[Photo], samples: int = 0, source: str = "given photographs"
+    namer: Namer,
+    photos: Sequence[Photo],
+    samples: int = 0,
+    source: str = "given photographs",
+    keep: bool = True,
 ) -> dict[str, Any]:
-    """Fit temperature and weight of agreement on held-out photographs; kept on the namer's card.
+    """Fit temperature and weight of agreement on held-out photographs, for the namer's card.
 
     Measured by cross-fitting in two halves: likelihood alone, shares alone, both; the weights
-    that are kept are fitted on all. source: what the photographs are, for the page. DataError
-    for fewer than 4.
+    that are kept are fitted on all. source: what the photographs are, for the page; keep: write
+    card.json. DataError for fewer than 4.
     """
     if len(photos) < 4:
         raise DataError([f"{len(photos)} photographs: 4 are needed at least"], "not calibrated:")
@@ -384,10 +327,7 @@ def calibrate(
     }
     known = (namer.card.calibration or {}) | {str(samples): fit}
     namer.card = namer.card.model_copy(update={"calibration": known})
+    if keep:
+        cards.write_card(namer.folder, namer.card)
     log.info("calibrated on %d photographs (%s), %.0f s", len(photos), source, time.time() - start)
     return fit
-
-
-def keep_calibration(namer: Namer) -> None:
-    """Write the calibration into card.json beside the weights, its other facts as they are."""
-    cards.write_card(namer.folder, namer.card)
