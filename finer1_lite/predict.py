@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 
 from finer1_lite import generation, logprobs, models, paperbirds, prompts, rewards
-from finer1_lite.data import chain_text, folders, images
+from finer1_lite.data import calibration, chain_text, folders, images
 from finer1_lite.generation import PromptBatch, Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.console import progress_bar
@@ -37,9 +36,8 @@ from finer1_lite.students import card as cards
 from finer1_lite.students.card import Card
 
 log = logging.getLogger("finer1_lite")
+AT_ONCE = 16  # photographs in memory, of any size
 HELD_OUT = 200  # photographs that a calibration takes, at most
-BINS = 10  # of the calibration error
-WEIGHTS = (1e-3, 1e2)  # of the two kinds of evidence
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Namer:
     student: Student
     card: Card
     folder: Path
-    batch: int = 16  # photographs at a time
+    batch: int = AT_ONCE
 
     @property
     def names(self) -> list[str]:
@@ -123,13 +121,13 @@ class Namer:
         shares = np.array([self._shares(texts) for texts in said])
         return Evidence(log_softmax(logps, 1), shares, said)
 
-    def calibration(self, samples: int = 0) -> dict[str, Any] | None:
+    def fitted(self, samples: int = 0) -> dict[str, Any] | None:
         """What was fitted for so many samples; None before `calibrate`."""
         return (self.card.calibration or {}).get(str(samples))
 
     def reliability(self, samples: int = 0) -> str:
         """How far the confidences can be trusted, in a plain sentence."""
-        fit = self.calibration(samples)
+        fit = self.fitted(samples)
         if fit is None:
             return "Confidences are not calibrated: take them as an order, not as probabilities."
         cell = fit["measured"]["combined"]
@@ -148,22 +146,17 @@ class Namer:
         return np.array([named.count(name) / len(texts) for name in self.names])
 
     def _predict(self, seen: Evidence, samples: int) -> Iterator[Prediction]:
-        fit = self.calibration(samples) or {"temperature": 1.0, "agreement": 0.0}
-        scores = seen.logps / fit["temperature"] + fit["agreement"] * seen.shares
-        for texts, row in zip(seen.completions, softmax(scores, 1), strict=True):
+        fit = self.fitted(samples) or {"temperature": 1.0, "agreement": 0.0}
+        weights = np.array([1 / fit["temperature"], fit["agreement"]])
+        rows = calibration.confidences(weights, np.stack([seen.logps, seen.shares]))
+        for texts, row in zip(seen.completions, rows, strict=True):
             order = np.argsort(-row, kind="stable")
             ranked = [(self.names[i], float(row[i])) for i in order]
             answer = rewards.parse_answer(texts[0])
             chain = chain_text.agreement(texts[0], answer, self.names)
-            share = self._shares(texts[1:])[order[0]] if samples else None
-            yield Prediction(
-                *ranked[0],
-                ranked,
-                texts[0],
-                answer,
-                chain["agrees"] if chain["predicted"] else None,
-                share if share is None else float(share),
-            )
+            agrees = chain["agrees"] if chain["predicted"] else None
+            share = float(self._shares(texts[1:])[order[0]]) if samples else None
+            yield Prediction(*ranked[0], ranked, texts[0], answer, agrees, share)
 
 
 def load(source: str | Path, preset: Preset | None = None, base: str | None = None) -> Namer:
@@ -184,7 +177,7 @@ def load(source: str | Path, preset: Preset | None = None, base: str | None = No
         student = models.load_adapter(student, folder)
     else:
         student = models.load_student(folder, preset)
-    return Namer(student, card, folder, preset.eval_batch)
+    return Namer(student, card, folder, min(AT_ONCE, preset.eval_batch))
 
 
 # --- the likelihood of names ------------------------------------------------------------------
@@ -218,52 +211,6 @@ def name_logps(
 
 
 # --- calibration ------------------------------------------------------------------------------
-
-
-def fit_weights(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The weights of kinds of evidence (K, P, C) under which the labels (P,) are likeliest: (K,).
-
-    Maximum likelihood of the softmax of their weighted sum, a convex problem; within `WEIGHTS`,
-    as a handful of photographs that are all right would let them grow without end.
-    """
-    at = np.arange(len(labels))
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        logp = log_softmax(np.tensordot(weights, features, 1), 1)
-        gap = np.exp(logp)
-        gap[at, labels] -= 1
-        return -logp[at, labels].mean(), (features * gap).sum((1, 2)) / len(labels)
-
-    bounds = [WEIGHTS] * len(features)
-    return minimize(loss, np.ones(len(features)), jac=True, bounds=bounds, method="L-BFGS-B").x
-
-
-def cross_fitted(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Confidences (P, C) of each half of the photographs by weights fitted on the other."""
-    order = np.random.default_rng(0).permutation(len(labels))
-    found = np.empty(features.shape[1:])
-    for fitted, held in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-        weights = fit_weights(features[:, fitted], labels[fitted])
-        found[held] = softmax(np.tensordot(weights, features[:, held], 1), 1)
-    return found
-
-
-def quality(confidences: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How good confidences (P, C) are: accuracy, ece, brier, mean confidence, n.
-
-    ece: |right - confidence| over bins of equally many photographs, averaged; brier: squared
-    error of all C confidences, summed over classes, from 0 to 2.
-    """
-    top = confidences.max(1)
-    right = confidences.argmax(1) == labels
-    bins = [part for part in np.array_split(np.argsort(top, kind="stable"), BINS) if len(part)]
-    ece = sum(abs((right[part] - top[part]).sum()) for part in bins) / len(labels)
-    wrong = confidences - np.eye(confidences.shape[1])[labels]
-    found = {"accuracy": right.mean(), "ece": ece, "brier": (wrong**2).sum(1).mean()}
-    return {k: float(v) for k, v in found.items()} | {
-        "confidence": float(top.mean()),
-        "n": len(top),
-    }
 
 
 def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Photo], str]:
@@ -316,8 +263,11 @@ def calibrate(
     logps = np.concatenate([part.logps for part in parts])
     shares = np.concatenate([part.shares for part in parts])
     kinds = {"likelihood": [logps], "agreement": [shares], "combined": [logps, shares]}
-    measured = {k: quality(cross_fitted(np.stack(v), labels), labels) for k, v in kinds.items()}
-    likelihood, agreement = fit_weights(np.stack([logps, shares]), labels)
+    measured = {
+        kind: calibration.quality(calibration.cross_fitted(np.stack(part), labels), labels)
+        for kind, part in kinds.items()
+    }
+    likelihood, agreement = calibration.fit_weights(np.stack([logps, shares]), labels)
     fit = {
         "temperature": float(1 / likelihood),
         "agreement": float(agreement),
@@ -328,6 +278,9 @@ def calibrate(
     known = (namer.card.calibration or {}) | {str(samples): fit}
     namer.card = namer.card.model_copy(update={"calibration": known})
     if keep:
-        cards.write_card(namer.folder, namer.card)
+        try:
+            cards.write_card(namer.folder, namer.card)
+        except OSError as error:
+            log.warning("%s: the calibration cannot be kept (%s)", namer.folder, error.strerror)
     log.info("calibrated on %d photographs (%s), %.0f s", len(photos), source, time.time() - start)
     return fit

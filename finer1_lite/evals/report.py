@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import json
+import mimetypes
 import os
 import platform
 import random
@@ -82,18 +83,22 @@ class Page:
 
     def write(self, folder: Path, name: str = "report") -> Path:
         """Write the page and its pictures into the folder; returns the HTML page."""
-        environment = _environment()
-        environment.filters["data"] = self._data
         for path, data in self.images.items():
             write_atomically(folder / path, data)
         for kind in ("md", "html"):
-            template = environment.get_template(f"page.{kind}.jinja")
-            text = template.render(title=self.title, sections=self.sections)
-            write_atomically(folder / f"{name}.{kind}", text.encode())
+            write_atomically(folder / f"{name}.{kind}", self.render(kind).encode())
         return folder / f"{name}.html"
 
+    def render(self, kind: str) -> str:
+        """The text of the page, "html" (with its pictures inside) or "md"."""
+        environment = _environment()
+        environment.filters["data"] = self._data
+        template = environment.get_template(f"page.{kind}.jinja")
+        return template.render(title=self.title, sections=self.sections)
+
     def _data(self, path: str) -> Markup:
-        return Markup("data:image/png;base64," + base64.b64encode(self.images[path]).decode())
+        kind = mimetypes.guess_type(path)[0]
+        return Markup(f"data:{kind};base64," + base64.b64encode(self.images[path]).decode())
 
 
 def _environment() -> jinja2.Environment:
