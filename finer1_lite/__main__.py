@@ -25,6 +25,7 @@ COMMANDS = {  # name -> what it is for (docstring), its options (fields), what i
     "report": evals.ReportCommand,
     "analyse": evals.AnalyseCommand,
     "fetch": data.FetchCommand,
+    "predict": evals.PredictCommand,
     "merge": tools.MergeCommand,
 }
 

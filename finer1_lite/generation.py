@@ -59,6 +59,24 @@ class PromptBatch:
         )
 
 
+def extended(batch: PromptBatch, tails: Sequence[Sequence[int]]) -> PromptBatch:
+    """Each prompt with more text tokens behind it, padded anew."""
+    longer = []
+    for p, tail in enumerate(tails):
+        one = batch.rows([p])
+        ids = torch.tensor([list(tail)], dtype=torch.long, device=one.input_ids.device)
+        ahead = last_positions(one) + torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        row = PromptBatch(
+            torch.cat([one.input_ids, ids], 1),
+            torch.cat([one.attention_mask, torch.ones_like(ids)], 1),
+            torch.cat([one.mm_token_type_ids, torch.zeros_like(ids)], 1),
+            torch.cat([one.position_ids, ahead], 2),
+            one.image_features,
+        )
+        longer.append(row)
+    return join(longer)
+
+
 def join(batches: Sequence[PromptBatch]) -> PromptBatch:
     """One batch of several, all with pictures or all without; padded to the longest."""
     length = max(b.input_ids.shape[1] for b in batches)

@@ -205,6 +205,20 @@ OPTIONS = {
         --config
         --revision
     """,
+    "predict": """
+        model MODEL Path
+        photos PHOTO Path x+
+        --top int = 3
+        --csv FILE Path
+        --html FILE Path
+        --unknown float = 0.5
+        --samples int = 0
+        --base
+        --name = predictions
+        --out Path = runs
+        --fresh = False
+        --batch int
+    """,
     "merge": """
         adapter Path
         out Path

@@ -1,4 +1,4 @@
-"""The commands audit, evaluate, report, analyse and ablate: their options and what they start."""
+"""The commands audit, evaluate, report, analyse, ablate, predict: options and what they start."""
 
 from __future__ import annotations
 
@@ -264,3 +264,54 @@ class AblateCommand:
         from finer1_lite.evals.ablate import run_study
 
         print(f"table: {run_study(self.job(), workers=self.workers)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictCommand:
+    """Name photographs that have no labels, with a calibrated confidence.
+
+    Writes OUT/NAME/predictions.csv and predictions.html: name, the next names, chain, whether chain
+    and answer agree. Killed and started again, it resumes.
+    """
+
+    model: Path = argument("run, adapter or merged model with its card", metavar="MODEL")
+    photos: tuple[Path, ...] = argument(
+        "photographs, or folders of them at any depth", metavar="PHOTO"
+    )
+    top: int = option(3, "names shown of each photograph, 1 to 10")
+    csv: Path | None = option(None, "the table (default: in OUT/NAME)", metavar="FILE")
+    html: Path | None = option(None, "the page (default: in OUT/NAME)", metavar="FILE")
+    unknown: float = option(0.5, "a name with a confidence under this is called unknown")
+    samples: int = option(0, "further completions of each, whose agreement counts too")
+    base: str | None = option(None, "model below the adapter (default: as its card says)")
+    name: str = option("predictions", "name of the run")
+    out: Path = option(Path("runs"), "folder of all runs")
+    fresh: bool = option(False, "start over: delete the run of this name first")
+    batch: int | None = option(None, "photographs at a time")
+
+    def start(self) -> None:
+        """Name what has no name yet, and write table and page."""
+        self.require_sense()
+        from finer1_lite.evals import predictions
+
+        folder = self.out / self.name
+        asked = given(self, "samples", "batch", "base", "fresh")
+        found = predictions.run(self.model, self.photos, folder, **asked)
+        table, page = (
+            self.csv or folder / "predictions.csv",
+            self.html or folder / "predictions.html",
+        )
+        predictions.write_csv(found, table, self.top, self.unknown)
+        predictions.write_page(found, page, self.top, self.unknown)
+        print(f"{predictions.summary(found, self.unknown)}\ntable: {table}\npage: {page}")
+
+    def require_sense(self) -> None:
+        """ValueError that lists every option that makes no sense."""
+        rules = {
+            f"--top {self.top}: give 1 to 10": 1 <= self.top <= 10,
+            f"--unknown {self.unknown}: give 0 to 1": 0 <= self.unknown <= 1,
+            f"--samples {self.samples}: give 0 or more": self.samples >= 0,
+            f"--batch {self.batch}: give 1 or more": self.batch is None or self.batch > 0,
+        }
+        if problems := [text for text, holds in rules.items() if not holds]:
+            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))

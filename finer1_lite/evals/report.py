@@ -11,6 +11,7 @@ import html
 import io
 import json
 import logging
+import mimetypes
 import random
 import re
 import unicodedata
@@ -32,7 +33,6 @@ from finer1_lite.data.chain_text import pieces
 from finer1_lite.evals import advice, baselines, changes, facts, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
-from finer1_lite.students.card import read_card, resolved
 
 log = logging.getLogger("finer1_lite")
 MAX_SHOWN = 4000  # characters of one completion on the page
@@ -84,18 +84,22 @@ class Page:
 
     def write(self, folder: Path, name: str = "report") -> Path:
         """Write the page and its pictures into the folder; returns the HTML page."""
-        environment = _environment()
-        environment.filters["data"] = self._data
         for path, data in self.images.items():
             write_atomically(folder / path, data)
         for kind in ("md", "html"):
-            template = environment.get_template(f"page.{kind}.jinja")
-            text = template.render(title=self.title, sections=self.sections)
-            write_atomically(folder / f"{name}.{kind}", text.encode())
+            write_atomically(folder / f"{name}.{kind}", self.render(kind).encode())
         return folder / f"{name}.html"
 
+    def render(self, kind: str) -> str:
+        """The text of the page, "html" (with its pictures inside) or "md"."""
+        environment = _environment()
+        environment.filters["data"] = self._data
+        template = environment.get_template(f"page.{kind}.jinja")
+        return template.render(title=self.title, sections=self.sections)
+
     def _data(self, path: str) -> Markup:
-        return Markup("data:image/png;base64," + base64.b64encode(self.images[path]).decode())
+        kind = mimetypes.guess_type(path)[0]
+        return Markup(f"data:{kind};base64," + base64.b64encode(self.images[path]).decode())
 
 
 def _environment() -> jinja2.Environment:
