@@ -92,7 +92,6 @@ OPTIONS = {
         --max-tokens int = 1024
         --descriptions-a-picture int = 6
         --extract {teacher,yake}
-        --estimator {count,infonce} = count
         --beta float = 0.7
         --per-picture int = 1
         --rounds int = 4

@@ -81,8 +81,7 @@ class MakeCommand:
     extract: Literal["teacher", "yake"] | None = option(
         None, "who names concepts; left out: the teacher, for a table yake"
     )
-    estimator: Literal["count", "infonce"] = option("count", "of the bottleneck")
-    beta: float = option(0.7, "count: price of a bit about the single picture")
+    beta: float = option(0.7, "price of a bit about the single picture")
     per_picture: int = option(1, "chains wanted of a picture")
     rounds: int = option(4, "tries for each of them")
     guess: bool = option(False, "hide the label, keep right chains alone (as --teacher student)")
@@ -111,7 +110,7 @@ class MakeCommand:
         settings = Settings(
             extract=self.extract or ("yake" if kind == "table" else "teacher"),
             guess=self.guess or kind == "student",
-            **given(self, "estimator", "beta", "per_picture", "rounds", "seed"),
+            **given(self, "beta", "per_picture", "rounds", "seed"),
             **given(self, descriptions_a_picture="descriptions"),
         )
         return ChainJob(self.out, collection, teacher, settings, ledger)

@@ -1,9 +1,8 @@
 """Concepts: the short phrases of descriptions that tell a class from its look-alikes.
 
 Extraction and merging are a library's work (or the teacher's); what is ours is the choice, an
-information bottleneck in two estimators. `infonce` ranks concepts as SelfSynthX does (arXiv
-2502.14044): relevance alone. `count` has both halves, I(concept; class) - beta I(concept;
-picture), estimated from how often the descriptions of each picture mention the concept.
+information bottleneck, I(concept; class) - beta I(concept; picture), estimated from how often the
+descriptions of each picture mention the concept.
 """
 
 import re
@@ -24,8 +23,6 @@ Bools = NDArray[np.bool_]
 
 BETA = 0.7  # price of a bit about the single picture, in bits about the class
 LEAST = 3  # concepts kept at least (SelfSynthX)
-TEMPERATURE = 0.1  # of infonce (SelfSynthX)
-MARGIN = 0.4  # infonce keeps above mean + 0.4 std (SelfSynthX)
 ALIKE = 90.0  # of 100: phrases that differ by a letter or an ending are one
 AGREED = 1 / 3  # share of a picture's descriptions that make a concept its own
 _STEMMER, _LOCK = snowballstemmer.stemmer("english"), threading.Lock()
@@ -87,19 +84,7 @@ def merge(phrases: Iterable[str], alike: float = ALIKE) -> list[str]:
     return kept
 
 
-# --- the two estimators --------------------------------------------------------------------
-
-
-def infonce_scores(a: Floats, b: Floats, c: Floats, temperature: float = TEMPERATURE) -> Floats:
-    """Score how much better each concept fits the class's descriptions than the others'.
-
-    a: (N, D) descriptions of the class; b: (J, D) concepts; c: (K, D) descriptions of other
-    classes; rows of length 1. Returns (J,): the sum over i of
-    log(e^(a_i.b_j/t) / (e^(a_i.b_j/t) + sum_k e^(b_j.c_k/t))), at most 0.
-    """
-    own = a @ b.T / temperature  # (N, J)
-    others = np.logaddexp.reduce(c @ b.T / temperature, axis=0, initial=-np.inf)  # (J,)
-    return (own - np.logaddexp(own, others)).sum(0)
+# --- the bottleneck -------------------------------------------------------------------------
 
 
 def information(rates: Floats, groups: Sequence[int]) -> Floats:
@@ -141,12 +126,6 @@ class Selection:
     scores: dict[str, float]
 
 
-def select_infonce(concepts: Sequence[str], scores: Floats, least: int = LEAST) -> Selection:
-    """Keep what scores above mean + 0.4 std, and the best `least` in any case."""
-    limit = scores.mean() + MARGIN * scores.std() if len(scores) else 0.0
-    return _selection(concepts, scores, scores > limit, least)
-
-
 def select_count(
     concepts: Sequence[str], scores: Floats, own: Floats, others: Floats, least: int = LEAST
 ) -> Selection:
@@ -182,17 +161,14 @@ def select(
     described: Mapping[str, Sequence[Sequence[str]]],
     concepts: Sequence[str],
     *,
-    estimator: str = "count",
     beta: float = BETA,
     least: int = LEAST,
 ) -> Selection:
     """Choose the concepts of class `name` against the other classes of `described`.
 
     described: class -> for each of its pictures the descriptions. A concept that no description
-    of the class mentions is neither kept nor dropped. ValueError for an unknown estimator.
+    of the class mentions is neither kept nor dropped.
     """
-    if estimator not in ("count", "infonce"):
-        raise ValueError(f"estimator {estimator!r}: choose count or infonce")
     fewest = min(len(pictures) for pictures in described.values())
     classes = [c for c in described for _ in range(fewest)]
     rates = mention_rates(concepts, [p for c in described for p in described[c][:fewest]])
@@ -200,12 +176,6 @@ def select(
     said = rates[:, of_class].max(1, initial=0) > 0
     concepts = [c for c, s in zip(concepts, said, strict=True) if s]
     rates = rates[said]
-    if estimator == "infonce":
-        own = [t for p in described[name] for t in p]
-        rest = [t for c in described if c != name for p in described[c] for t in p]
-        vectors = embed([*own, *concepts, *rest])
-        a, b, c = np.split(vectors, [len(own), len(own) + len(concepts)])
-        return select_infonce(concepts, infonce_scores(a, b, c), least)
     scores = count_scores(rates, [list(described).index(c) for c in classes], beta)
     others = np.zeros(len(concepts)) if of_class.all() else rates[:, ~of_class].mean(1)
     return select_count(concepts, scores, rates[:, of_class].mean(1), others, least)
@@ -238,17 +208,3 @@ def of_picture(selection: Selection, texts: Sequence[str], least: int = LEAST) -
     rates = mention_rates(selection.kept, [texts])[:, 0]
     own = [c for c, rate in zip(selection.kept, rates, strict=True) if rate >= AGREED]
     return own or list(selection.kept[:least])
-
-
-def embed(texts: Sequence[str]) -> Floats:
-    """Weigh stems by tf-idf, rows of length 1: an encoder without any model, (N, D).
-
-    SelfSynthX embeds with e5-large-v2; any function with this signature can stand here.
-    """
-    bags = [stems(text) for text in texts]
-    words = {word: i for i, word in enumerate(sorted(frozenset().union(*bags)))}
-    held = np.zeros((len(bags), len(words)))
-    for row, bag in zip(held, bags, strict=True):
-        row[[words[w] for w in bag]] = 1.0
-    weighted = held * np.log((1 + len(bags)) / (1 + held.sum(0)) + 1.0)
-    return weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)

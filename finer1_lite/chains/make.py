@@ -30,7 +30,6 @@ class Settings:
 
     descriptions: int = 6  # of each picture
     extract: str = "teacher"  # who names concepts: teacher | yake
-    estimator: str = "count"  # count | infonce
     beta: float = concepts.BETA
     neighbours: int = 3  # classes that concepts must tell apart
     per_picture: int = 1  # chains of each picture that pass
@@ -44,8 +43,6 @@ class Settings:
         wrong = {name: "a whole number from 1 on" for name in counts if getattr(self, name) < 1}
         if self.extract not in ("teacher", "yake"):
             wrong["extract"] = "one of teacher, yake"
-        if self.estimator not in ("count", "infonce"):
-            wrong["estimator"] = "one of count, infonce"
         if not 0 <= self.beta <= 1:
             wrong["beta"] = "from 0 to 1 (at 1 no concept is worth its price)"
         if wrong:
@@ -122,8 +119,7 @@ class ChainJob:
             every = concepts.merge(p for c in (name, *near) for p in phrases[c])
             visible = [c for c in every if not checks.invisible(c)]
             texts = {c: own[c] for c in (name, *near)}
-            how = {"estimator": self.settings.estimator, "beta": self.settings.beta}
-            selected[name] = concepts.select(name, texts, visible, **how)
+            selected[name] = concepts.select(name, texts, visible, beta=self.settings.beta)
         rows = {name: asdict(selection) for name, selection in selected.items()}
         write_json(self.folder / "concepts.json", rows)
         return selected

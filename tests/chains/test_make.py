@@ -108,7 +108,7 @@ def test_other_settings_need_another_folder_and_senseless_ones_are_all_named(few
     with pytest.raises(DataError, match="preset.beta: 0.7 there, 0.3 now"):
         job_of(tmp_path, few, Oracle(world), beta=0.3).build()
     with pytest.raises(DataError) as caught:
-        Settings(rounds=0, beta=2.0, estimator="vib", extract="hand").check()
+        Settings(rounds=0, beta=2.0, per_picture=0, extract="hand").check()
     assert len(caught.value.problems) == 4
 
 
