@@ -35,6 +35,11 @@ OPTIONS = {
         --sft-steps int
         --tapo-steps int
         --test-pictures int
+        --chains Path
+        --teacher {table,local,endpoint,student}
+        --teacher-model
+        --url = http://localhost:8000/v1
+        --key-env = OPENAI_API_KEY
         --report-to {none,tensorboard,wandb,trackio} = none
         --set KEY=VALUE x*
     """,

@@ -87,8 +87,11 @@ class MakeCommand:
     guess: bool = option(False, "hide the label, keep right chains alone (as --teacher student)")
     seed: int = option(0, "order of candidates")
 
-    def job(self) -> ChainJob:
-        """What is to be made. ValueError listing what does not fit together."""
+    def job(self, collection: Collection | None = None) -> ChainJob:
+        """What is to be made; collection: instead of the pictures that the options name.
+
+        ValueError listing what does not fit together.
+        """
         from finer1_lite.chains.client import Cached, Ledger
         from finer1_lite.chains.make import ChainJob, Settings
 
@@ -101,7 +104,9 @@ class MakeCommand:
             problems.append(f"--teacher {kind} needs --model")
         if problems:
             raise ValueError("; ".join(problems))
-        collection, world = self.pictures.collection()
+        world = None
+        if collection is None:
+            collection, world = self.pictures.collection()
         prices = ("price_in", "price_out", "max_requests", "max_cost")
         ledger = Ledger(**given(self.service, *prices))
         teacher = self._teacher(kind, collection, world, ledger)

@@ -18,12 +18,17 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz
 from scipy.special import entr
 
+from finer1_lite.data import wording
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 BETA = 0.7  # price of a bit about the single picture, in bits about the class
 LEAST = 3  # concepts kept at least (SelfSynthX)
 ALIKE = 90.0  # of 100: phrases that differ by a letter or an ending are one
+DENIED_WORDS = 8  # of a clause that is a concept as a whole
+NEGATED = "\u00ac"  # stands for any negation among stems
+ARTICLES = {"a", "an", "the"}
 AGREED = 1 / 3  # share of a picture's descriptions that make a concept its own
 _STEMMER, _LOCK = snowballstemmer.stemmer("english"), threading.Lock()
 _CLAUSE = re.compile(r"[.,;:!?()\n]|\band\b|\bbut\b|\bwhile\b")
@@ -36,31 +41,53 @@ def _stem(word: str) -> str:
 
 
 def stems(text: str) -> frozenset[str]:
-    """Reduce a text to its words without their endings."""
-    return frozenset(map(_stem, re.findall(r"\w+", text.casefold())))
+    """Reduce a text to its words without their endings; every negation is `NEGATED`."""
+    words = re.findall(r"\w+", wording.NEGATION.sub(" ", text.casefold()))
+    found = frozenset(map(_stem, words)) - ARTICLES
+    return found | {NEGATED} if found and wording.negated(text) else found
 
 
 def clauses(text: str) -> list[frozenset[str]]:
-    """Reduce each clause to stems: in "crown red, back blue" nothing says "red back"."""
-    return [words for words in map(stems, _CLAUSE.split(text)) if words]
+    """Reduce each clause to stems: in "crown red, back blue" nothing says "red back".
+
+    What is denied stays whole: "no bars and spots" has no spots.
+    """
+    found = []
+    for scope in wording.scopes(text):
+        found += [scope] if wording.negated(scope) else _CLAUSE.split(scope)
+    return [words for words in map(stems, found) if words]
 
 
 def mentions(concept: str, stems_of_clauses: Sequence[frozenset[str]]) -> bool:
-    """Whether one clause holds all words of the concept, in any order and ending."""
+    """Whether one clause holds all words of the concept, in any order and ending.
+
+    A denied concept ("without a disc") is mentioned where it is denied, any other where it is not.
+    """
     words = stems(concept)
-    return bool(words) and any(words <= clause for clause in stems_of_clauses)
+    return bool(words) and any(_within(words, clause) for clause in stems_of_clauses)
+
+
+def _within(words: frozenset[str], others: frozenset[str]) -> bool:
+    """Whether all words are among the others, and both deny or neither does."""
+    return words <= others and (NEGATED in words) == (NEGATED in others)
 
 
 # --- extraction and merging ----------------------------------------------------------------
 
 
 def extract(texts: Sequence[str], limit: int = 40) -> list[str]:
-    """Find noun-like phrases of one to three words by YAKE (statistics of texts, no model)."""
+    """Find noun-like phrases of one to three words by YAKE (statistics of texts, no model).
+
+    A clause that denies something is a concept as a whole: YAKE would lose its negation.
+    """
     import yake  # slow to import, and a teacher may extract instead
 
+    every = [clause for text in texts for clause in wording.clauses(text)]
+    denied = [clause for clause in every if wording.negated(clause)]
     extractor = yake.KeywordExtractor(lan="en", n=3, dedup_lim=1.0, top=4 * limit)
-    found = extractor.extract_keywords(".\n".join(texts))
-    return merge([phrase.casefold().strip(" .") for phrase, _ in found])[:limit]
+    found = extractor.extract_keywords(".\n".join(c for c in every if c not in denied))
+    short = [clause for clause in denied if len(clause.split()) <= DENIED_WORDS]
+    return merge([*short, *(phrase.casefold().strip(" .") for phrase, _ in found)])[:limit]
 
 
 def read_list(answer: str, limit: int = 200) -> list[str]:
@@ -78,7 +105,8 @@ def merge(phrases: Iterable[str], alike: float = ALIKE) -> list[str]:
     kept: list[str] = []
     for phrase in sorted(dict.fromkeys(phrases), key=lambda p: -len(p.split())):
         words = stems(phrase)
-        same = (words <= stems(k) or fuzz.token_sort_ratio(phrase, k) >= alike for k in kept)
+        alike_ones = [k for k in kept if wording.negated(k) == wording.negated(phrase)]
+        same = (words <= stems(k) or fuzz.token_sort_ratio(phrase, k) >= alike for k in alike_ones)
         if words and not any(same):
             kept.append(phrase)
     return kept
