@@ -223,8 +223,6 @@ def described_by(collection: Collection, chains: Chains) -> Collection:
     found = {name: "; ".join(dict.fromkeys(told)) for name, told in texts.items()}
     told = sum(map(bool, found.values()))
     if told:
-        said = (
-            "%d classes without a description: look-alikes go by the analyses of the chains of %d"
-        )
+        said = "%d classes without a description: look-alikes go by the chains of %d"
         log.info(said, len(bare), told)
     return with_descriptions(collection, found)
