@@ -108,12 +108,7 @@ def to_look_for(told: Sequence[str], rng: random.Random, first: Sequence[str] = 
     for one in others:
         if len(chosen) < wanted and sum(len(c.split()) for c in (*chosen, one)) <= SEEN_WORDS:
             chosen.append(one)
-    return LOOK_FOR + ", ".join(cut(one) for one in told if one in chosen)
-
-
-def cut(phrase: str) -> str:
-    """Shorten a phrase to what an analysis quotes of it; a negation stays whole."""
-    return wording.cut(phrase, SEEN_WORDS)
+    return LOOK_FOR + ", ".join(wording.cut(one, SEEN_WORDS) for one in told if one in chosen)
 
 
 def phrase(collection: Collection, name: str, words: int) -> str:

@@ -197,11 +197,12 @@ def written(self, photo, text, num_generations) -> list[Reply]:
     """What a good teacher answers; the model itself is too small to follow such a prompt."""
     right = re.search(r"Right is: (.+?)\.", text)
     if not right:
-        return [Reply("crown red, back blue, long bill")] * num_generations
+        looks = paperbirds.knowledge(paperbirds.make_world(0), photo.species)
+        return [Reply(looks)] * num_generations
+    marks = re.search(r"can be seen: (.+)", text).group(1).replace(";", ",")
     names = re.search(r"candidates: (.+)", text).group(1).split(", ")
-    remarks = ["fits" if name == right.group(1) else "differs in its crown" for name in names]
-    chain = prompts.chain("crown red, back blue, long bill", names, remarks, right.group(1))
-    return [Reply(chain)] * num_generations
+    remarks = ["fits" if name == right.group(1) else "has another crown" for name in names]
+    return [Reply(prompts.chain(marks, names, remarks, right.group(1)))] * num_generations
 
 
 @pytest.mark.slow

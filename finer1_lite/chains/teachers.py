@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from finer1_lite import cot, paperbirds, prompts
 from finer1_lite.chains import concepts
 from finer1_lite.chains.client import Reply, Samples, TeacherStopped, digest
+from finer1_lite.data import wording
 from finer1_lite.prompts import TeacherPrompt
 from finer1_lite.species import Collection, Photo
 
@@ -104,7 +105,7 @@ class Table:
 
 def _cites(phrase: str, cited: Sequence[str]) -> bool:
     """Whether a phrase mentions one of these concepts."""
-    stems = concepts.clauses(cot.cut(phrase))
+    stems = concepts.clauses(wording.cut(phrase, cot.SEEN_WORDS))
     return any(concepts.mentions(concept, stems) for concept in cited)
 
 

@@ -110,18 +110,18 @@ def looks(
     those would give the answer away. "yellow" of a yellow pepper stays if others are called so.
     """
     names = {name: [name, *(aliases or {}).get(name, ())] for name in descriptions}
-    runs, users = defaultdict(set), defaultdict(set)  # of words -> classes with such a name; word
+    owners, users = defaultdict(set), defaultdict(set)  # of a run in names; of a word anywhere
     for name, text in descriptions.items():
-        for run in {run for one in names[name] for run in _runs(one)}:
-            runs[run].add(name)
+        for run in (run for one in names[name] for run in _runs(one)):
+            owners[run].add(name)
         for word in _words(" ".join([text, *names[name]])):
-            users[word].add(name)
+            users[_root(word)].add(name)
     whole = {tuple(_words(one)) for known in names.values() for one in known}
-    anyone = _pattern(whole | {run for run, of in runs.items() if len(of) == 1 and len(run) > 1})
+    anyone = _pattern(whole | {run for run, of in owners.items() if len(of) == 1 < len(run)})
     found = {}
     for name, text in descriptions.items():
-        telling = {run for run in runs if len(run) == 1 and _users(users, *run) == {name}}
-        own = _pattern(telling & {(word,) for one in names[name] for word in _words(one)})
+        words = {word for one in names[name] for word in _words(one)}
+        own = _pattern({(word,) for word in words if users[_root(word)] == {name}})
         kept = (_struck(_struck(clause, anyone), own) for clause in clauses(text))
         kept = [clause for clause in kept if clause and not invisible(clause)]
         found[name] = [c for c in kept if not any(names_in(c, one) for one in names[name])]
@@ -132,10 +132,9 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _users(users: Mapping[str, set[str]], word: str) -> set[str]:
-    """The classes that have a word in the singular or plural."""
-    forms = {word, f"{word}s", f"{word}es", word.removesuffix("s")}
-    return set().union(*(users[form] for form in forms if form in users))
+def _root(word: str) -> str:
+    """A word without the ending of a plural."""
+    return re.sub("e?s$", "", word)
 
 
 def _runs(name: str) -> set[tuple[str, ...]]:
