@@ -15,7 +15,7 @@ from finer1_lite.__main__ import main, read_command
 from finer1_lite.chains import formats, teachers
 from finer1_lite.chains.client import Reply
 from finer1_lite.evals import report
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, open_folder
 from finer1_lite.species import load_folder
 
 
@@ -174,6 +174,18 @@ def test_a_teacher_writes_the_chains_into_the_run_and_a_persons_decisions_count(
     with pytest.raises(DataError, match="holds no run"):
         command(owls, "--teacher", "table").start()
     assert [p.name for p in folder.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_a_fresh_start_keeps_the_chains_that_were_paid_for(tmp_path):
+    folder = tmp_path / "owls"
+    (folder / "chains").mkdir(parents=True)
+    (folder / "chains" / "chains.jsonl").write_text("paid\n")
+    open_folder(folder, {"preset": {}}, fresh=False, keep="chains")
+    (folder / "seed0" / "sft").mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    open_folder(folder, {"preset": {"new": 1}}, fresh=True, keep="chains")
+    assert {path.name for path in folder.iterdir()} == {"chains", "config.json"}
+    assert (folder / "chains" / "chains.jsonl").read_text() == "paid\n"
 
 
 @pytest.mark.parametrize(
