@@ -13,8 +13,8 @@ import logging
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -194,8 +194,20 @@ def load_folder(
     counts = (len(classes) - len(unseen), len(unseen), len(train), len(test))
     message = "%s: %d seen and %d unseen classes, %d training and %d test photos, seed %s"
     log.info(message, root, *counts, seed)
-    distance = partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
-    return Collection(coarse, species, tuple(train), tuple(test), distance)
+    return Collection(coarse, species, tuple(train), tuple(test), by_words(species))
+
+
+def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:
+    """The distance between two classes by the words of their names and descriptions."""
+    return partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
+
+
+def with_descriptions(collection: Collection, texts: Mapping[str, str]) -> Collection:
+    """The same photos, these classes (name -> text) described anew; likeness goes by words."""
+    species = tuple(
+        replace(one, description=texts.get(one.name, one.description)) for one in collection.species
+    )
+    return replace(collection, species=species, distance=by_words(species))
 
 
 def _argument_problems(shots: int, unseen_share: float) -> list[str]:

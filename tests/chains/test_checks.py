@@ -7,6 +7,7 @@ import pytest
 from finer1_lite import cot, prompts
 from finer1_lite.chains import checks
 from finer1_lite.chains.checks import CHECKS, check
+from finer1_lite.chains.formats import Record
 from finer1_lite.data.chain_text import Chain
 
 NAMES = ("barn owl", "tawny owl", "snowy owl", "little owl")
@@ -209,6 +210,20 @@ def test_duplicates_and_habits_are_faults_of_the_file():
     mixed = [Chain(write(order=rng.sample(NAMES, 4)), "barn owl") for _ in range(60)]
     assert checks.habit(mixed) is None
     assert {c.place for c in mixed} == {0, 1, 2, 3}
+
+
+def test_analyses_that_photographs_share_are_counted_and_printed():
+    rng = random.Random(0)
+    shared = [
+        Record(f"{i}", f"{i}", "barn owl", "q", write(order=rng.sample(NAMES, 4))) for i in range(3)
+    ]
+    own = Record("x", "x", "barn owl", "q", GOOD.replace("analysis: ", "analysis: dark back, "))
+    result = checks.audit_chains([*shared, own])
+    assert result["same analysis"] == {"chains": 3, "texts": 1, "most": 3}
+    assert "same analysis: 3 of 4 chains share 1 text, one of them in 3" in checks.audit_text(
+        result
+    )
+    assert not any(f.code == "same analysis" for row in result["found"].values() for f in row)
 
 
 @pytest.mark.parametrize(
