@@ -448,6 +448,7 @@ def test_photographs_are_found_by_the_card_and_missed_with_a_word(tmp_path, eyes
     own = {"base": "b", "stage": "SFT", "coarse": "flower", "max_new_tokens": 9, "pixels": 9}
     adapter = run / "seed0/sft"
     write_card(adapter, Card(**own, classes=(), photos=relative(photos, adapter)))
+    (adapter / "adapter_config.json").write_text("{}")
     text = write_report(run).with_suffix(".md").read_text()
     assert text.count("figures/samples") == 6 and "| baseline lite0 |" in text
 
