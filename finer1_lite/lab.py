@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pandas as pd
 
 from finer1_lite import cot, metrics, models, paperbirds, prompts
 from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.data.folders import Reading
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files
@@ -46,6 +47,7 @@ class Run:
     descriptions: Path | None = None
     coarse: str = "bird"
     unseen_share: float = 0.4  # of the photographs' classes
+    reading: Reading = Reading()  # how the folder of photographs is read
     report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
     def collection(self) -> tuple[Collection, cot.ChainWriter]:
@@ -55,8 +57,9 @@ class Run:
             world = paperbirds.make_world(self.world_seed)
             birds = paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
             return birds, cot.oracle(world)
-        words = {"descriptions": self.descriptions, "coarse": self.coarse}
-        found = load_folder(self.photos, shots=shots, unseen_share=self.unseen_share, **words)
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        words = {name: getattr(self, name) for name in own}
+        found = load_folder(self.photos, shots=shots, **words)
         cot.require_descriptions(found, f"{self.photos}: the teacher")
         return found, lambda photo, rng: cot.table_chain(found, photo.species, rng)
 
@@ -207,6 +210,7 @@ def card_of(job: Run, collection: Collection, base: Path | str, stage: str, seed
         world_seed=None if job.photos else job.world_seed,
         shots=preset.shots,
         unseen_share=job.unseen_share,
+        folder_options=asdict(job.reading),
         trained_on=cards.hashes(files),
         settings=preset.to_dict() | {"student": cards.relative(preset.student, folder)},
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finer1_lite.data.folders import Reading
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students.card import ADAPTER, Card, adapter_of, hashes, read_card, resolved
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger("finer1_lite")
-FLAGS = {"quantize": "--preset", "folder_options": "--photos"}  # of settings without their own
+FLAGS = {"quantize": "--preset", "reading": "--photos"}  # of settings without their own
 SMALLEST = ("eval_batch", "test_pictures")  # of several cards: no part of the training
-OF_PHOTOS = ("photos", "descriptions", "unseen_share", "folder_options")
+OF_PHOTOS = ("photos", "descriptions", "unseen_share", "reading")
 
 
 def weights_of(source: str) -> str:
@@ -100,7 +101,7 @@ def _facts(card: Card, model: str, own: bool) -> dict[str, Any]:
     facts |= {"coarse": card.coarse, "shots": card.shots, "photos": None}
     if card.photos is None:
         return facts | {"world_seed": card.world_seed, **_kept(card, "test_pictures")}
-    facts |= {"unseen_share": card.unseen_share, "folder_options": card.folder_options}
+    facts |= {"unseen_share": card.unseen_share, "reading": Reading(**card.folder_options)}
     ways = {"photos": card.photos, "descriptions": card.descriptions}
     return facts | {name: Path(resolved(way, model)) for name, way in ways.items() if way}
 

@@ -6,6 +6,7 @@ import pytest
 from photo_folders import DESCRIBED, four_classes
 
 from finer1_lite.__main__ import main, read_command
+from finer1_lite.data.folders import Reading
 from finer1_lite.evals import facts
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students.card import Card, CardClass, hashes, write_card
@@ -57,13 +58,13 @@ def test_another_folder_is_not_read_as_the_one_of_the_training(
 ):
     source = student(tmp_path / "a", photos="../photos", folder_options={"recursive": True})
     other = four_classes(tmp_path / "other")
-    assert job_of(source).folder_options == {"recursive": True}
+    assert job_of(source).reading == Reading(recursive=True)
     job = job_of(source, "--photos", other)
-    assert (job.photos, job.folder_options, job.unseen_share) == (other, {}, 0.4)
+    assert (job.photos, job.reading, job.unseen_share) == (other, Reading(), 0.4)
     assert job_of(source, "--world-seed", 1).photos is None
     monkeypatch.chdir(tmp_path)
     caplog.clear()
-    assert job_of(source, "--photos", "photos").folder_options and not caplog.records
+    assert job_of(source, "--photos", "photos").reading.recursive and not caplog.records
     assert job_of(source, "--files", "a_seen.jsonl").photos is None
 
 
