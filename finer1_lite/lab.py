@@ -190,30 +190,39 @@ def card_of(job: Run, collection: Collection, base: Path | str, stage: str, seed
     folder = job.folder / f"seed{seed}" / stage
     preset = job.preset
     prompt = preset.tapo.prompt if stage == "tapo" else "think"
-    classes = [
-        CardClass(**{name: getattr(one, name) for name in CardClass.model_fields})
-        for one in collection.species
-    ]
     files = ((p.id, p.source if isinstance(p.source, Path) else None) for p in collection.train)
-    where = {"photos": job.photos, "descriptions": job.descriptions}
     return Card(
         base=cards.relative(base, folder),
         stage=STAGES[stage],
         seed=seed,
         coarse=collection.coarse,
-        classes=tuple(classes),
+        classes=tuple(
+            CardClass(**{name: getattr(one, name) for name in CardClass.model_fields})
+            for one in collection.species
+        ),
         prompt=prompt,
         question=prompts.question(prompt, collection.coarse),
         max_new_tokens=preset.max_new_tokens,
         pixels=preset.pixels,
-        **{name: cards.relative(path, folder) for name, path in where.items() if path},
-        world_seed=None if job.photos else job.world_seed,
         shots=preset.shots,
-        unseen_share=job.unseen_share,
-        folder_options=asdict(job.reading),
         trained_on=cards.hashes(files),
-        settings=preset.to_dict() | {"student": cards.relative(preset.student, folder)},
+        **_origin(job, folder),
     )
+
+
+def _origin(job: Run, folder: Path) -> dict[str, Any]:
+    """The fields of a card about where the pictures came from, and the settings."""
+    where = {"photos": job.photos, "descriptions": job.descriptions}
+    settings = job.preset.to_dict()
+    if settings["student"] != "assets":  # a keyword, whatever folder is called so here
+        settings["student"] = cards.relative(settings["student"], folder)
+    return {
+        **{name: cards.relative(path, folder) for name, path in where.items() if path},
+        "world_seed": None if job.photos else job.world_seed,
+        "unseen_share": job.unseen_share,
+        "folder_options": asdict(job.reading),
+        "settings": settings,
+    }
 
 
 def write_cards(job: Run, collection: Collection) -> None:
