@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -227,18 +228,19 @@ def _origin(job: Run, folder: Path) -> dict[str, Any]:
 
 def write_cards(job: Run, collection: Collection) -> None:
     """Give every adapter of an evaluated run its card, where it has none with its accuracy."""
-    places = [
-        (job.folder / f"seed{seed}" / stage, stage, seed) for seed in job.seeds for stage in STAGES
-    ]
-    found = {place: cards.read_card(place[0]) for place in places if place[0].is_dir()}
-    lacking = {place: card for place, card in found.items() if not (card and card.measured)}
-    if not lacking:
-        return
-    frame = metrics.table(metrics.read_records(job.folder / "records.jsonl"))
-    for (folder, stage, seed), card in lacking.items():
+    records = job.folder / "records.jsonl"
+    frame = None  # read when wanted: it takes seconds
+    for seed, (stage, model) in product(job.seeds, STAGES.items()):
+        folder = job.folder / f"seed{seed}" / stage
+        card = cards.read_card(folder)
+        if not folder.is_dir() or (card and (card.measured or not records.is_file())):
+            continue
         card = card or card_of(job, collection, _base_below(job, folder), stage, seed)
-        rows = frame[(frame["model"] == STAGES[stage]) & (frame["seed"] == seed)]
-        cards.write_card(folder, card.model_copy(update={"measured": measured(rows)}))
+        if records.is_file():
+            frame = metrics.table(metrics.read_records(records)) if frame is None else frame
+            rows = frame[(frame["model"] == model) & (frame["seed"] == seed)]
+            card = card.model_copy(update={"measured": measured(rows)})
+        cards.write_card(folder, card)
 
 
 def measured(rows: pd.DataFrame) -> tuple[Measured, ...]:

@@ -187,6 +187,9 @@ def test_evaluate_gives_the_completions_of_lab(tmp_path, monkeypatch, caplog):
     assert len(card.measured) == 4 and len(card.trained_on) == 6 and card.shots == 3
     assert str(tmp_path) not in card.model_dump_json() and "classes" in card.model_dump()
     assert main(["report", str(run)]) == 0
+    assert main(["report", str(run), str(tmp_path / "runs" / "evaluation")]) == 0
+    page = (tmp_path / "runs" / "evaluation" / "compared-with-owls.md").read_text()
+    assert "## Before you compare" in page and "two names of data sets" in page
     paths = sorted(run.glob("seed0/*/card.json"))
     texts = [path.read_text() for path in paths]
     for path in paths:  # as an older version left it
