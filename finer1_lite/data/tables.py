@@ -36,7 +36,8 @@ _NO_DIFFERENCE = re.compile(r'[\s_\-\u2010-\u2015\u2212/\\:*?"<>|\u2044\u2215]+'
 class Table:
     """The rows of a table as (line, {column: text}), and the problems of single lines.
 
-    Columns are in lower case, with "_" for spaces and dashes.
+    Lines are counted as a spreadsheet does, whatever line ends a text holds. Columns are in
+    lower case, with "_" for spaces and dashes.
     """
 
     path: Path
@@ -85,7 +86,7 @@ def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) 
     ]
     if lacking:
         given = f"its first line gives {table.columns}"
-        problem = f"{path}: lacks the column {', '.join(lacking)}; {given}"
+        problem = f"{path}: lacks the column {', the column '.join(lacking)}; {given}"
         raise DataError([problem, *table.problems], "this table cannot be used:")
     if not exact:
         for _, row in table.rows:
@@ -121,7 +122,8 @@ def _csv(path: Path, text: str, needed: Sequence[set[str]]) -> Table:
     delimiter = hint[1] if hint else _delimiter(text, needed)
     reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
     try:
-        lines = [(reader.line_num + bool(hint), row) for row in reader if any(map(str.strip, row))]
+        numbered = enumerate(reader, 2 if hint else 1)
+        lines = [(line, row) for line, row in numbered if any(map(str.strip, row))]
     except csv.Error as error:
         problem = f"{path}: cannot be read ({error}); save it as CSV again"
         raise DataError([problem], "no table:") from error
