@@ -26,7 +26,7 @@ from finer1_lite.runtime import distributed, files
 from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
-from finer1_lite.species import Collection, load_folder
+from finer1_lite.species import Collection, load_folder, write_attribution
 from finer1_lite.students import card as cards
 from finer1_lite.students.card import Card, CardClass, Measured
 from finer1_lite.students.pretrain import prepare_base
@@ -83,6 +83,8 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     """Do the whole job; returns the run's folder, which holds metrics.json when it is done."""
     collection, teacher = job.collection()
     distributed.on_main_process(lambda: open_folder(job.folder, job.config(collection), fresh))
+    attribution = job.folder / "attribution.csv"
+    distributed.on_main_process(lambda: write_attribution(collection, attribution))
     if distributed.broadcast((job.folder / "metrics.json").exists()):
         log.info("this run is finished; --fresh starts it over")
         distributed.on_main_process(lambda: write_cards(job, collection))
