@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finer1_lite.chains.commands import EndpointOptions
+from finer1_lite.data.commands import PhotoOptions
+from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from finer1_lite.evals.job import Job
 
 Task = Literal["open", "closed"]
-OF_PRESET = ("test_pictures", "max_new_tokens")
-SETTLED = (*OF_PRESET, "quantize", "eval_batch", "shots")  # settings of the preset
+OF_PRESET = ("test_pictures", "max_new_tokens", "shots")
+SETTLED = (*OF_PRESET, "quantize", "eval_batch")  # settings of the preset
 ENDPOINT_TOKENS = 1024  # of a completion over HTTP, where no limit is given
 
 
@@ -32,17 +34,21 @@ class AuditCommand:
     paths: tuple[Path, ...] = argument(
         "<data set>_<seen|unseen>.jsonl, or a folder of class folders", metavar="FILE"
     )
+    all: bool = option(False, "show everything that is found, not a few examples")
 
     def start(self) -> None:
         """Print the report."""
         from finer1_lite.evals import audit
 
-        print("\n".join(audit.report_lines(self.paths)))
+        print("\n".join(audit.report_lines(self.paths, self.all)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about."""
+class JobOptions(PhotoOptions):
+    """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about.
+
+    What is left out is as the cards of the models say.
+    """
 
     models: tuple[str, ...] = argument(
         "folders of runs, models or adapters, or hub names", default=(), nargs="*", metavar="MODEL"
@@ -52,13 +58,10 @@ class JobOptions:
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
     preset: Size | None = option(None, "lab: a CPU, others: a GPU (default: as the card says)")
-    photos: Path | None = option(None, "photographs, DIR/<class>/*.jpg (default: as the card says)")
     files: tuple[Path, ...] = option((), "released question files", nargs="*")
     images: Path | None = option(None, "folder of the pictures that --files name")
     allow_missing: bool = option(False, "leave out and count questions whose picture is missing")
     world_seed: int | None = option(None, "paper birds: which world (default: as the card says)")
-    unseen_share: float | None = option(None, "of --photos' classes (default: as the card says)")
-    coarse: str | None = option(None, "what pictures show, in a word (default: as the card says)")
     test_pictures: int | None = option(None, "fresh paper birds a split")
     max_new_tokens: int | None = option(None, "limit of a completion (default: as the card says)")
     batch: int | None = option(None, "questions answered at a time")
@@ -77,8 +80,10 @@ class JobOptions:
         models = tuple(weights_of(model) for model in self.models)
         preset = getattr(Preset, self.preset or "lab")()
         sized = {"quantize": preset.quantize} if self.preset else {}
-        names = ("photos", "coarse", "unseen_share", "world_seed", *OF_PRESET)
+        names = ("photos", "descriptions", "coarse", "unseen_share", "world_seed", *OF_PRESET)
         asked = sized | given(self, *names, batch="eval_batch")
+        if self.reading() != Reading():
+            asked["reading"] = self.reading()
         settled = settle(models, asked, own=bool(self.files or own.get("questions")))
         settled.setdefault("max_new_tokens", limit or preset.max_new_tokens)
         changes = {name: settled.pop(name) for name in SETTLED if name in settled}

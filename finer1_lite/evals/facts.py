@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finer1_lite.data.folders import Reading
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students.card import ADAPTER, Card, adapter_of, hashes, read_card, resolved
 
 log = logging.getLogger("finer1_lite")
-FLAGS = {"quantize": "--preset", "folder_options": "--photos"}  # of settings without their own
-OF_PHOTOS = ("photos", "descriptions", "unseen_share", "folder_options")
+FLAGS = {"quantize": "--preset", "reading": "--photos"}  # of settings without their own
+SMALLEST = ("eval_batch", "test_pictures")  # of several cards: no part of the training
+OF_PHOTOS = ("photos", "descriptions", "unseen_share", "reading")
 
 
 def weights_of(source: str) -> str:
@@ -39,16 +41,18 @@ def settle(models: Sequence[str], asked: Mapping[str, Any], own: bool) -> dict[s
     """
     facts = {model: _facts(card, model, own) for model, card in cards_of(models).items()}
     _warn([model for model in models if model not in facts and _is_weights(Path(model))], facts)
+    if asked.get("photos"):
+        asked = {**asked, "photos": asked["photos"].expanduser().resolve()}
     settled, problems = dict(asked), []
     for name in dict.fromkeys(name for known in facts.values() for name in known):
         said = {model: known[name] for model, known in facts.items() if name in known}
         first, flag = next(iter(said.values())), FLAGS.get(name, f"--{name.replace('_', '-')}")
         told = [f"{_word(value)} on the card of {model}" for model, value in said.items()]
-        if name in asked:
+        if name in SMALLEST:
+            settled.setdefault(name, min(said.values()))
+        elif name in asked:
             if any(value != asked[name] for value in said.values()):
                 log.warning("%s %s as asked; %s", flag, asked[name], ", ".join(told))
-        elif name == "eval_batch":
-            settled[name] = min(said.values())
         elif any(value != first for value in said.values()):
             problems.append(f"{', '.join(told)}: give {flag}")
         else:
@@ -94,7 +98,7 @@ def _facts(card: Card, model: str, own: bool) -> dict[str, Any]:
     facts |= {"coarse": card.coarse, "shots": card.shots, "photos": None}
     if card.photos is None:
         return facts | {"world_seed": card.world_seed, **_kept(card, "test_pictures")}
-    facts |= {"unseen_share": card.unseen_share, "folder_options": card.folder_options}
+    facts |= {"unseen_share": card.unseen_share, "reading": Reading(**card.folder_options)}
     ways = {"photos": card.photos, "descriptions": card.descriptions}
     return facts | {name: Path(resolved(way, model)) for name, way in ways.items() if way}
 

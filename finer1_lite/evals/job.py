@@ -2,15 +2,14 @@
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from finer1_lite import models, paperbirds
 from finer1_lite.data import benchmark as benchmarks
 from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
+from finer1_lite.data.folders import Reading
 from finer1_lite.evals import analysis, baselines, facts, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join
@@ -39,13 +38,13 @@ class Job:
     world_seed: int = 0
     photos: Path | None = None
     descriptions: Path | None = None
-    folder_options: Mapping[str, Any] = field(default_factory=dict)  # how `photos` is read
     files: tuple[Path, ...] = ()
     questions: tuple[Path, ...] = ()  # of one's own about pictures
     images: Path | None = None
     allow_missing: bool = False
     unseen_share: float = 0.4
     coarse: str = "bird"
+    reading: Reading = Reading()
     baselines: tuple[str, ...] = ()
     clip: str = CLIP
     similarity: str = "none"  # none, or one of similarity.ENCODERS
@@ -59,8 +58,9 @@ class Job:
         if self.photos is None:
             world = paperbirds.make_world(self.world_seed)
             return paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
-        words = {"descriptions": self.descriptions, "coarse": self.coarse}
-        found = load_folder(self.photos, shots=shots, unseen_share=self.unseen_share, **words)
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        words = {name: getattr(self, name) for name in own}
+        found = load_folder(self.photos, shots=shots, **words)
         trained = facts.trained_on(self.models, {photo.id: photo.source for photo in found.test})
         return replace(found, test=tuple(p for p in found.test if p.id not in trained))
 
@@ -94,7 +94,7 @@ class Job:
             "coarse": self.coarse if not (self.files or self.questions) else None,
             "photos": relative(self.photos, self.folder) if self.photos else None,
             "unseen_share": self.unseen_share if self.photos else None,
-            "folder_options": dict(self.folder_options),
+            "reading": asdict(self.reading),
             "data": fingerprint([f"{i.photo}/{i.label}" for i in benchmark.items]),
             "questions": fingerprint(
                 [
