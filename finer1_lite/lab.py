@@ -16,6 +16,7 @@ from typing import Any
 
 from finer1_lite import cot, metrics, models, paperbirds
 from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.data.folders import Reading
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files
@@ -41,6 +42,8 @@ class Run:
     photos: Path | None = None  # a folder of photographs instead of paper birds
     descriptions: Path | None = None
     coarse: str = "bird"
+    unseen_share: float = 0.4  # of the photographs' classes
+    reading: Reading = Reading()  # how the folder of photographs is read
     chains: cot.Chains | None = None  # of stage 1, written elsewhere; None: the teacher's
     report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
@@ -51,7 +54,8 @@ class Run:
             world = paperbirds.make_world(self.world_seed)
             birds = paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
             return birds, cot.oracle(world)
-        words = {"descriptions": self.descriptions, "coarse": self.coarse}
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        words = {name: getattr(self, name) for name in own}
         found = load_folder(self.photos, shots=shots, **words)
         if self.chains is None:
             cot.require_descriptions(found, f"{self.photos}: the teacher")

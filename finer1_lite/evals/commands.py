@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finer1_lite.chains.commands import EndpointOptions
+from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Preset, Size
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
@@ -39,7 +40,7 @@ class AuditCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
+class JobOptions(PhotoOptions):
     """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about."""
 
     models: tuple[str, ...] = argument(
@@ -50,13 +51,10 @@ class JobOptions:
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
     preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
-    photos: Path | None = option(None, "folder of photographs, DIR/<class>/*.jpg")
     files: tuple[Path, ...] = option((), "released question files", nargs="*")
     images: Path | None = option(None, "folder of the pictures that --files name")
     allow_missing: bool = option(False, "leave out and count questions whose picture is missing")
     world_seed: int = option(0, "which world of paper birds, without --photos and --files")
-    unseen_share: float = option(0.4, "share of --photos' classes kept unseen")
-    coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
     test_pictures: int | None = option(None, "fresh paper birds a split")
     max_new_tokens: int | None = option(None, "length limit of a completion")
     batch: int | None = option(None, "questions answered at a time")
@@ -72,12 +70,13 @@ class JobOptions:
         if problems:
             raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
         changes = {} if limit is None else {"max_new_tokens": limit}
-        changes |= given(self, "test_pictures", "max_new_tokens", batch="eval_batch")
+        changes |= given(self, "test_pictures", "max_new_tokens", "shots", batch="eval_batch")
         return Job(
             folder=self.out / self.name,
             preset=getattr(Preset, self.preset)().with_(**changes),
-            coarse=self.coarse or ("object" if self.photos else "bird"),
-            **given(self, "models", "base", "photos", "files", "images"),
+            coarse=self.word,
+            reading=self.reading(),
+            **given(self, "models", "base", "photos", "descriptions", "files", "images"),
             **given(self, "allow_missing", "world_seed", "unseen_share"),
             **own,
         )

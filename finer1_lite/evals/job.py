@@ -8,6 +8,7 @@ from pathlib import Path
 
 from finer1_lite import models, paperbirds
 from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
+from finer1_lite.data.folders import Reading
 from finer1_lite.evals import analysis, baselines, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join
@@ -33,12 +34,14 @@ class Job:
     base: str | None = None  # under an adapter; None: as the adapter says
     world_seed: int = 0
     photos: Path | None = None
+    descriptions: Path | None = None
     files: tuple[Path, ...] = ()
     questions: tuple[Path, ...] = ()  # of one's own about pictures
     images: Path | None = None
     allow_missing: bool = False
     unseen_share: float = 0.4
     coarse: str = "bird"
+    reading: Reading = Reading()
     baselines: tuple[str, ...] = ()
     clip: str = CLIP
     similarity: str = "none"  # none, or one of similarity.ENCODERS
@@ -52,8 +55,8 @@ class Job:
         if self.photos is None:
             world = paperbirds.make_world(self.world_seed)
             return paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
-        share = self.unseen_share
-        return load_folder(self.photos, shots=shots, unseen_share=share, coarse=self.coarse)
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        return load_folder(self.photos, shots=shots, **{name: getattr(self, name) for name in own})
 
     def benchmark(self, collection: Collection | None) -> Benchmark:
         """What is asked about: question files, or the test pictures of the collection."""
