@@ -350,6 +350,6 @@ def audit_text(result: Mapping) -> str:
         lines.append(f"{code:14}{count:6}  {result['examples'].get(code, '')[:90]}")
     lines.append(f"\nlabel at place (where listed word for word): {shares or 'never listed'}")
     lines.append(f"candidates in the list -> chains: {result['candidates listed']}")
-    same = "{photographs} photographs share {texts} analyses, one of them {most}"
+    same = "{photographs} photographs have one of {texts} shared texts, the commonest has {most}"
     lines.append(f"same analysis: {same.format_map(result['same analysis'])}")
     return "\n".join([*lines, f"habit: {result['habit'] or 'none'}"])
