@@ -23,7 +23,7 @@ from finer1_lite.runtime import distributed, files
 from finer1_lite.runtime.files import fingerprint, open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
-from finer1_lite.species import Collection, load_folder
+from finer1_lite.species import Collection, load_folder, write_attribution
 from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.tapo import train_tapo
 
@@ -99,6 +99,8 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
         cot.check_chains(collection, job.chains)
     config = job.config(collection)
     distributed.on_main_process(lambda: open_folder(job.folder, config, fresh, keep="chains"))
+    attribution = job.folder / "attribution.csv"
+    distributed.on_main_process(lambda: write_attribution(collection, attribution))
     if distributed.broadcast((job.folder / "metrics.json").exists()):
         log.info("this run is finished; --fresh starts it over")
         return job.folder

@@ -24,10 +24,10 @@ class PhotoOptions:
     """The photographs of a command, and how their folder is read; without --photos, birds."""
 
     photos: Path | None = option(
-        None, "folder of photographs, DIR/<class>/*.jpg; left out: paper birds", metavar="DIR"
+        None, "folder of photographs, DIR/<class>/*.jpg; left out: paper birds"
     )
     descriptions: Path | None = option(
-        None, "table class,description (default: DIR/descriptions.csv)", metavar="FILE"
+        None, "table class,description (default: DIR/descriptions.csv)"
     )
     coarse: str | None = option(
         None, 'what all the pictures show, in a word (default: "bird"; for --photos "object")'
@@ -38,7 +38,7 @@ class PhotoOptions:
     )
     recursive: bool = option(False, "pictures in folders inside a class folder are of that class")
     table: Path | None = option(
-        None, "CSV or JSON lines with a file and its label a row, for a flat folder", metavar="FILE"
+        None, "CSV or JSON lines with a file and its label a row, for a flat folder"
     )
     file_column: str = option("", "of --table (default: the usual names, such as file or image)")
     label_column: str = option("", "of --table (default: the usual names, such as label or class)")

@@ -31,12 +31,13 @@ class AuditCommand:
     paths: tuple[Path, ...] = argument(
         "<data set>_<seen|unseen>.jsonl, or a folder of class folders", metavar="FILE"
     )
+    all: bool = option(False, "show everything that is found, not a few examples")
 
     def start(self) -> None:
         """Print the report."""
         from finer1_lite.evals import audit
 
-        print("\n".join(audit.report_lines(self.paths)))
+        print("\n".join(audit.report_lines(self.paths, self.all)))
 
 
 @dataclass(frozen=True, kw_only=True)

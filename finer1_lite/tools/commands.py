@@ -25,6 +25,9 @@ class LabCommand(PhotoOptions):
     Writes OUT/NAME/report.html. Killed and started again, it resumes.
     """
 
+    template: bool = option(
+        False, "only write DIR/descriptions.csv with every class of --photos, for you to fill in"
+    )
     name: str | None = option(None, "name of the run (default: lab, or the photo folder's)")
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
@@ -99,6 +102,9 @@ class LabCommand(PhotoOptions):
         from finer1_lite.evals.report import write_report
         from finer1_lite.runtime import distributed, trackers
 
+        if self.template:
+            self.write_template()
+            return
         trackers.require(self.report_to)  # now, and not when stage 2 begins
         job = self.job()
         if self.teacher:
@@ -107,6 +113,14 @@ class LabCommand(PhotoOptions):
         if distributed.is_main():
             photos = {photo.id: photo for photo in job.collection()[0].test}
             print(f"report: {write_report(folder, lambda name: photos[name].image())}")
+
+    def write_template(self) -> None:
+        """Write the table of descriptions that is to be filled in, and name it."""
+        from finer1_lite.data.folders import write_template
+
+        if self.photos is None:
+            raise ValueError("--template needs --photos")
+        print(f"fill in: {write_template(self.photos.expanduser(), self.reading())}")
 
 
 def read_chains(path: Path) -> dict[str, tuple[str, ...]]:
