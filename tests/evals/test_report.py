@@ -477,7 +477,7 @@ def test_agreement_of_chain_and_answer_is_counted():
     assert lines.loc[("open", "seen"), "n"] == str(len(one))
     shown = lines.loc[("open", "seen"), "prediction = answer, %"]
     assert shown.startswith(f"{100 * one['same'].mean():.1f} [")
-    told = advice.agreement_sentence(STAGES["tapo"], frame)
+    told = advice.agreement_sentence(STAGES["tapo"], frame[frame["task"] == "open"])
     assert f"and in {one['good'].sum():.0f} of the {len(one)} right ones" in told
 
 
