@@ -137,7 +137,7 @@ def judged(frame: pd.DataFrame) -> pd.DataFrame:
     said = zip(rows["completion"], rows["answer"], rows["label"], strict=True)
     chains = [agreement(text, answer, (), label) for text, answer, label in said]
     found = pd.DataFrame(chains, rows.index, [*agreement("", None, ())])
-    pairs = zip(found["predicted"], rows["answer"], strict=True)
+    pairs = zip((chain["predicted"] for chain in chains), rows["answer"], strict=True)
     found["same"] = [bool(a) and fold(p or "") == fold(a) for p, a in pairs]
     found["good"] = found["agrees"].astype(bool) & (rows["correct"] == 1)
     return rows.join(found)

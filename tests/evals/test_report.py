@@ -470,8 +470,9 @@ def test_agreement_of_chain_and_answer_is_counted():
     rows = made_up_records({"tapo": 1.0}, seeds=(0,))[:40]
     for row in rows[:10]:
         row["completion"] = row["completion"].replace("prediction: bird", "prediction: other")
+    rows[0]["completion"] = rows[0]["completion"].replace("prediction: other", "other")
     frame = advice.judged(table(rows, LabRecord))
-    assert frame["agrees"].sum() == frame["good"].sum() == 30 and frame["parts"].all()
+    assert frame["agrees"].sum() == frame["good"].sum() == 30 and frame["parts"].sum() == 39
     lines = advice.agreement_table(frame).set_index(["world", "classes"])
     one = frame[(frame["task"] == "open") & (frame["split"] == "seen")]
     assert lines.loc[("open", "seen"), "n"] == str(len(one))
