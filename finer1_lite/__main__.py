@@ -26,7 +26,6 @@ COMMANDS = {  # name -> what it is for (docstring), its options (fields), what i
     "analyse": evals.AnalyseCommand,
     "fetch": data.FetchCommand,
     "merge": tools.MergeCommand,
-    "push": tools.PushCommand,
 }
 
 

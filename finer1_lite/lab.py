@@ -10,20 +10,25 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finer1_lite import cot, metrics, models, paperbirds
+import pandas as pd
+
+from finer1_lite import cot, metrics, models, paperbirds, prompts
 from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.data.folders import Reading
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files
 from finer1_lite.runtime.devices import machine
-from finer1_lite.runtime.files import fingerprint, open_folder, write_atomically
+from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.species import Collection, load_folder
+from finer1_lite.students import card as cards
+from finer1_lite.students.card import Card, CardClass, Measured
 from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.tapo import train_tapo
 
@@ -42,6 +47,8 @@ class Run:
     photos: Path | None = None  # a folder of photographs instead of paper birds
     descriptions: Path | None = None
     coarse: str = "bird"
+    unseen_share: float = 0.4  # of the photographs' classes
+    reading: Reading = Reading()  # how the folder of photographs is read
     report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
     def collection(self) -> tuple[Collection, cot.ChainWriter]:
@@ -51,7 +58,8 @@ class Run:
             world = paperbirds.make_world(self.world_seed)
             birds = paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
             return birds, cot.oracle(world)
-        words = {"descriptions": self.descriptions, "coarse": self.coarse}
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        words = {name: getattr(self, name) for name in own}
         found = load_folder(self.photos, shots=shots, **words)
         cot.require_descriptions(found, f"{self.photos}: the teacher")
         return found, lambda photo, rng: cot.table_chain(found, photo.species, rng)
@@ -77,6 +85,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     distributed.on_main_process(lambda: open_folder(job.folder, job.config(collection), fresh))
     if distributed.broadcast((job.folder / "metrics.json").exists()):
         log.info("this run is finished; --fresh starts it over")
+        distributed.on_main_process(lambda: write_cards(job, collection))
         return job.folder
     start = time.time()
     resumed = (job.folder / "chains.jsonl").exists()
@@ -92,6 +101,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     minutes = round((time.time() - start) / 60, 1)
     facts = {"minutes of the start that finished": minutes, "resumed": resumed}
     distributed.on_main_process(lambda: finish(job, facts))
+    distributed.on_main_process(lambda: write_cards(job, collection))
     return job.folder
 
 
@@ -129,6 +139,8 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
             if distributed.is_main():
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)
                 (out / "done").touch()
+        if distributed.is_main() and cards.read_card(out) is None:
+            cards.write_card(out, card_of(job, collection, base, stage, seed))
         distributed.wait()
         student = models.load_adapter(models.load_student(base, job.preset), out)
         answerer = StudentAnswerer(student, model, job.preset.max_new_tokens, seed)
@@ -169,3 +181,80 @@ def finish(job: Run, facts: Mapping[str, Any]) -> None:
     summary = metrics.summarise(metrics.read_records(job.folder / "records.jsonl"))
     write_atomically(job.folder / "timing.json", json.dumps({**facts, **machine()}).encode())
     write_atomically(job.folder / "metrics.json", json.dumps(summary, indent=1).encode())
+
+
+# --- the cards of its adapters -------------------------------------------------------------
+
+
+def card_of(job: Run, collection: Collection, base: Path | str, stage: str, seed: int) -> Card:
+    """What an adapter of this run is made of, its accuracy left out."""
+    folder = job.folder / f"seed{seed}" / stage
+    preset = job.preset
+    prompt = preset.tapo.prompt if stage == "tapo" else "think"
+    files = ((p.id, p.source if isinstance(p.source, Path) else None) for p in collection.train)
+    return Card(
+        base=cards.relative(base, folder),
+        stage=STAGES[stage],
+        seed=seed,
+        coarse=collection.coarse,
+        classes=tuple(
+            CardClass(**{name: getattr(one, name) for name in CardClass.model_fields})
+            for one in collection.species
+        ),
+        prompt=prompt,
+        question=prompts.question(prompt, collection.coarse),
+        max_new_tokens=preset.max_new_tokens,
+        pixels=preset.pixels,
+        shots=preset.shots,
+        trained_on=cards.hashes(files),
+        **_origin(job, folder),
+    )
+
+
+def _origin(job: Run, folder: Path) -> dict[str, Any]:
+    """The fields of a card about where the pictures came from, and the settings."""
+    where = {"photos": job.photos, "descriptions": job.descriptions}
+    settings = job.preset.to_dict()
+    if settings["student"] != "assets":  # a keyword, whatever folder is called so here
+        settings["student"] = cards.relative(settings["student"], folder)
+    return {
+        **{name: cards.relative(path, folder) for name, path in where.items() if path},
+        "world_seed": None if job.photos else job.world_seed,
+        "unseen_share": job.unseen_share,
+        "folder_options": asdict(job.reading),
+        "settings": settings,
+    }
+
+
+def write_cards(job: Run, collection: Collection) -> None:
+    """Give every adapter of an evaluated run its card, where it has none with its accuracy."""
+    places = [
+        (job.folder / f"seed{seed}" / stage, stage, seed) for seed in job.seeds for stage in STAGES
+    ]
+    found = {place: cards.read_card(place[0]) for place in places if place[0].is_dir()}
+    lacking = {place: card for place, card in found.items() if not (card and card.measured)}
+    if not lacking:
+        return
+    frame = metrics.table(metrics.read_records(job.folder / "records.jsonl"))
+    for (folder, stage, seed), card in lacking.items():
+        card = card or card_of(job, collection, _base_below(job, folder), stage, seed)
+        rows = frame[(frame["model"] == STAGES[stage]) & (frame["seed"] == seed)]
+        cards.write_card(folder, card.model_copy(update={"measured": measured(rows)}))
+
+
+def measured(rows: pd.DataFrame) -> tuple[Measured, ...]:
+    """The accuracy of a model's rows in each world, on seen and unseen classes."""
+    numbers = ("accuracy", "low", "high", "n")
+    found = []
+    for split, task, part in metrics.parts(rows):
+        cell = metrics.accuracy(part)
+        found.append(Measured(task=task, split=split, **{name: cell[name] for name in numbers}))
+    return tuple(found)
+
+
+def _base_below(job: Run, folder: Path) -> str:
+    """The base of an adapter that an older version left without a card."""
+    try:
+        return models.base_of(folder)
+    except DataError:
+        return job.preset.student

@@ -19,24 +19,33 @@ from transformers import (
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.devices import choose_device, choose_dtype
+from finer1_lite.runtime.files import DataError
 from finer1_lite.students import random_weights, selftest, unsloth
+from finer1_lite.students.card import ADAPTER, is_hub_name, read_card, resolved
 from finer1_lite.students.families import LORA_TARGETS, VISION_TARGETS, check_family
 from finer1_lite.students.lab_student import PictureProcessor, asset_folder
 
 log = logging.getLogger("finer1_lite")
+CONFIG = "config.json"  # of a model's folder
 
 
-def load_processor(source: str | Path, pixels: int | None = None) -> Any:
+def load_processor(
+    source: str | Path, pixels: int | None = None, family: str = "qwen2_5_vl"
+) -> Any:
     """The stock processor where torchvision is installed, else pictures and text alone.
 
-    pixels: the budget a picture is reduced to; None keeps the one that was saved.
+    These also where they wrote the folder themselves, as the lab's and older ones: their
+    processor_config.json says nothing of videos. pixels: the budget a picture is reduced to;
+    None keeps the one that was saved. family: the model's type, whose processor is named when
+    pictures and text alone are saved.
     """
     config = Path(source) / "processor_config.json"
     if random_weights.is_random(source):
         return random_weights.make_processor(pixels)
-    own = config.is_file() and "PictureProcessor" in config.read_text(encoding="utf-8")
+    own = config.is_file() and '"video_processor"' not in config.read_text(encoding="utf-8")
     if own or importlib.util.find_spec("torchvision") is None:
         processor = PictureProcessor.from_pretrained(source)
+        processor.family = family
     else:
         processor = AutoProcessor.from_pretrained(source)
     if pixels is not None:
@@ -90,7 +99,7 @@ def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch
     else:
         model = read_weights(source, device, dtype, preset.quantize)
     model.config.use_cache = False  # generation passes its own cache
-    return Student(model.eval(), load_processor(source, preset.pixels))
+    return Student(model.eval(), load_processor(source, preset.pixels, model.config.model_type))
 
 
 def read_weights(
@@ -144,7 +153,7 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     model = load_adapter_on(student.model, folder, trainable)
     processor = student.processor
     if (Path(folder) / "processor_config.json").is_file():
-        processor = load_processor(folder)
+        processor = load_processor(folder, family=student.model.config.model_type)
         saved, given = (
             p.image_processor.size["longest_edge"] for p in (processor, student.processor)
         )
@@ -197,24 +206,44 @@ def widen_adapter(model: nn.Module) -> None:
 
 
 def base_of(folder: str | Path, asked: str | None = None) -> str:
-    """The base below an adapter: as asked, else what the adapter names, else a shipped one."""
+    """The base below an adapter: a folder that is there, or a hub name OWNER/NAME.
+
+    As asked, else by the card, else by adapter_config.json: a folder, a hub name, or the bare
+    name of a folder, which is looked for in the run, beside it and among the shipped students,
+    and never asked of a hub. DataError naming --base where it is nowhere.
+    """
+    folder = Path(folder)
+    if not (folder / ADAPTER).is_file():
+        raise DataError([f"{folder}: holds no adapter ({ADAPTER})"], "no base:")
     if asked:
         return asked
-    config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    named = config.get("base_model_name_or_path") or ""
-    shipped = asset_folder(0).parent / named
-    return str(shipped) if named and shipped.is_dir() else named
+    card = read_card(folder)
+    config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    named = [resolved(card.base, folder)] if card else []
+    named += [config["base_model_name_or_path"]] if config.get("base_model_name_or_path") else []
+    for name in named:
+        if random_weights.is_random(name) or is_hub_name(name) or (Path(name) / CONFIG).is_file():
+            return name
+    near = [*folder.resolve().parents[:3], asset_folder(0).parent]
+    places = [place / Path(name).name for name in named for place in near]
+    for place in places:
+        if (place / CONFIG).is_file():
+            return str(place)
+    what = f"its base model {' or '.join(named)} is not here" if named else "names no base model"
+    raise DataError([f"{folder}: {what}; give --base FOLDER or --base OWNER/NAME"], "no base:")
 
 
 def save_adapter(student: Student, folder: Path, weights: dict | None = None) -> None:
     """Adapter (safetensors) and processor, so that the pixel budget travels along.
 
     weights: the model's, where it holds but a part of them itself. Of a base in a local folder
-    only the name is written down: no path of this machine travels along, nor PEFT's empty card.
+    "./NAME" is written down: no path of this machine travels along, and plain PEFT says that
+    there is no such folder, where it would ask a hub for somebody's model of a bare NAME.
+    PEFT's empty card goes.
     """
     config = student.model.active_peft_config
     if config.base_model_name_or_path and Path(config.base_model_name_or_path).is_dir():
-        config.base_model_name_or_path = Path(config.base_model_name_or_path).name
+        config.base_model_name_or_path = f"./{Path(config.base_model_name_or_path).resolve().name}"
     student.model.save_pretrained(folder, state_dict=weights)
     student.processor.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)

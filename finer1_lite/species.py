@@ -166,6 +166,7 @@ def load_folder(
     seed: int = 0,
     descriptions: Path | str | None = None,
     coarse: str = "object",
+    reading: folders.Reading = folders.PLAIN,
 ) -> Collection:
     """Load `folder`/<class>/<pictures> as a Collection; nothing is written to disk.
 

@@ -143,7 +143,7 @@ OPTIONS = {
         --name = evaluation
         --out Path = runs
         --fresh = False
-        --preset {lab,t4,l4,a100} = lab
+        --preset {lab,t4,l4,a100}
         --prompts x+
         --tasks {open,closed} x+ = open closed
         --order {rotate,shuffle,as_is} = rotate
@@ -155,8 +155,8 @@ OPTIONS = {
         --files Path x*
         --images Path
         --allow-missing = False
-        --world-seed int = 0
-        --unseen-share float = 0.4
+        --world-seed int
+        --unseen-share float
         --coarse
         --test-pictures int
         --max-new-tokens int
@@ -177,13 +177,13 @@ OPTIONS = {
         --name = analysis
         --out Path = runs
         --fresh = False
-        --preset {lab,t4,l4,a100} = lab
+        --preset {lab,t4,l4,a100}
         --photos Path
         --files Path x*
         --images Path
         --allow-missing = False
-        --world-seed int = 0
-        --unseen-share float = 0.4
+        --world-seed int
+        --unseen-share float
         --coarse
         --test-pictures int
         --max-new-tokens int
@@ -210,12 +210,6 @@ OPTIONS = {
         out Path
         --base
         --dtype {auto,float32,bfloat16,float16} = auto
-    """,
-    "push": """
-        folder Path
-        name
-        --private = False
-        --yes = False
     """,
 }
 

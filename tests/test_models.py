@@ -235,7 +235,7 @@ def test_a_saved_adapter_loads_in_plain_peft(name, birds, tmp_path):
     stir(adapted.model)
     models.save_adapter(adapted, tmp_path / "trained")
     named = json.loads((tmp_path / "trained/adapter_config.json").read_text())
-    assert named["base_model_name_or_path"] == "base"
+    assert named["base_model_name_or_path"] == "./base"  # a folder to PEFT, no hub name
     plain = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(base), tmp_path / "trained"
     )

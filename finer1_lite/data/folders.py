@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from finer1_lite.data import images
 from finer1_lite.runtime.files import DataError
@@ -27,6 +28,28 @@ CLASSES = "classes.csv"
 SPLIT_COLUMNS = ("split", "upstream_split")
 TEXT_COLUMNS = ("description", "product_description")
 SEEN = {"yes": True, "no": False}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a folder of photographs is read; the defaults are those of one folder a class.
+
+    recursive: pictures in folders inside a class folder belong to the class; table: a table of
+    files and labels, as seen from the folder; its columns, "" for the usual names;
+    research_grade and names: of an iNaturalist export; skip_broken: go on without pictures that
+    cannot be used.
+    """
+
+    recursive: bool = False
+    table: str = ""
+    file_column: str = ""
+    label_column: str = ""
+    research_grade: bool = False
+    names: Literal["scientific", "common"] = "scientific"
+    skip_broken: bool = False
+
+
+PLAIN = Reading()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from finer1_lite.data.chain_text import pieces
 from finer1_lite.evals import advice, baselines, changes, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
-from finer1_lite.students.card import read_card, resolved
 
 log = logging.getLogger("finer1_lite")
 MAX_SHOWN = 4000  # characters of one completion on the page
@@ -156,15 +155,6 @@ def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
     return picture
 
 
-def photos_of(folder: Path) -> Callable[[str], Image.Image]:
-    """As `photo_source`, of the photographs that the card of a run's adapter names."""
-    for adapter in sorted(folder.glob("seed*/sft")):
-        card = read_card(adapter)
-        if card is not None and card.photos:
-            return photo_source(Path(resolved(card.photos, adapter)))
-    return photo_source()
-
-
 def thumbnail(photos: Photos, name: str) -> Image.Image | None:
     """A small RGB copy of a photo; None if there is no such photo."""
     try:
@@ -183,8 +173,7 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
 
     A run of lab or evaluate has records.jsonl (or metrics.json alone), one of analyse has
     analysis.jsonl. photos: the picture of a photo by its id; without it paper birds are drawn,
-    photographs are looked for where the run's card says, and the text stands alone where they
-    are not. What has not run yet is left out.
+    and of other photos the text stands alone. What has not run yet is left out.
     DataError lists everything that is missing or unreadable.
     """
     folder = Path(folder)
@@ -217,7 +206,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
     page = Page(f"{folder.resolve().name}: answers on the same pictures")
     required = photos is not None
-    photos = photos_of(folder) if photos is None else photos
+    photos = photo_source() if photos is None else photos
     frame = _read(folder / "records.jsonl", read_table, problems)
     found = _read(folder / "metrics.json", _read_object, problems)
     logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
@@ -417,7 +406,7 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     if problems:
         raise DataError(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
-    photos = photos_of(folders[1]) if photos is None else photos
+    photos = photo_source() if photos is None else photos
     frames, shared = tables.on_shared_pictures(*frames)
     remarks = [shared] * bool(shared) + _asked_otherwise(folders, names)
     for remark in remarks:

@@ -7,16 +7,24 @@ facts is given twice; and README.md, the same for people, in the form of a hub's
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finer1_lite.runtime.files import DataError, write_atomically
 
 FILE = "card.json"
+README = "README.md"
+ADAPTER = "adapter_config.json"
+STAGES = ("tapo", "sft")  # folders of a run's adapters, the last stage first
 
 
 class CardClass(BaseModel):
@@ -49,7 +57,7 @@ class Card(BaseModel):
     bytes ("" for a drawn picture); settings: the preset; calibration: of `predict`.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     version: int = 1
     base: str
@@ -92,9 +100,73 @@ def resolved(written: str, folder: Path | str) -> str:
     return str(found.resolve()) if found.exists() else written
 
 
+def moved(card: Card, source: Path, target: Path) -> Card:
+    """The card of `source`, as it reads in the folder `target`."""
+    written = {name: getattr(card, name) for name in ("base", "photos", "descriptions")}
+    paths = {name: relative(resolved(w, source), target) for name, w in written.items() if w}
+    return card.model_copy(update=paths)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name looks like OWNER/NAME: all that a hub is ever asked for."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+def adapter_of(source: Path | str) -> Path:
+    """The folder of the weights that are meant.
+
+    Of a run (`runs/flowers`), or of one of its seeds, the adapter of the last stage by the first
+    seed; a folder of an adapter or a model is itself. DataError for anything else.
+    """
+    folder = Path(source)
+    if (folder / ADAPTER).is_file():
+        return folder
+    seeds = sorted((s for s in folder.glob("seed*") if s.name[4:].isdecimal()), key=_number)
+    for place in (folder, *seeds):
+        for stage in STAGES:
+            if (place / stage / ADAPTER).is_file():
+                return place / stage
+    if seeds:
+        raise DataError([f"{folder}: no stage is trained yet; start its `lab` again"], "no model:")
+    config = folder / "config.json"  # a run has one, too
+    if config.is_file() and "model_type" in config.read_text(encoding="utf-8"):
+        return folder
+    what = "holds no run, no adapter (adapter_config.json) and no model (config.json)"
+    raise DataError([f"{folder}: {what if folder.is_dir() else 'is no folder'}"], "no model:")
+
+
+def _number(seed: Path) -> int:
+    return int(seed.name.removeprefix("seed"))
+
+
 def write_card(folder: Path, card: Card) -> None:
-    """Put card.json into the folder of an adapter or model, in one step."""
+    """Put card.json and README.md into the folder of an adapter or model, each in one step."""
+    write_atomically(folder / README, model_card(card, (folder / ADAPTER).is_file()).encode())
     write_atomically(folder / FILE, card.model_dump_json(indent=1).encode())
+
+
+def model_card(card: Card, adapter: bool) -> str:
+    """The card for people, in the form of a hub: YAML at the head, then plain words.
+
+    adapter: whether the weights are an adapter, and not a merged model.
+    """
+    local = not is_hub_name(card.base)
+    head = ModelCardData(
+        base_model=None if local else card.base,  # a hub refuses a README with a path there
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["fine-grained-classification", "finer1_lite", *(["lora"] if adapter else [])],
+    )
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
+    template = environment.get_template("card.md.jinja")
+    base = Path(card.base).name if local else card.base
+    words = {"head": head.to_yaml(), "local": local, "base": base}
+    return template.render(card=card, adapter=adapter, question=json.dumps(card.question), **words)
 
 
 def read_card(folder: Path | str) -> Card | None:

@@ -13,6 +13,7 @@ from PIL import Image
 from scored import record
 
 from finer1_lite import plots
+from finer1_lite.__main__ import main
 from finer1_lite.evals import advice, baselines, tables
 from finer1_lite.evals import report as pages
 from finer1_lite.evals.report import summary, write_report
@@ -448,7 +449,9 @@ def test_photographs_are_found_by_the_card_and_missed_with_a_word(tmp_path, eyes
     own = {"base": "b", "stage": "SFT", "coarse": "flower", "max_new_tokens": 9, "pixels": 9}
     adapter = run / "seed0/sft"
     write_card(adapter, Card(**own, classes=(), photos=relative(photos, adapter)))
-    text = write_report(run).with_suffix(".md").read_text()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert main(["report", str(run)]) == 0
+    text = (run / "report.md").read_text()
     assert text.count("figures/samples") == 6 and "| baseline lite0 |" in text
 
 
