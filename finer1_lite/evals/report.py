@@ -183,8 +183,7 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
 
     A run of lab or evaluate has records.jsonl (or metrics.json alone), one of analyse has
     analysis.jsonl. photos: the picture of a photo by its id; without it paper birds are drawn,
-    photographs are looked for where the run's card says, and the text stands alone where they
-    are not. What has not run yet is left out.
+    and of other photos the text stands alone. What has not run yet is left out.
     DataError lists everything that is missing or unreadable.
     """
     folder = Path(folder)
@@ -217,7 +216,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
     page = Page(f"{folder.resolve().name}: answers on the same pictures")
     required = photos is not None
-    photos = photos_of(folder) if photos is None else photos
+    photos = photo_source() if photos is None else photos
     frame = _read(folder / "records.jsonl", read_table, problems)
     found = _read(folder / "metrics.json", _read_object, problems)
     logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
@@ -228,11 +227,9 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     lab = frame is None or {*STAGES.values()} >= {*entries(frame)} > set()
     if frame is not None:
         found = metrics.lab_scores(frame) if lab else metrics.scores(frame)
-    beside, remark = _beside(folder, frame, photos) if lab and frame is not None else (None, "")
-    _add_advice(page, folder, found, frame, beside, remark)
+    more = _add_advice(page, folder, found, frame, photos if lab else None)
     if lab:
         page.add("Summary", note=summary(found))
-    more = {} if beside is None else metrics.scores(beside)
     _add_accuracy(page, dict(found) | more, frame)
     for task in TASKS:
         if lab:
@@ -272,35 +269,27 @@ def summary(found: Mapping) -> str:
     return " ".join(template.render(scores=scores, told=told, seeds=seeds).split())
 
 
-def _beside(folder: Path, frame: pd.DataFrame, photos: Photos) -> tuple[pd.DataFrame | None, str]:
-    """Records of an ordinary classifier on a lab run's test pictures, and a remark about them."""
-    picture = photos if callable(photos) else photos.__getitem__
-    rows, remark = baselines.beside(folder, frame, picture)
-    return (metrics.table(rows) if rows else None), remark
-
-
 def _add_advice(
-    page: Page,
-    folder: Path,
-    found: Mapping,
-    frame: pd.DataFrame | None,
-    beside: pd.DataFrame | None,
-    remark: str,
-) -> None:
-    """What a user can act on: another tool, chain and answer, chance."""
-    student = None if frame is None else tables.last_student(frame)
-    points = [remark] if remark and beside is None else []
-    if student:
-        points = [*advice.advice(frame, student[0], beside), *points]
-        names = frame["label"].nunique()
-    else:
-        config = folder / "config.json"
-        names = _read_object(config).get("species") if config.exists() else None
+    page: Page, folder: Path, found: Mapping, frame: pd.DataFrame | None, photos: Photos | None
+) -> dict:
+    """What a user can act on; returns the scores of a classifier beside a lab run.
+
+    photos: pictures of a lab run, for that classifier; None for other runs.
+    """
+    tools, remarks, told, names = frame, [], [], None
+    if photos is not None and frame is not None:
+        picture = photos if callable(photos) else photos.__getitem__
+        rows, remark = baselines.beside(folder, frame, picture)
+        tools, remarks = metrics.table(rows), [remark] * bool(remark)
+    if frame is None and (folder / "config.json").exists():
+        names = _read_object(folder / "config.json").get("species")
+    elif frame is not None and (student := tables.last_student(frame)):
+        told, names = advice.advice(frame, student[0], tools), frame["label"].nunique()
     cells = {STAGES.get(key, key): cell for key, cell in found.items() if key != "differences"}
-    points += advice.chance_sentences(cells, names)
-    points += [remark] if remark and beside is not None else []
-    if points:
-        page.add("What it is good for", points=points)
+    told = [*told, *advice.chance_sentences(cells, names), *remarks]
+    if told:
+        page.add("What it is good for", points=told)
+    return {} if tools is frame else metrics.scores(tools)
 
 
 def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: str = "") -> None:
@@ -457,27 +446,23 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
 
 
 def _asked_otherwise(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """A sentence for each thing in which the questions of two runs differ."""
-    told = []
-    asked = [_asked(folder) for folder in folders]
-    for what in asked[0].keys() & asked[1].keys():
-        first, second = (one[what] for one in asked)
-        if first != second:
-            told.append(f"{what}: {first!r} in {names[0]}, {second!r} in {names[1]}.")
-    return sorted(told)
-
-
-def _asked(folder: Path) -> dict:
-    """What a run's questions depend on beside pictures and prompts, as far as its files tell."""
-    config = _read(folder / "config.json", _read_object, []) or {}
-    preset = config.get("preset") or {}
-    words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
-    found = {
-        "The word for what the pictures show": words.pop() if len(words) == 1 else None,
-        "The limit of a completion, tokens": preset.get("max_new_tokens"),
-        "The size of a picture at most, pixels": preset.get("pixels"),
-    }
-    return {what: value for what, value in found.items() if value is not None}
+    """A sentence for each thing in which the questions of two runs differ, as their files tell."""
+    asked = []
+    for folder in folders:
+        config = _read(folder / "config.json", _read_object, []) or {}
+        words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
+        asked.append(
+            {
+                "The word for what the pictures show": words.pop() if len(words) == 1 else None,
+                "The limit of a completion, tokens": config.get("preset", {}).get("max_new_tokens"),
+                "The size of a picture at most, pixels": config.get("preset", {}).get("pixels"),
+            }
+        )
+    return [
+        f"{what}: {asked[0][what]!r} in {names[0]}, {asked[1][what]!r} in {names[1]}."
+        for what in asked[0]
+        if None not in (asked[0][what], asked[1][what]) and asked[0][what] != asked[1][what]
+    ]
 
 
 # --- files of a run ------------------------------------------------------------------------

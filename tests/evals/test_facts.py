@@ -138,23 +138,6 @@ def test_the_photographs_of_a_run_are_found(tmp_path, photos):
     assert facts.photos_of(tmp_path / "run") is None
 
 
-def test_runs_that_cannot_be_compared_say_so(tmp_path):
-    import pandas as pd
-
-    runs = [tmp_path / "a", tmp_path / "b"]
-    for run, coarse, limit in zip(runs, ("bird", "object"), (96, 160), strict=True):
-        run.mkdir()
-        config = {"coarse": coarse, "preset": {"max_new_tokens": limit, "pixels": 784}}
-        (run / "config.json").write_text(json.dumps(config))
-    frames = [pd.DataFrame({"photo": [p], "dataset": ["d"]}) for p in "xy"]
-    told = " ".join(facts.beside(runs, frames))
-    assert "share no picture" in told and "pixels" not in told
-    assert f"bird in {runs[0]}, object in {runs[1]}" in told and "96 in" in told
-    assert facts.beside(runs[:1] * 2, frames[:1] * 2) == []
-    other = frames[0].assign(dataset="e")
-    assert "two names of data sets (d and e)" in facts.beside(runs[:1] * 2, [frames[0], other])[0]
-
-
 @pytest.mark.slow
 def test_evaluate_gives_the_completions_of_lab(tmp_path, monkeypatch, caplog):
     """Every one, in both worlds, of both stages and of the merged model, without an option."""

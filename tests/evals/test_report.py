@@ -13,6 +13,7 @@ from PIL import Image
 from scored import record
 
 from finer1_lite import plots
+from finer1_lite.__main__ import main
 from finer1_lite.evals import advice, baselines, tables
 from finer1_lite.evals import report as pages
 from finer1_lite.evals.report import summary, write_report
@@ -471,14 +472,15 @@ def test_agreement_of_chain_and_answer_is_counted():
     rows = made_up_records({"tapo": 1.0}, seeds=(0,))[:40]
     for row in rows[:10]:
         row["completion"] = row["completion"].replace("prediction: bird", "prediction: other")
+    rows[0]["completion"] = rows[0]["completion"].replace("prediction: other", "other")
     frame = advice.judged(table(rows, LabRecord))
-    assert frame["agrees"].sum() == frame["good"].sum() == 30 and frame["parts"].all()
+    assert frame["agrees"].sum() == frame["good"].sum() == 30 and frame["parts"].sum() == 39
     lines = advice.agreement_table(frame).set_index(["world", "classes"])
     one = frame[(frame["task"] == "open") & (frame["split"] == "seen")]
     assert lines.loc[("open", "seen"), "n"] == str(len(one))
     shown = lines.loc[("open", "seen"), "prediction = answer, %"]
     assert shown.startswith(f"{100 * one['same'].mean():.1f} [")
-    told = advice.agreement_sentence(STAGES["tapo"], frame)
+    told = advice.agreement_sentence(STAGES["tapo"], frame[frame["task"] == "open"])
     assert f"and in {one['good'].sum():.0f} of the {len(one)} right ones" in told
 
 
