@@ -240,8 +240,8 @@ def _say(
     log.info(words, root, len(train), shots, len(taught), fresh)
     if never:
         count = len(test) - fresh
-        words = "%d classes are never taught, their %d photographs only test (%s): %s"
-        log.info(words, len(never), count, why, ", ".join(never))
+        words = "%d of %d classes are never taught, their %d photographs only test (%s): %s"
+        log.info(words, len(never), len(taught) + len(never), count, why, ", ".join(never))
 
 
 def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:

@@ -16,7 +16,7 @@ HASH_SIDE = 8  # a picture's difference hash: 8 x 8 comparisons of neighbours, 6
 THUMB_SIDE = 8  # pixels
 # bits of the hash, and levels of 255 of the thumbnails on average, that two pictures may differ by:
 NEAR = (6, 12.0)  # taken a moment apart, or cut a little
-SAME = (3, 5.0)  # two files of one photograph
+SAME = (5, 6.0)  # two files of one photograph
 
 
 @dataclass(frozen=True, eq=False)

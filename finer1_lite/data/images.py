@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ class Checked:
     digest: str
     notes: tuple[str, ...] = ()
     problem: str = ""
-    look: Look | None = None
+    look: Look | None = field(default=None, repr=False)
 
 
 def decode(path: Path) -> Image.Image:

@@ -49,7 +49,19 @@ def label_tables(root: Path, reading: Reading) -> list[Path]:
     if reading.table:
         return [root / reading.table]
     folders = [root, *(p for p in sorted(root.iterdir()) if p.name.lower() in SPLITS)]
-    return [f / name for f in folders for name in METADATA if (f / name).is_file()]
+    found = [f / name for f in folders for name in METADATA if (f / name).is_file()]
+    return [path for path in found if reading.label_column or _labels(path)]
+
+
+def _labels(path: Path) -> bool:
+    """Whether a metadata file has labels; one with captions alone is none of ours."""
+    try:
+        labelled = bool(tables.read(path).first_of(LABELS))
+    except DataError:
+        return True  # whoever reads it tells why
+    if not labelled:
+        log.info("%s: has no column of labels by a usual name, not used", path)
+    return labelled
 
 
 def from_tables(walk: Walk, reading: Reading, paths: Iterable[Path]) -> list[ClassFolder]:
@@ -179,7 +191,7 @@ class _Labels:
             self.walk.problems += self.lost
         splits = {one: held[2] or self._split_folder(one) for one, held in self.said.items()}
         named = roles(dict.fromkeys(filter(None, splits.values())))
-        strange = sorted(set(splits.values()) - named.keys() - {""})
+        strange = sorted({s for s in splits.values() if s and s.lower() not in SPLITS})
         if strange:
             log.warning("splits that say neither train nor test are not kept: %s", strange)
         classes: dict[str, ClassFolder] = {}
@@ -188,6 +200,8 @@ class _Labels:
             split = named.get(splits[one], "")
             own.files.append(self.walk.file(self.files[one], split, credit if any(credit) else ()))
         self._give_aliases(classes)
+        if classes and all(name.isdigit() for name in classes):
+            log.warning("the labels are numbers; a column `name` in classes.csv gives names")
         silent = len(self.files) - len(self.said)
         if silent:
             self.walk.skipped["pictures that no row names"] = silent

@@ -109,7 +109,8 @@ def display(folder: str) -> str:
 def roles(splits: Iterable[str]) -> dict[str, str]:
     """Split -> "train" or "test"; {} if they do not divide. Validation fills the one that lacks."""
     kinds = (TRAIN, TEST, VALIDATION)
-    train, test, validation = ([s for s in splits if s.lower() in kind] for kind in kinds)
+    names = list(splits)
+    train, test, validation = ([s for s in names if s.lower() in kind] for kind in kinds)
     if test:
         train += validation
     elif train:
@@ -240,28 +241,34 @@ def _name(classes: Iterable[ClassFolder]) -> None:
 
 def split_folders(root: Path) -> list[Path]:
     """The folders train, val, test ... of a root that hold class folders; [] if there are none."""
-    inside = {path: _holds(path) for path in sorted(root.iterdir()) if path.is_dir()}
+    inside = {path: _holds(path) for path in _folders(root)}
     parts = [path for path in inside if path.name.lower() in SPLITS and not inside[path]]
-    parts = [path for path in parts if any(_holds(p) or _below(p) for p in _folders(path))]
+    parts = [path for path in parts if _below(path)]
     return [] if any(held and path not in parts for path, held in inside.items()) else parts
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _entries(folder: Path) -> list[Path]:
+    """What is not hidden in a folder; nothing where it cannot be read, which `Walk` tells."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [path for path in entries if not path.name.startswith((".", "__MACOSX"))]
 
 
-def _holds(folder: Path) -> bool:
-    """Whether a picture lies directly in a folder, as far as endings tell."""
-    return any(p.suffix.lower() in images.ENDINGS and not p.is_dir() for p in folder.iterdir())
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _entries(folder) if path.is_dir() and not path.is_symlink()]
+
+
+def _holds(folder: Path) -> int:
+    """The pictures that lie directly in a folder, as far as endings tell."""
+    found = (path for path in _entries(folder) if path.suffix.lower() in images.ENDINGS)
+    return sum(not path.is_dir() for path in found)
 
 
 def _below(folder: Path) -> int:
     """The pictures in the folders inside a folder."""
-    return sum(
-        path.suffix.lower() in images.ENDINGS and path.is_file()
-        for inner in _folders(folder)
-        for path in inner.rglob("*")
-    )
+    return sum(_holds(inner) + _below(inner) for inner in _folders(folder))
 
 
 def class_layers(root: Path) -> dict[str, int]:
@@ -293,7 +300,7 @@ def too_few_classes(root: Path, classes: Sequence[ClassFolder], skipped: Counter
     if len(classes) > 1:
         return ""
     own = (INDEX, DESCRIPTIONS, CLASSES)
-    found = [p.name for p in sorted(root.iterdir()) if p.suffix.lower() in TABLES]
+    found = [path.name for path in _entries(root) if path.suffix.lower() in TABLES]
     found = [name for name in found if name.lower() not in own]
     need = "2 or more are needed, with each class's pictures directly inside"
     if found:
