@@ -13,7 +13,6 @@ from PIL import Image
 from scored import record
 
 from finer1_lite import plots
-from finer1_lite.__main__ import main
 from finer1_lite.evals import advice, baselines, tables
 from finer1_lite.evals import report as pages
 from finer1_lite.evals.report import summary, write_report
