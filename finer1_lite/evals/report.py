@@ -216,7 +216,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
     page = Page(f"{folder.resolve().name}: answers on the same pictures")
     required = photos is not None
-    photos = photo_source() if photos is None else photos
+    photos = photos_of(folder) if photos is None else photos
     frame = _read(folder / "records.jsonl", read_table, problems)
     found = _read(folder / "metrics.json", _read_object, problems)
     logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
