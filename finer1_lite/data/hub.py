@@ -303,7 +303,8 @@ def _columns(
     """The columns of picture and label; a problem for each that is not there."""
     present = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
     spellings = wanted.hubset.label if wanted.hubset else ()
-    words = {name for name, one in features.items() if getattr(one, "dtype", "") == "string"}
+    texts = ("string", "large_string")
+    words = {name for name, one in features.items() if getattr(one, "dtype", "") in texts}
     words &= {wanted.label_column} if wanted.label_column else set(labels.LABELS)
     columns = []
     for what, kind, given, usual, option in (

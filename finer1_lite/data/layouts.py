@@ -243,7 +243,7 @@ def split_folders(root: Path) -> list[Path]:
     """The folders train, val, test ... of a root that hold class folders; [] if there are none."""
     inside = {path: _holds(path) for path in _folders(root)}
     parts = [path for path in inside if path.name.lower() in SPLITS and not inside[path]]
-    parts = [path for path in parts if _below(path)]
+    parts = [path for path in parts if any(_holds(p) or _below(p) for p in _folders(path))]
     return [] if any(held and path not in parts for path, held in inside.items()) else parts
 
 
@@ -257,7 +257,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.is_dir() and not path.is_symlink()]
+    return [path for path in _entries(folder) if path.is_dir()]
 
 
 def _holds(folder: Path) -> int:
@@ -268,7 +268,8 @@ def _holds(folder: Path) -> int:
 
 def _below(folder: Path) -> int:
     """The pictures in the folders inside a folder."""
-    return sum(_holds(inner) + _below(inner) for inner in _folders(folder))
+    inside = [path for path in _folders(folder) if not path.is_symlink()]  # it may lead back
+    return sum(_holds(path) + _below(path) for path in inside)
 
 
 def class_layers(root: Path) -> dict[str, int]:

@@ -213,6 +213,18 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path):
     assert (finding.count, finding.total) == (1, 1)
 
 
+def test_audit_shows_a_few_examples_or_all(tmp_path, capsys):
+    for name in ("kite", "owl"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            (tmp_path / name / f"{i}.jpg").write_bytes(b"broken")
+    assert main(["audit", str(tmp_path)]) == 0
+    assert "and 9 more (--all)" in capsys.readouterr().out
+    assert main(["audit", "--all", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("is no picture") == 10 and "more (" not in shown
+
+
 def test_hashes_differ_in_the_bits_that_differ():
     grey = np.zeros((8, 8, 3), np.uint8)
     one, *others = (duplicates.Look(code, grey) for code in (0b1011, 0b0011, 2**64 - 1))
