@@ -191,7 +191,7 @@ def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, 
 
 def run_seeds(job: Run, base: Path | str, workers: int) -> None:
     """The training seeds, side by side where there are cores and no GPU to share."""
-    workers = choose_workers(len(job.seeds), workers, "seed", models.choose_device().type == "cuda")
+    workers = choose_workers(len(job.seeds), workers, "seed", models.choose_device().type != "cpu")
     if workers == 1:
         for seed in job.seeds:
             run_seed(job, base, seed)

@@ -242,7 +242,7 @@ def do_all(tasks: list[Task], workers: int) -> None:
     left = [task for task in tasks if not task.done]
     if not left:
         return
-    on_gpu = models.choose_device().type == "cuda"
+    on_gpu = models.choose_device().type != "cpu"
     workers = min(choose_workers(len(left), workers, "training", on_gpu), len(left))
     rows = ", ".join(dict.fromkeys(task.name for task in left))
     with progress_bar(len(left), rows[:60]) as bar, worker_pool(workers, bars=False) as pool:

@@ -24,6 +24,7 @@ class LabCommand:
     Writes OUT/NAME/report.html. Killed and started again, it resumes.
     """
 
+    computes = True
     name: str | None = option(None, "name of the run (default: lab, or the photo folder's)")
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
@@ -131,6 +132,7 @@ class PretrainCommand:
     probes it, and writes weights and record.json.
     """
 
+    computes = True
     world_seed: int = option(0, "which world of paper birds")
     steps: int | None = option(None, "optimiser steps")
     seed: int = option(0, "seed of weights and data")
@@ -154,6 +156,7 @@ class BenchCommand:
     peak memory, pictures encoded; then how each grows.
     """
 
+    computes = True
     preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
     full: bool = option(False, "a 3B model on one GPU: memory and rollouts against the plan")
     groups: int | None = option(None, "anchors a step (default: 2; 1 with --full)")
