@@ -170,7 +170,7 @@ def search(study: Study, workers: int) -> dict[str, float]:
     Best by the harmonic mean of seen and unseen accuracy. search.json keeps them; new ones join.
     """
     path = study.folder / "search.json"
-    held = json.loads(path.read_text()) if path.exists() else {"rates": {}, "tried": {}}
+    held = json.loads(path.read_bytes()) if path.exists() else {"rates": {}, "tried": {}}
     families = sorted({ROWS[row].rate_of for row in study.rows} - held["rates"].keys())
     if not families:
         return held["rates"]
@@ -290,7 +290,7 @@ def measure(study: Study, rates: dict[str, float]) -> dict:
 def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
     """What the table says of one row, apart from differences."""
     row = tasks[0].row
-    took = [json.loads((task.folder / "finished.json").read_text()) for task in tasks]
+    took = [json.loads((task.folder / "finished.json").read_bytes()) for task in tasks]
     of = {split: records[records["split"] == split].groupby("world") for split in SPLITS}
     by_world = {split: worlds["correct"].mean().tolist() for split, worlds in of.items()}
     return {

@@ -91,7 +91,10 @@ def relative(path: Path | str, folder: Path | str) -> str:
     """A local path as it is written on the card of `folder`; a hub name stays as it is."""
     if not Path(path).exists():
         return str(path)
-    return Path(os.path.relpath(Path(path).resolve(), Path(folder).resolve())).as_posix()
+    try:
+        return Path(os.path.relpath(Path(path).resolve(), Path(folder).resolve())).as_posix()
+    except ValueError:  # Windows: on another drive
+        return Path(path).resolve().as_posix()
 
 
 def resolved(written: str, folder: Path | str) -> str:
