@@ -75,13 +75,14 @@ def main(argv: list[str] | None = None) -> int:
     command = read_command(argv)
     try:
         unsloth.import_first(getattr(command, "settings", ()))  # before anything heavy
-        from finer1_lite.runtime import devices
+        from finer1_lite.runtime import devices, files
         from finer1_lite.runtime.console import quiet
 
         if getattr(command, "computes", False):
             devices.prepare(getattr(command, "preset", None))
         quiet()
-        command.start()
+        with files.nothing_left_of_a_failed_start():
+            command.start()
     except (ValueError, OSError, MemoryError) as error:  # bad input, disk: say what and stop
         log.error("error: %s", error)
         return 2

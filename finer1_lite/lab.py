@@ -110,9 +110,9 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     start_of = (job.preset, job.folder, job.world_seed, collection if job.photos else None)
     start_of += ([row["chain"] for row in job.chain_rows(collection)],)
     base = distributed.on_main_process(lambda: prepare_base(*start_of))
-    distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     preset = job.preset
     student = StudentAnswerer(models.load_student(base, preset), "base", preset.max_new_tokens)
+    distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     evaluate_on(collection, student, job.folder / "base", preset, "answer", "think")
     del student
     run_seeds(job, base, workers)
