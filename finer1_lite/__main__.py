@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from typing import Any
 
@@ -28,6 +29,7 @@ COMMANDS = {  # name -> what it is for (docstring), its options (fields), what i
     "predict": evals.PredictCommand,
     "merge": tools.MergeCommand,
 }
+DEVICE_HELP = "auto: CUDA where there is a GPU, else the CPU (default: the variable FINER1_DEVICE)"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,12 +54,19 @@ def add_commands(place: Any, commands: dict[str, type]) -> None:
             add_commands(steps, command.commands)
         else:
             add_options(parser, command)
+            if getattr(command, "computes", False):
+                parser.add_argument("--device", metavar="{auto,cuda,mps,cpu}", help=DEVICE_HELP)
             parser.set_defaults(command=command)
 
 
 def read_command(argv: list[str] | None) -> Any:
-    """The command that is asked for, with its options filled in."""
+    """The command that is asked for, with its options filled in.
+
+    A device goes to the environment, where child processes find it too.
+    """
     args = build_parser().parse_args(argv)
+    if getattr(args, "device", None) is not None:
+        os.environ["FINER1_DEVICE"] = args.device
     return from_options(args.command, args)
 
 
@@ -66,10 +75,14 @@ def main(argv: list[str] | None = None) -> int:
     command = read_command(argv)
     try:
         unsloth.import_first(getattr(command, "settings", ()))  # before anything heavy
+        from finer1_lite.runtime import devices, files
         from finer1_lite.runtime.console import quiet
 
+        if getattr(command, "computes", False):
+            devices.prepare(getattr(command, "preset", None))
         quiet()
-        command.start()
+        with files.nothing_left_of_a_failed_start():
+            command.start()
     except (ValueError, OSError, MemoryError) as error:  # bad input, disk: say what and stop
         log.error("error: %s", error)
         return 2

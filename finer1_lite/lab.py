@@ -116,9 +116,9 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     start_of = (job.preset, job.folder, job.world_seed, collection if job.photos else None)
     start_of += ([row["chain"] for row in job.chain_rows(collection)],)
     base = distributed.on_main_process(lambda: prepare_base(*start_of))
-    distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     preset = job.preset
     student = StudentAnswerer(models.load_student(base, preset), "base", preset.max_new_tokens)
+    distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     evaluate_on(collection, student, job.folder / "base", preset, "answer", "think")
     del student
     run_seeds(job, base, workers)
@@ -197,7 +197,7 @@ def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, 
 
 def run_seeds(job: Run, base: Path | str, workers: int) -> None:
     """The training seeds, side by side where there are cores and no GPU to share."""
-    workers = choose_workers(len(job.seeds), workers, "seed", models.choose_device().type == "cuda")
+    workers = choose_workers(len(job.seeds), workers, "seed", models.choose_device().type != "cpu")
     if workers == 1:
         for seed in job.seeds:
             run_seed(job, base, seed)

@@ -106,6 +106,8 @@ def read_weights(
     source: str | Path, device: torch.device, dtype: torch.dtype | str, quantize: str = "none"
 ) -> nn.Module:
     """The plain model, its language layers in 4 bits where asked. dtype: also "auto"."""
+    if quantize != "none" and device.type == "mps":
+        raise ValueError(f"quantize {quantize} needs CUDA or a CPU, not mps: set quantize=none")
     quantization = four_bits(quantize, dtype)
     if random_weights.is_random(source):
         model = random_weights.load(source, dtype, quantization, device)

@@ -207,7 +207,7 @@ def name_logps(
     heads = [tok(c, add_special_tokens=False)["input_ids"] + every[0][:shared] for c in chains]
     tails = [torch.tensor(ids[shared:]) for ids in every]
     found = logprobs.of_each(student.model, generation.extended(batch, heads), tails)
-    return found.double().cpu().numpy()
+    return found.cpu().double().numpy()
 
 
 # --- calibration ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from finer1_lite.runtime.files import open_folder
 
 OPTIONS = {
     "lab": """
+        --device {auto,cuda,mps,cpu}
         --name
         --out Path = runs
         --fresh = False
@@ -44,12 +45,14 @@ OPTIONS = {
         --set KEY=VALUE x*
     """,
     "pretrain": """
+        --device {auto,cuda,mps,cpu}
         --world-seed int = 0
         --steps int
         --seed int = 0
         --out Path = runs
     """,
     "ablate": """
+        --device {auto,cuda,mps,cpu}
         --name = ablation
         --out Path = runs
         --rows x+
@@ -59,6 +62,7 @@ OPTIONS = {
         --set KEY=VALUE x+
     """,
     "bench": """
+        --device {auto,cuda,mps,cpu}
         --preset {lab,t4,l4,a100} = lab
         --full = False
         --groups int
@@ -75,6 +79,7 @@ OPTIONS = {
         --json FILE Path
     """,
     "cot make": """
+        --device {auto,cuda,mps,cpu}
         --photos Path
         --descriptions Path
         --coarse
@@ -131,6 +136,7 @@ OPTIONS = {
     """,
     "evaluate": """
         models MODEL x*
+        --device {auto,cuda,mps,cpu}
         --endpoint URL
         --model NAME x+
         --key-env = OPENAI_API_KEY
@@ -175,6 +181,7 @@ OPTIONS = {
     """,
     "analyse": """
         models MODEL x2
+        --device {auto,cuda,mps,cpu}
         --base
         --name = analysis
         --out Path = runs
@@ -210,6 +217,7 @@ OPTIONS = {
     "predict": """
         model MODEL Path
         photos PHOTO Path x+
+        --device {auto,cuda,mps,cpu}
         --top int = 3
         --csv FILE Path
         --html FILE Path

@@ -58,6 +58,7 @@ class MakeCommand:
     column `decision` of OUT/review.csv and start it again: reviewed.jsonl holds what you decided.
     """
 
+    computes = True
     pictures: PictureOptions
     out: Path = option(REQUIRED, "folder of this set of chains")
     teacher: Literal["oracle", "table", "local", "endpoint", "student"] | None = option(

@@ -170,7 +170,7 @@ def search(study: Study, workers: int) -> dict[str, float]:
     Best by the harmonic mean of seen and unseen accuracy. search.json keeps them; new ones join.
     """
     path = study.folder / "search.json"
-    held = json.loads(path.read_text()) if path.exists() else {"rates": {}, "tried": {}}
+    held = json.loads(path.read_bytes()) if path.exists() else {"rates": {}, "tried": {}}
     families = sorted({ROWS[row].rate_of for row in study.rows} - held["rates"].keys())
     if not families:
         return held["rates"]
@@ -242,7 +242,7 @@ def do_all(tasks: list[Task], workers: int) -> None:
     left = [task for task in tasks if not task.done]
     if not left:
         return
-    on_gpu = models.choose_device().type == "cuda"
+    on_gpu = models.choose_device().type != "cpu"
     workers = min(choose_workers(len(left), workers, "training", on_gpu), len(left))
     rows = ", ".join(dict.fromkeys(task.name for task in left))
     with progress_bar(len(left), rows[:60]) as bar, worker_pool(workers, bars=False) as pool:
@@ -290,7 +290,7 @@ def measure(study: Study, rates: dict[str, float]) -> dict:
 def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
     """What the table says of one row, apart from differences."""
     row = tasks[0].row
-    took = [json.loads((task.folder / "finished.json").read_text()) for task in tasks]
+    took = [json.loads((task.folder / "finished.json").read_bytes()) for task in tasks]
     of = {split: records[records["split"] == split].groupby("world") for split in SPLITS}
     by_world = {split: worlds["correct"].mean().tolist() for split, worlds in of.items()}
     return {

@@ -111,6 +111,7 @@ class EvaluateCommand(JobOptions):
     and report.html. Killed and started again, it resumes.
     """
 
+    computes = True
     endpoint: str | None = option(
         None, "an OpenAI-compatible one, up to /v1; --model names models there", metavar="URL"
     )
@@ -222,6 +223,7 @@ class AnalyseCommand(JobOptions):
     and picture, a covered mark. Writes OUT/NAME/report.html. Killed and started again, it resumes.
     """
 
+    computes = True
     models: tuple[str, str] = argument("before and after: folders or hub names", metavar="MODEL")
     name: str = option("analysis", "name of the run")
 
@@ -244,6 +246,7 @@ class AblateCommand:
     Killed and started again, it resumes; rows named later are added to OUT/NAME/report.html.
     """
 
+    computes = True
     name: str = option("ablation", "name of the study")
     out: Path = option(Path("runs"), "folder of all runs")
     rows: tuple[str, ...] | None = option(None, "rows of the table (default: all)")
@@ -279,6 +282,7 @@ class PredictCommand:
     and answer agree. Killed and started again, it resumes.
     """
 
+    computes = True
     model: Path = argument("run, adapter or merged model with its card", metavar="MODEL")
     photos: tuple[Path, ...] = argument(
         "photographs, or folders of them at any depth", metavar="PHOTO"

@@ -8,25 +8,66 @@ from functools import cache
 import torch
 
 from finer1_lite.runtime import distributed
+from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
+VARIABLE = "FINER1_DEVICE"  # what `--device` sets, for child processes too
+DEVICES = ("auto", "cuda", "mps", "cpu")
+NOT_FOUND = "no CUDA GPU was found"
+
+
+def available() -> list[str]:
+    """What this machine computes on."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [name for name, found in there.items() if found] + ["cpu"]
+
+
+def asked() -> str:
+    """What `--device` or the variable names ("auto"); DataError where that is not here."""
+    name = os.environ.get(VARIABLE) or "auto"
+    here = available()
+    if name.partition(":")[0] not in {"auto", *here}:
+        allowed = f"choose of {', '.join(DEVICES)}; this machine has {', '.join(here)}"
+        raise DataError([f"{name!r}: {allowed}"], f"--device, or {VARIABLE}, cannot be used:")
+    return name
+
+
+def prepare(preset: str | None) -> None:
+    """Settle the device of a command before anything is fetched or loaded.
+
+    preset: of `--preset`. ValueError where a GPU's preset would run without one and no device
+    was named.
+    """
+    choose_device.cache_clear()
+    if asked() == "auto" and preset not in (None, "lab") and "cuda" not in available():
+        raise ValueError(
+            f"--preset {preset} is made for a CUDA GPU and {NOT_FOUND}; "
+            "--preset lab is made for a CPU, and --device cpu goes on all the same (slowly)"
+        )
 
 
 @cache
 def choose_device() -> torch.device:
-    """CUDA where there is one; `FINER1_DEVICE` overrides. Prints why."""
-    chosen = os.environ.get("FINER1_DEVICE")
-    name = chosen or ("cuda" if torch.cuda.is_available() else "cpu")
-    why = "FINER1_DEVICE" if chosen else "torch.cuda.is_available()"
-    name = distributed.device_name(name)
-    log.info("device %s (%s)", name, why)
-    return torch.device(name)
+    """CUDA where there is one, else the CPU, or what is asked for. Prints why."""
+    name = asked()
+    why = f"as --device or {VARIABLE} says"
+    if name == "auto":
+        name = "cuda" if "cuda" in available() else "cpu"
+        why = f"{NOT_FOUND}, so the CPU is used"
+        why += "; --device mps uses this Mac's GPU" if "mps" in available() else ""
+    device = torch.device(distributed.device_name(name))
+    if device.type == "cuda":
+        why = torch.cuda.get_device_name(device)
+    log.info("device %s: %s", device, why)
+    return device
 
 
 @cache
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a CPU, bfloat16 from Ampere on, float16 before. Prints why."""
-    if device.type != "cuda":
+    """float32 on a CPU and on mps, bfloat16 from Ampere on, float16 before. Prints why."""
+    if device.type == "mps":
+        dtype, why = torch.float32, "half precision is untried on mps"
+    elif device.type != "cuda":
         dtype, why = torch.float32, "exact and repeatable on a CPU"
     elif torch.cuda.get_device_capability(device) >= (8, 0):
         dtype, why = torch.bfloat16, "this card computes in it (Ampere or later)"

@@ -12,10 +12,13 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger("finer1_lite")
 OTHER_NAME = "choose another --name, or --fresh to start over"
+CONFIG = "config.json"  # of a run: the first file in its folder
+_begun: dict[Path, tuple[list[Path], str]] = {}  # new run -> what was made for it, what it keeps
 
 
 class DataError(ValueError):
@@ -106,7 +109,7 @@ def open_folder(
     entry that belongs to the run and outlasts a fresh start (it may have been paid for); mend:
     what to do about another run.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     held = _run_config(path)
     if fresh and held:
         if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
@@ -134,7 +137,7 @@ def _clear(folder: Path, keep: str) -> None:
 
 def require_usable(folder: Path, keep: str = "", held: dict | None = None) -> None:
     """Raise a DataError where no run can be kept in this folder; creates it where it can."""
-    problem = _unusable(folder, keep, held or _run_config(folder / "config.json"))
+    problem = _unusable(folder, keep, held or _run_config(folder / CONFIG))
     if problem:
         raise DataError([f"{problem}: choose another --out or --name"], "no run folder")
 
@@ -143,6 +146,9 @@ def _unusable(folder: Path, keep: str, held: dict | None) -> str:
     """Why no run can be kept in this folder, or ""; creates it where it can."""
     if folder.is_dir() and {p.name for p in folder.iterdir()} - {keep} and held is None:
         return f"{folder} is not empty and holds no run"
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    if held is None:
+        _begun.setdefault(folder, (made, keep))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -150,6 +156,31 @@ def _unusable(folder: Path, keep: str, held: dict | None) -> str:
     except OSError as error:
         return f"{folder} cannot be written ({error.strerror})"
     return ""
+
+
+@contextmanager
+def nothing_left_of_a_failed_start() -> Iterator[None]:
+    """Where bad input ends a run before it has computed anything, take its new folder away.
+
+    Also the folders that were made above it. What was there before stays.
+    """
+    _begun.clear()
+    try:
+        yield
+    except (ValueError, OSError):
+        for folder, (made, keep) in reversed(_begun.items()):
+            _take_back(folder, made, {CONFIG, keep})
+        raise
+
+
+def _take_back(folder: Path, made: list[Path], known: set[str]) -> None:
+    """Delete the config of a run that holds no file beside the known entries; empty folders."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    if {path.relative_to(folder).parts[0] for path in files} <= known:
+        with suppress(OSError):  # a folder that is not empty stays
+            (folder / CONFIG).unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
 
 
 def _run_config(path: Path) -> dict | None:

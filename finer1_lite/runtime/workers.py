@@ -4,7 +4,6 @@ import logging
 import multiprocessing
 import os
 import threading
-import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
@@ -37,10 +36,10 @@ def worker_pool(workers: int, bars: bool = True) -> ProcessPoolExecutor:
     """Fresh processes that share the cores and end with this one; with bars of their own or not."""
     context = multiprocessing.get_context("spawn")
     threads = max(1, _cores() // workers)
-    return ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads, bars))
+    return ProcessPoolExecutor(workers, context, _start_worker, (threads, bars))
 
 
-def _start_worker(parent: int, threads: int, bars: bool) -> None:
+def _start_worker(threads: int, bars: bool) -> None:
     """A worker ends with its parent: a killed run must not go on writing."""
     torch.set_num_threads(threads)
     quiet()
@@ -48,8 +47,7 @@ def _start_worker(parent: int, threads: int, bars: bool) -> None:
         hide_bars()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -4,7 +4,7 @@ A process a row, because the peak of memory belongs to a process. The rows' step
 turn (see `bench`), so each process waits for its word before every step.
 """
 
-import resource
+import math
 import tempfile
 import time
 from collections import Counter
@@ -28,6 +28,11 @@ from finer1_lite.presets import Preset
 from finer1_lite.runtime.console import hide_bars, quiet
 from finer1_lite.species import Collection, Photo
 from finer1_lite.students import lab_student
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 SEED = 0
 NEVER = -1e4  # a logit that is never drawn, and finite: entropies stay numbers
@@ -290,16 +295,17 @@ class Meter(TrainerCallback):
 def memory_mb(device: torch.device, peak: bool = False) -> float:
     """Memory that is held, or the largest since `forget_peak`, MiB: torch's own on a GPU.
 
-    Else the process's, resident. Elsewhere than on Linux the peak stands for both. (There,
-    `ru_maxrss` would not do: a child starts with its parent's.)
+    Else the process's, resident: on macOS the peak stands for both, on Windows there is none
+    (nan). (On Linux `ru_maxrss` would not do: a child starts with its parent's.)
     """
     if device.type == "cuda":
         held = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
         return held(device) / MIB
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB  # macOS: bytes
+        peak_of = resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes
+        return math.nan if peak_of is None else peak_of / MIB
     name = "VmHWM" if peak else "VmRSS"
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
@@ -309,4 +315,4 @@ def forget_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")

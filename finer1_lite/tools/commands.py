@@ -25,6 +25,7 @@ class LabCommand(PhotoOptions):
     Writes OUT/NAME/report.html. Killed and started again, it resumes.
     """
 
+    computes = True
     template: bool = option(
         False, "only write DIR/descriptions.csv with every class of --photos, for you to fill in"
     )
@@ -145,6 +146,7 @@ class PretrainCommand:
     probes it, and writes weights and record.json.
     """
 
+    computes = True
     world_seed: int = option(0, "which world of paper birds")
     steps: int | None = option(None, "optimiser steps")
     seed: int = option(0, "seed of weights and data")
@@ -168,6 +170,7 @@ class BenchCommand:
     peak memory, pictures encoded; then how each grows.
     """
 
+    computes = True
     preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
     full: bool = option(False, "a 3B model on one GPU: memory and rollouts against the plan")
     groups: int | None = option(None, "anchors a step (default: 2; 1 with --full)")
