@@ -106,7 +106,7 @@ def _scan(root: Path, reading: Reading, problems: list[str]) -> list[ClassFolder
             problems.append(f"{what}; 2 or more are needed")
     else:
         classes = layouts.from_folders(walk, reading)
-        why_not = layouts.too_few_classes(root, classes, walk.skipped)
+        why_not = layouts.too_few_classes(walk, classes)
         if why_not:
             problems.append(why_not)
             classes = [one for one in classes if one.files]

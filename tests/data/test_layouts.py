@@ -11,7 +11,7 @@ import pytest
 from photo_folders import FOUR, four_classes, noise, only_problem, problems_of
 from PIL import Image
 
-from finer1_lite.__main__ import main
+from finer1_lite.__main__ import main, read_command
 from finer1_lite.data import images, layouts
 from finer1_lite.data.folders import Reading
 from finer1_lite.species import load_folder, write_attribution
@@ -166,6 +166,30 @@ def test_a_flat_folder_with_a_table(tmp_path, text, columns):
     found = load_folder(root, reading=Reading(table="labels.csv", **named), unseen_share=0)
     assert found.names == ["beagle", "pug"] and len(found.train + found.test) == 12
     assert all(int(p.id[6:9]) % 2 == (p.species == "beagle") for p in found.train + found.test)
+
+
+def test_options_of_a_command_reach_the_folder(tmp_path, monkeypatch):
+    root = flat(tmp_path / "dogs")
+    (root / "labels.csv").write_text("id,breed\n" + labels("{:03},{}\n"))
+    monkeypatch.chdir(tmp_path)
+    given = ["--shots", "2", "--unseen-share", "0", "--skip-broken"]
+    command = ["cot", "triplets", "--photos", "dogs", *given, "--out", "x"]
+    for table in ("labels.csv", "dogs/labels.csv", str(root / "labels.csv")):
+        pictures = read_command([*command, "--table", table]).pictures
+        assert pictures.reading() == Reading(table="labels.csv", skip_broken=True)
+        dogs = pictures.collection()
+        assert counts(dogs.train) == {"beagle": 2, "pug": 2} and dogs.coarse == "object"
+    assert read_command(command[:2] + command[-2:]).pictures.word == "bird"
+
+
+def test_a_name_of_two_files_is_told(tmp_path):
+    root = flat(tmp_path)
+    noise(root / "test" / "000.jpg")
+    (root / "labels.csv").write_text("id,breed\n" + labels("{:03},{}\n"))
+    problem = only_problem(root, reading=Reading(table="labels.csv"))
+    assert "'000' can be test/000.jpg or train/000.jpg" in problem
+    (root / "labels.csv").write_text("id,breed\n" + labels("train/{:03}.jpg,{}\n"))
+    assert len(load_folder(root, reading=Reading(table="labels.csv")).test) == 8
 
 
 def test_what_is_wrong_with_a_table_of_labels(tmp_path, said):
