@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Run:
     coarse: str = "bird"
     unseen_share: float = 0.4  # of the photographs' classes
     reading: Reading = Reading()  # how the folder of photographs is read
+    chains: cot.Chains | None = None  # of stage 1, written elsewhere; None: the teacher's
     report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
     def collection(self) -> tuple[Collection, cot.ChainWriter]:
@@ -56,11 +57,19 @@ class Run:
         own = ("unseen_share", "descriptions", "coarse", "reading")
         words = {name: getattr(self, name) for name in own}
         found = load_folder(self.photos, shots=shots, **words)
-        cot.require_descriptions(found, f"{self.photos}: the teacher")
+        if self.chains is None:
+            cot.require_descriptions(found, f"{self.photos}: the teacher")
+        else:
+            found = cot.described_by(found, self.chains)
         return found, lambda photo, rng: cot.table_chain(found, photo.species, rng)
 
     def config(self, collection: Collection) -> dict:
         """What must be equal for a folder's content to be used again."""
+        own = {}
+        if self.photos is not None:
+            own["descriptions"] = fingerprint([one.description for one in collection.species])
+        if self.chains is not None:
+            own["chains"] = fingerprint([str(row) for row in self.chain_rows(collection)])
         return {
             "name": self.folder.name,
             "coarse": collection.coarse,
@@ -71,13 +80,25 @@ class Run:
             "test_pictures": len(collection.test),
             "data": fingerprint([p.id for p in (*collection.train, *collection.test)]),
             "preset": self.preset.to_dict(),
+            **own,
         }
+
+    def chain_rows(self, collection: Collection) -> list[dict]:
+        """The lines of chains.jsonl for the chains that were written elsewhere."""
+        return [
+            {"photo": photo.id, "species": photo.species, "chain": chain}
+            for photo in collection.train
+            for chain in cot.several((self.chains or {}).get(photo.id, ()))
+        ]
 
 
 def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     """Do the whole job; returns the run's folder, which holds metrics.json when it is done."""
     collection, teacher = job.collection()
-    distributed.on_main_process(lambda: open_folder(job.folder, job.config(collection), fresh))
+    if job.chains is not None:
+        cot.check_chains(collection, job.chains)
+    config = job.config(collection)
+    distributed.on_main_process(lambda: open_folder(job.folder, config, fresh, keep="chains"))
     attribution = job.folder / "attribution.csv"
     distributed.on_main_process(lambda: write_attribution(collection, attribution))
     if distributed.broadcast((job.folder / "metrics.json").exists()):
@@ -86,6 +107,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     start = time.time()
     resumed = (job.folder / "chains.jsonl").exists()
     start_of = (job.preset, job.folder, job.world_seed, collection if job.photos else None)
+    start_of += ([row["chain"] for row in job.chain_rows(collection)],)
     base = distributed.on_main_process(lambda: prepare_base(*start_of))
     distributed.on_main_process(lambda: write_chains(job, collection, teacher))
     preset = job.preset
@@ -101,10 +123,12 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
 
 
 def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:
-    """The teacher's chain for every training picture, into chains.jsonl."""
+    """The chains of the training pictures, given or the teacher's, into chains.jsonl."""
     path = job.folder / "chains.jsonl"
     train = collection.train
-    if not path.exists():
+    if job.chains is not None:
+        files.write_lines(path, job.chain_rows(collection))
+    elif not path.exists():
         chains = cot.make_chains(collection, teacher, seed=0)
         rows = [{"photo": p.id, "species": p.species, "chain": chains[p.id]} for p in train]
         files.write_lines(path, rows)
@@ -146,8 +170,14 @@ def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, 
     student = models.load_student(base, job.preset)
     if stage == "sft":
         student = models.add_adapter(student, job.preset, seed)
-        chains = files.read(job.folder / "chains.jsonl", objects=True)
-        rows = chain_rows(collection, {row["photo"]: row["chain"] for _, row in chains})
+        chains: dict[str, list[str]] = {}
+        for _, row in files.read(job.folder / "chains.jsonl", objects=True):
+            chains.setdefault(row["photo"], []).append(row["chain"])
+        if job.chains is not None:  # the others are in stage 2 only
+            collection = replace(
+                collection, train=tuple(p for p in collection.train if p.id in chains)
+            )
+        rows = chain_rows(collection, chains)
         train_sft(student, rows, job.preset, seed, folder / stage)
     else:
         student = models.load_adapter(student, folder / "sft", trainable=True)

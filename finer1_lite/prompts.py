@@ -158,6 +158,7 @@ class TeacherPrompt:
     name: str = ""
     candidates: tuple[str, ...] = ()
     concepts: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()  # concepts that must not be cited
 
 
 def description_prompt(coarse: str, view: int) -> TeacherPrompt:

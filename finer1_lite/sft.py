@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from finer1_lite import models, prompts
+from finer1_lite import cot, models, prompts
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, oom
@@ -26,10 +26,10 @@ from finer1_lite.trainer import last_checkpoint, save_trained
 MICRO = "sft.micro_batch"
 
 
-def chain_rows(collection: Collection, chains: dict[str, str], kind: str = "think") -> Dataset:
+def chain_rows(collection: Collection, chains: cot.Chains, kind: str = "think") -> Dataset:
     """Training pictures and their chains in TRL's conversational prompt-completion form.
 
-    chains: photo id -> chain. Raises ValueError naming photos without a chain.
+    chains: photo id -> chain, or several. Raises ValueError naming photos without a chain.
     """
     missing = [p.id for p in collection.train if p.id not in chains]
     if missing:
@@ -39,9 +39,10 @@ def chain_rows(collection: Collection, chains: dict[str, str], kind: str = "thin
         {
             "images": [photo.image()],
             "prompt": [{"role": "user", "content": question}],
-            "completion": [{"role": "assistant", "content": chains[photo.id]}],
+            "completion": [{"role": "assistant", "content": chain}],
         }
         for photo in collection.train
+        for chain in cot.several(chains[photo.id])
     ]
     turn = [{"role": Value("string"), "content": Value("string")}]
     features = Features({"images": List(Image()), "prompt": turn, "completion": turn})

@@ -16,7 +16,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -204,9 +204,8 @@ def load_folder(
         test += _unlike_training(one, chosen, fresh, problems)
     if problems:
         raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
-    distance = partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
     credit = {file.id: file.credit for one in classes for file in one.files if file.credit}
-    found = Collection(coarse, species, tuple(train), tuple(test), distance, credit)
+    found = Collection(coarse, species, tuple(train), tuple(test), by_words(species), credit)
     _say(root, found, shots, why)
     return found
 
@@ -223,7 +222,7 @@ def write_attribution(collection: Collection, path: Path) -> None:
     rows.writerow(["file", "class", "licence", "observer", "source"])
     photos = (*collection.train, *collection.test)
     rows.writerows([p.id, p.species, *collection.credits.get(p.id, ("", "", ""))] for p in photos)
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode("utf-8-sig"))  # the mark is for Excel
 
 
 def _say(root: Path, found: Collection, shots: int, why: str) -> None:
@@ -236,6 +235,19 @@ def _say(root: Path, found: Collection, shots: int, why: str) -> None:
         words = "%d of %d classes are never taught, their %d photographs only test (%s): %s"
         counts = (len(never), len(found.species), len(found.test) - fresh)
         log.info(words, *counts, why, ", ".join(never))
+
+
+def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:
+    """The distance between two classes by the words of their names and descriptions."""
+    return partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
+
+
+def with_descriptions(collection: Collection, texts: Mapping[str, str]) -> Collection:
+    """The same photos, these classes (name -> text) described anew; likeness goes by words."""
+    species = tuple(
+        replace(one, description=texts.get(one.name, one.description)) for one in collection.species
+    )
+    return replace(collection, species=species, distance=by_words(species))
 
 
 def _argument_problems(shots: int, unseen_share: float) -> list[str]:

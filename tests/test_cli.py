@@ -35,6 +35,11 @@ OPTIONS = {
         --sft-steps int
         --tapo-steps int
         --test-pictures int
+        --chains Path
+        --teacher {table,local,endpoint,student}
+        --teacher-model
+        --url = http://localhost:8000/v1
+        --key-env = OPENAI_API_KEY
         --report-to {none,tensorboard,wandb,trackio} = none
         --set KEY=VALUE x*
     """,
@@ -91,7 +96,6 @@ OPTIONS = {
         --max-tokens int = 1024
         --descriptions-a-picture int = 6
         --extract {teacher,yake}
-        --estimator {count,infonce} = count
         --beta float = 0.7
         --per-picture int = 1
         --rounds int = 4

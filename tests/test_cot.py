@@ -3,11 +3,12 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from finer1_lite import cot, paperbirds, prompts, rewards
-from finer1_lite.data.chain_text import Chain
+from finer1_lite.data.chain_text import Chain, names_in
 from finer1_lite.species import Collection, Photo, Species
 
 FORM = re.compile(
@@ -98,14 +99,44 @@ def test_the_right_name_stands_in_every_place_equally_often(world, table, teache
 
 def test_table_chain_keeps_class_names_out_of_the_analysis(table):
     """A description often names its class: the analysis must not give the answer away."""
-    of_names = {word for name in table.names for word in name.split()}
     for name in table.names:
         parts = parts_of(cot.table_chain(table, name, random.Random(0)))
-        assert not of_names & set(re.findall(r"\w+", parts["analysis"]))
+        assert not any(names_in(parts["analysis"], other) for other in table.names)
+        assert parts["analysis"].startswith(cot.LOOK_FOR)  # nobody has looked at the picture
         assert parts["comparison"].pop(name) == "fits"
         assert all(r.startswith("would be ") for r in parts["comparison"].values())
-    analysis = parts_of(cot.table_chain(table, "red kite", random.Random(0)))["analysis"]
-    assert analysis.endswith("with a deeply forked rusty tail unlike the")
+    assert cot.looks(table, "red kite") == ["deeply forked rusty tail"]
+    chain = cot.table_chain(table, "red kite", random.Random(0))
+    assert parts_of(chain)["analysis"] == "to look for: deeply forked rusty tail"
+
+
+def test_analyses_of_one_class_differ_and_say_only_what_its_description_says(table):
+    """The description of a class is one text: its photographs must not all recite it."""
+    said = Counter()
+    for seed in range(60):
+        chain = cot.table_chain(table, "tawny owl", random.Random(seed))
+        said[parts_of(chain)["analysis"].removeprefix(cot.LOOK_FOR)] += 1
+    assert len(said) >= 2 and max(said.values()) < 50
+    told = cot.looks(table, "tawny owl")
+    assert told == ["stocky, mottled", "round face and dark eyes"]
+    for text in said:
+        assert text in (", ".join(told), *told)
+
+
+def test_of_a_class_of_unknown_looks_the_chain_says_so(table):
+    bare = replace(table.species[0], description="It is a red kite.")
+    unknown = replace(table, species=(bare, *table.species[1:]))
+    parts = parts_of(cot.table_chain(unknown, "red kite", random.Random(0)))
+    assert parts["analysis"] == cot.UNKNOWN
+    parts = parts_of(cot.table_chain(unknown, "black kite", random.Random(0)))
+    assert parts["comparison"]["red kite"] == cot.UNKNOWN
+
+
+def test_a_remark_denies_in_words_that_fit_its_sentence(table):
+    told = replace(table.species[1], description="Lacks wing bars; no crest at all")
+    told = replace(table, species=(table.species[0], told, *table.species[2:]))
+    parts = parts_of(cot.table_chain(told, "red kite", random.Random(0)))
+    assert parts["comparison"]["black kite"] == "would be without wing bars"
 
 
 def test_a_chain_needs_its_name_among_at_most_four_candidates():

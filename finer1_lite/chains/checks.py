@@ -6,7 +6,7 @@ table of all. The same table serves our own form and the released chains' free p
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ from scipy.stats import binom
 from finer1_lite import prompts, rewards
 from finer1_lite.chains import concepts
 from finer1_lite.chains.formats import Record
+from finer1_lite.data import wording
 from finer1_lite.data.chain_text import LOOSE_HEADINGS, PARTS, Chain, fold, names_in
 
 MIN_WORDS, MAX_WORDS = 20, 900  # of the thought
@@ -34,18 +35,6 @@ _HIDDEN = re.compile(
     r"(?:description|caption|metadata|label|prompt)(?! of)\b"
     r"|ground[- ]truth|correct (?:answer|label)|(?:i|we) (?:was|were|am|are) (?:told|given)"
     r"|(?:question|prompt|user) (?:specif|stat|mention)\w*"
-)
-_UNIT = r"(?:(?:centi|milli)?met(?:er|re)s?|cm|mm|inch(?:es)?|feet|foot|ft|m|in)"
-_NUMBER = r"(?<![\d.,])\d{1,9}(?:[.,]\d{1,9}){0,2}"  # bounded: linear in any run of digits
-_MEASURE = re.compile(
-    rf"{_NUMBER}(?:\s?(?:-|\u2013|to)\s?\d{{1,9}}(?:[.,]\d{{1,9}})?)?[\s-]{{0,3}}{_UNIT}\b(?!-)"
-    rf"|{_NUMBER}\s?(?:kg|kilograms?|grams?|pounds?|lbs?|horsepower|hp|mph|km/h|litres?|liters?)\b"
-)
-_YEAR = re.compile(r"\b(?:18|19|20)\d\d\b")
-_SENSE = re.compile(
-    r"\b(?:tast(?:e|es|y|ing)|flavou?rs?|aromas?|aromatic|scents?|scented|fragran(?:t|ce)|smells?|"
-    r"sweet(?:er|est|ness)?|sour|acidity|juic(?:y|iness)|crisp(?:y|ier)?|mellow|desserts?|"
-    r"songs?|sings?|singing|calls? loudly|mimicry|engine sound)\b"
 )
 
 
@@ -137,23 +126,17 @@ def check_hidden(c: Chain) -> str | None:
 
 def check_measure(c: Chain) -> str | None:
     """A size or a weight in numbers, e.g. "13-15 inches long"."""
-    return _invisible(c, _MEASURE, "a photo does not show {!r}")
+    return _invisible(c, wording.MEASURE, "a photo does not show {!r}")
 
 
 def check_year(c: Chain) -> str | None:
     """A year, e.g. "photographed in 2012"; names of classes may hold one."""
-    return _invisible(c, _YEAR, "a photo does not show the year {}")
+    return _invisible(c, wording.YEAR, "a photo does not show the year {}")
 
 
 def check_sense(c: Chain) -> str | None:
     """A taste, a scent or a sound, e.g. "known for its song"."""
-    return _invisible(c, _SENSE, "a photo has no {!r}")
-
-
-def invisible(phrase: str) -> bool:
-    """Whether a phrase tells of what no photo shows: a taste, a size in numbers, a year."""
-    c = Chain(f"<think>{phrase}</think>")
-    return bool(check_sense(c) or check_measure(c) or check_year(c))
+    return _invisible(c, wording.SENSE, "a photo has no {!r}")
 
 
 def _invisible(c: Chain, pattern: re.Pattern, reason: str) -> str | None:
@@ -293,6 +276,20 @@ def duplicates(chains: Mapping[str, Chain]) -> dict[str, ChainProblem]:
     return found
 
 
+def same_analysis(chains: Iterable[tuple[str, Chain]]) -> dict[str, int]:
+    """Count the photographs that share their analysis with another one; chains: (photo, chain).
+
+    Of a description all photographs of a class can get one text: what it says was not seen.
+    """
+    photos: dict[str, set[str]] = {}
+    for photo, chain in chains:
+        if chain.parts.get("analysis"):
+            photos.setdefault(fold(chain.parts["analysis"]), set()).add(photo)
+    shared = [own for own in photos.values() if len(own) > 1]
+    most = max(map(len, shared), default=0)
+    return {"photographs": len(set().union(*shared)), "texts": len(shared), "most": most}
+
+
 def habit(chains: Sequence[Chain]) -> str | None:
     """The label in one place too often to be chance (binomial, p < 0.001, any place)."""
     listing = [c for c in chains if c.place >= 0 and len(c.listed) > 1]
@@ -337,6 +334,7 @@ def audit_chains(records: Sequence[Record]) -> dict:
         "examples": examples,
         "candidates listed": dict(sorted(Counter(len(c.listed) for c in every).items())),
         "place of the label": dict(sorted(Counter(c.place for c in every).items())),
+        "same analysis": same_analysis((r.photo, chains[r.id]) for r in records),
         "habit": habit(every),
         "found": found,
     }
@@ -352,4 +350,6 @@ def audit_text(result: Mapping) -> str:
         lines.append(f"{code:14}{count:6}  {result['examples'].get(code, '')[:90]}")
     lines.append(f"\nlabel at place (where listed word for word): {shares or 'never listed'}")
     lines.append(f"candidates in the list -> chains: {result['candidates listed']}")
+    same = "{photographs} photographs have one of {texts} shared texts, the commonest has {most}"
+    lines.append(f"same analysis: {same.format_map(result['same analysis'])}")
     return "\n".join([*lines, f"habit: {result['habit'] or 'none'}"])

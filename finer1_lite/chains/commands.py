@@ -75,15 +75,17 @@ class MakeCommand:
     extract: Literal["teacher", "yake"] | None = option(
         None, "who names concepts; left out: the teacher, for a table yake"
     )
-    estimator: Literal["count", "infonce"] = option("count", "of the bottleneck")
-    beta: float = option(0.7, "count: price of a bit about the single picture")
+    beta: float = option(0.7, "price of a bit about the single picture")
     per_picture: int = option(1, "chains wanted of a picture")
     rounds: int = option(4, "tries for each of them")
     guess: bool = option(False, "hide the label, keep right chains alone (as --teacher student)")
     seed: int = option(0, "order of candidates")
 
-    def job(self) -> ChainJob:
-        """What is to be made. ValueError listing what does not fit together."""
+    def job(self, collection: Collection | None = None) -> ChainJob:
+        """What is to be made; collection: instead of the pictures that the options name.
+
+        ValueError listing what does not fit together.
+        """
         from finer1_lite.chains.client import Cached, Ledger
         from finer1_lite.chains.make import ChainJob, Settings
 
@@ -96,7 +98,9 @@ class MakeCommand:
             problems.append(f"--teacher {kind} needs --model")
         if problems:
             raise ValueError("; ".join(problems))
-        collection, world = self.pictures.pictures()
+        world = None
+        if collection is None:
+            collection, world = self.pictures.pictures()
         prices = ("price_in", "price_out", "max_requests", "max_cost")
         ledger = Ledger(**given(self.service, *prices))
         teacher = self._teacher(kind, collection, world, ledger)
@@ -105,7 +109,7 @@ class MakeCommand:
         settings = Settings(
             extract=self.extract or ("yake" if kind == "table" else "teacher"),
             guess=self.guess or kind == "student",
-            **given(self, "estimator", "beta", "per_picture", "rounds", "seed"),
+            **given(self, "beta", "per_picture", "rounds", "seed"),
             **given(self, descriptions_a_picture="descriptions"),
         )
         return ChainJob(self.out, collection, teacher, settings, ledger)

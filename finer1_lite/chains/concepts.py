@@ -1,9 +1,8 @@
 """Concepts: the short phrases of descriptions that tell a class from its look-alikes.
 
 Extraction and merging are a library's work (or the teacher's); what is ours is the choice, an
-information bottleneck in two estimators. `infonce` ranks concepts as SelfSynthX does (arXiv
-2502.14044): relevance alone. `count` has both halves, I(concept; class) - beta I(concept;
-picture), estimated from how often the descriptions of each picture mention the concept.
+information bottleneck, I(concept; class) - beta I(concept; picture), estimated from how often the
+descriptions of each picture mention the concept.
 """
 
 import re
@@ -19,14 +18,17 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz
 from scipy.special import entr
 
+from finer1_lite.data import wording
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 BETA = 0.7  # price of a bit about the single picture, in bits about the class
 LEAST = 3  # concepts kept at least (SelfSynthX)
-TEMPERATURE = 0.1  # of infonce (SelfSynthX)
-MARGIN = 0.4  # infonce keeps above mean + 0.4 std (SelfSynthX)
 ALIKE = 90.0  # of 100: phrases that differ by a letter or an ending are one
+DENIED_WORDS = 8  # of a clause that is a concept as a whole
+NEGATED = "\u00ac"  # stands for any negation among stems
+ARTICLES = {"a", "an", "the"}
 AGREED = 1 / 3  # share of a picture's descriptions that make a concept its own
 _STEMMER, _LOCK = snowballstemmer.stemmer("english"), threading.Lock()
 _CLAUSE = re.compile(r"[.,;:!?()\n]|\band\b|\bbut\b|\bwhile\b")
@@ -39,31 +41,53 @@ def _stem(word: str) -> str:
 
 
 def stems(text: str) -> frozenset[str]:
-    """Reduce a text to its words without their endings."""
-    return frozenset(map(_stem, re.findall(r"\w+", text.casefold())))
+    """Reduce a text to its words without their endings; every negation is `NEGATED`."""
+    words = re.findall(r"\w+", wording.NEGATION.sub(" ", text.casefold()))
+    found = frozenset(map(_stem, words)) - ARTICLES
+    return found | {NEGATED} if found and wording.negated(text) else found
 
 
 def clauses(text: str) -> list[frozenset[str]]:
-    """Reduce each clause to stems: in "crown red, back blue" nothing says "red back"."""
-    return [words for words in map(stems, _CLAUSE.split(text)) if words]
+    """Reduce each clause to stems: in "crown red, back blue" nothing says "red back".
+
+    What is denied stays whole: "no bars and spots" has no spots.
+    """
+    found = []
+    for scope in wording.scopes(text):
+        found += [scope] if wording.negated(scope) else _CLAUSE.split(scope)
+    return [words for words in map(stems, found) if words]
 
 
 def mentions(concept: str, stems_of_clauses: Sequence[frozenset[str]]) -> bool:
-    """Whether one clause holds all words of the concept, in any order and ending."""
+    """Whether one clause holds all words of the concept, in any order and ending.
+
+    A denied concept ("without a disc") is mentioned where it is denied, any other where it is not.
+    """
     words = stems(concept)
-    return bool(words) and any(words <= clause for clause in stems_of_clauses)
+    return bool(words) and any(_within(words, clause) for clause in stems_of_clauses)
+
+
+def _within(words: frozenset[str], others: frozenset[str]) -> bool:
+    """Whether all words are among the others, and both deny or neither does."""
+    return words <= others and (NEGATED in words) == (NEGATED in others)
 
 
 # --- extraction and merging ----------------------------------------------------------------
 
 
 def extract(texts: Sequence[str], limit: int = 40) -> list[str]:
-    """Find noun-like phrases of one to three words by YAKE (statistics of texts, no model)."""
+    """Find noun-like phrases of one to three words by YAKE (statistics of texts, no model).
+
+    A clause that denies something is a concept as a whole: YAKE would lose its negation.
+    """
     import yake  # slow to import, and a teacher may extract instead
 
+    every = [clause for text in texts for clause in wording.clauses(text)]
+    denied = [clause for clause in every if wording.negated(clause)]
     extractor = yake.KeywordExtractor(lan="en", n=3, dedup_lim=1.0, top=4 * limit)
-    found = extractor.extract_keywords(".\n".join(texts))
-    return merge([phrase.casefold().strip(" .") for phrase, _ in found])[:limit]
+    found = extractor.extract_keywords(".\n".join(c for c in every if c not in denied))
+    short = [clause for clause in denied if len(clause.split()) <= DENIED_WORDS]
+    return merge([*short, *(phrase.casefold().strip(" .") for phrase, _ in found)])[:limit]
 
 
 def read_list(answer: str, limit: int = 200) -> list[str]:
@@ -81,25 +105,14 @@ def merge(phrases: Iterable[str], alike: float = ALIKE) -> list[str]:
     kept: list[str] = []
     for phrase in sorted(dict.fromkeys(phrases), key=lambda p: -len(p.split())):
         words = stems(phrase)
-        same = (words <= stems(k) or fuzz.token_sort_ratio(phrase, k) >= alike for k in kept)
+        alike_ones = [k for k in kept if wording.negated(k) == wording.negated(phrase)]
+        same = (words <= stems(k) or fuzz.token_sort_ratio(phrase, k) >= alike for k in alike_ones)
         if words and not any(same):
             kept.append(phrase)
     return kept
 
 
-# --- the two estimators --------------------------------------------------------------------
-
-
-def infonce_scores(a: Floats, b: Floats, c: Floats, temperature: float = TEMPERATURE) -> Floats:
-    """Score how much better each concept fits the class's descriptions than the others'.
-
-    a: (N, D) descriptions of the class; b: (J, D) concepts; c: (K, D) descriptions of other
-    classes; rows of length 1. Returns (J,): the sum over i of
-    log(e^(a_i.b_j/t) / (e^(a_i.b_j/t) + sum_k e^(b_j.c_k/t))), at most 0.
-    """
-    own = a @ b.T / temperature  # (N, J)
-    others = np.logaddexp.reduce(c @ b.T / temperature, axis=0, initial=-np.inf)  # (J,)
-    return (own - np.logaddexp(own, others)).sum(0)
+# --- the bottleneck -------------------------------------------------------------------------
 
 
 def information(rates: Floats, groups: Sequence[int]) -> Floats:
@@ -141,12 +154,6 @@ class Selection:
     scores: dict[str, float]
 
 
-def select_infonce(concepts: Sequence[str], scores: Floats, least: int = LEAST) -> Selection:
-    """Keep what scores above mean + 0.4 std, and the best `least` in any case."""
-    limit = scores.mean() + MARGIN * scores.std() if len(scores) else 0.0
-    return _selection(concepts, scores, scores > limit, least)
-
-
 def select_count(
     concepts: Sequence[str], scores: Floats, own: Floats, others: Floats, least: int = LEAST
 ) -> Selection:
@@ -182,17 +189,14 @@ def select(
     described: Mapping[str, Sequence[Sequence[str]]],
     concepts: Sequence[str],
     *,
-    estimator: str = "count",
     beta: float = BETA,
     least: int = LEAST,
 ) -> Selection:
     """Choose the concepts of class `name` against the other classes of `described`.
 
     described: class -> for each of its pictures the descriptions. A concept that no description
-    of the class mentions is neither kept nor dropped. ValueError for an unknown estimator.
+    of the class mentions is neither kept nor dropped.
     """
-    if estimator not in ("count", "infonce"):
-        raise ValueError(f"estimator {estimator!r}: choose count or infonce")
     fewest = min(len(pictures) for pictures in described.values())
     classes = [c for c in described for _ in range(fewest)]
     rates = mention_rates(concepts, [p for c in described for p in described[c][:fewest]])
@@ -200,12 +204,6 @@ def select(
     said = rates[:, of_class].max(1, initial=0) > 0
     concepts = [c for c, s in zip(concepts, said, strict=True) if s]
     rates = rates[said]
-    if estimator == "infonce":
-        own = [t for p in described[name] for t in p]
-        rest = [t for c in described if c != name for p in described[c] for t in p]
-        vectors = embed([*own, *concepts, *rest])
-        a, b, c = np.split(vectors, [len(own), len(own) + len(concepts)])
-        return select_infonce(concepts, infonce_scores(a, b, c), least)
     scores = count_scores(rates, [list(described).index(c) for c in classes], beta)
     others = np.zeros(len(concepts)) if of_class.all() else rates[:, ~of_class].mean(1)
     return select_count(concepts, scores, rates[:, of_class].mean(1), others, least)
@@ -238,17 +236,3 @@ def of_picture(selection: Selection, texts: Sequence[str], least: int = LEAST) -
     rates = mention_rates(selection.kept, [texts])[:, 0]
     own = [c for c, rate in zip(selection.kept, rates, strict=True) if rate >= AGREED]
     return own or list(selection.kept[:least])
-
-
-def embed(texts: Sequence[str]) -> Floats:
-    """Weigh stems by tf-idf, rows of length 1: an encoder without any model, (N, D).
-
-    SelfSynthX embeds with e5-large-v2; any function with this signature can stand here.
-    """
-    bags = [stems(text) for text in texts]
-    words = {word: i for i, word in enumerate(sorted(frozenset().union(*bags)))}
-    held = np.zeros((len(bags), len(words)))
-    for row, bag in zip(held, bags, strict=True):
-        row[[words[w] for w in bag]] = 1.0
-    weighted = held * np.log((1 + len(bags)) / (1 + held.sum(0)) + 1.0)
-    return weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)

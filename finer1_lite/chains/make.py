@@ -7,6 +7,7 @@ started again goes on where it was, and pays for nothing twice.
 """
 
 import json
+import logging
 import random
 import threading
 from collections import Counter, defaultdict
@@ -18,10 +19,13 @@ from finer1_lite import cot, prompts
 from finer1_lite.chains import checks, concepts, formats, review
 from finer1_lite.chains.client import Ledger, Teacher, TeacherError, in_parallel
 from finer1_lite.chains.concepts import Selection
+from finer1_lite.data import wording
 from finer1_lite.data.chain_text import fold
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection, Photo
+
+log = logging.getLogger("finer1_lite")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,6 @@ class Settings:
 
     descriptions: int = 6  # of each picture
     extract: str = "teacher"  # who names concepts: teacher | yake
-    estimator: str = "count"  # count | infonce
     beta: float = concepts.BETA
     neighbours: int = 3  # classes that concepts must tell apart
     per_picture: int = 1  # chains of each picture that pass
@@ -44,8 +47,6 @@ class Settings:
         wrong = {name: "a whole number from 1 on" for name in counts if getattr(self, name) < 1}
         if self.extract not in ("teacher", "yake"):
             wrong["extract"] = "one of teacher, yake"
-        if self.estimator not in ("count", "infonce"):
-            wrong["estimator"] = "one of count, infonce"
         if not 0 <= self.beta <= 1:
             wrong["beta"] = "from 0 to 1 (at 1 no concept is worth its price)"
         if wrong:
@@ -63,6 +64,7 @@ class ChainJob:
     settings: Settings
     ledger: Ledger
     bars: bool = True  # progress bars
+    whole: bool = True  # a picture without a chain at the end is a fault, and not a warning
 
     def __post_init__(self) -> None:
         self._thoughts: dict[str, list[str]] = defaultdict(list)  # photo -> folded thoughts
@@ -78,7 +80,8 @@ class ChainJob:
         config = {"job": "chains of thought", "coarse": self.collection.coarse}
         config |= {"pictures": len(ids), "data": files.fingerprint(ids)}
         config["preset"] = asdict(self.settings) | {"teacher": self.teacher.identity}
-        files.open_folder(self.folder, config, fresh=False)
+        mend = "choose another --out (lab: --name), or delete it"
+        files.open_folder(self.folder, config, fresh=False, mend=mend)
         try:
             described = self._describe()
             stopped = self._write_chains(described, self._select_concepts(described))
@@ -120,10 +123,9 @@ class ChainJob:
         for name in own:
             near = self.collection.neighbours(name, list(own))[: self.settings.neighbours]
             every = concepts.merge(p for c in (name, *near) for p in phrases[c])
-            visible = [c for c in every if not checks.invisible(c)]
+            visible = [c for c in every if not wording.invisible(c)]
             texts = {c: own[c] for c in (name, *near)}
-            how = {"estimator": self.settings.estimator, "beta": self.settings.beta}
-            selected[name] = concepts.select(name, texts, visible, **how)
+            selected[name] = concepts.select(name, texts, visible, beta=self.settings.beta)
         rows = {name: asdict(selection) for name, selection in selected.items()}
         write_json(self.folder / "concepts.json", rows)
         return selected
@@ -151,11 +153,16 @@ class ChainJob:
         problems = in_parallel(self.teacher, self.collection.train, act, "chains", self.bars)
         needed, rounds = self.settings.per_picture, self.settings.rounds
         passed = {p.id: len(self._thoughts[p.id]) for p in self.collection.train}
-        return problems or [
+        missing = [
             f"{photo}: {n} of {needed} chains passed in {rounds} rounds (reasons: rejected.jsonl)"
             for photo, n in passed.items()
             if n < needed
         ]
+        if problems or self.whole:
+            return problems or missing
+        for line in missing:
+            log.warning(line)
+        return []
 
     def _write_one(self, photo: Photo, texts: Sequence[str], selection: Selection) -> None:
         """Go through the rounds of one picture; one rejected before is answered from the cache."""
@@ -177,18 +184,21 @@ class ChainJob:
         for sample in range(self.settings.rounds * needed):
             if len(self._thoughts[photo.id]) >= needed:
                 return
-            prompt = self._prompt(photo, kept, sample)
+            prompt = self._prompt(photo, kept, selection.dropped, sample)
             (reply,) = self.teacher.ask(photo, prompt, [sample])
             made = {"chain": reply.text.strip(), "candidates": prompt.candidates}
             with self._lock:
                 self._accept(replace(plan, id=f"{photo.id}#{sample}", sample=sample, **made))
 
-    def _prompt(self, photo: Photo, kept: Sequence[str], sample: int) -> prompts.TeacherPrompt:
+    def _prompt(
+        self, photo: Photo, kept: Sequence[str], dropped: Sequence[str], sample: int
+    ) -> prompts.TeacherPrompt:
         rng = random.Random(f"candidates/{self.settings.seed}/{photo.id}/{sample}")
         chosen = cot.candidates(self.collection.neighbours(photo.species), photo.species, rng)
         if self.settings.guess:
             return prompts.guess_prompt(self.collection.coarse, chosen)
-        return prompts.chain_prompt(self.collection.coarse, photo.species, chosen, kept)
+        prompt = prompts.chain_prompt(self.collection.coarse, photo.species, chosen, kept)
+        return replace(prompt, dropped=tuple(dropped))
 
     def _accept(self, record: formats.Record) -> None:
         """Append a chain to the good ones, or to the others with its problems."""

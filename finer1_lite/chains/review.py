@@ -124,6 +124,15 @@ class Review:
                 stay.append(self.records[id_])
         return stay
 
+    def turned_down(self) -> dict[str, str]:
+        """The edits that bring a problem, and so stay out: id -> row of review.csv and why."""
+        edited = set(self.ids("edited"))
+        return {
+            id_: f"review.csv, row {row} ({id_}): " + "; ".join(map(str, problems))
+            for row, id_ in enumerate(self.records, 2)
+            if id_ in edited and (problems := self.problems(id_))
+        }
+
     # --- the same in a table ---------------------------------------------------------------
 
     def write_csv(self, path: Path) -> None:
@@ -164,10 +173,11 @@ class Review:
 
 
 def summary(review: Review) -> dict[str, int]:
-    """Count the chains under each decision."""
+    """Count the chains under each decision, and the edits that were turned down."""
     made = [d.action for d in review.decisions.values()]
     counts = {action: made.count(action) for action in ACTIONS}
-    return counts | {"undecided": len(review.records) - len(made)}
+    counts["undecided"] = len(review.records) - len(made)
+    return counts | {"turned down": len(review.turned_down())}
 
 
 def open_review(folder: Path) -> Review:
@@ -191,5 +201,7 @@ def apply_review(folder: Path, undecided: bool = True) -> Review:
     if taken:
         log.info("%s: %d new decisions", table, taken)
     review.write_csv(table)
+    for reason in review.turned_down().values():
+        log.warning("this edit is turned down, and its chain left out: %s", reason)
     formats.write_records(folder / "reviewed.jsonl", review.results(undecided))
     return review

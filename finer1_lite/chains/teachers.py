@@ -9,14 +9,15 @@ what costs time or money is kept on disk by `client.Cached`. A model behind HTTP
 import json
 import random
 import re
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from finer1_lite import cot, paperbirds, prompts
-from finer1_lite.chains import checks
+from finer1_lite.chains import concepts
 from finer1_lite.chains.client import Reply, Samples, TeacherStopped, digest
+from finer1_lite.data import wording
 from finer1_lite.prompts import TeacherPrompt
 from finer1_lite.species import Collection, Photo
 
@@ -81,25 +82,31 @@ class Table:
         return {"teacher": "table", "table": digest(json.dumps(descriptions))}
 
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
-        """Return the same reply for each sample; TeacherStopped where concepts are wanted."""
+        """Return a reply for each sample: what there is to look for, some of it each time.
+
+        TeacherStopped where concepts are wanted.
+        """
         if prompt.kind == "extract":
             raise TeacherStopped("a table cannot extract concepts: use --extract yake")
-        return [Reply(self._write(photo.species, prompt)) for _ in samples]
+        return [Reply(self._write(photo, prompt, sample)) for sample in samples]
 
-    def _write(self, name: str, prompt: TeacherPrompt) -> str:
+    def _write(self, photo: Photo, prompt: TeacherPrompt, sample: int) -> str:
+        told = cot.looks(self.collection, photo.species)
         if prompt.kind == "describe":
-            return cot.without_names(self.collection, self._visible.of(name).description)
-        return cot.table_chain_of(self._visible, name, prompt.candidates, prompt.concepts)
+            return "; ".join(told)
+        rng = random.Random(f"table/{photo.id}/{sample}")
+        said = [phrase for phrase in told if not _cites(phrase, prompt.dropped)]
+        first = [phrase for phrase in said if _cites(phrase, prompt.concepts)]
+        if prompt.concepts and not first:
+            said = first = prompt.concepts
+        analysis = cot.to_look_for(said, rng, first)
+        return cot.table_chain_of(self.collection, photo.species, prompt.candidates, analysis)
 
-    @cached_property
-    def _visible(self) -> Collection:
-        """The collection, its descriptions without the clauses on what no photo shows."""
-        species = []
-        for one in self.collection.species:
-            clauses = re.split(r"(?<=[.,;])\s+|\s(?=\band\b|\bwith\b)", one.description)
-            seen = [c for c in clauses if not checks.invisible(c)]
-            species.append(replace(one, description=" ".join(seen)))
-        return replace(self.collection, species=tuple(species))
+
+def _cites(phrase: str, cited: Sequence[str]) -> bool:
+    """Whether a phrase mentions one of these concepts."""
+    stems = concepts.clauses(wording.cut(phrase, cot.SEEN_WORDS))
+    return any(concepts.mentions(concept, stems) for concept in cited)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 log = logging.getLogger("finer1_lite")
+OTHER_NAME = "choose another --name, or --fresh to start over"
 
 
 class DataError(ValueError):
@@ -95,11 +96,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def open_folder(folder: Path, config: dict, fresh: bool) -> None:
+def open_folder(
+    folder: Path, config: dict, fresh: bool, keep: str = "", mend: str = OTHER_NAME
+) -> None:
     """Create the folder, or accept one of the same configuration.
 
     Raises DataError when it cannot be written or holds another run, naming every setting
-    that differs. `fresh` starts over, in a folder that holds a run and nothing else.
+    that differs. `fresh` starts over, in a folder that holds a run and nothing else. keep: an
+    entry that belongs to the run and outlasts a fresh start (it may have been paid for); mend:
+    what to do about another run.
     """
     path = folder / "config.json"
     held = _run_config(path)
@@ -107,23 +112,36 @@ def open_folder(folder: Path, config: dict, fresh: bool) -> None:
         if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
             what = f"{folder} holds {held.get('job') or 'a lab run'}: choose another --name"
             raise DataError([what], "--fresh deletes runs of its own command only:")
-        shutil.rmtree(folder)
+        _clear(folder, keep)
         held = None
-    problem = _unusable(folder, held)
-    if problem:
-        raise DataError([f"{problem}: choose another --out or --name"], "no run folder")
+    require_usable(folder, keep, held)
     if held is None:
         write_atomically(path, json.dumps(config, indent=1).encode())
         return
     differing = _differences(held, config)
     if differing:
-        mend = "choose another --name, or --fresh to start over"
         raise DataError(differing, f"{folder} holds a run of another configuration: {mend}")
 
 
-def _unusable(folder: Path, held: dict | None) -> str:
+def _clear(folder: Path, keep: str) -> None:
+    """Delete what a folder holds, but for the entry `keep`."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name != keep:
+            shutil.rmtree(path)
+        elif path.name != keep:
+            path.unlink()
+
+
+def require_usable(folder: Path, keep: str = "", held: dict | None = None) -> None:
+    """Raise a DataError where no run can be kept in this folder; creates it where it can."""
+    problem = _unusable(folder, keep, held or _run_config(folder / "config.json"))
+    if problem:
+        raise DataError([f"{problem}: choose another --out or --name"], "no run folder")
+
+
+def _unusable(folder: Path, keep: str, held: dict | None) -> str:
     """Why no run can be kept in this folder, or ""; creates it where it can."""
-    if folder.is_dir() and any(folder.iterdir()) and held is None:
+    if folder.is_dir() and {p.name for p in folder.iterdir()} - {keep} and held is None:
         return f"{folder} is not empty and holds no run"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -200,14 +200,24 @@ def pretrain(
     return record
 
 
-def warm_up(student: Student, collection: Collection, steps: int, work: Path, seed: int) -> Student:
+def warm_up(
+    student: Student,
+    collection: Collection,
+    steps: int,
+    work: Path,
+    seed: int,
+    chains: Sequence[str] = (),
+) -> Student:
     """Let a lab student meet the words of a new collection: text alone, all weights.
 
     Words of names and descriptions become tokens (their embeddings are trained here, and
     frozen later: LoRA would leave them random). No picture is shown.
+    chains: what stage 1 will be trained on, for their words.
     """
     described = {n: cot.phrase(collection, n, cot.SEEN_WORDS) for n in collection.names}
-    texts = [f"{name} {description}" for name, description in described.items()]
+    told = [name for name, description in described.items() if description] or collection.names
+    texts = [*collection.names, *chains, cot.LOOK_FOR, cot.UNKNOWN, "would be without"]
+    texts += [one.casefold() for name in told for one in cot.looks(collection, name)]
     words = {w for text in texts for w in re.findall(r"\w+", text)} | {collection.coarse}
     tokenizer = lab_student.learn_words(student.processor.tokenizer, words)
     student.processor.tokenizer = tokenizer
@@ -219,7 +229,7 @@ def warm_up(student: Student, collection: Collection, steps: int, work: Path, se
         rng = random.Random(f"warm-up/{seed}/{step}")
         short, long = [], []
         for _ in range(12):
-            name = rng.choice(collection.names)
+            name = rng.choice(told)
             given = f"A {collection.coarse} has {described[name]}."
             short.append((f"{given} {answer}", None, prompts.answer(name)))
             long.append((f"{given} {think}", None, cot.table_chain(collection, name, rng)))
@@ -231,12 +241,16 @@ def warm_up(student: Student, collection: Collection, steps: int, work: Path, se
 
 
 def prepare_base(
-    preset: Preset, folder: Path, world_seed: int = 0, photos: Collection | None = None
+    preset: Preset,
+    folder: Path,
+    world_seed: int = 0,
+    photos: Collection | None = None,
+    chains: Sequence[str] = (),
 ) -> Path | str:
     """The student before stage 1: shipped, pretrained for a new world, or warmed up.
 
     folder: of the run; a new world's student lies beside it. photos: of whose words a lab
-    student is to learn something first (`preset.warm_up_steps`).
+    student is to learn something first (`preset.warm_up_steps`); chains: see `warm_up`.
     """
     source = preset.student
     if source == "assets":
@@ -254,7 +268,7 @@ def prepare_base(
     if not (out / "done").exists():
         student = models.load_student(source, preset.with_(quantize="none"))
         work = out / "checkpoints"
-        student = warm_up(student, photos, preset.warm_up_steps, work, seed=0)
+        student = warm_up(student, photos, preset.warm_up_steps, work, seed=0, chains=chains)
         student.model.save_pretrained(out)
         student.processor.save_pretrained(out)
         shutil.rmtree(work, ignore_errors=True)

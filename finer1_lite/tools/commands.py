@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +40,15 @@ class LabCommand(PhotoOptions):
     sft_steps: int | None = option(None, "optimiser steps of stage 1")
     tapo_steps: int | None = option(None, "optimiser steps of stage 2")
     test_pictures: int | None = option(None, "fresh paper birds a split")
+    chains: Path | None = option(
+        None, "stage 1 learns these: reviewed.jsonl of `cot make`, TRL's rows or sharegpt JSON"
+    )
+    teacher: Literal["table", "local", "endpoint", "student"] | None = option(
+        None, "for --photos: writes the chains first, into OUT/NAME/chains (see `cot make`)"
+    )
+    teacher_model: str | None = option(None, "of --teacher local or endpoint: `cot make --model`")
+    url: str = option("http://localhost:8000/v1", "of --teacher endpoint: up to /v1")
+    key_env: str = option("OPENAI_API_KEY", "of --teacher endpoint: variable of the key")
     report_to: Tracker = option("none", "tracker that stage 2 is logged to besides its folder")
     settings: tuple[str, ...] = key_values(
         "any other setting, e.g. tapo.groups=4 tapo.negative_grad=true", nargs="*"
@@ -58,14 +67,34 @@ class LabCommand(PhotoOptions):
         seeds, workers = list(self.seeds), self.workers
         if len(set(seeds)) < len(seeds) or workers < 0:
             raise ValueError(f"--seeds {seeds} must differ, --workers {workers} be 0 or more")
+        if self.teacher and (birds or self.chains):
+            raise ValueError("--teacher writes chains for --photos, and --chains are written")
         return Run(
             folder=self.out / (self.name or ("lab" if birds else self.photos.resolve().name)),
             preset=preset.with_(**changes).with_(**read_key_values(self.settings)),
             coarse=self.word,
             reading=self.reading(),
+            chains=read_chains(self.chains) if self.chains else None,
             **given(self, "seeds", "world_seed", "photos", "descriptions", "report_to"),
             **given(self, "unseen_share"),
         )
+
+    def taught(self, job: Run) -> Run:
+        """The run with the chains that `--teacher` writes, and a person may have reviewed."""
+        from finer1_lite.chains.commands import EndpointOptions, MakeCommand, PictureOptions
+        from finer1_lite.runtime.files import require_usable
+
+        folder = job.folder / "chains"
+        make = MakeCommand(
+            pictures=PictureOptions(),
+            out=folder,
+            service=EndpointOptions(key_env=self.key_env),
+            **given(self, "teacher", "url", teacher_model="model"),
+        )
+        chains = make.job(replace(job, chains={}).collection()[0])
+        require_usable(job.folder, folder.name)
+        replace(chains, whole=False).build()
+        return replace(job, chains=read_chains(folder / "reviewed.jsonl"))
 
     def start(self) -> None:
         """Do the job and write its page, the main process alone."""
@@ -78,6 +107,8 @@ class LabCommand(PhotoOptions):
             return
         trackers.require(self.report_to)  # now, and not when stage 2 begins
         job = self.job()
+        if self.teacher:
+            job = distributed.on_main_process(lambda: self.taught(job))
         folder = lab.run(job, workers=self.workers, fresh=self.fresh)
         if distributed.is_main():
             photos = {photo.id: photo for photo in job.collection()[0].test}
@@ -90,6 +121,19 @@ class LabCommand(PhotoOptions):
         if self.photos is None:
             raise ValueError("--template needs --photos")
         print(f"fill in: {write_template(self.photos.expanduser(), self.reading())}")
+
+
+def read_chains(path: Path) -> dict[str, tuple[str, ...]]:
+    """Photo id -> its chains, of a file in any format. DataError where there is none."""
+    from finer1_lite.chains import formats
+    from finer1_lite.runtime.files import DataError
+
+    if not path.is_file():
+        raise DataError([f"{path}: there is no such file"], "no chains:")
+    found: dict[str, tuple[str, ...]] = {}
+    for record in formats.read_any(path)[0]:
+        found[record.photo] = (*found.get(record.photo, ()), record.chain)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 """Chains that must not be learnt from, each caught for the right reason; good ones pass."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from finer1_lite import cot, prompts
 from finer1_lite.chains import checks
 from finer1_lite.chains.checks import CHECKS, check
+from finer1_lite.chains.formats import Record
 from finer1_lite.data.chain_text import Chain
 
 NAMES = ("barn owl", "tawny owl", "snowy owl", "little owl")
@@ -209,6 +211,20 @@ def test_duplicates_and_habits_are_faults_of_the_file():
     mixed = [Chain(write(order=rng.sample(NAMES, 4)), "barn owl") for _ in range(60)]
     assert checks.habit(mixed) is None
     assert {c.place for c in mixed} == {0, 1, 2, 3}
+
+
+def test_analyses_that_photographs_share_are_counted_and_printed():
+    rng = random.Random(0)
+    shared = [
+        Record(f"{i}", f"{i}", "barn owl", "q", write(order=rng.sample(NAMES, 4))) for i in range(3)
+    ]
+    own = Record("x", "x", "barn owl", "q", GOOD.replace("analysis: ", "analysis: dark back, "))
+    again = replace(own, id="y", sample=1)  # of the same photograph: nothing is shared
+    result = checks.audit_chains([*shared, own, again])
+    assert result["same analysis"] == {"photographs": 3, "texts": 1, "most": 3}
+    said = "same analysis: 3 photographs have one of 1 shared texts, the commonest has 3"
+    assert said in checks.audit_text(result)
+    assert not any(f.code == "same analysis" for row in result["found"].values() for f in row)
 
 
 @pytest.mark.parametrize(

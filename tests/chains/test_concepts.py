@@ -1,4 +1,4 @@
-"""Concepts: extraction by clause, and both estimators against brute force on small tables."""
+"""Concepts: extraction by clause, and the bottleneck against brute force on small tables."""
 
 import itertools
 import math
@@ -45,25 +45,6 @@ def test_count_estimator_is_the_two_mutual_informations(beta):
         assert relevance <= compression + 1e-12  # the class is a function of the picture
 
 
-def test_infonce_is_the_formula_term_by_term():
-    rng = np.random.default_rng(1)
-    a, b, c = (rng.normal(size=(n, 4)) for n in (3, 5, 6))
-    for t in (0.1, 1.0):
-        scores = concepts.infonce_scores(a, b, c, t)
-        for j in range(5):
-            total = 0.0
-            for i in range(3):
-                own = math.exp(a[i] @ b[j] / t)
-                total += math.log(own / (own + sum(math.exp(b[j] @ ck / t) for ck in c)))
-            assert scores[j] == pytest.approx(total, rel=1e-9)
-
-
-def test_infonce_neither_overflows_nor_needs_others():
-    big = np.full((2, 3), 500.0)
-    assert np.isfinite(concepts.infonce_scores(big, big, big)).all()
-    assert concepts.infonce_scores(big, big, np.zeros((0, 3))) == pytest.approx([0, 0])
-
-
 def test_what_the_two_halves_are_for():
     """Columns: two pictures each of the class, a neighbour and another neighbour."""
     classes = [0, 0, 1, 1, 2, 2]
@@ -97,17 +78,9 @@ def test_a_neighbours_mark_is_not_kept():
     assert not concepts.select_count(["x"], scores, rates[:, 0], rates[:, 1]).kept
 
 
-def test_infonce_keeps_above_the_limit_and_three_at_least():
-    scores = np.array([0.0, 0.0, 0.0, 0.0, 10.0, 0.0])
-    assert concepts.select_infonce(list("abcdef"), scores, least=1).kept == ("e",)
-    assert len(concepts.select_infonce(list("abcdef"), scores).kept) == 3
-
-
-def test_unequal_classes_and_unknown_estimators_are_refused():
+def test_unequal_classes_are_refused():
     with pytest.raises(ValueError, match="equally many"):
         concepts.count_scores(np.zeros((1, 3)), [0, 0, 1], 0.1)
-    with pytest.raises(ValueError, match="count or infonce"):
-        concepts.select("a", {"a": [["x"]]}, ["x"], estimator="vib")
 
 
 # --- phrases ---------------------------------------------------------------------------
@@ -145,14 +118,7 @@ def test_a_teachers_list_is_read_whatever_bullets_it_uses():
     assert concepts.read_list(answer) == ["red crown", "short bill", "white wing bar"]
 
 
-def test_embedding_rows_have_length_one_and_like_texts_are_near():
-    rows = concepts.embed(["red crown", "crown, red", "blue wing", "???"])
-    assert np.linalg.norm(rows, axis=1)[:3] == pytest.approx([1, 1, 1])
-    assert rows[0] @ rows[1] == pytest.approx(1) and rows[0] @ rows[2] == 0 and not rows[3].any()
-
-
-@pytest.mark.parametrize("estimator", ["count", "infonce"])
-def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, estimator):
+def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds):
     """Whatever slips the descriptions hold, the marks that decide come out on top."""
     name = birds.seen_names[0]
     teacher = Oracle(world, overlooks=0.2, mistakes=0.05)
@@ -168,7 +134,7 @@ def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, e
     texts = "\n".join(t for v in described.values() for p in v for t in p)
     (answer,) = teacher.ask(None, TeacherPrompt("extract", texts), [0])
     found = concepts.read_list(answer.text)
-    chosen = concepts.select(name, described, found, estimator=estimator, least=1)
+    chosen = concepts.select(name, described, found, least=1)
     deciding = {
         f"{m} {world.marks[name][m]}"
         for m, k in itertools.product(world.marks[name], kinds[1:])
@@ -176,8 +142,7 @@ def test_of_a_paper_bird_the_marks_are_kept_that_neighbours_lack(world, birds, e
     }
     assert set(chosen.kept) & deciding
     assert not set(chosen.kept) & set(chosen.dropped)
-    if estimator == "count":
-        assert chosen.kept[0] in deciding and set(chosen.kept) <= deciding
+    assert chosen.kept[0] in deciding and set(chosen.kept) <= deciding
     shape = {f"bill {world.marks[name]['bill']}", f"tail {world.marks[name]['tail']}"}
     assert shape & set(chosen.dropped)  # the genus shares them
 

@@ -22,7 +22,7 @@ RELEASED = SHARED / "official" / "Fine-R1-Stage1-data.json"
 needs_release = pytest.mark.skipif(not RELEASED.is_file(), reason="../shared/official is not here")
 
 
-@pytest.mark.parametrize("name", ["text", "formats", "client"])
+@pytest.mark.parametrize("name", ["formats", "client"])
 def test_no_torch_and_no_matplotlib_are_loaded(name):
     told = [sys.executable, "-c", LIGHT.format(name=name)]
     assert subprocess.run(told, capture_output=True, text=True, cwd=ROOT).stdout == "light\n"

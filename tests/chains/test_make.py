@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -108,7 +109,7 @@ def test_other_settings_need_another_folder_and_senseless_ones_are_all_named(few
     with pytest.raises(DataError, match="preset.beta: 0.7 there, 0.3 now"):
         job_of(tmp_path, few, Oracle(world), beta=0.3).build()
     with pytest.raises(DataError) as caught:
-        Settings(rounds=0, beta=2.0, estimator="vib", extract="hand").check()
+        Settings(rounds=0, beta=2.0, per_picture=0, extract="hand").check()
     assert len(caught.value.problems) == 4
 
 
@@ -127,19 +128,23 @@ def test_the_student_teaches_itself_and_wrong_guesses_are_turned_away(few, stude
 def test_photographs_with_a_table_by_the_command_and_back_from_the_table_of_decisions(tmp_path):
     root = four_classes(tmp_path / "owls")
     looks = {
-        "black-kite": "dark brown feathers and a notched tail",
-        "red-kite": "rusty feathers and a forked tail",
-        "barn-owl": "a pale heart shaped face and long legs",
-        "tawny-owl": "a round brown face and dark eyes",
+        "black-kite": "dark brown feathers and a tail that is not forked",
+        "red-kite": "rusty feathers, no wing bars and a forked tail",
+        "barn-owl": "a pale heart shaped face, lacks ear tufts; long legs",
+        "tawny-owl": "a round brown face without ear tufts, dark eyes",
     }
     (root / "descriptions.csv").write_text(
-        "class,description\n" + "".join(f"{k},{v}\n" for k, v in looks.items())
+        "class,description\n" + "".join(f'{k},"{v}"\n' for k, v in looks.items())
     )
     out = tmp_path / "set"
     asked = ["cot", "make", "--photos", str(root), "--out", str(out), "--coarse", "bird"]
     assert main(asked) == 0
     records = formats.read_records(out / "chains.jsonl")
     assert len(records) == 8  # two seen classes of four shots
+    assert len({r.parsed().parts["analysis"] for r in records}) > 2  # not one text a class
+    for record in records:
+        for denied in re.findall(r"[^,;:]*(?:ear tufts|wing bars|forked)[^,;]*", record.chain):
+            assert re.search(r"\b(?:no|without|lacks|not) ", denied) or "forked tail" in denied
     assert formats.read_records(out / "reviewed.jsonl") == records
     with (out / "review.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from finer1_lite import cot
-from finer1_lite.chains import review
+from finer1_lite.chains import formats, review
 from finer1_lite.chains.formats import Record
 from finer1_lite.chains.panel import COLOURS, KEYS, Panel, chain_html, problems_html
 from finer1_lite.chains.review import Review
@@ -47,7 +47,8 @@ def test_every_decision_is_on_the_disk_at_once_and_only_ever_appended(state):
     assert [r.id for r in state.results()] == ["c0", "c2"]
     assert [r.id for r in state.results(undecided=True)] == ["c0", "c2", "c3"]
     assert state.results()[1].chain == edited
-    assert review.summary(state) == {"keep": 1, "drop": 1, "edit": 1, "undecided": 1}
+    counts = {"keep": 1, "drop": 1, "edit": 1, "undecided": 1, "turned down": 0}
+    assert review.summary(state) == counts
 
 
 def test_undo_goes_back_to_the_beginning_and_no_further(state):
@@ -79,6 +80,23 @@ def test_an_edit_is_checked_again_and_a_faulty_one_stays_out(state):
     state.decide("c0", "edit", "<think>gone</think>")
     assert {"tags", "answer"} <= {f.code for f in state.problems("c0")}
     assert state.ids("with findings") == ["c0"] and not state.results()
+
+
+def test_edits_that_are_turned_down_are_counted_and_named_with_their_row(records, tmp_path, caplog):
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    state = review.apply_review(tmp_path)
+    good = state.records["c2"].chain.replace("fits", "fits well")
+    fill(tmp_path / "review.csv", c1=("edit", "<think>gone</think>"), c2=("edit", good))
+    state = review.apply_review(tmp_path)
+    assert review.summary(state) == {
+        "keep": 0,
+        "drop": 0,
+        "edit": 2,
+        "undecided": 2,
+        "turned down": 1,
+    }
+    assert "review.csv, row 3 (c1): tags: " in caplog.text and "row 4" not in caplog.text
+    assert [r.id for r in formats.read_records(tmp_path / "reviewed.jsonl")] == ["c0", "c2", "c3"]
 
 
 def test_filters(state):
@@ -143,6 +161,21 @@ def test_all_faults_of_a_table_are_named_and_nothing_is_taken_over(state, tmp_pa
     table.write_text("id,verdict\nc0,keep\n")
     with pytest.raises(DataError, match="column decision(.|\n)*column new_chain"):
         state.read_csv(table)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_saved_by_any_spreadsheet_program_is_read(state, tmp_path, delimiter, encoding):
+    table = tmp_path / "review.csv"
+    state.write_csv(table)
+    edited = state.records["c1"].chain.replace("fits", "fits; \u201cwell\u201d, as said")
+    fill(table, c0=("keep", ""), c1=("edit", edited))
+    with table.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.reader(stream))
+    with table.open("w", encoding=encoding, newline="") as stream:
+        csv.writer(stream, delimiter=delimiter).writerows(rows)
+    assert state.read_csv(table) == 2 and state.decisions["c0"].action == "keep"
+    assert state.current("c1").chain == edited and not state.problems("c1")
 
 
 # --- the panel's Python side -----------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Teachers: one protocol, seeded answers, and a cache that asks for nothing twice."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,10 @@ def test_a_table_tells_only_what_a_photo_can_show():
     assert "bright round fruit" in reply.text and "short stem" in reply.text
     for word in ("sweet", "taste", "apple", "red"):
         assert word not in reply.text.casefold()
+    prompt = prompts.chain_prompt("fruit", "Red Apple", ("Red Apple", "Green Pear"), ["short stem"])
+    prompt = replace(prompt, dropped=("bright fruit",))
+    chains = [Chain(r.text).parts for r in table.ask(photo, prompt, range(9))]
+    assert {c["analysis"] for c in chains} == {"to look for: short stem"}
     with pytest.raises(TeacherStopped, match="yake"):
         table.ask(None, prompts.concepts_prompt(["x"]), [0])
 

@@ -260,7 +260,7 @@ def test_observations_of_inaturalist(tmp_path, said):
     assert bees.aliases["Buff-tailed Bumble Bee"] == ("Bombus lucorum", "Bombus terrestris")
     assert len(bees.train + bees.test) == 18 and "3 observations are not of research" in said()
     write_attribution(bees, tmp_path / "attribution.csv")
-    rows = list(csv.DictReader((tmp_path / "attribution.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "attribution.csv").open(encoding="utf-8-sig")))
     assert len(rows) == 18 and {row["licence"] for row in rows} == {"CC-BY"}
     row = next(row for row in rows if row["file"] == "pics/bee_1001.jpg")
     assert (row["observer"], row["class"]) == ("ana1", "Buff-tailed Bumble Bee")

@@ -7,6 +7,7 @@ import torch
 from killed import Killed, kill_at
 
 from finer1_lite import paperbirds, prompts
+from finer1_lite.species import Collection, Species, by_words
 from finer1_lite.students import pretrain
 
 
@@ -71,3 +72,13 @@ def test_captions_name_every_kind_of_species_and_only_the_right_one(world, monke
         assert [n for n in world.names if n in reply] == [shown[-1]]
     assert questions == {prompts.CAPTION, prompts.question("answer", "bird")}
     assert {n in world.seen for n in shown} == {True, False}
+
+
+def test_words_of_descriptions_and_of_chains_become_tokens_of_their_own(fresh, tmp_path):
+    """A word in pieces of bytes would fill the answer's tokens, and its pieces are untrained."""
+    told = {"Fig": "purple skin; no stripes", "Quince": ""}
+    species = tuple(Species(name, "", True, text) for name, text in told.items())
+    few = Collection("fruit", species, (), (), by_words(species))
+    warm = pretrain.warm_up(fresh, few, 1, tmp_path, seed=0, chains=["<think>woolly peel"])
+    for word in ("Quince", "purple", "stripes", "woolly", "look", "known", "would"):
+        assert len(warm.processor.tokenizer.tokenize(f" {word}")) == 1, word
