@@ -94,6 +94,18 @@ def test_folders_of_splits(tmp_path, said, splits, trained, tested):
     assert "split folders" in said() and "8 photographs train (4 of each of 2 classes)" in said()
 
 
+def test_groups_of_an_index_leave_the_folders_splits(tmp_path):
+    for split, number in (("train", 4), ("test", 2)):
+        for name in ("Rose", "Iris"):
+            for i in range(number):
+                noise(tmp_path / split / name / f"{i}.png")
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    (tmp_path / "index.csv").write_text("file,coarse\n" + "".join(f"{f},bed\n" for f in files))
+    found = load_folder(tmp_path, unseen_share=0)
+    assert {photo.id.split("/")[0] for photo in found.train} == {"train"}
+    assert found.groups == {"Rose": "bed", "Iris": "bed"} and len(found.test) == 4
+
+
 def test_nested_folders(tmp_path, said):
     root = four_classes(tmp_path)
     for i in range(3):
@@ -202,9 +214,12 @@ def test_what_is_wrong_with_a_table_of_labels(tmp_path, said):
     (root / "labels.csv").write_text("id,breed\n" + labels("{:03},{}\n") + "012,pug\n")
     found = load_folder(root, reading=Reading(table="labels.csv", skip_broken=True))
     assert len(found.train + found.test) == 12 and "rows left out: 1" in said()
-    lacking = problems_of(root, reading=Reading(table="labels.csv", label_column="kind"))[0]
+    lacking = only_problem(root, reading=Reading(table="labels.csv", label_column="kind"))
     assert "'kind'" in lacking and "--label-column among: id, breed" in lacking
-    assert "no.csv" in problems_of(root, reading=Reading(table="no.csv"))[0]
+    assert "no.csv" in only_problem(root, reading=Reading(table="no.csv"))
+    (root / "labels.csv").write_text("id,breed\n000,pug\n001,pug\n")
+    told = problems_of(root, reading=Reading(table="labels.csv"))
+    assert len(told) == 2 and "1 classes have pictures" in told[0]
 
 
 @pytest.mark.parametrize("place", ["", "train/"])
