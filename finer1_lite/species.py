@@ -185,8 +185,8 @@ def load_folder(
     """
     root = Path(folder).expanduser()
     table = Path(descriptions).expanduser() if descriptions else None
-    classes, found = folders.read_folder(root, shots=shots, descriptions=table, reading=reading)
-    problems = _argument_problems(shots, unseen_share) + found
+    classes, faults = folders.read_folder(root, shots=shots, descriptions=table, reading=reading)
+    problems = _argument_problems(shots, unseen_share) + faults
     if problems:
         raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
     unseen = {one.name for one in classes if one.seen is False}
@@ -204,9 +204,10 @@ def load_folder(
         test += _unlike_training(one, chosen, fresh, problems)
     if problems:
         raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
-    _say(root, species, (train, test), shots, why)
     credit = {file.id: file.credit for one in classes for file in one.files if file.credit}
-    return Collection(coarse, species, tuple(train), tuple(test), by_words(species), credit)
+    found = Collection(coarse, species, tuple(train), tuple(test), by_words(species), credit)
+    _say(root, found, shots, why)
+    return found
 
 
 def write_attribution(collection: Collection, path: Path) -> None:
@@ -221,27 +222,19 @@ def write_attribution(collection: Collection, path: Path) -> None:
     rows.writerow(["file", "class", "licence", "observer", "source"])
     photos = (*collection.train, *collection.test)
     rows.writerows([p.id, p.species, *collection.credits.get(p.id, ("", "", ""))] for p in photos)
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode("utf-8-sig"))  # the mark is for Excel
 
 
-def _say(
-    root: Path,
-    species: Iterable[Species],
-    photos: tuple[list[Photo], list[Photo]],
-    shots: int,
-    why: str,
-) -> None:
+def _say(root: Path, found: Collection, shots: int, why: str) -> None:
     """Log in plain words how many photographs go where, and which classes are never taught."""
-    train, test = photos
-    taught = {one.name for one in species if one.seen}
-    never = [one.name for one in species if not one.seen]
-    fresh = sum(photo.species in taught for photo in test)
+    taught, never = found.seen_names, found.unseen_names
+    fresh = sum(photo.species in taught for photo in found.test)
     words = "%s: %d photographs train (%d of each of %d classes), %d others of these classes test"
-    log.info(words, root, len(train), shots, len(taught), fresh)
+    log.info(words, root, len(found.train), shots, len(taught), fresh)
     if never:
-        count = len(test) - fresh
         words = "%d of %d classes are never taught, their %d photographs only test (%s): %s"
-        log.info(words, len(never), len(taught) + len(never), count, why, ", ".join(never))
+        counts = (len(never), len(found.species), len(found.test) - fresh)
+        log.info(words, *counts, why, ", ".join(never))
 
 
 def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:

@@ -57,12 +57,15 @@ class PhotoOptions:
 
     def reading(self) -> Reading:
         """How the folder is read; the table's path as it is seen from there."""
-        table = self.table
-        if table and self.photos and not (self.photos / table).is_file():
-            table = Path(os.path.relpath(table.expanduser(), self.photos.expanduser()))
+        table = ""
+        if self.table and self.photos:
+            place = self.photos.expanduser()
+            inside = place / self.table.expanduser()
+            found = inside if inside.is_file() else self.table.expanduser()
+            table = Path(os.path.relpath(found, place)).as_posix()
         own = given(self, "recursive", "file_column", "label_column")
         own |= given(self, "research_grade", "names", "skip_broken")
-        return Reading(table=table.as_posix() if table else "", **own)
+        return Reading(table=table, **own)
 
     def collection(self) -> Collection:
         """The photographs of the folder."""

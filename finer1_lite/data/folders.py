@@ -1,4 +1,4 @@
-"""Look through a folder of class folders and list what is in it, and all that is wrong.
+"""Look through a folder of photographs and list what is in it, and all that is wrong.
 
 Plain facts only: which picture goes to training and which class stays unseen is decided in
 `species`. Functions append to the list `problems`, so that one look tells every problem; each
@@ -101,12 +101,12 @@ def _scan(root: Path, reading: Reading, problems: list[str]) -> list[ClassFolder
     named = labels.label_tables(root, reading)
     if named:
         classes = labels.from_tables(walk, reading, named)
-        if len(classes) < 2:
+        if len(classes) < 2 and not problems:
             what = f"{', '.join(map(str, named))}: {len(classes)} classes have pictures"
             problems.append(f"{what}; 2 or more are needed")
     else:
         classes = layouts.from_folders(walk, reading)
-        why_not = layouts.too_few_classes(root, classes, walk.skipped)
+        why_not = layouts.too_few_classes(walk, classes)
         if why_not:
             problems.append(why_not)
             classes = [one for one in classes if one.files]
@@ -151,7 +151,7 @@ def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> 
             problems.append(f"{path}: has no row for {', '.join(lacking)}; add rows")
         own = [by_file.get(file.id, {}) for file in one.files]
         pairs = zip(one.files, own, strict=True)
-        one.files = [replace(file, split=_split_of(row) or "") for file, row in pairs]
+        one.files = [replace(file, split=_split_of(row) or file.split) for file, row in pairs]
         groups = sorted({row.get("coarse", "") for row in own if row})
         if len(groups) > 1:
             problems.append(f"{path}: {one.folder} has the coarse groups {groups}; keep one")

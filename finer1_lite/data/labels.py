@@ -7,6 +7,7 @@ iNaturalist.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -31,17 +32,17 @@ FILES = (
     *("file_name", "filename", "file", "image", "path", "image_path", "file_path", "filepath"),
     *("img", "picture", "photo", "image_id", "id"),
 )
+NAMES = ("scientific_name", "common_name")
 LABELS = (
     *("label", "labels", "class", "class_name", "species", "breed", "category", "name"),
-    "scientific_name",
+    *NAMES,
 )
 SPLIT = ("split", "upstream_split", "subset", "set")
-CREDIT = (  # what an attribution names, and how tables call it
-    ("licence", ("license", "licence")),
-    ("observer", ("user_login", "observer", "author", "photographer")),
-    ("source", ("url", "source", "image_url")),
-)
-INATURALIST = {"id", "scientific_name"}
+LICENCE = ("license", "licence")
+OBSERVER = ("user_login", "observer", "author", "photographer")
+SOURCE = ("url", "source", "image_url")
+GRADE = "quality_grade"
+INATURALIST = {"id", "scientific_name"}  # columns by which its export is known
 
 
 def label_tables(root: Path, reading: Reading) -> list[Path]:
@@ -84,100 +85,85 @@ class _Labels:
     def __init__(self, walk: Walk, reading: Reading) -> None:
         self.walk = walk
         self.reading = reading
-        self.files = {walk.file(p).id: p for p in walk.pictures(walk.root, True, " in the folder")}
+        self.files = {walk.file(path).id: path for path in walk.pictures}
         self.said: dict[str, tuple[str, str, str, tuple[str, ...]]] = {}  # by id of the picture
         self.aliases: dict[str, set[str]] = defaultdict(set)
         self.lost: list[str] = []  # sentences on rows without a picture
         self.places: dict[str, set[str]] = defaultdict(set)  # end of a path -> ids
+        self.numbers: dict[str, set[str]] = defaultdict(set)  # number in a file's name -> ids
         for name in self.files:
             for end in _ends(name):
                 self.places[end].add(name)
+                self.places[end.rpartition(".")[0] or end].add(name)
+            for number in re.findall(r"\d+", Path(name).stem):
+                self.numbers[number].add(name)
 
     def read(self, path: Path) -> None:
         """Take one table over."""
         table = tables.read(path)
         self.walk.problems += table.problems
-        wild = table.columns and set(table.columns) >= INATURALIST and not self.reading.label_column
-        file = "" if wild and not self.reading.file_column else self._column(table, "file", FILES)
-        label = self._naming(table)[0] if wild else self._column(table, "label", LABELS)
-        split = table.first_of(SPLIT)
-        credit = [table.first_of(names) for _, names in CREDIT]
-        grade = self.reading.research_grade
-        if grade and "quality_grade" not in table.columns:
-            problem = f"{path}: has no column quality_grade; leave --research-grade out"
+        names = NAMES if self.reading.names == "scientific" else NAMES[::-1]
+        wild = INATURALIST <= set(table.columns) and not self.reading.label_column
+        names = [n for n in names if n in table.columns] if wild else [self._column(table, "label")]
+        file = "" if wild and not self.reading.file_column else self._column(table, "file")
+        split, *credit = (table.first_of(n) for n in (SPLIT, LICENCE, OBSERVER, SOURCE))
+        if self.reading.research_grade and GRADE not in table.columns:
+            problem = f"{path}: has no column {GRADE}; leave --research-grade out"
             raise DataError([problem], "no table:")
-        by_number = {} if file else self._numbered()
+        table.say_unused((file, split, *credit, *names, "id", "image_url", GRADE))
         casual = 0
         for line, row in table.rows:
-            if grade and row["quality_grade"].lower() != "research":
+            if self.reading.research_grade and row[GRADE].lower() != "research":
                 casual += 1
                 continue
-            where = f"{path}, line {line}"
-            names = self._naming(table)
-            name = next((row[n] for n in names if row[n]), "") if wild else row[label]
-            found = self._find(row[file], path) if file else _by_ids(row, by_number)
-            facts = (row.get(split, ""), tuple(row.get(c, "") for c in credit))
-            self._take(where, row[file] if file else row["id"], found, name, facts, bool(wild))
-            others = {row[n] for n in names if row[n]} - {name} if wild else ()
+            name, *others = [row[n] for n in names if row[n]] or [""]
             self.aliases[name].update(others)
+            told = tuple(row.get(column, "") for column in credit)
+            facts = (row.get(split, ""), told if any(told) else ())
+            found = self._find(row[file], path) if file else self._photos_of(row)
+            if file and len(found) > 1:
+                mend = "write the path from the folder"
+                what = f"{row[file]!r} can be {' or '.join(found)}; {mend}"
+                self.lost.append(f"{path}, line {line}: {what}")
+                continue
+            self._take(f"{path}, line {line}", row[file or "id"], name, found, facts)
         if casual:
             log.info("%s: %d observations are not of research grade, left out", path, casual)
-        table.say_unused(
-            (file, label, split, *credit, *INATURALIST, "common_name", "quality_grade")
-        )
 
-    def _column(self, table: tables.Table, what: str, usual: tuple[str, ...]) -> str:
+    def _column(self, table: tables.Table, what: str) -> str:
         """The column of files or of labels. DataError listing all if it is not clear."""
         given = getattr(self.reading, f"{what}_column")
+        usual = FILES if what == "file" else LABELS
         name = tables.column_key(given) if given else table.first_of(usual)
-        if name not in table.columns or not name:
+        if not name or name not in table.columns:
             which = f"the column {given!r}" if given else f"a column of {what}s by a usual name"
             have = ", ".join(table.columns) or "none"
             problem = f"{table.path}: lacks {which}; choose with --{what}-column among: {have}"
             raise DataError([problem, *table.problems], "no table:")
         return name
 
-    def _naming(self, table: tables.Table) -> list[str]:
-        """The columns of the two names of an observation, the one to show first."""
-        order = ["scientific_name", "common_name"]
-        if self.reading.names == "common":
-            order.reverse()
-        return [name for name in order if name in table.columns]
-
-    def _numbered(self) -> dict[str, set[str]]:
-        """Number in a file name -> ids of the pictures."""
-        found = defaultdict(set)
-        for name in self.files:
-            for number in re.findall(r"\d{3,}", Path(name).stem) or [Path(name).stem]:
-                found[number].add(name)
-        return found
-
-    def _find(self, written: str, table: Path) -> set[str]:
-        """The ids that a path in a table can mean: from its own folder, the root, or anywhere."""
-        text = nfc(written).replace("\\", "/").removeprefix("./")
-        try:
-            below = (table.parent / text).relative_to(self.walk.root).as_posix()
-        except ValueError:
-            below = text
-        for exact in (below, text):
+    def _find(self, written: str, table: Path) -> list[str]:
+        """The ids that a path can mean: from the table's folder, the root, or by its end."""
+        text = nfc(written).replace("\\", "/")
+        for folder in (table.parent, self.walk.root):
+            exact = os.path.relpath(folder / text, self.walk.root).replace(os.sep, "/")
             if exact in self.files:
-                return {exact}
-        parts = text.casefold().split("/")
-        ends = ("/".join(parts[at:]) for at in range(len(parts)))
-        return next((self.places[end] for end in ends if end and end in self.places), set())
+                return [exact]
+        return next((sorted(self.places[e]) for e in _ends(text) if self.places.get(e)), [])
 
-    def _take(
-        self, where: str, written: str, found: set[str], name: str, facts: tuple, many: bool
-    ) -> None:
-        """Note what one row says of its picture, or what is wrong with the row."""
+    def _photos_of(self, row: dict[str, str]) -> list[str]:
+        """The pictures of an observation: by its own id, or by that of the photo in its URL."""
+        photo = re.search(r"/photos/(\d+)", row.get("image_url", ""))
+        ids = (row["id"], photo[1] if photo else "")
+        return sorted(set().union(*(self.numbers.get(one, ()) for one in ids)))
+
+    def _take(self, where: str, written: str, name: str, found: list[str], facts: tuple) -> None:
+        """Note what one row says of its pictures, or what is wrong with the row."""
         if not name:
             self.lost.append(f"{where}: {written!r} has no label; fill it in or remove the row")
         elif not found:
             self.lost.append(f"{where}: there is no picture {written!r}; add it or remove the row")
-        elif len(found) > 1 and not many:
-            mend = "write the path from the folder"
-            self.lost.append(f"{where}: {written!r} can be {' or '.join(sorted(found))}; {mend}")
-        for one in sorted(found) if name and (many or len(found) == 1) else ():
+        for one in found if name else ():
             held = self.said.setdefault(one, (name, where, *facts))
             if held[0] != name:
                 what = f"{one} is {held[0]!r} on {held[1].rpartition(', ')[2]}; keep one"
@@ -189,16 +175,16 @@ class _Labels:
             log.warning("rows left out: %d\n%s", len(self.lost), "\n".join(self.lost))
         else:
             self.walk.problems += self.lost
-        splits = {one: held[2] or self._split_folder(one) for one, held in self.said.items()}
-        named = roles(dict.fromkeys(filter(None, splits.values())))
+        splits = {one: held[2] or _split_folder(one) for one, held in self.said.items()}
+        named = roles(dict.fromkeys(splits.values()))
         strange = sorted({s for s in splits.values() if s and s.lower() not in SPLITS})
         if strange:
             log.warning("splits that say neither train nor test are not kept: %s", strange)
         classes: dict[str, ClassFolder] = {}
         for one, (name, _, _, credit) in sorted(self.said.items()):
-            own = classes.setdefault(name, ClassFolder(_shown(name, self.aliases), name))
-            split = named.get(splits[one], "")
-            own.files.append(self.walk.file(self.files[one], split, credit if any(credit) else ()))
+            shown = " ".join(name.split()) if self.aliases[name] else display(name)
+            file = self.walk.file(self.files[one], named.get(splits[one], ""), credit)
+            classes.setdefault(name, ClassFolder(shown, name)).files.append(file)
         self._give_aliases(classes)
         if classes and all(name.isdigit() for name in classes):
             log.warning("the labels are numbers; a column `name` in classes.csv gives names")
@@ -207,35 +193,22 @@ class _Labels:
             self.walk.skipped["pictures that no row names"] = silent
         return list(classes.values())
 
-    def _split_folder(self, name: str) -> str:
-        """The split folder that a picture lies in, or ""."""
-        return next((part for part in name.split("/")[:-1] if part.lower() in SPLITS), "")
-
     def _give_aliases(self, classes: dict[str, ClassFolder]) -> None:
         """The other name of an observation, where no second class has it."""
-        owners = Counter(tables.name_key(a) for name in classes for a in self.aliases[name])
-        owners.update(tables.name_key(name) for name in classes)
+        owners = Counter(tables.name_key(a) for n in classes for a in (n, *self.aliases[n]))
         for name, own in classes.items():
-            kept = [a for a in sorted(self.aliases[name]) if owners[tables.name_key(a)] == 1]
-            own.aliases = tuple(kept)
-            shared = sorted(self.aliases[name] - set(kept))
+            shared = {a for a in self.aliases[name] if owners[tables.name_key(a)] > 1}
+            own.aliases = tuple(sorted(self.aliases[name] - shared))
             if shared:
-                log.info("%s: also called %s, as another class is; no alias", name, shared)
+                log.info("%s: also called %s, as another class is; no alias", name, sorted(shared))
 
 
-def _shown(label: str, aliases: dict[str, set[str]]) -> str:
-    """A label as a name; one with an alias is a name as it stands."""
-    return " ".join(label.split()) if aliases.get(label) else display(label)
+def _split_folder(name: str) -> str:
+    """The split folder that a picture lies in, or ""."""
+    return next((part for part in name.split("/")[:-1] if part.lower() in SPLITS), "")
 
 
 def _ends(name: str) -> list[str]:
-    """Every end of a path, with and without its ending, in lower case."""
+    """Every end of a path, the longest first, in lower case."""
     parts = name.casefold().split("/")
-    ends = ["/".join(parts[at:]) for at in range(len(parts))]
-    return [*ends, *(end.rpartition(".")[0] for end in ends if "." in end.rpartition("/")[2])]
-
-
-def _by_ids(row: dict[str, str], numbered: dict[str, set[str]]) -> set[str]:
-    """The pictures of an observation: by its own id, or by that of the photo in `image_url`."""
-    photo = re.search(r"/photos/(\d+)", row.get("image_url", ""))
-    return numbered.get(row["id"], set()) | (numbered.get(photo[1], set()) if photo else set())
+    return ["/".join(parts[at:]) for at in range(len(parts)) if parts[at]]

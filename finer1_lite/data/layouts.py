@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,8 @@ VALIDATION = ("validation", "valid", "val", "dev")
 TEST = ("test", "testing")
 TABLES = (".csv", ".jsonl", ".tsv", ".txt")
 SPLITS = (*TRAIN, *VALIDATION, *TEST)
-DEPTH = 4  # folders below the root in which class folders are looked for, to name them
+OWN = (INDEX, DESCRIPTIONS, CLASSES)  # tables of a folder that are no labels of pictures
+BESIDE = " beside the class folders"
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,37 @@ def roles(splits: Iterable[str]) -> dict[str, str]:
 
 
 class Walk:
-    """A walk through the folder `root`; counts what it leaves out in `skipped`."""
+    """Everything below `root` that is not hidden: pictures, other files, folders, in a fixed order.
+
+    What cannot be taken is a problem; `skipped` counts what is left out.
+    """
 
     def __init__(self, root: Path, problems: list[str]) -> None:
         self.root = root
         self.problems = problems
         self.skipped: Counter[str] = Counter()
-        self.by_content: list[Path] = []
+        self.pictures: list[Path] = []
+        self.others: list[Path] = []
+        self.folders: list[Path] = []
+        self._enter(root, {root.resolve()})
+        by_content = [p.name for p in self.pictures if p.suffix.lower() not in images.ENDINGS]
+        if by_content:
+            count, first = len(by_content), by_content[0]
+            log.info("%s: %d pictures told by content (first: %s)", root, count, first)
 
-    def visible(self, folder: Path) -> list[Path]:
-        """What lies in a folder and is not hidden, in an order that no file system changes."""
+    def _enter(self, folder: Path, above: set[Path]) -> None:
+        """Look through a folder; above: those on the way, which a link may lead back to."""
+        for path in self._visible(folder):
+            if path.is_dir():
+                self.folders.append(path)
+                if path.resolve() not in above:
+                    self._enter(path, above | {path.resolve()})
+            elif path.suffix.lower() in images.ENDINGS or images.starts_like_a_picture(path):
+                self.pictures.append(path)
+            else:
+                self.others.append(path)
+
+    def _visible(self, folder: Path) -> list[Path]:
         try:
             entries = sorted(folder.iterdir(), key=lambda path: (nfc(path.name), path.name))
         except OSError as error:
@@ -146,7 +168,7 @@ class Walk:
             elif not name.isprintable():  # a line break, or bytes that are not UTF-8
                 mend = "unprintable name; rename it in UTF-8"
                 self.problems.append(f"{ascii(str(path))}: {mend}")
-            elif name in taken and not path.is_dir():  # folders: see _name_problems
+            elif name in taken and not path.is_dir():  # two folders: see _name_problems
                 what = "another file spells this name in Unicode; rename it"
                 self.problems.append(f"{path}: {what}")
             else:
@@ -154,78 +176,68 @@ class Walk:
             taken.add(name)
         return shown
 
-    def is_picture(self, path: Path) -> bool:
-        """Whether a file is a picture by its ending, or else by its content."""
-        if path.is_dir():
-            return False
-        if path.suffix.lower() in images.ENDINGS:
-            return True
-        if images.starts_like_a_picture(path):
-            self.by_content.append(path)
-            return True
-        return False
-
-    def pictures(self, folder: Path, deep: bool, place: str = "") -> Iterator[Path]:
-        """The pictures in a folder; `deep`: and in the folders inside. Others are counted."""
-        for path in self.visible(folder):
-            if path.is_dir() and deep and not path.is_symlink():
-                yield from self.pictures(path, deep, place)
-            elif self.is_picture(path):
-                yield path
-            elif not place or path.name.lower() not in (INDEX, DESCRIPTIONS, CLASSES, *METADATA):
-                self.skipped[kind(path) + place] += 1
-
     def file(self, path: Path, split: str = "", credit: tuple[str, ...] = ()) -> File:
-        """The entry of a picture below the root."""
+        """The entry of a picture."""
         return File(nfc(path.relative_to(self.root).as_posix()), path, split, credit)
 
+    def skip(self, path: Path, where: str = "") -> None:
+        """Count something that is left out; the folder's own tables are not."""
+        if path.parent != self.root or path.name.lower() not in OWN:
+            ending = path.suffix.lower() or "file without ending"
+            self.skipped[("folder" if path.is_dir() else ending) + where] += 1
+
     def say(self) -> None:
-        """Log what was left out, and what was taken against its ending."""
+        """Log what was left out."""
         if self.skipped:
             kinds = ", ".join(f"{count} {what}" for what, count in sorted(self.skipped.items()))
             log.info("%s: skipped %s", self.root, kinds)
-        if self.by_content:
-            first, count = self.by_content[0].name, len(self.by_content)
-            log.info("%s: %d pictures told by content (first: %s)", self.root, count, first)
-
-
-def kind(path: Path) -> str:
-    """What a thing that is no picture is called in a count."""
-    return "folder" if path.is_dir() else path.suffix.lower() or "file without ending"
 
 
 def from_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     """The classes of a folder of class folders, divided into splits or not."""
-    parts = split_folders(walk.root)
-    named = roles(part.name for part in parts)
+    tops = _split_folders(walk)
+    named = roles(tops)
+    level = 2 if tops else 1  # folders from the root to a class folder, itself among them
     classes: dict[str, ClassFolder] = {}
-    for top in parts or [walk.root]:
-        for entry in walk.visible(top):
-            if entry.is_dir():
-                key = nfc(entry.name) if parts else entry.name  # one class of two splits
-                own = classes.setdefault(key, ClassFolder("", entry.name))
-                found = walk.pictures(entry, reading.recursive)
-                own.files += [walk.file(path, named.get(top.name, "")) for path in found]
-                if not reading.recursive:
-                    own.deeper += _below(entry)
-            else:
-                _count_loose(walk, entry)
-    if parts:
-        roles_said = [f"{p.name}: {named.get(p.name, 'not divided')}" for p in parts]
-        log.info("%s: split folders (%s)", walk.root, ", ".join(roles_said))
-        for entry in walk.visible(walk.root):
-            if entry not in parts:
-                _count_loose(walk, entry)
+
+    def place(path: Path) -> tuple[str, int]:
+        """(class folder on the way, steps below it); steps are 0 beside all class folders."""
+        parts = path.relative_to(walk.root).parts
+        if len(parts) < level or (tops and parts[0] not in tops):
+            return "", 0
+        name = parts[level - 1]
+        return nfc(name) if tops else name, len(parts) - level  # one class in two splits
+
+    for path in walk.folders:
+        name, steps = place(path)
+        if name and not steps:
+            classes.setdefault(name, ClassFolder("", path.name))
+        elif path.name not in tops and not (steps and reading.recursive):
+            walk.skip(path)
+    for path in walk.others:
+        walk.skip(path, "" if place(path)[1] else BESIDE)
+    for path in walk.pictures:
+        name, steps = place(path)
+        if not steps:
+            walk.skip(path, BESIDE)
+        elif steps == 1 or reading.recursive:
+            top = path.relative_to(walk.root).parts[0]
+            classes[name].files.append(walk.file(path, named.get(top, "")))
+        else:
+            classes[name].deeper += 1
+            walk.skipped["pictures in folders inside class folders (--recursive takes them)"] += 1
+    if tops:
+        log.info("%s: split folders: %s", walk.root, named or f"{', '.join(tops)}, undivided")
     _name(classes.values())
-    nested = sum(one.deeper for one in classes.values())
-    if nested:
-        walk.skipped["pictures in folders inside class folders (--recursive takes them)"] = nested
     return list(classes.values())
 
 
-def _count_loose(walk: Walk, entry: Path) -> None:
-    if entry.is_dir() or entry.name.lower() not in (INDEX, DESCRIPTIONS, CLASSES):
-        walk.skipped[f"{kind(entry)} beside the class folders"] += 1
+def _split_folders(walk: Walk) -> list[str]:
+    """The folders train, val, test ... that hold class folders; [] where the classes are above."""
+    places = {path.relative_to(walk.root).parts[:-1] for path in walk.pictures}
+    direct = {parts[0] for parts in places if len(parts) == 1}
+    tops = sorted({p[0] for p in places if len(p) > 1 and p[0].lower() in SPLITS} - direct)
+    return tops if all(name.lower() in SPLITS for name in direct) else []
 
 
 def _name(classes: Iterable[ClassFolder]) -> None:
@@ -239,72 +251,25 @@ def _name(classes: Iterable[ClassFolder]) -> None:
         log.info("numbers before names are left out (%s); %s may say others", first, CLASSES)
 
 
-def split_folders(root: Path) -> list[Path]:
-    """The folders train, val, test ... of a root that hold class folders; [] if there are none."""
-    inside = {path: _holds(path) for path in _folders(root)}
-    parts = [path for path in inside if path.name.lower() in SPLITS and not inside[path]]
-    parts = [path for path in parts if any(_holds(p) or _below(p) for p in _folders(path))]
-    return [] if any(held and path not in parts for path, held in inside.items()) else parts
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What is not hidden in a folder; nothing where it cannot be read, which `Walk` tells."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return []
-    return [path for path in entries if not path.name.startswith((".", "__MACOSX"))]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.is_dir()]
-
-
-def _holds(folder: Path) -> int:
-    """The pictures that lie directly in a folder, as far as endings tell."""
-    found = (path for path in _entries(folder) if path.suffix.lower() in images.ENDINGS)
-    return sum(not path.is_dir() for path in found)
-
-
-def _below(folder: Path) -> int:
-    """The pictures in the folders inside a folder."""
-    inside = [path for path in _folders(folder) if not path.is_symlink()]  # it may lead back
-    return sum(_holds(path) + _below(path) for path in inside)
-
-
-def class_layers(root: Path) -> dict[str, int]:
-    """Where class folders seem to lie: folder -> how many folders with pictures are in it."""
-    found: Counter[Path] = Counter()
-    level = [root]
-    for _ in range(DEPTH):
-        level = [inner for folder in level for inner in _folders(folder)]
-        found.update(path.parent for path in level if _holds(path))
-    layers: dict[str, int] = defaultdict(int)
-    for path, count in found.items():
-        above = path.parent if path.name.lower() in SPLITS else path
-        layers[str(above)] = max(layers[str(above)], count)
-    return {path: count for path, count in layers.items() if count > 1}
-
-
-def too_few_classes(root: Path, classes: Sequence[ClassFolder], skipped: Counter[str]) -> str:
+def too_few_classes(walk: Walk, classes: Sequence[ClassFolder]) -> str:
     """Why a root gives no two classes: what is there instead, and the way that works; or ""."""
-    with_pictures = [one for one in classes if one.files]
-    if with_pictures and len(classes) > 1:
+    if len(classes) > 1 and any(one.files for one in classes):
         return ""
-    layers = class_layers(root)
-    layers.pop(str(root), None)
-    if layers:
-        ways = " or ".join(f"{path} ({count} folders)" for path, count in layers.items())
-        whole = "or use --recursive, where each folder here is a class with all that is inside"
+    # the folders that hold folders of pictures; of a split, the folder of the splits
+    above = [path.parent for path in {path.parent for path in walk.pictures} - {walk.root}]
+    above = [path.parent if path.name.lower() in SPLITS else path for path in above]
+    layers = Counter(path for path in above if path != walk.root and walk.root in path.parents)
+    ways = [f"{path} ({count} folders)" for path, count in layers.items() if count > 1]
+    if ways:
         what = "no folder here holds pictures itself; give the folder of the class folders"
-        return f"{root}: {what}: {ways}, {whole}"
+        whole = "use --recursive, where each folder here is a class with all that is inside"
+        return f"{walk.root}: {what}: {' or '.join(sorted(ways))}, or {whole}"
     if len(classes) > 1:
         return ""
-    own = (INDEX, DESCRIPTIONS, CLASSES)
-    found = [path.name for path in _entries(root) if path.suffix.lower() in TABLES]
-    found = [name for name in found if name.lower() not in own]
+    tables = [p.name for p in walk.others if p.parent == walk.root and p.suffix.lower() in TABLES]
+    tables = [name for name in tables if name.lower() not in OWN]
     need = "2 or more are needed, with each class's pictures directly inside"
-    if found:
-        need += f"; or, if {found[0]} says what each picture shows, --table {found[0]}"
-    others = dict(skipped) or "nothing"
-    return f"{root} holds {len(classes)} class folders; {need} (skipped: {others})"
+    if tables:
+        need += f"; or, if {tables[0]} says what each picture shows, --table {tables[0]}"
+    others = dict(walk.skipped) or "nothing"
+    return f"{walk.root} holds {len(classes)} class folders; {need} (skipped: {others})"

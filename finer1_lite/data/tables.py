@@ -7,9 +7,9 @@ hold make no difference.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-import json
 import logging
 import re
 import unicodedata
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
@@ -78,12 +79,10 @@ def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) 
     Raises:
         DataError: The file cannot be read or lacks columns; all of these are named.
     """
-    text = _text(path)
-    names = [{column_key(one) for one in spellings} for spellings in needed]
-    table = _json_lines(path, text) if path.suffix.lower() == ".jsonl" else _csv(path, text, names)
-    lacking = [
-        " or ".join(n) for n, k in zip(needed, names, strict=True) if not k & {*table.columns}
-    ]
+    if not path.is_file():
+        raise DataError([f"{path}: there is no such table; check its name"], "no table:")
+    table = _json_lines(path) if path.suffix.lower() == ".jsonl" else _csv(path, needed)
+    lacking = [" or ".join(names) for names in needed if not {*names} & {*table.columns}]
     if lacking:
         given = f"its first line gives {table.columns}"
         problem = f"{path}: lacks the column {', the column '.join(lacking)}; {given}"
@@ -96,10 +95,9 @@ def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) 
 
 def _text(path: Path) -> str:
     """The text of a file in the encoding that its bytes show; one that is not UTF-8 is logged."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError([f"{path}: cannot be read ({error.strerror})"], "no table:") from error
+    data = path.read_bytes()
+    if data.startswith(b"PK\x03\x04"):
+        raise DataError([f"{path}: is a workbook; save it as 'CSV UTF-8'"], "no table:")
     encoding = "utf-16" if data.startswith(_UTF_16) else "utf-8-sig"
     if encoding == "utf-8-sig" and b"\0" in data[:200]:  # Latin letters in UTF-16, without a mark
         encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
@@ -115,8 +113,9 @@ def _text(path: Path) -> str:
     raise DataError([f"{path}: is neither UTF-8 nor UTF-16 nor Windows-1252; {mend}"], "no table:")
 
 
-def _csv(path: Path, text: str, needed: Sequence[set[str]]) -> Table:
-    """The rows of a CSV text, whatever separates its values."""
+def _csv(path: Path, needed: Sequence[Sequence[str]]) -> Table:
+    """The rows of a CSV file, whatever separates its values."""
+    text = _text(path)
     hint = re.match(r"sep=(.)\r?\n", text)  # a line that Excel writes and reads
     start = hint.end() if hint else 0
     delimiter = hint[1] if hint else _delimiter(text, needed)
@@ -141,43 +140,36 @@ def _csv(path: Path, text: str, needed: Sequence[set[str]]) -> Table:
             table.rows.append((line, dict(zip(header, values, strict=True))))
             continue
         what = f"the values do not fit the {len(header)} columns"
-        mend = (
-            f"put a text with {'commas' if delimiter == ',' else repr(delimiter)} in double quotes"
-        )
+        mend = f"put a text with {'commas' if delimiter == ',' else delimiter} in double quotes"
         table.problems.append(f"{path}, line {line}: {what}; {mend}")
     return table
 
 
-def _delimiter(text: str, needed: Sequence[set[str]]) -> str:
+def _delimiter(text: str, needed: Sequence[Sequence[str]]) -> str:
     """What separates the values: it finds most of the needed columns, or else most columns."""
 
     def found(delimiter: str) -> tuple[int, int]:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
         columns = {column_key(name) for name in header}
-        return sum(bool(names & columns) for names in needed), len(header)
+        return sum(bool({*names} & columns) for names in needed), len(header)
 
     return max(DELIMITERS, key=found)
 
 
-def _json_lines(path: Path, text: str) -> Table:
-    """The rows of JSON lines; nothing and lists are empty texts."""
-    table = Table(path, [], [])
-    if text.lstrip().startswith("["):
+def _json_lines(path: Path) -> Table:
+    """The rows of JSON lines; what is lacking or null is an empty text."""
+    if path.read_bytes().lstrip(codecs.BOM_UTF8).lstrip().startswith(b"["):
         mend = "write one object a line (jq -c '.[]')"
         raise DataError([f"{path}: is one JSON array; {mend}"], "no table:")
-    for line, one in enumerate(text.split("\n"), 1):
-        if not one.strip():
+    table = Table(path, [], [])
+    for line, found, problem in files.scan(path):
+        if not isinstance(found, dict):
+            problem = problem or "is no JSON object; mend or delete the line"
+            table.problems.append(f"{path}, line {line}: {problem}")
             continue
-        try:
-            row = json.loads(one)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            table.problems.append(f"{path}, line {line}: is no JSON object; mend or delete it")
-            continue
-        texts = {column_key(name): value for name, value in row.items()}
-        table.columns += [name for name in texts if name not in table.columns]
-        table.rows.append((line, {n: "" if v is None else str(v) for n, v in texts.items()}))
+        row = {column_key(name): "" if v is None else str(v) for name, v in found.items()}
+        table.columns += [name for name in row if name not in table.columns]
+        table.rows.append((line, row))
     for _, row in table.rows:
         row.update({name: "" for name in table.columns if name not in row})
     return table

@@ -11,7 +11,7 @@ import pytest
 from photo_folders import FOUR, four_classes, noise, only_problem, problems_of
 from PIL import Image
 
-from finer1_lite.__main__ import main
+from finer1_lite.__main__ import main, read_command
 from finer1_lite.data import images, layouts
 from finer1_lite.data.folders import Reading
 from finer1_lite.species import load_folder, write_attribution
@@ -94,6 +94,18 @@ def test_folders_of_splits(tmp_path, said, splits, trained, tested):
     assert "split folders" in said() and "8 photographs train (4 of each of 2 classes)" in said()
 
 
+def test_groups_of_an_index_leave_the_folders_splits(tmp_path):
+    for split, number in (("train", 4), ("test", 2)):
+        for name in ("Rose", "Iris"):
+            for i in range(number):
+                noise(tmp_path / split / name / f"{i}.png")
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    (tmp_path / "index.csv").write_text("file,coarse\n" + "".join(f"{f},bed\n" for f in files))
+    found = load_folder(tmp_path, unseen_share=0)
+    assert {photo.id.split("/")[0] for photo in found.train} == {"train"}
+    assert found.groups == {"Rose": "bed", "Iris": "bed"} and len(found.test) == 4
+
+
 def test_nested_folders(tmp_path, said):
     root = four_classes(tmp_path)
     for i in range(3):
@@ -168,6 +180,30 @@ def test_a_flat_folder_with_a_table(tmp_path, text, columns):
     assert all(int(p.id[6:9]) % 2 == (p.species == "beagle") for p in found.train + found.test)
 
 
+def test_options_of_a_command_reach_the_folder(tmp_path, monkeypatch):
+    root = flat(tmp_path / "dogs")
+    (root / "labels.csv").write_text("id,breed\n" + labels("{:03},{}\n"))
+    monkeypatch.chdir(tmp_path)
+    given = ["--shots", "2", "--unseen-share", "0", "--skip-broken"]
+    command = ["cot", "triplets", "--photos", "dogs", *given, "--out", "x"]
+    for table in ("labels.csv", "dogs/labels.csv", str(root / "labels.csv")):
+        pictures = read_command([*command, "--table", table]).pictures
+        assert pictures.reading() == Reading(table="labels.csv", skip_broken=True)
+        dogs = pictures.collection()
+        assert counts(dogs.train) == {"beagle": 2, "pug": 2} and dogs.coarse == "object"
+    assert read_command(command[:2] + command[-2:]).pictures.word == "bird"
+
+
+def test_a_name_of_two_files_is_told(tmp_path):
+    root = flat(tmp_path)
+    noise(root / "test" / "000.jpg")
+    (root / "labels.csv").write_text("id,breed\n" + labels("{:03},{}\n"))
+    problem = only_problem(root, reading=Reading(table="labels.csv"))
+    assert "'000' can be test/000.jpg or train/000.jpg" in problem
+    (root / "labels.csv").write_text("id,breed\n" + labels("train/{:03}.jpg,{}\n"))
+    assert len(load_folder(root, reading=Reading(table="labels.csv")).test) == 8
+
+
 def test_what_is_wrong_with_a_table_of_labels(tmp_path, said):
     root = flat(tmp_path)
     bad = "012,pug\n000,beagle\n001,\n"
@@ -178,9 +214,12 @@ def test_what_is_wrong_with_a_table_of_labels(tmp_path, said):
     (root / "labels.csv").write_text("id,breed\n" + labels("{:03},{}\n") + "012,pug\n")
     found = load_folder(root, reading=Reading(table="labels.csv", skip_broken=True))
     assert len(found.train + found.test) == 12 and "rows left out: 1" in said()
-    lacking = problems_of(root, reading=Reading(table="labels.csv", label_column="kind"))[0]
+    lacking = only_problem(root, reading=Reading(table="labels.csv", label_column="kind"))
     assert "'kind'" in lacking and "--label-column among: id, breed" in lacking
-    assert "no.csv" in problems_of(root, reading=Reading(table="no.csv"))[0]
+    assert "no.csv" in only_problem(root, reading=Reading(table="no.csv"))
+    (root / "labels.csv").write_text("id,breed\n000,pug\n001,pug\n")
+    told = problems_of(root, reading=Reading(table="labels.csv"))
+    assert len(told) == 2 and "1 classes have pictures" in told[0]
 
 
 @pytest.mark.parametrize("place", ["", "train/"])
@@ -236,7 +275,7 @@ def test_observations_of_inaturalist(tmp_path, said):
     assert bees.aliases["Buff-tailed Bumble Bee"] == ("Bombus lucorum", "Bombus terrestris")
     assert len(bees.train + bees.test) == 18 and "3 observations are not of research" in said()
     write_attribution(bees, tmp_path / "attribution.csv")
-    rows = list(csv.DictReader((tmp_path / "attribution.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "attribution.csv").open(encoding="utf-8-sig")))
     assert len(rows) == 18 and {row["licence"] for row in rows} == {"CC-BY"}
     row = next(row for row in rows if row["file"] == "pics/bee_1001.jpg")
     assert (row["observer"], row["class"]) == ("ana1", "Buff-tailed Bumble Bee")

@@ -47,9 +47,10 @@ def test_an_encoding_that_is_guessed_is_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="finer1_lite"):
         tables.read(path).say_unused(["class"])
     assert "read as cp1252" in caplog.text and "not used: product_description" in caplog.text
-    path.write_bytes(b"class,\x81\x8d\xff")
-    with pytest.raises(DataError, match="CSV UTF-8"):
-        tables.read(path)
+    for data in (b"class,\x81\x8d\xff", b"PK\x03\x04 of Excel"):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="CSV UTF-8"):
+            tables.read(path)
 
 
 def test_all_problems_of_a_file_come_together(tmp_path):
