@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ log = logging.getLogger("finer1_lite")
 AT_ONCE = 16  # photographs in memory, of any size
 HELD_OUT = 200  # photographs that a calibration takes, at most
 ROUGH = 50  # below so many its numbers are called rough
+
+Picture = Image.Image | Path | str
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,15 @@ class Namer:
         """Every class that it can name."""
         return self.card.names
 
-    def __call__(
-        self, pictures: Sequence[Image.Image | Path | str], samples: int = 0
-    ) -> list[Prediction]:
+    def __call__(self, pictures: Sequence[Picture], samples: int = 0) -> list[Prediction]:
         """A prediction a picture, in order; PictureError for a file that cannot be read.
 
         samples: further completions of each, drawn at temperature 1.
         """
-        found = []
-        for at in range(0, len(pictures), self.batch):
-            found += self._predict(self.look(pictures[at : at + self.batch], samples), samples)
-        return found
+        parts = (pictures[at : at + self.batch] for at in range(0, len(pictures), self.batch))
+        return [one for part in parts for one in self._predict(self.look(part, samples), samples)]
 
-    def look(self, pictures: Sequence[Image.Image | Path | str], samples: int = 0) -> Evidence:
+    def look(self, pictures: Sequence[Picture], samples: int = 0) -> Evidence:
         """The evidence on one batch of pictures."""
         shown = [
             images.to_rgb(p) if isinstance(p, Image.Image) else images.decode(p) for p in pictures
@@ -107,16 +106,15 @@ class Namer:
         question = self.card.question or prompts.question(self.card.prompt, self.card.coarse)
         model, processor = self.student.model, self.student.processor
         batch = generation.encode_prompts(model, processor, [question] * len(shown), shown)
-        limit = {"max_new_tokens": self.card.max_new_tokens}
-        greedy = generation.generate(model, processor, batch, **limit).completions
-        said = [[text] for text in greedy]
+        limit = self.card.max_new_tokens
+        write = partial(generation.generate, model, processor, batch, max_new_tokens=limit)
+        said = [[text] for text in write().completions]
         if samples:
-            drawn = {"num_generations": samples, "temperature": 1.0}
             own = [torch.Generator(self.student.device).manual_seed(_seed(p)) for p in shown]
-            more = generation.generate(model, processor, batch, generator=own, **limit, **drawn)
-            for p, texts in enumerate(said):
-                texts += more.completions[p * samples : (p + 1) * samples]
-        logps = name_logps(self.student, batch, [chain_of(text) for text in greedy], self.names)
+            more = write(num_generations=samples, temperature=1.0, generator=own).completions
+            said = [[*s, *more[p * samples :][:samples]] for p, s in enumerate(said)]
+        chains = [chain_of(texts[0]) for texts in said]
+        logps = name_logps(self.student, batch, chains, self.names)
         shares = np.array([self._shares(texts) for texts in said])
         return Evidence(log_softmax(logps, 1), shares, said)
 
@@ -129,11 +127,11 @@ class Namer:
         fit = self.fitted(samples)
         if fit is None:
             return "Confidences are not calibrated: take them as an order, not as probabilities."
-        percent = {name: f"{100 * v:.0f}" for name, v in fit["measured"]["combined"].items()}
+        cell = {name: f"{100 * v:.0f}" for name, v in fit["measured"]["combined"].items()}
         return (
             f"Confidences were fitted on {fit['n']} held-out photographs ({fit['source']}): mean "
-            f"confidence {percent['confidence']} %, right names {percent['accuracy']} %, "
-            f"calibration error {percent['ece']} points{', rough' * (fit['n'] < ROUGH)}."
+            f"confidence {cell['confidence']} %, right names {cell['accuracy']} %, "
+            f"calibration error {cell['ece']} points{', rough' * (fit['n'] < ROUGH)}."
         )
 
     def _shares(self, texts: Sequence[str]) -> np.ndarray:
@@ -170,11 +168,9 @@ def load(source: str | Path, preset: Preset | None = None, base: str | None = No
         raise DataError([what], "which classes this model knows is not written anywhere:")
     kept = {k: card.settings[k] for k in ("quantize", "eval_batch") if k in card.settings}
     preset = preset or Preset(pixels=card.pixels, **kept)
-    if (folder / "adapter_config.json").is_file():
-        student = models.load_student(models.base_of(folder, base), preset)
-        student = models.load_adapter(student, folder)
-    else:
-        student = models.load_student(folder, preset)
+    adapter = (folder / cards.ADAPTER).is_file()
+    student = models.load_student(models.base_of(folder, base) if adapter else folder, preset)
+    student = models.load_adapter(student, folder) if adapter else student
     return Namer(student, card, folder, min(AT_ONCE, preset.eval_batch))
 
 
