@@ -27,7 +27,6 @@ COMMANDS = {  # name -> what it is for (docstring), its options (fields), what i
     "fetch": data.FetchCommand,
     "predict": evals.PredictCommand,
     "merge": tools.MergeCommand,
-    "push": tools.PushCommand,
 }
 
 

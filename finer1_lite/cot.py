@@ -58,7 +58,8 @@ def require_descriptions(collection: Collection, who: str) -> None:
     """Raise a DataError naming every class without a description; who: what needs them."""
     bare = [s.name for s in collection.species if not s.description.strip()]
     if bare:
-        headline = f"{who} writes chains from descriptions.csv (columns class, description)"
+        headline = f"{who} writes chains from descriptions.csv (columns class, description; "
+        headline += "`lab --photos DIR --template` writes one to fill in)"
         raise DataError([f"{name}: no description" for name in bare], headline)
 
 

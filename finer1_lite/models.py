@@ -21,7 +21,7 @@ from finer1_lite.presets import Preset
 from finer1_lite.runtime.devices import choose_device, choose_dtype
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students import random_weights, selftest, unsloth
-from finer1_lite.students.card import is_hub_name, read_card, resolved
+from finer1_lite.students.card import ADAPTER, is_hub_name, read_card, resolved
 from finer1_lite.students.families import LORA_TARGETS, VISION_TARGETS, check_family
 from finer1_lite.students.lab_student import PictureProcessor, asset_folder
 
@@ -29,17 +29,23 @@ log = logging.getLogger("finer1_lite")
 CONFIG = "config.json"  # of a model's folder
 
 
-def load_processor(source: str | Path, pixels: int | None = None) -> Any:
+def load_processor(
+    source: str | Path, pixels: int | None = None, family: str = "qwen2_5_vl"
+) -> Any:
     """The stock processor where torchvision is installed, else pictures and text alone.
 
-    pixels: the budget a picture is reduced to; None keeps the one that was saved.
+    These also where they wrote the folder themselves, as the lab's and older ones: their
+    processor_config.json says nothing of videos. pixels: the budget a picture is reduced to;
+    None keeps the one that was saved. family: the model's type, whose processor is named when
+    pictures and text alone are saved.
     """
     config = Path(source) / "processor_config.json"
     if random_weights.is_random(source):
         return random_weights.make_processor(pixels)
-    own = config.is_file() and "PictureProcessor" in config.read_text(encoding="utf-8")
+    own = config.is_file() and '"video_processor"' not in config.read_text(encoding="utf-8")
     if own or importlib.util.find_spec("torchvision") is None:
         processor = PictureProcessor.from_pretrained(source)
+        processor.family = family
     else:
         processor = AutoProcessor.from_pretrained(source)
     if pixels is not None:
@@ -93,7 +99,7 @@ def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch
     else:
         model = read_weights(source, device, dtype, preset.quantize)
     model.config.use_cache = False  # generation passes its own cache
-    return Student(model.eval(), load_processor(source, preset.pixels))
+    return Student(model.eval(), load_processor(source, preset.pixels, model.config.model_type))
 
 
 def read_weights(
@@ -147,7 +153,7 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     model = load_adapter_on(student.model, folder, trainable)
     processor = student.processor
     if (Path(folder) / "processor_config.json").is_file():
-        processor = load_processor(folder)
+        processor = load_processor(folder, family=student.model.config.model_type)
         saved, given = (
             p.image_processor.size["longest_edge"] for p in (processor, student.processor)
         )
@@ -206,11 +212,13 @@ def base_of(folder: str | Path, asked: str | None = None) -> str:
     name of a folder, which is looked for in the run, beside it and among the shipped students,
     and never asked of a hub. DataError naming --base where it is nowhere.
     """
+    folder = Path(folder)
+    if not (folder / ADAPTER).is_file():
+        raise DataError([f"{folder}: holds no adapter ({ADAPTER})"], "no base:")
     if asked:
         return asked
-    folder = Path(folder)
     card = read_card(folder)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     named = [resolved(card.base, folder)] if card else []
     named += [config["base_model_name_or_path"]] if config.get("base_model_name_or_path") else []
     for name in named:

@@ -73,7 +73,6 @@ OPTIONS = {
         --photos Path
         --descriptions Path
         --coarse
-        --shots int = 4
         --world-seed int = 0
         --out Path required
         --teacher {oracle,table,local,endpoint,student}
@@ -119,7 +118,6 @@ OPTIONS = {
         --photos Path
         --descriptions Path
         --coarse
-        --shots int = 4
         --world-seed int = 0
         --seed int = 0
         --out Path required
@@ -143,7 +141,7 @@ OPTIONS = {
         --name = evaluation
         --out Path = runs
         --fresh = False
-        --preset {lab,t4,l4,a100} = lab
+        --preset {lab,t4,l4,a100}
         --prompts x+
         --tasks {open,closed} x+ = open closed
         --order {rotate,shuffle,as_is} = rotate
@@ -155,8 +153,8 @@ OPTIONS = {
         --files Path x*
         --images Path
         --allow-missing = False
-        --world-seed int = 0
-        --unseen-share float = 0.4
+        --world-seed int
+        --unseen-share float
         --coarse
         --test-pictures int
         --max-new-tokens int
@@ -177,13 +175,13 @@ OPTIONS = {
         --name = analysis
         --out Path = runs
         --fresh = False
-        --preset {lab,t4,l4,a100} = lab
+        --preset {lab,t4,l4,a100}
         --photos Path
         --files Path x*
         --images Path
         --allow-missing = False
-        --world-seed int = 0
-        --unseen-share float = 0.4
+        --world-seed int
+        --unseen-share float
         --coarse
         --test-pictures int
         --max-new-tokens int
@@ -225,13 +223,28 @@ OPTIONS = {
         --base
         --dtype {auto,float32,bfloat16,float16} = auto
     """,
-    "push": """
-        folder Path
-        name
-        --private = False
-        --yes = False
-    """,
 }
+
+PHOTOGRAPHS = """
+        --photos Path
+        --descriptions Path
+        --coarse
+        --shots int
+        --unseen-share float
+        --recursive = False
+        --table Path
+        --file-column
+        --label-column
+        --research-grade = False
+        --names {scientific,common} = scientific
+        --skip-broken = False
+"""
+OPTIONS |= {  # the same in every command that reads photographs
+    name: OPTIONS[name].rstrip() + PHOTOGRAPHS
+    for name in ("lab", "cot make", "cot triplets", "evaluate", "analyse")
+}
+OPTIONS["lab"] += "--template = False\n"
+OPTIONS["audit"] += "--all = False"
 
 
 def commands(parser=None, above: str = "") -> dict[str, argparse.ArgumentParser]:
@@ -300,7 +313,7 @@ def test_help_explains_every_option(command, capsys):
 @pytest.mark.parametrize("command", OPTIONS)
 def test_names_and_defaults_of_options_stay(command):
     """What is written in notebooks, scripts and notes goes on working."""
-    rows = [row.strip() for row in OPTIONS[command].strip().splitlines()]
+    rows = list(dict.fromkeys(row.strip() for row in OPTIONS[command].strip().splitlines()))
     found = [described(a) for a in commands()[command]._actions if a.dest != "help"]
     assert sorted(found) == sorted(rows)
     places = [[row for row in one if not row.startswith("-")] for one in (found, rows)]
@@ -435,7 +448,7 @@ def test_a_missing_photo_folder_is_named(refused, tmp_path):
 def test_photos_without_descriptions_are_all_named(refused, tmp_path):
     root = four_classes(tmp_path / "birds")
     said = refused("lab", "--photos", root, "--out", tmp_path / "runs")
-    for name in ("black kite", "red kite", "barn owl", "tawny owl"):
+    for name in ("black-kite", "red-kite", "barn-owl", "tawny-owl"):
         assert f"{name}: no description" in said
     assert "descriptions.csv" in said and not (tmp_path / "runs").exists()
 

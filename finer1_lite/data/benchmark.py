@@ -68,7 +68,8 @@ class Benchmark:
     aliases: Aliases = None
     missing: int = 0  # pictures that were not there and are not asked about
     released: bool = False  # of released question files: their rule reads the picture's path
-    as_drawn: bool = False  # keep the order of the pictures, and the drawn order of the options
+    drawn: bool = False  # the options stand in an order that was drawn: rotation 0 keeps it
+    as_drawn: bool = False  # keep the order of the pictures, too
 
     @classmethod
     def of_collection(
@@ -78,12 +79,9 @@ class Benchmark:
         fine: str = "kind",
         as_drawn: bool = False,
     ) -> "Benchmark":
-        """The test pictures with `Collection.options`: as drawn, or the right one first."""
+        """The test pictures with `Collection.options`, which `lab` asks in the same order."""
         items = []
         for photo in collection.test:
-            drawn = collection.options(photo, N_OPTIONS, OPTION_SEED)
-            if not as_drawn:
-                drawn.sort(key=lambda option, label=photo.species: option != label)
             item = Question(
                 photo=photo.id,
                 dataset=dataset,
@@ -92,12 +90,12 @@ class Benchmark:
                 image=photo.image,
                 coarse=collection.coarse,
                 fine=fine,
-                options=tuple(drawn),
+                options=tuple(collection.options(photo, N_OPTIONS, OPTION_SEED)),
             )
             items.append(item)
         classes = {dataset: collection.names}
         known = {"groups": collection.groups, "aliases": collection.aliases}
-        return cls(tuple(items), classes, **known, as_drawn=as_drawn)
+        return cls(tuple(items), classes, **known, drawn=True, as_drawn=as_drawn)
 
 
 def questions(benchmark: Benchmark, condition: Condition) -> list[Question]:
@@ -109,7 +107,7 @@ def questions(benchmark: Benchmark, condition: Condition) -> list[Question]:
     every = [
         replace(item, text=_words(item, condition, options), options=options, rotation=k)
         for item in benchmark.items
-        for k, options in enumerate(_orders(item, condition, benchmark.as_drawn))
+        for k, options in enumerate(_orders(item, condition, benchmark.drawn))
     ]
     return every if benchmark.as_drawn else sorted(every, key=lambda one: -len(one.text))
 
@@ -123,8 +121,11 @@ def _words(item: Question, condition: Condition, options: Sequence[str] | None) 
     return prompts.question(condition.prompt, item.coarse, options, **form)
 
 
-def _orders(item: Question, condition: Condition, as_drawn: bool) -> list[tuple[str, ...] | None]:
-    """The options in each order asked; a question of one's own has one task only."""
+def _orders(item: Question, condition: Condition, drawn: bool) -> list[tuple[str, ...] | None]:
+    """The options in each order asked; a question of one's own has one task only.
+
+    As they are, the right one comes first, as in the released files.
+    """
     if item.about and (condition.task == "open") != (item.options is None):
         return []
     if condition.task == "open":
@@ -132,8 +133,9 @@ def _orders(item: Question, condition: Condition, as_drawn: bool) -> list[tuple[
     if item.options is None:
         raise ValueError(f"{item.photo}: no options; the closed world needs them")
     if condition.order == "as_is":
-        return [item.options]
-    first = item.options if as_drawn else shuffled(item.options, item.photo)
+        right_first = sorted(item.options, key=lambda option: option != item.label)
+        return [tuple(right_first) if drawn else item.options]
+    first = item.options if drawn else shuffled(item.options, item.photo)
     every = rotations(first)
     return [tuple(order) for order in (every if condition.order == "rotate" else every[:1])]
 

@@ -9,18 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from finer1_lite.data import folders, images, scoring
+from finer1_lite.data import duplicates, folders, scoring
 from finer1_lite.data.benchmark import Question
 from finer1_lite.evals import controls, questions
 from finer1_lite.rewards import normalise
 from finer1_lite.runtime.files import DataError
 
 EXAMPLES = 3
-HASH_SIDE = 8  # a picture's difference hash: 8 x 8 comparisons of neighbours, 64 bits
-NEAR = 6  # bits in which near-duplicates may differ
 
 
 @dataclass(frozen=True)
@@ -33,9 +28,16 @@ class Finding:
     examples: Sequence[str] = ()
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, every: bool = False) -> str:
+        """The finding with a few of its examples, or with every one."""
         line = f"{self.what}: {self.count:,} of {self.total:,}"
-        shown = "".join(f"\n    e.g. {e}" for e in self.examples[:EXAMPLES])
-        return line + (shown if self.count else "")
+        shown = self.examples if every else self.examples[:EXAMPLES]
+        lines = "".join(f"\n    e.g. {one}" for one in shown)
+        left = len(self.examples) - len(shown)
+        more = f"\n    and {left} more (--all)" if left else ""
+        return line + (lines + more if self.count else "")
 
 
 # --- question files --------------------------------------------------------------------------
@@ -64,7 +66,7 @@ def _rows(
 ) -> Finding:
     """Of how many questions something holds."""
     rows = [q for q in found if bad(q)]
-    return Finding(what, len(rows), len(found), [str(show(q)) for q in rows[:EXAMPLES]])
+    return Finding(what, len(rows), len(found), [str(show(q)) for q in rows])
 
 
 def _positions(found: Sequence[Question]) -> list[Finding]:
@@ -167,64 +169,41 @@ def control_lines(found: Sequence[Question]) -> list[str]:
 # --- pictures --------------------------------------------------------------------------------
 
 
-def difference_hash(image: Image.Image) -> int:
-    """Which of 64 neighbouring pairs of a 9 x 8 grey copy rise: 64 bits (dHash)."""
-    grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
-    values = np.asarray(grey, dtype=np.int16)
-    bits = (values[:, 1:] > values[:, :-1]).ravel()
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+def audit_folder(root: Path, reading: folders.Reading = folders.PLAIN) -> list[Finding]:
+    """Near-duplicates between the train and test pictures of a folder of photographs.
 
-
-def near_duplicates(
-    train: dict[str, int], test: dict[str, int], bits: int = NEAR
-) -> list[tuple[str, str, int]]:
-    """(training picture, test picture, bits that differ) of every pair at most `bits` apart."""
-    if not train or not test:
-        return []
-    names = list(test)
-    codes = np.array([test[name] for name in names], dtype=np.uint64)
-    found = []
-    for name, code in train.items():
-        apart = np.bitwise_count(codes ^ np.uint64(code))
-        found += [(name, names[i], int(apart[i])) for i in np.flatnonzero(apart <= bits)]
-    return sorted(found, key=lambda pair: (pair[2], pair))
-
-
-def audit_folder(root: Path) -> list[Finding]:
-    """Near-duplicates between the train and test pictures of a folder of class folders.
-
-    Without a split in index.csv every pair of one folder is looked at. Pictures that
-    cannot be read are a finding.
+    Without a split every pair is looked at. Pictures that cannot be read, and those that carry
+    two labels, are a finding.
     """
-    classes, problems = folders.read_folder(root, shots=0)
+    classes, problems = folders.read_folder(root, shots=0, reading=reading)
     if not classes:
         raise DataError(problems, f"nothing to audit in {root}:")
-    codes: dict[str, dict[str, int]] = defaultdict(dict)
-    for one in classes:
-        for file in one.files:
-            codes[file.split][file.id] = difference_hash(images.decode(file.path))
-    total = sum(map(len, codes.values()))
-    split = bool(codes["train"] and codes["test"])
-    train, test = (codes["train"], codes["test"]) if split else (codes[""], codes[""])
-    pairs = [pair for pair in near_duplicates(train, test) if split or pair[0] < pair[1]]
-    shown = [f"{a} ~ {b} ({n} of 64 bits differ)" for a, b, n in pairs]
-    near = len({b for _, b, _ in pairs})
+    files = [file for one in classes for file in one.files]
+    split = {file.split for file in files} >= {"train", "test"}
+    train, test = ([f for f in files if f.split == r or not split] for r in ("train", "test"))
+    found = duplicates.pairs([file.look for file in train], [file.look for file in test])
+    named = [(bits, train[i].id, test[j].id) for i, j, bits in found]
+    pairs = sorted(pair for pair in named if split or pair[1] < pair[2])
+    shown = [f"{a} ~ {b} ({bits} of 64 bits differ)" for bits, a, b in pairs]
     what = f"{root}: test pictures with a near-duplicate in training"
     return [
-        Finding(f"{root}: problems of files and tables", len(problems), total, problems),
-        Finding(what, near, len(test), shown),
+        Finding(f"{root}: problems of files and tables", len(problems), len(files), problems),
+        Finding(what, len({b for _, _, b in pairs}), len(test), shown),
     ]
 
 
-def report_lines(paths: Sequence[Path]) -> list[str]:
-    """The lines that the command prints: question files and picture folders in any mix."""
+def report_lines(paths: Sequence[Path], every: bool = False) -> list[str]:
+    """The lines that the command prints: question files and picture folders in any mix.
+
+    every: show each picture and problem instead of a few examples.
+    """
     files = [path for path in paths if not path.is_dir()]
     lines = []
     if files:
-        lines += [str(finding) for finding in audit_questions(files)]
+        lines += [finding.text(every) for finding in audit_questions(files)]
         found = [q for path in files for _, q, _ in questions.scan(path) if q]
         lines += ["", "without looking at a picture:", *control_lines(found)]
     for path in paths:
         if path.is_dir():
-            lines += [str(finding) for finding in audit_folder(path)]
+            lines += [finding.text(every) for finding in audit_folder(path)]
     return lines

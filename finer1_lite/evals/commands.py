@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finer1_lite.chains.commands import EndpointOptions
+from finer1_lite.data.commands import PhotoOptions
+from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from finer1_lite.evals.job import Job
 
 Task = Literal["open", "closed"]
+OF_PRESET = ("test_pictures", "max_new_tokens", "shots")
+SETTLED = (*OF_PRESET, "quantize", "eval_batch")  # settings of the preset
 ENDPOINT_TOKENS = 1024  # of a completion over HTTP, where no limit is given
 
 
@@ -30,55 +34,66 @@ class AuditCommand:
     paths: tuple[Path, ...] = argument(
         "<data set>_<seen|unseen>.jsonl, or a folder of class folders", metavar="FILE"
     )
+    all: bool = option(False, "show everything that is found, not a few examples")
 
     def start(self) -> None:
         """Print the report."""
         from finer1_lite.evals import audit
 
-        print("\n".join(audit.report_lines(self.paths)))
+        print("\n".join(audit.report_lines(self.paths, self.all)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about."""
+class JobOptions(PhotoOptions):
+    """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about.
+
+    What is left out is as the cards of the models say.
+    """
 
     models: tuple[str, ...] = argument(
-        "folders of models or adapters, or hub names", default=(), nargs="*", metavar="MODEL"
+        "folders of runs, models or adapters, or hub names", default=(), nargs="*", metavar="MODEL"
     )
-    base: str | None = option(None, "model below the adapters (default: as the adapter says)")
+    base: str | None = option(None, "model below the adapters (default: as the card says)")
     name: str = option("evaluation", "name of the run")
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
-    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
-    photos: Path | None = option(None, "folder of photographs, DIR/<class>/*.jpg")
+    preset: Size | None = option(None, "lab: a CPU, others: a GPU (default: as the card says)")
     files: tuple[Path, ...] = option((), "released question files", nargs="*")
     images: Path | None = option(None, "folder of the pictures that --files name")
     allow_missing: bool = option(False, "leave out and count questions whose picture is missing")
-    world_seed: int = option(0, "which world of paper birds, without --photos and --files")
-    unseen_share: float = option(0.4, "share of --photos' classes kept unseen")
-    coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
+    world_seed: int | None = option(None, "paper birds: which world (default: as the card says)")
     test_pictures: int | None = option(None, "fresh paper birds a split")
-    max_new_tokens: int | None = option(None, "length limit of a completion")
+    max_new_tokens: int | None = option(None, "limit of a completion (default: as the card says)")
     batch: int | None = option(None, "questions answered at a time")
 
     def make_job(self, limit: int | None = None, **own: Any) -> Job:
         """A job with settings of its own; ValueError lists every option that makes no sense.
 
-        limit: of tokens, where no --max-new-tokens is given.
+        limit: of tokens, where neither --max-new-tokens nor a card says it.
         """
+        from finer1_lite.evals.facts import settle, weights_of
         from finer1_lite.evals.job import Job
 
         problems = self.problems()
         if problems:
             raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
-        changes = {} if limit is None else {"max_new_tokens": limit}
-        changes |= given(self, "test_pictures", "max_new_tokens", batch="eval_batch")
+        models = tuple(weights_of(model) for model in self.models)
+        preset = getattr(Preset, self.preset or "lab")()
+        sized = {"quantize": preset.quantize} if self.preset else {}
+        names = ("photos", "descriptions", "coarse", "unseen_share", "world_seed", *OF_PRESET)
+        asked = sized | given(self, *names, batch="eval_batch")
+        if self.reading() != Reading():
+            asked["reading"] = self.reading()
+        settled = settle(models, asked, own=bool(self.files or own.get("questions")))
+        settled.setdefault("max_new_tokens", limit or preset.max_new_tokens)
+        changes = {name: settled.pop(name) for name in SETTLED if name in settled}
+        settled.setdefault("coarse", "object" if settled.get("photos") else "bird")
         return Job(
             folder=self.out / self.name,
-            preset=getattr(Preset, self.preset)().with_(**changes),
-            coarse=self.coarse or ("object" if self.photos else "bird"),
-            **given(self, "models", "base", "photos", "files", "images"),
-            **given(self, "allow_missing", "world_seed", "unseen_share"),
+            models=models,
+            preset=preset.with_(**changes),
+            **settled,
+            **given(self, "base", "files", "images", "allow_missing"),
             **own,
         )
 
@@ -185,13 +200,15 @@ class ReportCommand:
 
     run: Path = argument("folder with a records.jsonl or an analysis.jsonl", metavar="RUN")
     other: Path | None = argument("a second such folder", default=None, nargs="?", metavar="RUN2")
-    photos: Path | None = option(None, "folder of the pictures that a page shows")
+    photos: Path | None = option(None, "pictures that a page shows (default: as the card says)")
 
     def start(self) -> None:
         """Write the page and name it."""
+        from finer1_lite.evals.facts import photos_of
         from finer1_lite.evals.report import photo_source, write_comparison, write_report
 
-        photos = photo_source(self.photos)
+        runs = [run for run in (self.run, self.other) if run]
+        photos = photo_source(next(filter(None, (self.photos, *map(photos_of, runs))), None))
         if self.other is None:
             page = write_report(self.run, photos)
         else:

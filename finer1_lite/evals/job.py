@@ -2,13 +2,15 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from finer1_lite import models, paperbirds
+from finer1_lite.data import benchmark as benchmarks
 from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
-from finer1_lite.evals import analysis, baselines, questions, report, similarity
+from finer1_lite.data.folders import Reading
+from finer1_lite.evals import analysis, baselines, facts, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join
 from finer1_lite.generation import Student
@@ -17,6 +19,7 @@ from finer1_lite.runtime import files
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
 from finer1_lite.species import Collection, load_folder
+from finer1_lite.students.card import adapter_of, read_card, relative
 
 log = logging.getLogger("finer1_lite")
 CLIP = "google/siglip-base-patch16-224"  # of the baselines clip and clip_probe
@@ -33,12 +36,14 @@ class Job:
     base: str | None = None  # under an adapter; None: as the adapter says
     world_seed: int = 0
     photos: Path | None = None
+    descriptions: Path | None = None
     files: tuple[Path, ...] = ()
     questions: tuple[Path, ...] = ()  # of one's own about pictures
     images: Path | None = None
     allow_missing: bool = False
     unseen_share: float = 0.4
     coarse: str = "bird"
+    reading: Reading = Reading()
     baselines: tuple[str, ...] = ()
     clip: str = CLIP
     similarity: str = "none"  # none, or one of similarity.ENCODERS
@@ -52,14 +57,20 @@ class Job:
         if self.photos is None:
             world = paperbirds.make_world(self.world_seed)
             return paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
-        share = self.unseen_share
-        return load_folder(self.photos, shots=shots, unseen_share=share, coarse=self.coarse)
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        words = {name: getattr(self, name) for name in own}
+        found = load_folder(self.photos, shots=shots, **words)
+        trained = facts.trained_on(self.models, {photo.id: photo.source for photo in found.test})
+        return replace(found, test=tuple(p for p in found.test if p.id not in trained))
 
     def benchmark(self, collection: Collection | None) -> Benchmark:
         """What is asked about: question files, or the test pictures of the collection."""
         if collection is None:
             read = questions.of_questions if self.questions else questions.of_files
-            return read(self.questions or self.files, self.images or Path(), self.allow_missing)
+            root = self.images or Path()
+            asked = read(self.questions or self.files, root, self.allow_missing)
+            trained = facts.trained_on(self.models, {i.photo: root / i.photo for i in asked.items})
+            return replace(asked, items=tuple(i for i in asked.items if i.photo not in trained))
         if self.photos is None:
             return Benchmark.of_collection(collection, f"paperbirds{self.world_seed}", "species")
         return Benchmark.of_collection(collection, self.photos.resolve().name)
@@ -79,7 +90,18 @@ class Job:
             "world_seed": self.world_seed if drawn else None,
             "pictures": len(benchmark.items),
             "missing": benchmark.missing,
+            "coarse": self.coarse if not (self.files or self.questions) else None,
+            "photos": relative(self.photos, self.folder) if self.photos else None,
+            "unseen_share": self.unseen_share if self.photos else None,
+            "reading": asdict(self.reading),
             "data": fingerprint([f"{i.photo}/{i.label}" for i in benchmark.items]),
+            "questions": fingerprint(
+                [
+                    f"{one.photo}/{one.text}"
+                    for condition in self.conditions
+                    for one in benchmarks.questions(benchmark, condition)
+                ]
+            ),
             "preset": self.preset.to_dict(),
         }
 
@@ -113,7 +135,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
 
 def _check(job: Job, names: dict[str, str]) -> None:
     """DataError naming every model that cannot be evaluated."""
-    problems = [f"{m}: {problem}" for m in job.models if (problem := _unusable(m, job))]
+    problems = [problem for model in job.models if (problem := _unusable(model, job))]
     given = [*job.models, *(job.endpoint.models if job.endpoint else ())]
     if len({answers_folder(job.folder, name) for name in names.values()}) < len(given):
         problems.append(f"{', '.join(given)}: two have the same name; rename a folder")
@@ -213,19 +235,24 @@ def is_adapter(source: str) -> bool:
 def _unusable(source: str, job: Job) -> str:
     """Why a model cannot be loaded, as far as files tell; "" for a hub name."""
     path = Path(source)
-    if is_adapter(source):
-        base = models.base_of(source, job.base)
-        return "" if base else "the adapter names no base model; give --base"
-    if path.exists() and not (path / "config.json").is_file():
-        return "holds neither a model (config.json) nor an adapter (adapter_config.json)"
-    if not path.exists() and (path.is_absolute() or source.startswith(".")):
-        return "does not exist; give a folder or a hub name"
+    if not path.exists():
+        local = path.is_absolute() or source.startswith(".")
+        return f"{source}: does not exist; give a folder or a hub name" if local else ""
+    try:
+        adapter_of(path)
+        if is_adapter(source):
+            models.base_of(source, job.base)
+    except DataError as error:
+        return error.problems[0]
     return ""
 
 
 def load(source: str, job: Job) -> Student:
-    """A model's folder, an adapter's folder, or a hub name -> a student."""
+    """A model's folder, an adapter's folder, or a hub name -> a student, at its card's pixels."""
+    preset = job.preset
+    if card := read_card(source):
+        preset = preset.with_(pixels=card.pixels)
     if not is_adapter(source):
-        return models.load_student(source, job.preset)
-    base = models.load_student(models.base_of(source, job.base), job.preset)
+        return models.load_student(source, preset)
+    base = models.load_student(models.base_of(source, job.base), preset)
     return models.load_adapter(base, Path(source))

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import json
+import logging
 import mimetypes
 import os
 import platform
@@ -32,9 +33,11 @@ from finer1_lite import metrics, paperbirds, plots
 from finer1_lite.data import images
 from finer1_lite.data.chain_text import pieces
 from finer1_lite.evals import changes, figures, tables
+from finer1_lite.evals.facts import beside
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
 
+log = logging.getLogger("finer1_lite")
 MAX_SHOWN = 4000  # characters of one completion on the page
 MAX_CELL = 300  # characters of one cell of a table
 DIFFERING = 8  # pictures shown on which two entries differ
@@ -359,6 +362,9 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     if problems:
         raise DataError(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
+    if told := beside(folders, frames):
+        log.warning("%s", " ".join(told))
+        page.add("Before you compare", note=" ".join(told))
     for name, frame in zip(names, frames, strict=True):
         _add_accuracy(page, metrics.scores(frame), frame, f"Run {name}, ")
     runs = (f"{names[1]}: ", f"{names[0]}: ")

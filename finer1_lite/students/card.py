@@ -91,13 +91,24 @@ def relative(path: Path | str, folder: Path | str) -> str:
     """A local path as it is written on the card of `folder`; a hub name stays as it is."""
     if not Path(path).exists():
         return str(path)
-    return Path(os.path.relpath(Path(path).resolve(), Path(folder).resolve())).as_posix()
+    way = Path(path).expanduser().resolve()
+    try:
+        return Path(os.path.relpath(way, Path(folder).resolve())).as_posix()
+    except ValueError:  # another drive of Windows: there is no relative way
+        return way.as_posix()
 
 
 def resolved(written: str, folder: Path | str) -> str:
     """The opposite of `relative`: the folder that is there, else what is written."""
     found = Path(folder) / written
     return str(found.resolve()) if found.exists() else written
+
+
+def moved(card: Card, source: Path, target: Path) -> Card:
+    """The card of `source`, as it reads in the folder `target`."""
+    written = {name: getattr(card, name) for name in ("base", "photos", "descriptions")}
+    paths = {name: relative(resolved(w, source), target) for name, w in written.items() if w}
+    return card.model_copy(update=paths)
 
 
 def is_hub_name(name: str) -> bool:
@@ -125,7 +136,8 @@ def adapter_of(source: Path | str) -> Path:
                 return place / stage
     if seeds:
         raise DataError([f"{folder}: no stage is trained yet; start its `lab` again"], "no model:")
-    if (folder / "config.json").is_file():
+    config = folder / "config.json"  # a run has one, too
+    if config.is_file() and "model_type" in config.read_text(encoding="utf-8"):
         return folder
     what = "holds no run, no adapter (adapter_config.json) and no model (config.json)"
     raise DataError([f"{folder}: {what if folder.is_dir() else 'is no folder'}"], "no model:")

@@ -35,12 +35,23 @@ CHAT_TEMPLATE = (
 )
 
 
+STOCK = {  # `model_type` -> the classes of transformers that a saved processor names
+    "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+}
+VIDEO = "video_preprocessor_config.json"
+
+
 class PictureProcessor(Qwen2_5_VLProcessor):
     """Image processor and tokenizer only.
 
     The stock processor insists on a video processor, which needs torchvision; the lab
-    shows no videos.
+    shows no videos. What is saved names the stock classes of `family`, a key of `STOCK`, so
+    that transformers loads it where there is torchvision, without this project.
     """
+
+    family = "qwen2_5_vl"
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -59,6 +70,24 @@ class PictureProcessor(Qwen2_5_VLProcessor):
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the folder of a stock processor; its videos would be cut as the pictures are.
+
+        The videos have a file of their own, by which `models.load_processor` knows the folder.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        stock, video = STOCK[self.family]
+        for path in (folder / "processor_config.json", folder / "tokenizer_config.json"):
+            named = path.read_text(encoding="utf-8").replace(
+                f'"{type(self).__name__}"', f'"{stock}"'
+            )
+            path.write_text(named, encoding="utf-8")
+        shared = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+        settings = {name: getattr(self.image_processor, name) for name in shared}
+        settings |= {"video_processor_type": video, "processor_class": stock}
+        (folder / VIDEO).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

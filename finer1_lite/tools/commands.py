@@ -1,4 +1,4 @@
-"""The commands lab, pretrain, bench, plan, merge and push: their options and what they start."""
+"""The commands lab, pretrain, bench, plan and merge: their options and what they start."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Preset, Quantize, Size
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
@@ -18,20 +19,20 @@ Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabCommand:
+class LabCommand(PhotoOptions):
     """The whole job: chains, SFT, TAPO, evaluation, report.
 
     Writes OUT/NAME/report.html. Killed and started again, it resumes.
     """
 
+    template: bool = option(
+        False, "only write DIR/descriptions.csv with every class of --photos, for you to fill in"
+    )
     name: str | None = option(None, "name of the run (default: lab, or the photo folder's)")
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
     preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
     student: str | None = option(None, "folder or hub name of the model, instead of the preset's")
-    photos: Path | None = option(None, "photographs, DIR/<class>/*.jpg, instead of paper birds")
-    descriptions: Path | None = option(None, "for --photos (default: DIR/descriptions.csv)")
-    coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
     world_seed: int = option(0, "which paper birds; without a shipped student, pretrains one first")
     seeds: tuple[int, ...] = option((0, 1, 2), "training seeds")
     workers: int = option(0, "seeds trained at a time; 0 chooses")
@@ -52,7 +53,7 @@ class LabCommand:
         preset = getattr(Preset, self.preset)()
         if self.preset == "lab" and not birds:
             preset = Preset.lab_photos()
-        changes = given(self, "student", "quantize", "test_pictures")
+        changes = given(self, "student", "quantize", "test_pictures", "shots")
         changes |= given(self, sft_steps="sft__steps", tapo_steps="tapo__steps")
         seeds, workers = list(self.seeds), self.workers
         if len(set(seeds)) < len(seeds) or workers < 0:
@@ -60,8 +61,10 @@ class LabCommand:
         return Run(
             folder=self.out / (self.name or ("lab" if birds else self.photos.resolve().name)),
             preset=preset.with_(**changes).with_(**read_key_values(self.settings)),
-            coarse=self.coarse or ("bird" if birds else "product"),
+            coarse=self.word,
+            reading=self.reading(),
             **given(self, "seeds", "world_seed", "photos", "descriptions", "report_to"),
+            **given(self, "unseen_share"),
         )
 
     def start(self) -> None:
@@ -70,12 +73,23 @@ class LabCommand:
         from finer1_lite.evals.report import write_report
         from finer1_lite.runtime import distributed, trackers
 
+        if self.template:
+            self.write_template()
+            return
         trackers.require(self.report_to)  # now, and not when stage 2 begins
         job = self.job()
         folder = lab.run(job, workers=self.workers, fresh=self.fresh)
         if distributed.is_main():
             photos = {photo.id: photo for photo in job.collection()[0].test}
             print(f"report: {write_report(folder, lambda name: photos[name].image())}")
+
+    def write_template(self) -> None:
+        """Write the table of descriptions that is to be filled in, and name it."""
+        from finer1_lite.data.folders import write_template
+
+        if self.photos is None:
+            raise ValueError("--template needs --photos")
+        print(f"fill in: {write_template(self.photos.expanduser(), self.reading())}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +183,9 @@ class PlanCommand:
 class MergeCommand:
     """Adapter + base -> a plain model folder, which transformers loads without this project."""
 
-    adapter: Path = argument("folder of the adapter")
+    adapter: Path = argument("folder of the adapter, or of a run")
     out: Path = argument("folder to write; must not exist or be empty")
-    base: str | None = option(None, "base model, where the adapter's own note is not enough")
+    base: str | None = option(None, "base model, where the adapter's card is not enough")
     dtype: Dtype = option("auto", "of the written weights; auto: as the base is saved")
 
     def start(self) -> None:
@@ -179,22 +193,3 @@ class MergeCommand:
         from finer1_lite.tools.publish import merge
 
         print(f"model: {merge(self.adapter, self.out, self.base, self.dtype)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushCommand:
-    """Upload a model or an adapter to the hub.
-
-    Lists the model files and asks first. The token is that of HF_TOKEN or `hf auth login`.
-    """
-
-    folder: Path = argument("folder of a model or of an adapter")
-    name: str = argument("name on the hub: OWNER/NAME")
-    private: bool = option(False, "into a private repository")
-    yes: bool = option(False, "upload without asking")
-
-    def start(self) -> None:
-        """Upload, and name the page."""
-        from finer1_lite.tools.publish import push
-
-        print(f"uploaded: {push(self.folder, self.name, self.private, self.yes)}")

@@ -130,7 +130,7 @@ def test_models_that_cannot_be_evaluated_are_all_named(tmp_path, caplog):
         *SHORT,
     )
     assert "two have the same name" in again
-    assert "empty: holds neither" in said and "nowhere: does not exist" in said
+    assert "empty: holds no run, no adapter (" in said and "nowhere: does not exist" in said
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,9 +1,11 @@
-"""An adapter becomes a plain model; only a model's files reach the hub, and only on request."""
+"""An adapter becomes a plain model, which transformers loads without this project."""
 
+import importlib.util
 import json
-from types import SimpleNamespace
+import os
+import subprocess
+import sys
 
-import huggingface_hub
 import pytest
 import torch
 from families import FAMILIES, tiny
@@ -11,10 +13,9 @@ from prompted import asked, plain_inputs
 from tiny_tapo import TINY, stir
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
-from finer1_lite import models
+from finer1_lite import evaluate, models, prompts
 from finer1_lite.__main__ import main
-from finer1_lite.runtime.files import DataError
-from finer1_lite.students.lab_student import asset_folder
+from finer1_lite.students.lab_student import STOCK, asset_folder
 from finer1_lite.tools import publish
 
 SHIPPED = asset_folder(0).parent / "adapters-world0" / "tapo"
@@ -53,6 +54,7 @@ def test_a_merged_model_says_what_the_adapter_says(name, lora_vision, birds, tmp
         "processor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "video_preprocessor_config.json",
     ]
     plain = AutoModelForImageTextToText.from_pretrained(out)
     assert not hasattr(plain, "peft_config") and plain.generation_config.max_new_tokens == 7
@@ -62,6 +64,17 @@ def test_a_merged_model_says_what_the_adapter_says(name, lora_vision, birds, tmp
     assert AutoTokenizer.from_pretrained(out).padding_side == "left"
     assert models.load_processor(out).image_processor.size["longest_edge"] == 64 * 64
     assert not [f for f in out.glob("*.json") if str(tmp_path) in f.read_text(encoding="utf-8")]
+    stock, video = STOCK[name]
+    for file in (
+        "processor_config.json",
+        "tokenizer_config.json",
+        "video_preprocessor_config.json",
+    ):
+        assert json.loads((out / file).read_text())["processor_class"] == stock, file
+    assert (
+        json.loads((out / "video_preprocessor_config.json").read_text())["video_processor_type"]
+        == video
+    )
 
 
 def test_the_shipped_adapter_merges_from_the_command_line(birds, tmp_path, capsys):
@@ -97,7 +110,7 @@ def test_merge_names_every_fault_and_writes_nothing(tmp_path, caplog):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine.txt").write_text("mine")
     assert main(["merge", str(tmp_path / "no"), str(tmp_path / "there")]) == 2
-    assert "no: holds no adapter" in caplog.text and "there: is there already" in caplog.text
+    assert "no: is no folder" in caplog.text and "there: is there already" in caplog.text
     assert [f.name for f in tmp_path.rglob("*")] == ["there", "mine.txt"]
 
 
@@ -110,142 +123,91 @@ def test_a_merge_that_fails_leaves_nothing(tmp_path):
     assert {f.name for f in tmp_path.iterdir()} == {"base", "trained"}
 
 
-# --- push ----------------------------------------------------------------------------------
-
-TOKEN = "hf_notARealTokenOnlyForThisTest"
-
-
-class FakeHub:
-    """What HfApi would have been asked."""
-
-    calls: list = []
-    public: tuple[str, ...] = ()
-
-    def create_repo(self, name, **settings):
-        self.calls.append(("create", name, settings))
-        return SimpleNamespace(repo_id=f"me/{name}" if "/" not in name else name)
-
-    def repo_info(self, name):
-        return SimpleNamespace(private=name not in self.public)
-
-    def upload_folder(self, **settings):
-        self.calls.append(("upload", settings["repo_id"], settings))
+def test_what_is_no_adapter_is_said_before_anything_is_read(tmp_path, caplog):
+    assert main(["merge", str(asset_folder(0)), str(tmp_path / "out"), "--base", "a/b"]) == 2
+    assert "holds no adapter (adapter_config.json)" in caplog.text and not any(tmp_path.iterdir())
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr(FakeHub, "calls", [])
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return FakeHub
+# --- without this project ------------------------------------------------------------------
+
+PARTS = """
+import sys, torch, transformers
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+model_folder, folder, adapter, picture, question = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32)
+if adapter:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, adapter)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+pictures = transformers.Qwen2VLImageProcessorPil.from_pretrained(folder)
+seen = pictures([transformers.image_utils.load_image(picture)], return_tensors="pt")
+ask = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+text = tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True)
+pads = int(seen["image_grid_thw"].prod()) // pictures.merge_size ** 2
+ids = tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * pads), return_tensors="pt")
+kinds = (ids["input_ids"] == model.config.image_token_id).long()
+out = model.generate(**ids, **seen, mm_token_type_ids=kinds, max_new_tokens=24, do_sample=False)
+print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+WHOLE = """
+import sys, torch
+if sys.argv[4]:  # a torchvision for another torch: all but its compiled operators
+    sys.path.insert(0, sys.argv[4])
+    stand_in = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        stand_in.define(name + "(Tensor a, Tensor b, float c) -> Tensor")
+import transformers
+from transformers import AutoProcessor, pipeline
+folder, picture, question = sys.argv[1:4]
+assert type(AutoProcessor.from_pretrained(folder)).__name__ == "Qwen2_5_VLProcessor"
+ask = pipeline("image-text-to-text", model=folder, dtype=torch.float32)
+shown = transformers.image_utils.load_image(picture)  # by pillow: that torchvision cannot
+content = [{"type": "image", "image": shown}, {"type": "text", "text": question}]
+said = ask(text=[{"role": "user", "content": content}], max_new_tokens=24, do_sample=False)
+print(said[0]["generated_text"][-1]["content"])
+"""
+TORCHVISION = os.environ.get("PLAIN_TORCHVISION", "")  # a folder that holds one
 
 
-@pytest.fixture
-def folder(tmp_path):
-    student = tiny("qwen2_vl")
-    models.save_adapter(models.add_adapter(student, TINY, seed=0), tmp_path / "trained")
-    (tmp_path / "trained" / "log.jsonl").write_text("{}\n")
-    return tmp_path / "trained"
+def elsewhere(code, *arguments, cwd):
+    """What the code prints in a process that cannot import this project."""
+    guard = "import importlib.util as u; assert u.find_spec('finer1_lite') is None\n"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", guard + code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.rstrip("\n")
 
 
-def test_push_lists_the_files_and_uploads_those_alone(hub, folder, capsys, caplog):
-    assert main(["push", str(folder), "me/birds", "--private", "--yes"]) == 0
-    said = capsys.readouterr().out
-    (_, name, how), (_, to, sent) = hub.calls
-    assert (name, how["private"], to) == ("me/birds", True, "me/birds")
-    listed = sorted(line.split()[0] for line in said.splitlines() if line.endswith("bytes"))
-    assert (
-        sent["allow_patterns"]
-        == listed
-        == [
-            "adapter_config.json",
-            "adapter_model.safetensors",
-            "chat_template.jinja",
-            "processor_config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-        ]
-    )
-    assert TOKEN not in said + caplog.text + repr(hub.calls)
-    assert not [f for f in folder.iterdir() if TOKEN.encode() in f.read_bytes()]
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory, birds):
+    """The shipped adapter and what it says: (merged folder, picture, question, completion)."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    out = publish.merge(SHIPPED, folder / "merged", dtype="float32")
+    birds.test[0].image().save(folder / "bird.png")
+    question = prompts.question("think", "bird")
+    student = models.load_adapter(models.load_student(asset_folder(0), TINY), SHIPPED)
+    pictures = [birds.test[0].image()]
+    (said,) = evaluate.ask(student, [question], pictures, max_new_tokens=24)
+    return out, folder / "bird.png", question, said.completions[0]
 
 
-@pytest.mark.parametrize("answer, sent", [("y", True), ("", False), ("no", False)])
-def test_push_asks_first(hub, folder, monkeypatch, answer, sent):
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr("builtins.input", lambda question: answer)
-    assert main(["push", str(folder), "me/birds"]) == (0 if sent else 2)
-    assert bool(hub.calls) == sent
+def test_transformers_alone_says_what_the_adapter_says(merged):
+    """Without torchvision: model, tokenizer and picture part, as a Qwen-VL's processor wants it."""
+    out, picture, question, said = merged
+    assert elsewhere(PARTS, out, out, "", picture, question, cwd=out.parent) == said
 
 
-def test_push_without_anyone_to_ask_wants_yes(hub, folder, caplog):
-    assert main(["push", str(folder), "me/birds"]) == 2
-    assert "--yes" in caplog.text and not hub.calls
+def test_plain_peft_says_what_the_adapter_says(merged):
+    out, picture, question, said = merged
+    given = (asset_folder(0), SHIPPED, SHIPPED, picture, question)
+    assert elsewhere(PARTS, *given, cwd=out.parent) == said
 
 
-def test_push_refuses_whatever_is_no_models_file(hub, folder):
-    for name, text in {
-        "pytorch_model.bin": "x",
-        "training_args.bin": "x",
-        "records.jsonl": "{}",
-        "bird.png": "x",
-        "metrics.json": "{}",
-        ".env": f"HF_TOKEN={TOKEN}",
-        "model.py": "x",
-        "optimizer.pt": "x",
-        "model.safetensors": "a pickle under another name",
-        "vocab.json": "no json",
-    }.items():
-        (folder / name).write_text(text)
-    (folder / "checkpoints").mkdir()
-    (folder / "merges.txt").symlink_to("/etc/hostname")
-    with pytest.raises(DataError) as refused:
-        publish.push(folder, "me/birds", yes=True)
-    said = str(refused.value)
-    for name in (
-        "pytorch_model.bin",
-        "training_args.bin",
-        "records.jsonl",
-        "bird.png",
-        ".env",
-        "metrics.json",
-        "model.py",
-        "optimizer.pt",
-        "checkpoints",
-        "merges.txt",
-    ):
-        assert f"{name}: is no model file" in said
-    assert "model.safetensors: cannot be read" in said and "vocab.json: cannot be read" in said
-    assert TOKEN not in said and not hub.calls
-
-
-def test_push_refuses_a_folder_of_this_machine_as_the_base(hub, folder):
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text()) | {"base_model_name_or_path": "/home/me"}
-    path.write_text(json.dumps(config))
-    with pytest.raises(DataError, match="names a folder of this machine"):
-        publish.push(folder, "me/birds", yes=True)
-
-
-def test_push_refuses_what_is_no_model(hub, tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match="no model: config.json"):
-        publish.push(tmp_path, "me/birds", yes=True)
-    with pytest.raises(DataError, match="is no folder"):
-        publish.push(tmp_path / "nowhere", "me/birds", yes=True)
-
-
-def test_push_never_puts_private_weights_into_a_public_repository(hub, folder, monkeypatch):
-    monkeypatch.setattr(hub, "public", ("me/birds",))
-    with pytest.raises(ValueError, match="public: nothing was uploaded"):
-        publish.push(folder, "me/birds", private=True, yes=True)
-    assert [call[0] for call in hub.calls] == ["create"]
-
-
-def test_push_wants_a_login_and_a_name(hub, folder, monkeypatch):
-    with pytest.raises(ValueError, match="me/b/irds"):
-        publish.push(folder, "me/b/irds", yes=True)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(ValueError, match="HF_TOKEN"):
-        publish.push(folder, "me/birds", yes=True)
-    assert not hub.calls
+@pytest.mark.skipif(
+    not (TORCHVISION or importlib.util.find_spec("torchvision")),
+    reason="every Qwen-VL processor of transformers wants torchvision; PLAIN_TORCHVISION=FOLDER",
+)
+def test_a_plain_pipeline_says_what_the_adapter_says(merged):
+    out, picture, question, said = merged
+    assert elsewhere(WHOLE, out, picture, question, TORCHVISION, cwd=out.parent) == said
