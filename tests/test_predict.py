@@ -7,14 +7,14 @@ import pytest
 import torch
 from carded import NAMES, ColourNamer, card, digest
 from paths import ROOT
-from photo_folders import FOUR, four_classes
+from photo_folders import four_classes
 from PIL import Image
 from scipy.special import log_softmax
 
 from finer1_lite import generation, logprobs, paperbirds, predict, prompts
 from finer1_lite.predict import Evidence, Namer
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Photo
+from finer1_lite.species import Photo, load_folder
 from finer1_lite.students import card as cards
 
 
@@ -175,7 +175,7 @@ def test_too_few_photographs_calibrate_nothing(tmp_path):
 def test_what_was_trained_on_is_never_held_out(tmp_path):
     """By content, whatever the files are called now and wherever the split falls."""
     root = four_classes(tmp_path / "photos")
-    names = [name.replace("-", " ") for name in FOUR]
+    names = load_folder(root).names
     trained = {f"old/{i}": digest(p) for i, p in enumerate(sorted(root.glob("*/[0-3].png")))}
     made = card(names[:3], photos="photos", trained_on=trained, world_seed=None, split_seed=5)
     found, where = predict.held_out(made, tmp_path)
