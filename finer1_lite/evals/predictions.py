@@ -21,6 +21,7 @@ from PIL import Image
 from finer1_lite import predict
 from finer1_lite.data import images
 from finer1_lite.data.images import PictureError
+from finer1_lite.data.layouts import Walk
 from finer1_lite.evals.report import Page
 from finer1_lite.evals.tables import percent
 from finer1_lite.predict import Namer
@@ -94,25 +95,23 @@ def run(
 
 
 def photographs(places: Sequence[Path]) -> list[Path]:
-    """The files named and those in the folders named, at any depth, each once; says what is left.
+    """The files named and the pictures in the folders named, at any depth, each once.
 
-    Left out of folders: what is hidden, and what has no ending of a picture.
+    Says what is left out of folders. DataError with every place that holds none.
     """
-    problems = [f"{place}: does not exist" for place in places if not place.exists()]
+    problems: list[str] = []
     found: list[Path] = []
-    left: Counter[str] = Counter()
     for place in places:
-        inside = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-        for path in inside:
-            hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
-            if path == place or (path.suffix.lower() in images.ENDINGS and not hidden):
-                found.append(path)
-            else:
-                left["hidden" if hidden else path.suffix.lower() or "no ending"] += 1
-    if left:
-        log.info("left out: %s", ", ".join(f"{n} {kind}" for kind, n in sorted(left.items())))
-    if problems or not found:
-        raise DataError(problems or [f"{p}: holds no photograph" for p in places], "no photograph:")
+        walk = Walk(place, problems)
+        inside = list(walk.pictures(place, deep=True)) if place.is_dir() else [place]
+        walk.say()
+        if not place.exists():
+            problems.append(f"{place}: is not there")
+        elif not inside:
+            problems.append(f"{place}: holds no photograph")
+        found += inside
+    if problems:
+        raise DataError(problems, "photographs that cannot be named:")
     return list(dict.fromkeys(found))
 
 

@@ -106,6 +106,7 @@ def test_threshold_and_number_of_names_need_no_new_answers(photos, namer, tmp_pa
 
 
 def test_a_broken_photograph_is_a_row_with_its_reason(photos, namer, tmp_path, capsys):
+    (photos / "0.png").rename(photos / "no ending")  # its content tells
     (photos / "deep" / "broken.jpg").write_bytes(b"no picture")
     run(photos, tmp_path)
     (row,) = [row for row in table(tmp_path) if row["file"].endswith("broken.jpg")]
