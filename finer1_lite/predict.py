@@ -1,22 +1,20 @@
 """Name new photographs: one completion each, and how likely every class name is.
 
 Three lines: `from finer1_lite import predict`, `namer = predict.load("runs/flowers")`,
-`namer(["a.jpg", "b.jpg"])`. The completion is the trained question's, greedy. Then every name
-is scored as the continuation of that completion's chain: the logarithm of the probability of
-the whole answer, closing tag included, is divided by a temperature, the share of completions
-with that name adds to it, and a softmax over the classes is the confidence. Temperature and
-weight are fitted on held-out photographs and stand on the card (`calibrate`). On paper birds
-this prefix gave a lower negative log-likelihood (0.70) than names right after the question
-(1.85 asked without a chain, 2.38 with one) or after its analysis alone (0.73).
+`namer(["a.jpg", "b.jpg"])`. The completion is greedy; every name is then scored as the end of its
+chain: log-probability of the whole answer, by a temperature, plus a weight times the share of
+completions with that name, in a softmax over the classes. `calibrate` fits both numbers.
+Names behind the chain: negative log-likelihood 0.70 on paper birds; straight behind the question
+1.85 (asked without a chain) and 2.38 (with one), behind the chain's analysis alone 0.73.
 """
 
 import hashlib
 import logging
 import os
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,9 @@ from finer1_lite.students.card import Card
 log = logging.getLogger("finer1_lite")
 AT_ONCE = 16  # photographs in memory, of any size
 HELD_OUT = 200  # photographs that a calibration takes, at most
+ROUGH = 50  # below so many its numbers are called rough
+
+Picture = Image.Image | Path | str
 
 
 @dataclass(frozen=True)
@@ -89,35 +90,31 @@ class Namer:
         """Every class that it can name."""
         return self.card.names
 
-    def __call__(
-        self, pictures: Sequence[Image.Image | Path | str], samples: int = 0
-    ) -> list[Prediction]:
+    def __call__(self, pictures: Sequence[Picture], samples: int = 0) -> list[Prediction]:
         """A prediction a picture, in order; PictureError for a file that cannot be read.
 
         samples: further completions of each, drawn at temperature 1.
         """
-        found = []
-        for at in range(0, len(pictures), self.batch):
-            found += self._predict(self.look(pictures[at : at + self.batch], samples), samples)
-        return found
+        parts = (pictures[at : at + self.batch] for at in range(0, len(pictures), self.batch))
+        return [one for part in parts for one in self._predict(self.look(part, samples), samples)]
 
-    def look(self, pictures: Sequence[Image.Image | Path | str], samples: int = 0) -> Evidence:
+    def look(self, pictures: Sequence[Picture], samples: int = 0) -> Evidence:
         """The evidence on one batch of pictures."""
-        shown = [p if isinstance(p, Image.Image) else images.decode(p) for p in pictures]
-        shown = [images.to_rgb(picture) for picture in shown]
+        shown = [
+            images.to_rgb(p) if isinstance(p, Image.Image) else images.decode(p) for p in pictures
+        ]
         question = self.card.question or prompts.question(self.card.prompt, self.card.coarse)
         model, processor = self.student.model, self.student.processor
         batch = generation.encode_prompts(model, processor, [question] * len(shown), shown)
-        limit = {"max_new_tokens": self.card.max_new_tokens}
-        greedy = generation.generate(model, processor, batch, **limit).completions
-        said = [[text] for text in greedy]
+        limit = self.card.max_new_tokens
+        write = partial(generation.generate, model, processor, batch, max_new_tokens=limit)
+        said = [[text] for text in write().completions]
         if samples:
-            drawn = {"num_generations": samples, "temperature": 1.0}
             own = [torch.Generator(self.student.device).manual_seed(_seed(p)) for p in shown]
-            more = generation.generate(model, processor, batch, generator=own, **limit, **drawn)
-            for p, texts in enumerate(said):
-                texts += more.completions[p * samples : (p + 1) * samples]
-        logps = name_logps(self.student, batch, [chain_of(text) for text in greedy], self.names)
+            more = write(num_generations=samples, temperature=1.0, generator=own).completions
+            said = [[*s, *more[p * samples :][:samples]] for p, s in enumerate(said)]
+        chains = [chain_of(texts[0]) for texts in said]
+        logps = name_logps(self.student, batch, chains, self.names)
         shares = np.array([self._shares(texts) for texts in said])
         return Evidence(log_softmax(logps, 1), shares, said)
 
@@ -130,12 +127,11 @@ class Namer:
         fit = self.fitted(samples)
         if fit is None:
             return "Confidences are not calibrated: take them as an order, not as probabilities."
-        cell = fit["measured"]["combined"]
+        cell = {name: f"{100 * v:.0f}" for name, v in fit["measured"]["combined"].items()}
         return (
-            f"Confidences were fitted on {fit['n']} held-out photographs ({fit['source']}); there "
-            f"the mean confidence was {100 * cell['confidence']:.0f} % and "
-            f"{100 * cell['accuracy']:.0f} % of names were right, with a calibration error of "
-            f"{100 * cell['ece']:.0f} points{' (few photographs: rough)' * (fit['n'] < 50)}."
+            f"Confidences were fitted on {fit['n']} held-out photographs ({fit['source']}): mean "
+            f"confidence {cell['confidence']} %, right names {cell['accuracy']} %, "
+            f"calibration error {cell['ece']} points{', rough' * (fit['n'] < ROUGH)}."
         )
 
     def _shares(self, texts: Sequence[str]) -> np.ndarray:
@@ -172,11 +168,9 @@ def load(source: str | Path, preset: Preset | None = None, base: str | None = No
         raise DataError([what], "which classes this model knows is not written anywhere:")
     kept = {k: card.settings[k] for k in ("quantize", "eval_batch") if k in card.settings}
     preset = preset or Preset(pixels=card.pixels, **kept)
-    if (folder / "adapter_config.json").is_file():
-        student = models.load_student(models.base_of(folder, base), preset)
-        student = models.load_adapter(student, folder)
-    else:
-        student = models.load_student(folder, preset)
+    adapter = (folder / cards.ADAPTER).is_file()
+    student = models.load_student(models.base_of(folder, base) if adapter else folder, preset)
+    student = models.load_adapter(student, folder) if adapter else student
     return Namer(student, card, folder, min(AT_ONCE, preset.eval_batch))
 
 
@@ -228,10 +222,10 @@ def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Phot
         told = {"shots": card.shots, "unseen_share": card.unseen_share, "seed": card.split_seed}
         if card.folder_options:
             told["reading"] = folders.Reading(**card.folder_options)
-        found = load_folder(root, coarse=card.coarse, **told)
-        trained = set(card.trained_on.values())
-        hashed = cards.hashes((p.id, p.source) for p in (*found.train, *found.test))
-        photos = [p for p in (*found.train, *found.test) if hashed[p.id] not in trained]
+        found = load_folder(root, **told)
+        every = (*found.train, *found.test)
+        hashed = cards.hashes((photo.id, photo.source) for photo in every)
+        photos = [p for p in every if hashed[p.id] not in card.trained_on.values()]
         where = f"those of {root.name} that were not trained on"
     usable = [photo for photo in photos if photo.species in card.names]
     return random.Random(0).sample(usable, min(limit, len(usable))), where
@@ -242,22 +236,19 @@ def calibrate(
     photos: Sequence[Photo],
     samples: int = 0,
     source: str = "given photographs",
-    keep: bool = True,
 ) -> dict[str, Any]:
-    """Fit temperature and weight of agreement on held-out photographs, for the namer's card.
+    """Fit temperature and weight of agreement on held-out photographs; kept in card.json.
 
     Measured by cross-fitting in two halves: likelihood alone, shares alone, both; the weights
-    that are kept are fitted on all. source: what the photographs are, for the page; keep: write
-    card.json. DataError for fewer than 4.
+    that are kept are fitted on all. source: what the photographs are. DataError for fewer than 4.
     """
     if len(photos) < 4:
         raise DataError([f"{len(photos)} photographs: 4 are needed at least"], "not calibrated:")
-    start = time.time()
     parts = []
     with progress_bar(len(photos), "calibration") as bar:
         for at in range(0, len(photos), namer.batch):
-            some = photos[at : at + namer.batch]
-            parts.append(namer.look([photo.image() for photo in some], samples))
+            some = [photo.image() for photo in photos[at : at + namer.batch]]
+            parts.append(namer.look(some, samples))
             bar.update(len(some))
     labels = np.array([namer.names.index(photo.species) for photo in photos])
     logps = np.concatenate([part.logps for part in parts])
@@ -268,19 +259,12 @@ def calibrate(
         for kind, part in kinds.items()
     }
     likelihood, agreement = calibration.fit_weights(np.stack([logps, shares]), labels)
-    fit = {
-        "temperature": float(1 / likelihood),
-        "agreement": float(agreement),
-        "n": len(photos),
-        "source": source,
-        "measured": measured,
-    }
+    fit = {"temperature": float(1 / likelihood), "agreement": float(agreement)}
+    fit |= {"n": len(photos), "source": source, "measured": measured}
     known = (namer.card.calibration or {}) | {str(samples): fit}
     namer.card = namer.card.model_copy(update={"calibration": known})
-    if keep:
-        try:
-            cards.write_card(namer.folder, namer.card)
-        except OSError as error:
-            log.warning("%s: the calibration cannot be kept (%s)", namer.folder, error.strerror)
-    log.info("calibrated on %d photographs (%s), %.0f s", len(photos), source, time.time() - start)
+    try:
+        cards.write_card(namer.folder, namer.card)
+    except OSError as error:
+        log.warning("%s: the calibration cannot be kept (%s)", namer.folder, error.strerror)
     return fit

@@ -21,9 +21,10 @@ from PIL import Image
 from finer1_lite import predict
 from finer1_lite.data import images
 from finer1_lite.data.images import PictureError
+from finer1_lite.data.layouts import Walk
 from finer1_lite.evals.report import Page
 from finer1_lite.evals.tables import percent
-from finer1_lite.predict import Namer, Prediction
+from finer1_lite.predict import Namer
 from finer1_lite.runtime import files
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
@@ -32,6 +33,9 @@ from finer1_lite.students.card import relative
 log = logging.getLogger("finer1_lite")
 KEPT = 10  # names of each photograph that are written down
 SHOWN = 300  # photographs on the page
+TOLD = ("answer", "completion", "agrees", "share")  # of a prediction
+UNKNOWN = "unknown"
+BROKEN = "could not be read"
 THUMB = 180  # their longest side, pixels
 KINDS = {"likelihood": "likelihood of names", "agreement": "completions", "combined": "both: used"}
 
@@ -49,11 +53,9 @@ class Found:
     rows: list[dict[str, Any]]
 
     def name(self, row: dict[str, Any], threshold: float) -> str:
-        """What a row is called: a class, "unknown" under the threshold, "" for a broken file."""
-        if not row["ranked"]:
-            return ""
-        name, confidence = row["ranked"][0]
-        return name if confidence >= threshold else "unknown"
+        """What a row is called: a class, or `UNKNOWN` under the threshold, or `BROKEN`."""
+        name, confidence = row["ranked"][0] if row["ranked"] else (BROKEN, 1.0)
+        return name if confidence >= threshold else UNKNOWN
 
 
 def run(
@@ -93,25 +95,23 @@ def run(
 
 
 def photographs(places: Sequence[Path]) -> list[Path]:
-    """The files named and those in the folders named, at any depth, each once; says what is left.
+    """The files named and the pictures in the folders named, at any depth, each once.
 
-    Left out of folders: what is hidden, and what has no ending of a picture.
+    Says what is left out of folders. DataError with every place that holds none.
     """
-    problems = [f"{place}: does not exist" for place in places if not place.exists()]
+    problems: list[str] = []
     found: list[Path] = []
-    left: Counter[str] = Counter()
     for place in places:
-        inside = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-        for path in inside:
-            hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
-            if path == place or (path.suffix.lower() in images.ENDINGS and not hidden):
-                found.append(path)
-            else:
-                left["hidden" if hidden else path.suffix.lower() or "no ending"] += 1
-    if left:
-        log.info("left out: %s", ", ".join(f"{n} {kind}" for kind, n in sorted(left.items())))
-    if problems or not found:
-        raise DataError(problems or [f"{p}: holds no photograph" for p in places], "no photograph:")
+        walk = Walk(place, problems)
+        inside = list(walk.pictures(place, deep=True)) if place.is_dir() else [place]
+        walk.say()
+        if not place.exists():
+            problems.append(f"{place}: is not there")
+        elif not inside:
+            problems.append(f"{place}: holds no photograph")
+        found += inside
+    if problems:
+        raise DataError(problems, "photographs that cannot be named:")
     return list(dict.fromkeys(found))
 
 
@@ -161,20 +161,16 @@ def _name_some(
         try:
             shown.append(images.decode(path))
         except PictureError as error:
-            shown.append(str(error))
+            shown.append(str(error).removeprefix(f"{path}: "))
     said = iter(namer([one for one in shown if not isinstance(one, str)], samples))
     trained = set(namer.card.trained_on.values())
     for (file, digest), one in zip(some, shown, strict=True):
-        if isinstance(one, str):
-            yield _row(file, digest, None, one)
-        else:
-            yield _row(file, digest, next(said), "was trained on" if digest in trained else "")
-
-
-def _row(file: str, digest: str, said: Prediction | None, note: str) -> dict[str, Any]:
-    told = {name: getattr(said, name, None) for name in ("answer", "completion", "agrees", "share")}
-    ranked = said.ranked[:KEPT] if said else []
-    return {"file": file, "sha256": digest, "ranked": ranked} | told | {"note": note}
+        broken = isinstance(one, str)
+        row = {"file": file, "sha256": digest, "ranked": []} | dict.fromkeys(TOLD)
+        if not broken:
+            named = next(said)
+            row |= {"ranked": named.ranked[:KEPT]} | {name: getattr(named, name) for name in TOLD}
+        yield row | {"note": one if broken else "was trained on" * (digest in trained)}
 
 
 # --- what is written and said -------------------------------------------------------------------
@@ -195,19 +191,18 @@ def write_csv(found: Found, path: Path, top: int, threshold: float) -> None:
     write_atomically(path, text.encode("utf-8-sig", "surrogatepass"))
 
 
-def counts(found: Found, threshold: float) -> Counter[str]:
-    """How many photographs have each name, "unknown" and "could not be read" among them."""
-    return Counter(found.name(row, threshold) or "could not be read" for row in found.rows)
-
-
 def summary(found: Found, threshold: float) -> str:
-    """The names counted, and how far they can be trusted, in a few lines."""
-    by_name = counts(found, threshold)
-    unknown, broken = by_name.pop("unknown", 0), by_name.pop("could not be read", 0)
+    """How many are named, what how often, and how far that can be trusted, a line each."""
+    by_name = _counts(found, threshold)
+    unknown, broken = by_name.pop(UNKNOWN, 0), by_name.pop(BROKEN, 0)
     head = f"{len(found.rows)} photographs: {by_name.total()} named, {unknown} unknown (confidence "
     head += f"under {threshold:g}), {broken} could not be read"
     names = ", ".join(f"{name} {n}" for name, n in by_name.most_common())
     return "\n".join(filter(None, [head, names, found.namer.reliability(found.samples)]))
+
+
+def _counts(found: Found, threshold: float) -> Counter[str]:
+    return Counter(found.name(row, threshold) for row in found.rows)
 
 
 def write_page(found: Found, path: Path, top: int, threshold: float) -> None:
@@ -216,67 +211,60 @@ def write_page(found: Found, path: Path, top: int, threshold: float) -> None:
     Of the photographs `SHOWN` are on it at most; the table has them all.
     """
     page = Page(f"{len(found.rows)} photographs named")
-    page.add("Names", _table(("name", "photographs"), counts(found, threshold).most_common()))
-    fit = found.namer.fitted(found.samples)
     page.add("How sure the names are", note=found.namer.reliability(found.samples))
-    if fit:
-        page.add("Calibration", _calibration_table(fit))
+    page.add("Calibration", _calibration_table(found.namer.fitted(found.samples)))
+    names = _counts(found, threshold).most_common()
+    page.add("Names", pd.DataFrame(names, columns=["name", "photographs"]).astype(str))
     broken = [(row["file"], row["note"]) for row in found.rows if not row["ranked"]]
-    page.add("Could not be read", _table(("file", "reason"), broken))
+    page.add("Files without a name", pd.DataFrame(broken, columns=["file", "reason"]))
     rows = sorted((r for r in found.rows if r["ranked"]), key=lambda row: row["ranked"][0][1])
-    note = f"The least sure first. {max(0, len(rows) - SHOWN)} more stand in the table alone."
     samples = [
-        _sample(page, f"{i}", row, found.name(row, threshold), top)
-        for i, row in enumerate(rows[:SHOWN])
+        _sample(page, f"{place}.jpg", row, found.name(row, threshold), top)
+        for place, row in enumerate(rows[:SHOWN])
     ]
+    note = f"The least sure first. {len(rows) - len(samples)} more stand in the table alone."
     page.add("Photographs", note=note, samples=samples)
     write_atomically(path, page.render("html").encode())
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(columns), dtype=str)
-
-
-def _calibration_table(fit: dict[str, Any]) -> pd.DataFrame:
-    columns = (
-        "confidence from",
-        "right, %",
-        "mean confidence, %",
-        "calibration error",
-        "Brier",
-        "n",
-    )
-    rows = [
-        (KINDS[kind], percent(c["accuracy"]), percent(c["confidence"]))
-        + (f"{c['ece']:.3f}", f"{c['brier']:.3f}", str(c["n"]))
-        for kind, c in fit["measured"].items()
+def _calibration_table(fit: dict[str, Any] | None) -> pd.DataFrame:
+    """How good each kind of evidence is by itself and both are together; empty without a fit."""
+    lines = [
+        {
+            "confidence from": KINDS[kind],
+            "right, %": percent(cell["accuracy"]),
+            "mean confidence, %": percent(cell["confidence"]),
+            "calibration error, points": percent(cell["ece"]),
+            "Brier": f"{cell['brier']:.3f}",
+            "n": str(cell["n"]),
+        }
+        for kind, cell in (fit["measured"] if fit else {}).items()
     ]
-    return _table(columns, rows)
+    return pd.DataFrame(lines)
 
 
-def _sample(page: Page, number: str, row: dict[str, Any], name: str, top: int) -> dict[str, Any]:
+def _sample(page: Page, place: str, row: dict[str, Any], name: str, top: int) -> dict[str, Any]:
     """A photograph of the page: its picture, facts and completion."""
     ranked = [f"{one} {100 * confidence:.0f} %" for one, confidence in row["ranked"][:top]]
     agrees = {True: "agree", False: "do not agree", None: "there is no chain"}[row["agrees"]]
-    facts = {"name": f"unknown (best guess {ranked[0]})" if name == "unknown" else ranked[0]}
-    facts |= {"then": ", ".join(ranked[1:]), "answer": row["answer"] or "none"}
+    facts = {"name": f"unknown (best guess {ranked[0]})" if name == UNKNOWN else ranked[0]}
+    facts |= {"then": ", ".join(ranked[1:]), "answer": row["answer"] or "none that can be read"}
     facts |= {"chain and answer": agrees, "photo": row["file"]}
     if row["share"] is not None:
-        facts["share of samples"] = f"{100 * row['share']:.0f} %"
+        facts["share of samples"] = f"{percent(row['share'])} %"
     facts |= {"note": row["note"]} if row["note"] else {}
-    said = {"completion": row["completion"]}
-    picture = _thumbnail(page, number, Path(row["file"]))
-    return {"right": name != "unknown", "facts": facts, "completions": said, "picture": picture}
-
-
-def _thumbnail(page: Page, number: str, path: Path) -> str:
-    """Keep a small JPEG of a photograph for the page; "" where it is gone since."""
     try:
-        picture = images.decode(path)
-    except PictureError:
-        return ""
+        page.images[place] = _thumbnail(Path(row["file"]))
+    except PictureError:  # it is gone since
+        place = ""
+    said = {"completion": row["completion"]}
+    return {"right": name != UNKNOWN, "facts": facts, "completions": said, "picture": place}
+
+
+def _thumbnail(path: Path) -> bytes:
+    """A small JPEG of a photograph."""
+    picture = images.decode(path)
     picture.thumbnail((THUMB, THUMB))
     data = io.BytesIO()
     picture.save(data, format="JPEG", quality=80)
-    page.images[f"{number}.jpg"] = data.getvalue()
-    return f"{number}.jpg"
+    return data.getvalue()
