@@ -140,6 +140,24 @@ def test_the_table_is_the_mean_over_worlds_and_seeds(study):
     assert len(figures.ablation(found).axes) == 2
 
 
+def test_a_training_killed_in_its_evaluation_is_not_done_again(study, monkeypatch):
+    """Its checkpoints stay until it is finished; its minutes are then those of the last start."""
+    task = ablate.Task(study, 0, 0, "sft")
+    real = ablate.evaluate
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablate, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.do(task)
+    assert list((task.folder / "checkpoints").glob("checkpoint-*")) and not task.done
+    monkeypatch.setattr(ablate, "evaluate", real)
+    ablate.do(task)
+    assert task.done and not (task.folder / "checkpoints").exists()
+    assert json.loads((task.folder / "finished.json").read_text("utf-8"))["resumed"] is True
+
+
 def test_two_worlds_settle_more_than_one():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 2, (2, 4, 5, 60))
