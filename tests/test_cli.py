@@ -67,7 +67,6 @@ OPTIONS = {
         --full = False
         --groups int
         --steps int = 3
-        --grow/--no-grow = True
         --json FILE Path
     """,
     "plan": """

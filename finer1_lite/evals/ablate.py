@@ -201,15 +201,18 @@ def do(task: Task) -> None:
     world = paperbirds.make_world(task.world)
     pictures = preset.test_pictures if task.split == "test" else SEARCH_PICTURES
     birds = paperbirds.collection(world, shots=preset.shots, test=pictures, split=task.split)
+    checkpoints = task.folder / "checkpoints"
+    resumed = checkpoints.exists()
     student = train(task, world, birds)
-    shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
     trained = time.time()
     answerer = StudentAnswerer(student, task.row, preset.max_new_tokens, task.seed)
     benchmark = Benchmark.of_collection(birds, as_drawn=True)
     for _ in evaluate(answerer, benchmark, task.condition, task.folder, preset.eval_batch):
         pass
     took = {"train_minutes": (trained - start) / 60, "minutes": (time.time() - start) / 60}
-    write_atomically(task.folder / "finished.json", json.dumps(took).encode())
+    facts = json.dumps(took | {"resumed": resumed})
+    write_atomically(task.folder / "finished.json", facts.encode())
+    shutil.rmtree(checkpoints, ignore_errors=True)  # not before: evaluation may be killed
 
 
 def train(task: Task, world: paperbirds.World, birds: Collection) -> Student:
@@ -291,12 +294,13 @@ def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
     """What the table says of one row, apart from differences."""
     row = tasks[0].row
     took = [json.loads((task.folder / "finished.json").read_bytes()) for task in tasks]
+    whole = [one for one in took if not one.get("resumed")]  # a resumed one knows its last start
     of = {split: records[records["split"] == split].groupby("world") for split in SPLITS}
     by_world = {split: worlds["correct"].mean().tolist() for split, worlds in of.items()}
     return {
         "label": ROWS[row].label if row in ROWS else STARTS[row],
         "seeds": len({task.seed for task in tasks}),
-        "minutes": float(np.mean([one["train_minutes"] for one in took])),
+        "minutes": float(np.mean([one["train_minutes"] for one in whole or took])),
         "accuracy": {split: float(np.mean(shares)) for split, shares in by_world.items()},
         "by_world": by_world,
         "marks": {split: float(worlds["marks"].mean().mean()) for split, worlds in of.items()},
@@ -346,7 +350,7 @@ def legend(study: Study, rates: dict[str, float]) -> str:
         f"{', '.join(f'{k} {v:g}' for k, v in rates.items())}, searched among "
         f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
         f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
-        "training seeds, worlds fixed."
+        "training seeds, worlds fixed. Minutes: a training's, of those never interrupted if any."
     )
 
 

@@ -13,7 +13,6 @@ import logging
 import random
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -139,9 +138,9 @@ def train_text(
 ) -> float:
     """Train all weights and return the minutes it took; resumes from the checkpoint in `work`.
 
-    make_rows: step -> lists of rows, a list of each kind.
+    make_rows: step -> lists of rows, a list of each kind. The minutes are those of all steps,
+    whichever start took them.
     """
-    start = time.time()
     loop = Loop(
         model.train(),
         work,
@@ -158,7 +157,7 @@ def train_text(
         loss = text_loss(model, processor, make_rows(step))
         loop.accelerator.backward(loss)
         loop.step({"loss": loss.item()})
-    return round((time.time() - start) / 60, 1)
+    return round(sum(row["step_s"] for row in loop.history) / 60, 1)
 
 
 def pretrain(
@@ -167,8 +166,10 @@ def pretrain(
     """Pretrain for a world and write model, processor and `record.json` to `out`.
 
     Returns the record: seeds, steps, mixture, minutes and the probe's scores, which are
-    taken from the float16 weights that ship.
+    taken from the float16 weights that ship. A killed one is gone on with by the same settings.
     """
+    if steps < 1:
+        raise ValueError(f"--steps {steps}: 1 or more")
     world = paperbirds.make_world(world_seed)
     processor = lab_student.make_processor()
     torch.manual_seed(seed)
@@ -179,7 +180,7 @@ def pretrain(
         made = [[ROWS[kind](world, rng) for _ in range(n)] for kind, n in MIXTURE.items()]
         return made + [[caption_row(world, rng)]] * (step >= steps * (1 - CAPTIONED))
 
-    work = out.parent / f"{out.name}.work"
+    work = out.parent / f"{out.name}-seed{seed}-steps{steps}-lr{lr:g}.work"
     minutes = train_text(model, processor, rows, work, steps=steps, lr=lr)
     model = model.to(torch.float16)
     model.save_pretrained(out)

@@ -64,33 +64,22 @@ ROLLOUTS = {
     "limit_tokens_per_s": ("limit", 0),
     "of_limit": ("of it", 3),
 }
-CASE = ("rollouts", "completion_tokens", "picture_side")  # what tells one case from another
+CASE = ("rollouts", "completion_tokens", "picture_side")  # keys of a row: what was measured at
 FULL_ROWS = (TRL, "dapo", "tapo")  # TRL's and our DAPO first: what ratios refer to
 COPIED = 2**28  # bytes of the copy that measures bandwidth
 GB = 1e9
 Readings = list[dict[str, float]]  # of one trainer's steps
 
 
-def measure(
-    preset: Preset, *, steps: int = 3, grow: bool = True, json_path: Path | None = None
-) -> list[dict]:
-    """Measure, print, and write the rows, a dictionary a trainer and case.
-
-    steps: counted steps a row; grow: also vary rollouts, completion length and picture size.
-    The file is written after every case, so that a killed bench leaves those it finished.
-    """
-    varied = cases(preset, grow)
-    rows = []
-    with tqdm(total=len(varied) * len(TRAINERS) * (steps + 1), desc="bench") as bar:
-        for case in varied:
-            jobs = jobs_of(preset, steps, case, TRAINERS)
-            found = dict(zip(TRAINERS, readings(jobs, bar), strict=True))
-            rows += [row_of(job, found) for job in jobs]
-            if json_path is not None:
-                write_atomically(json_path, json.dumps(rows, indent=1).encode())
-    print(f"{describe(rows[0])}\n\n{case_table(rows, varied[0])}")
-    for axis in CASE if grow else ():
-        print(f"\n{growth(rows, axis, varied[0])}")
+def measure(preset: Preset, *, steps: int = 3, json_path: Path | None = None) -> list[dict]:
+    """Measure, print, and write the rows, a dictionary a trainer; steps: counted ones a row."""
+    jobs = jobs_of(preset, steps, TRAINERS)
+    with tqdm(total=len(jobs) * (steps + 1), desc="bench") as bar:
+        found = dict(zip(TRAINERS, readings(jobs, bar), strict=True))
+    rows = [row_of(job, found) for job in jobs]
+    if json_path is not None:
+        write_atomically(json_path, json.dumps(rows, indent=1).encode())
+    print(f"{describe(rows[0])}\n\n{case_table(rows)}")
     return rows
 
 
@@ -102,8 +91,7 @@ def measure_full(preset: Preset, *, steps: int = 3, json_path: Path | None = Non
     """
     with ProcessPoolExecutor(1, context()) as alone:  # no memory of the card is kept here
         machine = alone.submit(machine_facts).result()
-    case = cases(preset, grow=False)[0]
-    jobs = jobs_of(preset, steps, case, FULL_ROWS)
+    jobs = jobs_of(preset, steps, FULL_ROWS)
     loads = {job.trainer: load_of(job, machine) for job in jobs}
     found = {}
     with tqdm(total=len(jobs) * (steps + 1), desc="bench --full") as bar:
@@ -118,11 +106,11 @@ def measure_full(preset: Preset, *, steps: int = 3, json_path: Path | None = Non
                 write_atomically(json_path, json.dumps(rows, indent=1).encode())
     if not rows:
         raise ChildProcessError("no trainer could be measured; the errors stand above")
-    print(describe_full(rows, preset, case))
+    print(describe_full(rows, preset))
     return rows
 
 
-# --- what is varied ------------------------------------------------------------------
+# --- what is measured ----------------------------------------------------------------
 
 
 def full_preset(groups: int = 1) -> Preset:
@@ -130,35 +118,20 @@ def full_preset(groups: int = 1) -> Preset:
     return Preset.t4().with_(student="random:Qwen2.5-VL-3B", tapo__groups=groups)
 
 
-def cases(preset: Preset, grow: bool) -> list[dict[str, int]]:
-    """The preset's own case first, then each axis by itself."""
-    rollouts = preset.tapo.anchor_rollouts + preset.tapo.positive_rollouts
-    tokens = preset.max_new_tokens
-    side = math.isqrt(preset.pixels) // 28 * 28  # whole visual tokens of Qwen2.5-VL
-    base = dict(zip(CASE, (rollouts, tokens, side), strict=True))
-    axes = {
-        "rollouts": (4, 8, 16),
-        "picture_side": (2 * side, 3 * side),
-        "completion_tokens": (tokens // 2, 2 * tokens),
-    }
-    varied = [base | {axis: value} for axis, values in axes.items() for value in values if grow]
-    return [base, *(case for case in varied if case != base)]
-
-
-def jobs_of(preset: Preset, steps: int, case: dict[str, int], names: Iterable[str]) -> list[Job]:
+def jobs_of(preset: Preset, steps: int, names: Iterable[str]) -> list[Job]:
     """A job a trainer: every group kept, one round of completions, a warm-up step more."""
-    half = case["rollouts"] // 2
+    rollouts = preset.tapo.anchor_rollouts + preset.tapo.positive_rollouts
+    side = math.isqrt(preset.pixels) // 28 * 28  # whole visual tokens of Qwen2.5-VL
     preset = preset.with_(
-        max_new_tokens=case["completion_tokens"],
-        pixels=case["picture_side"] ** 2,
-        tapo__anchor_rollouts=case["rollouts"] - half,
-        tapo__positive_rollouts=half,
+        pixels=side**2,
+        tapo__anchor_rollouts=rollouts - rollouts // 2,
+        tapo__positive_rollouts=rollouts // 2,
         tapo__steps=steps + 1,
         tapo__keep="all",
         tapo__draws=1,
         tapo__updates=1,
     )
-    return [Job(name, preset, case["picture_side"], torch.get_num_threads()) for name in names]
+    return [Job(name, preset, side, torch.get_num_threads()) for name in names]
 
 
 # --- measuring -----------------------------------------------------------------------
@@ -317,7 +290,7 @@ def describe(first: dict) -> str:
     )
 
 
-def describe_full(rows: list[dict], preset: Preset, case: dict[str, int]) -> str:
+def describe_full(rows: list[dict], preset: Preset) -> str:
     """The page of the full size: what holds for all rows, seconds, memory, bandwidth."""
     first = rows[0]
     whole = ", whole process" if first["device"] == "CPU" else ""  # on a GPU torch's allocator
@@ -325,7 +298,7 @@ def describe_full(rows: list[dict], preset: Preset, case: dict[str, int]) -> str
         f"{preset.student}, {preset.quantize}, on {first['device']} in {first['dtype']}; "
         f"gradient checkpointing {'on' if preset.gradient_checkpointing else 'off'}, "
         f"micro-batch {preset.tapo.micro_batch}\n{describe(first)}",
-        case_table(rows, case),
+        case_table(rows),
         f"peak MiB (measured{whole}; planned; measured / planned)\n{table(rows, MEMORY)}",
         f"a copy on this device moves {first['bandwidth'] / GB:.0f} GB/s; a token of all "
         f"completions reads {first['read_bytes'] / GB:.2f} GB\n{table(rows, ROLLOUTS)}",
@@ -333,11 +306,10 @@ def describe_full(rows: list[dict], preset: Preset, case: dict[str, int]) -> str
     return "\n\n".join(parts)
 
 
-def case_table(rows: list[dict], case: dict[str, int]) -> str:
-    """A case's trainers, a line each."""
-    chosen = [row for row in rows if all(row[key] == case[key] for key in CASE)]
-    title = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in case.items())
-    return f"{title}\n{table(chosen, COLUMNS)}"
+def case_table(rows: list[dict]) -> str:
+    """The trainers, a line each, under what they were measured at."""
+    title = ", ".join(f"{key.replace('_', ' ')} {rows[0][key]}" for key in CASE)
+    return f"{title}\n{table(rows, COLUMNS)}"
 
 
 def table(rows: list[dict], columns: dict[str, tuple[str, int]]) -> str:
@@ -347,20 +319,6 @@ def table(rows: list[dict], columns: dict[str, tuple[str, int]]) -> str:
         values = [(row.get(key), digits) for key, (_, digits) in columns.items()]
         cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
         lines.append([row["trainer"], *cells])
-    return _aligned(lines)
-
-
-def growth(rows: list[dict], axis: str, base: dict[str, int]) -> str:
-    """Step seconds and peak of memory along one axis, a line a trainer."""
-    others = [key for key in CASE if key != axis]
-    chosen = [row for row in rows if all(row[key] == base[key] for key in others)]
-    chosen.sort(key=lambda row: row[axis])
-    values = dict.fromkeys(str(row[axis]) for row in chosen)
-    lines = [[f"{axis.replace('_', ' ')} (step s, x TRL, peak MB)", *values]]
-    for name in TRAINERS:
-        own = [row for row in chosen if row["trainer"] == name]
-        cells = [f"{r['step_s']:.2f}  {r['of_trl']:.2f}  {r['peak_mb']:.0f}" for r in own]
-        lines.append([name, *cells])
     return _aligned(lines)
 
 

@@ -167,7 +167,7 @@ class BenchCommand:
     """What a step of our DAPO and our TAPO costs, beside TRL's GRPOTrainer.
 
     On the same weights, prompts and number of completions: seconds by phase, tokens a second,
-    peak memory, pictures encoded; then how each grows.
+    peak memory, pictures encoded.
     """
 
     computes = True
@@ -175,7 +175,6 @@ class BenchCommand:
     full: bool = option(False, "a 3B model on one GPU: memory and rollouts against the plan")
     groups: int | None = option(None, "anchors a step (default: 2; 1 with --full)")
     steps: int = option(3, "counted steps a row, after a warm-up step")
-    grow: bool = option(True, "also vary rollouts, completion length and picture size")
     json: Path | None = option(None, "write the rows to this file", metavar="FILE")
 
     def start(self) -> None:
@@ -194,7 +193,7 @@ class BenchCommand:
             bench.measure_full(bench.full_preset(groups), steps=self.steps, json_path=self.json)
         else:
             preset = getattr(Preset, self.preset)().with_(tapo__groups=groups)
-            bench.measure(preset, steps=self.steps, grow=self.grow, json_path=self.json)
+            bench.measure(preset, steps=self.steps, json_path=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,11 +140,22 @@ def test_the_table_is_the_mean_over_worlds_and_seeds(study):
     assert len(figures.ablation(found).axes) == 2
 
 
-def test_bootstrap_over_worlds_of_one_world_is_the_paired_bootstrap():
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 2, (2, 3, 40))
-    both = metrics.bootstrap_over_worlds([a], [b], draws=200)
-    assert tuple(both.values()) == metrics.paired_bootstrap(a, b, draws=200)
+def test_a_training_killed_in_its_evaluation_is_not_done_again(study, monkeypatch):
+    """Its checkpoints stay until it is finished; its minutes are then those of the last start."""
+    task = ablate.Task(study, 0, 0, "sft")
+    real = ablate.evaluate
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablate, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.do(task)
+    assert list((task.folder / "checkpoints").glob("checkpoint-*")) and not task.done
+    monkeypatch.setattr(ablate, "evaluate", real)
+    ablate.do(task)
+    assert task.done and not (task.folder / "checkpoints").exists()
+    assert json.loads((task.folder / "finished.json").read_text("utf-8"))["resumed"] is True
 
 
 def test_two_worlds_settle_more_than_one():

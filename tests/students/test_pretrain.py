@@ -9,6 +9,7 @@ from killed import Killed, kill_at
 from finer1_lite import paperbirds, prompts
 from finer1_lite.species import Collection, Species, by_words
 from finer1_lite.students import pretrain
+from finer1_lite.trainer import Loop
 
 
 def small_rows(world):
@@ -19,14 +20,20 @@ def small_rows(world):
     return rows
 
 
-def test_a_killed_pretraining_ends_with_the_weights_of_an_undisturbed_one(fresh, world, tmp_path):
-    """All of its weights are in the checkpoint, those that layers share too."""
+def test_a_killed_pretraining_ends_with_the_weights_of_an_undisturbed_one(
+    fresh, world, tmp_path, monkeypatch
+):
+    """All of its weights are in the checkpoint, those that layers share too; so is its time."""
+    monkeypatch.setattr(Loop, "seconds", lambda _: 3.0)
     start = {name: weight.clone() for name, weight in fresh.model.state_dict().items()}
     settings = dict(steps=4, lr=1e-3)
 
     def train(folder, on_step=None):
         rows = small_rows(world)
-        pretrain.train_text(fresh.model, fresh.processor, rows, folder, on_step=on_step, **settings)
+        minutes = pretrain.train_text(
+            fresh.model, fresh.processor, rows, folder, on_step=on_step, **settings
+        )
+        assert minutes == 0.2  # of four steps of three seconds
         return {name: weight.clone() for name, weight in fresh.model.state_dict().items()}
 
     whole = train(tmp_path / "whole")
@@ -39,6 +46,22 @@ def test_a_killed_pretraining_ends_with_the_weights_of_an_undisturbed_one(fresh,
     resumed = train(tmp_path / "killed")
     for name, weight in whole.items():
         assert torch.equal(weight, resumed[name]), name
+
+
+def test_another_seed_or_length_does_not_go_on_with_a_killed_one(tmp_path, monkeypatch):
+    works = []
+
+    def killed(model, processor, rows, work, **_):
+        works.append(work)
+        raise Killed
+
+    monkeypatch.setattr(pretrain, "train_text", killed)
+    for settings in ({}, {"seed": 1}, {"steps": 9}, {"lr": 1e-4}, {}):
+        with pytest.raises(Killed):
+            pretrain.pretrain(0, tmp_path / "student", **settings)
+    assert len(set(works)) == 4 and works[0] == works[-1]
+    with pytest.raises(ValueError, match="--steps 0: 1 or more"):
+        pretrain.pretrain(0, tmp_path / "student", steps=0)
 
 
 def test_rows_of_describing_never_name_a_species(world):

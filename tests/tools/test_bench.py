@@ -37,7 +37,7 @@ def small(student, tmp_path_factory) -> Preset:
 
 
 def job_of(preset: Preset, name="dapo", steps=1) -> Job:
-    (job,) = bench.jobs_of(preset, steps, bench.cases(preset, grow=False)[0], [name])
+    (job,) = bench.jobs_of(preset, steps, [name])
     return job
 
 
@@ -47,7 +47,7 @@ def job_of(preset: Preset, name="dapo", steps=1) -> Job:
 @pytest.mark.slow
 def test_a_small_bench_yields_a_row_a_trainer(small, tmp_path, capsys):
     path = tmp_path / "rows.json"
-    rows = bench.measure(small, steps=1, grow=False, json_path=path)
+    rows = bench.measure(small, steps=1, json_path=path)
     assert json.loads(path.read_text()) == rows
     assert [row["trainer"] for row in rows] == list(TRAINERS)
     for row in rows:
@@ -74,7 +74,7 @@ def test_help_explains_every_option(capsys):
         cli.main(["bench", "--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    for option in ("--steps", "--groups", "--json FILE", "--no-grow", "--preset"):
+    for option in ("--steps", "--groups", "--json FILE", "--preset"):
         assert option in out
 
 
@@ -218,44 +218,6 @@ def test_ratios_are_medians_of_ratios_within_a_round():
     assert [row["of_trl"] for row in rows] == [1, 0.5, 0.75, 2]
     assert [row["of_dapo"] for row in rows] == [2, 1, 1.5, 4]
     assert rows[1]["tokens_per_s"] == 2 * 8 * 96 / 1 and rows[0]["steps_mb"] == 100
-
-
-def test_cases_vary_one_axis_at_a_time():
-    found = bench.cases(Preset.lab(), grow=True)
-    base = {"rollouts": 8, "completion_tokens": 96, "picture_side": 84}
-    assert found[0] == base and bench.cases(Preset.lab(), grow=False) == [base]
-    changed = [{k: v for k, v in case.items() if v != base[k]} for case in found[1:]]
-    assert changed == [
-        {"rollouts": 4},
-        {"rollouts": 16},
-        {"picture_side": 168},
-        {"picture_side": 252},
-        {"completion_tokens": 48},
-        {"completion_tokens": 192},
-    ]
-
-
-def test_growth_shows_each_value_of_an_axis():
-    base = {"rollouts": 8, "completion_tokens": 96, "picture_side": 84}
-    rows = [
-        base | {"rollouts": n, "trainer": name, "step_s": n * 1.5, "of_trl": 0.5, "peak_mb": 700.0}
-        for n in (8, 4, 16)
-        for name in TRAINERS
-    ]
-    lines = bench.growth(rows, "rollouts", base).splitlines()
-    assert lines[0].split()[-3:] == ["4", "8", "16"]
-    assert lines[2].split() == [
-        "dapo",
-        "6.00",
-        "0.50",
-        "700",
-        "12.00",
-        "0.50",
-        "700",
-        "24.00",
-        "0.50",
-        "700",
-    ]
 
 
 def test_a_row_that_dies_is_named():

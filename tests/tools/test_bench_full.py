@@ -103,8 +103,8 @@ def test_nothing_measured_is_an_error(monkeypatch):
 
 def test_the_full_preset_is_the_assignment_of_a_t4():
     preset = bench.full_preset()
-    case = bench.cases(preset, grow=False)[0]
-    assert case == {"rollouts": 8, "completion_tokens": 512, "picture_side": 448}
+    (job,) = bench.jobs_of(preset, 1, ["tapo"])
+    assert (job.completions, job.preset.max_new_tokens, job.side) == (8, 512, 448)
     assert (preset.quantize, preset.tapo.groups) == ("nf4", 1)
     assert preset.student == "random:Qwen2.5-VL-3B" and preset.gradient_checkpointing
 
@@ -114,7 +114,7 @@ def test_a_prompt_is_counted_as_long_as_it_is(birds):
 
     from finer1_lite import generation, prompts
 
-    (job,) = bench.jobs_of(SMALL, 1, bench.cases(SMALL, grow=False)[0], ["tapo"])
+    (job,) = bench.jobs_of(SMALL, 1, ["tapo"])
     load = bench.load_of(job, {"dtype": "float32"})
     student = adapted(job.preset)
     asked = prompts.question("think", "bird")
