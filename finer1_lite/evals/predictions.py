@@ -102,14 +102,16 @@ def photographs(places: Sequence[Path]) -> list[Path]:
     problems: list[str] = []
     found: list[Path] = []
     for place in places:
+        if not place.is_dir():
+            found.append(place)
+            problems += [] if place.exists() else [f"{place}: is not there"]
+            continue
         walk = Walk(place, problems)
-        inside = list(walk.pictures(place, deep=True)) if place.is_dir() else [place]
+        for other in walk.others:
+            walk.skip(other)
         walk.say()
-        if not place.exists():
-            problems.append(f"{place}: is not there")
-        elif not inside:
-            problems.append(f"{place}: holds no photograph")
-        found += inside
+        problems += [] if walk.pictures else [f"{place}: holds no photograph"]
+        found += walk.pictures
     if problems:
         raise DataError(problems, "photographs that cannot be named:")
     return list(dict.fromkeys(found))
