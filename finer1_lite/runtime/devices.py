@@ -33,11 +33,7 @@ def asked() -> str:
 
 
 def prepare(preset: str | None) -> None:
-    """Settle the device of a command before anything is fetched or loaded.
-
-    preset: of `--preset`. ValueError where a GPU's preset would run without one and no device
-    was named.
-    """
+    """ValueError where a command's device, or a GPU for its preset, is not here; loads nothing."""
     choose_device.cache_clear()
     if asked() == "auto" and preset not in (None, "lab") and "cuda" not in available():
         raise ValueError(
@@ -65,10 +61,9 @@ def choose_device() -> torch.device:
 @cache
 def choose_dtype(device: torch.device) -> torch.dtype:
     """float32 on a CPU and on mps, bfloat16 from Ampere on, float16 before. Prints why."""
-    if device.type == "mps":
-        dtype, why = torch.float32, "half precision is untried on mps"
-    elif device.type != "cuda":
-        dtype, why = torch.float32, "exact and repeatable on a CPU"
+    if device.type != "cuda":
+        untried, exact = "half precision is untried on mps", "exact and repeatable on a CPU"
+        dtype, why = torch.float32, untried if device.type == "mps" else exact
     elif torch.cuda.get_device_capability(device) >= (8, 0):
         dtype, why = torch.bfloat16, "this card computes in it (Ampere or later)"
     else:

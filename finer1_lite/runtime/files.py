@@ -160,27 +160,19 @@ def _unusable(folder: Path, keep: str, held: dict | None) -> str:
 
 @contextmanager
 def nothing_left_of_a_failed_start() -> Iterator[None]:
-    """Where bad input ends a run before it has computed anything, take its new folder away.
-
-    Also the folders that were made above it. What was there before stays.
-    """
+    """Where bad input ends a run before it computed anything, the folders made for it go again."""
     _begun.clear()
     try:
         yield
     except (ValueError, OSError):
         for folder, (made, keep) in reversed(_begun.items()):
-            _take_back(folder, made, {CONFIG, keep})
+            files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+            if {path.parts[0] for path in files} <= {CONFIG, keep}:
+                with suppress(OSError):  # a folder that is not empty stays
+                    (folder / CONFIG).unlink(missing_ok=True)
+                    for path in made:
+                        path.rmdir()
         raise
-
-
-def _take_back(folder: Path, made: list[Path], known: set[str]) -> None:
-    """Delete the config of a run that holds no file beside the known entries; empty folders."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    if {path.relative_to(folder).parts[0] for path in files} <= known:
-        with suppress(OSError):  # a folder that is not empty stays
-            (folder / CONFIG).unlink(missing_ok=True)
-            for path in made:
-                path.rmdir()
 
 
 def _run_config(path: Path) -> dict | None:

@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
@@ -79,7 +80,7 @@ def measure(preset: Preset, *, steps: int = 3, json_path: Path | None = None) ->
     rows = [row_of(job, found) for job in jobs]
     if json_path is not None:
         write_atomically(json_path, json.dumps(rows, indent=1).encode())
-    print(f"{describe(rows[0])}\n\n{case_table(rows)}")
+    print(f"{describe(rows[0])}\n{table(rows, COLUMNS)}")
     return rows
 
 
@@ -282,11 +283,11 @@ def read_bytes(job: Job, load: Load) -> int:
 
 
 def describe(first: dict) -> str:
-    """What holds for all rows, a line."""
+    """What holds for all rows."""
     return (
         f"preset {first['preset']}, {first['groups']} groups, {first['threads']} thread(s), "
         f"median of {first['steps']} steps taken in turn; tokens/s: completions' tokens over "
-        "the step"
+        "the step\n" + ", ".join(f"{key.replace('_', ' ')} {first[key]}" for key in CASE)
     )
 
 
@@ -297,8 +298,7 @@ def describe_full(rows: list[dict], preset: Preset) -> str:
     parts = [
         f"{preset.student}, {preset.quantize}, on {first['device']} in {first['dtype']}; "
         f"gradient checkpointing {'on' if preset.gradient_checkpointing else 'off'}, "
-        f"micro-batch {preset.tapo.micro_batch}\n{describe(first)}",
-        case_table(rows),
+        f"micro-batch {preset.tapo.micro_batch}\n{describe(first)}\n{table(rows, COLUMNS)}",
         f"peak MiB (measured{whole}; planned; measured / planned)\n{table(rows, MEMORY)}",
         f"a copy on this device moves {first['bandwidth'] / GB:.0f} GB/s; a token of all "
         f"completions reads {first['read_bytes'] / GB:.2f} GB\n{table(rows, ROLLOUTS)}",
@@ -306,24 +306,11 @@ def describe_full(rows: list[dict], preset: Preset) -> str:
     return "\n\n".join(parts)
 
 
-def case_table(rows: list[dict]) -> str:
-    """The trainers, a line each, under what they were measured at."""
-    title = ", ".join(f"{key.replace('_', ' ')} {rows[0][key]}" for key in CASE)
-    return f"{title}\n{table(rows, COLUMNS)}"
-
-
 def table(rows: list[dict], columns: dict[str, tuple[str, int]]) -> str:
     """A line a trainer; columns: key -> heading and digits. "-" where a row has no value."""
-    lines = [["trainer", *(head for head, _ in columns.values())]]
+    lines = []
     for row in rows:
         values = [(row.get(key), digits) for key, (_, digits) in columns.items()]
-        cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
-        lines.append([row["trainer"], *cells])
-    return _aligned(lines)
-
-
-def _aligned(lines: list[list[str]]) -> str:
-    """The first column flush left, the others flush right."""
-    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ([line[0].ljust(first), *map(str.rjust, line[1:], others)] for line in lines)
-    return "\n".join(map("  ".join, rows))
+        lines.append(["-" if value is None else f"{value:.{digits}f}" for value, digits in values])
+    names = [row["trainer"] for row in rows]
+    return pd.DataFrame(lines, names, [head for head, _ in columns.values()]).to_string()

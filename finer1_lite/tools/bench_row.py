@@ -288,7 +288,6 @@ class Meter(TrainerCallback):
             "vision_calls": sum(self.calls.values()),
             "pictures": sum(self.seen.values()),
             "pictures_generate": self.seen["generate"],
-            "pictures_score": self.seen["score"],
         }
 
 

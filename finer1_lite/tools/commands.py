@@ -214,6 +214,7 @@ class PlanCommand:
 
     def start(self) -> None:
         """Print the plan, and write it where a file is named."""
+        from finer1_lite.runtime.files import write_atomically
         from finer1_lite.tools import plan
 
         if not (0 < self.gpu < 10_000 and self.text_tokens > 0):
@@ -222,7 +223,7 @@ class PlanCommand:
         preset = getattr(Preset, self.preset)().with_(**changes)
         found = plan.memory_plan(preset, gpu_gib=self.gpu, text_tokens=self.text_tokens)
         if self.json is not None:
-            plan.write(found, self.json)
+            write_atomically(self.json, json.dumps(found.to_dict(), indent=1).encode())
         print(found)
 
 

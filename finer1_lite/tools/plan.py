@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -19,7 +18,6 @@ from transformers import PretrainedConfig
 from finer1_lite import models
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
-from finer1_lite.runtime.files import write_atomically
 from finer1_lite.students import lab_student, random_weights
 from finer1_lite.tools import memory
 from finer1_lite.tools.memory import TEXT_TOKENS, Load
@@ -216,8 +214,3 @@ def meta_student(config: PretrainedConfig, preset: Preset, dtype: torch.dtype) -
     model = random_weights.on_meta(config, dtype, models.four_bits(preset.quantize, dtype))
     with torch.device("meta"):
         return models.add_adapter(Student(model, None), preset, seed=0)
-
-
-def write(plan: Plan, path: Path) -> None:
-    """Write the plan to a JSON file."""
-    write_atomically(path, json.dumps(plan.to_dict(), indent=1).encode())

@@ -196,10 +196,10 @@ def test_another_student_starts_from_a_fresh_adapter(small):
 # --- counting and dividing -----------------------------------------------------------
 
 
-def test_time_belongs_to_the_innermost_phase(student, monkeypatch):
+def test_time_belongs_to_the_innermost_phase(fresh, monkeypatch):
     now = iter([1.0, 4.0, 9.0, 15.0, 22.0])
     monkeypatch.setattr(bench_row.time, "perf_counter", lambda: next(now))
-    meter = Meter(student, Pipe())
+    meter = Meter(fresh, Pipe())  # hooks stay on its student
     meter.call("generate", meter.call, "score", lambda: None)  # 1 to 4, 9, 15
     meter._switch("update")  # ... and 22
     assert meter.spent == Counter(update=1.0 + 7.0, generate=3.0 + 6.0, score=5.0)
