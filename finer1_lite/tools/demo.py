@@ -1,9 +1,9 @@
 """A page on this machine: drop a photograph, see its name, how sure that is, why, look-alikes.
 
 `Answers` writes the HTML of one photograph and needs no gradio; `serve` puts it behind a page
-that only this machine can open. Whatever a model, a folder or a file says is escaped before it
-becomes HTML. Nothing is kept: an upload is deleted as soon as it is named, and the folder of all
-when the page ends; gradio makes no link, no statistics, no record in the browser.
+that only this machine can open. Whatever a model, a folder or a file says is escaped. Nothing
+is kept: an upload is deleted once it is named, and the folder of all when the page ends; gradio
+makes no link, no statistics, no record in the browser.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -35,9 +35,6 @@ from finer1_lite.predict import Namer
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Photo
 
-if TYPE_CHECKING:
-    import gradio
-
 log = logging.getLogger("finer1_lite")
 HOST = "127.0.0.1"  # no other machine reaches it
 MEGABYTES = 20  # of one photograph, at most
@@ -45,8 +42,9 @@ WAITING = 8  # photographs that wait for the one that is being named
 TOP = 3  # names shown, and look-alikes
 EACH = 2  # pictures of a look-alike
 SIDE, THUMB = 420, 240  # pixels of the photograph's and of a look-alike's longer side
-OFF = ("share", "run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa")
 HERE = Path(__file__).parent
+LOADER = jinja2.FileSystemLoader(HERE)
+PAGE = jinja2.Environment(loader=LOADER, autoescape=True).get_template("demo.html.jinja")
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,12 @@ class Answers:
 
     def of(self, path: Path) -> str:
         """The HTML about one photograph, or why it cannot be used."""
-        loader = jinja2.FileSystemLoader(HERE)
-        page = jinja2.Environment(loader=loader, autoescape=True).get_template("demo.html.jinja")
         try:
             picture = read(path)
         except PictureError as error:
-            return page.render(refused=str(error))
+            return PAGE.render(refused=error)
         said = self.namer([picture])[0]
-        return page.render(
+        return PAGE.render(
             said=said,
             known=said.known(self.unknown),
             unknown=self.unknown,
@@ -123,6 +119,9 @@ def gallery(namer: Namer, photos: Path | None = None) -> dict[str, list[Photo]]:
     by_class: dict[str, list[Photo]] = {name: [] for name in namer.names}
     for photo in (*found.train, *found.test):
         by_class.get(photo.species, []).append(photo)
+    without = [name for name, its in by_class.items() if not its]
+    if without:
+        log.warning("no picture of %d of %d classes: %s", len(without), len(by_class), without)
     return by_class
 
 
@@ -141,8 +140,8 @@ def require_gradio(folder: Path | str) -> ModuleType:
     return gradio
 
 
-def build(gr: ModuleType, answers: Answers, folder: Path) -> gradio.Blocks:
-    """The page; folder: where gradio puts uploads, each of which is deleted after it is named."""
+def build(gr: ModuleType, answers: Answers, folder: Path) -> Any:
+    """The page, gradio.Blocks; folder: where gradio puts uploads, each deleted once it is named."""
 
     def name(upload: str) -> tuple[None, str]:
         path = Path(upload).resolve()
@@ -154,29 +153,26 @@ def build(gr: ModuleType, answers: Answers, folder: Path) -> gradio.Blocks:
 
     card = answers.namer.card
     title = f"Which {card.coarse} is it?"
-    lead = f"{len(card.classes)} kinds are known. Photographs stay on this machine and are deleted."
+    lead = f"{len(card.classes)} kinds are known. Photographs stay here and are not kept."
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, 600)) as page:
         gr.HTML(f"<div class='f1'><h2>{escape(title)}</h2><p>{lead}</p></div>")
-        label = f"a photograph of at most {MEGABYTES} MB"
-        drop = gr.File(label=label, height=150, elem_id="drop")
+        drop = gr.File(label=f"a photograph, {MEGABYTES} MB at most", height=150, elem_id="drop")
         shown = gr.HTML(elem_id="answer")
         drop.upload(name, drop, [drop, shown], api_visibility="private", concurrency_limit=1)
     return page.queue(max_size=WAITING, api_open=False)
 
 
-def launch(page: gradio.Blocks, port: int, **settings: Any) -> None:
+def launch(page: Any, port: int, **settings: Any) -> None:
     """Open the page to this machine alone, until it is stopped."""
-    log.info("the page: http://%s:%d (Ctrl-C ends it)", HOST, port)
-    settings |= dict.fromkeys(OFF, False) | {"quiet": True, "footer_links": []}
+    log.info("open http://%s:%d (Ctrl-C ends it)", HOST, port)
+    off = ("share", "run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa")
+    settings |= dict.fromkeys(off, False) | {"quiet": True, "footer_links": []}
     settings |= {"server_name": HOST, "server_port": port, "max_file_size": MEGABYTES * 2**20}
     page.launch(css_paths=HERE / "demo.css", **settings)
 
 
 def serve(source: Path, port: int, photos: Path | None = None, unknown: float = 0.5) -> None:
-    """Show the page of a run, an adapter or a merged model until Ctrl-C.
-
-    DataError without gradio, without a card, or for `photos` that cannot be used.
-    """
+    """Show the page until Ctrl-C; DataError without gradio or card, or for unusable photos."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too
     with tempfile.TemporaryDirectory(prefix="finer1-demo-", ignore_cleanup_errors=True) as folder:
         gr = require_gradio(folder)
