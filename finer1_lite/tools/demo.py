@@ -1,9 +1,8 @@
 """A page on this machine: drop a photograph, see its name, how sure that is, why, look-alikes.
 
-`Answers` writes the HTML of one photograph and needs no gradio; `serve` puts it behind a page
-that only this machine can open. Whatever a model, a folder or a file says is escaped. Nothing
-is kept: an upload is deleted once it is named, and the folder of all when the page ends; gradio
-makes no link, no statistics, no record in the browser.
+`Answers` writes the HTML, without gradio and all of it escaped; `serve` puts it behind a page
+that only this machine can open. Nothing is kept: an upload is deleted once it is named, their
+folder when the page ends; gradio makes no link, no statistics, no record in the browser.
 """
 
 from __future__ import annotations
@@ -40,11 +39,10 @@ HOST = "127.0.0.1"  # no other machine reaches it
 MEGABYTES = 20  # of one photograph, at most
 WAITING = 8  # photographs that wait for the one that is being named
 TOP = 3  # names shown, and look-alikes
-EACH = 2  # pictures of a look-alike
-SIDE, THUMB = 420, 240  # pixels of the photograph's and of a look-alike's longer side
+EACH, THUMB = 2, 240  # pictures of a look-alike, and their longer side in pixels
+SIDE = 420  # of the photograph, pixels
 HERE = Path(__file__).parent
-LOADER = jinja2.FileSystemLoader(HERE)
-PAGE = jinja2.Environment(loader=LOADER, autoescape=True).get_template("demo.html.jinja")
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,13 @@ class Answers:
 
     def of(self, path: Path) -> str:
         """The HTML about one photograph, or why it cannot be used."""
+        page = TEMPLATES.get_template("demo.html.jinja")
         try:
             picture = read(path)
         except PictureError as error:
-            return PAGE.render(refused=error)
+            return page.render(refused=error)
         said = self.namer([picture])[0]
-        return PAGE.render(
+        return page.render(
             said=said,
             known=said.known(self.unknown),
             unknown=self.unknown,
@@ -153,7 +152,7 @@ def build(gr: ModuleType, answers: Answers, folder: Path) -> Any:
 
     card = answers.namer.card
     title = f"Which {card.coarse} is it?"
-    lead = f"{len(card.classes)} kinds are known. Photographs stay here and are not kept."
+    lead = f"{len(card.classes)} kinds are known. Nothing leaves this machine or is kept."
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, 600)) as page:
         gr.HTML(f"<div class='f1'><h2>{escape(title)}</h2><p>{lead}</p></div>")
         drop = gr.File(label=f"a photograph, {MEGABYTES} MB at most", height=150, elem_id="drop")

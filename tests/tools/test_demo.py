@@ -88,7 +88,7 @@ def test_names_confidence_chain_and_agreement(photo):
     page = answers("wren", "heron", "gull", "tern", "auk").of(photo)
     said = text_of(page)
     assert "<h2>wren</h2>" in page and "Take them as an order." in said
-    assert "wren 70 % heron 8 % gull 8 % The" not in said
+    assert "wren 70 % heron 8 % gull 8 % Take" in said
     assert len(re.findall('class="bar"', page)) == demo.TOP == 3
     for part, colour in COLOURS.items():
         assert f"4px solid {colour}" in page and f"<b>{part}</b>" in page
@@ -106,6 +106,11 @@ def test_an_answer_that_is_not_the_likeliest_name_is_told(photo):
     said = text_of(answers("wren", "heron", answer="heron").of(photo))
     assert "written is heron; the likeliest of all names is wren" in said
     assert "likeliest of all" not in answers("wren", "heron").of(photo)
+
+
+def test_a_completion_that_was_cut_before_its_answer_is_told(photo):
+    said = text_of(answers("wren", "heron", answer=None, agrees=False).of(photo))
+    assert "No answer was written" in said and "do not agree" not in said
 
 
 def test_under_the_threshold_it_is_unknown(photo):
