@@ -28,6 +28,7 @@ COMMANDS = {  # name -> what it is for (docstring), its options (fields), what i
     "fetch": data.FetchCommand,
     "predict": evals.PredictCommand,
     "merge": tools.MergeCommand,
+    "demo": tools.DemoCommand,
 }
 DEVICE_HELP = "auto: CUDA where there is a GPU, else the CPU (default: the variable FINER1_DEVICE)"
 

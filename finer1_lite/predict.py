@@ -29,7 +29,7 @@ from finer1_lite.generation import PromptBatch, Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Photo, load_folder
+from finer1_lite.species import Collection, Photo, load_folder
 from finer1_lite.students import card as cards
 from finer1_lite.students.card import Card
 
@@ -207,6 +207,20 @@ def name_logps(
 # --- calibration ------------------------------------------------------------------------------
 
 
+def collection_of(card: Card, folder: Path, photos: Path | None = None) -> Collection:
+    """The photographs of the card's folder, divided as it says; without one, paper birds.
+
+    photos: their folder, where it is another. DataError where they cannot be read.
+    """
+    if not (photos or card.photos):
+        return paperbirds.collection(paperbirds.make_world(card.world_seed or 0))
+    told = {"shots": card.shots, "unseen_share": card.unseen_share, "seed": card.split_seed}
+    if card.folder_options:
+        told["reading"] = folders.Reading(**card.folder_options)
+    root = photos or Path(cards.resolved(card.photos, folder))
+    return load_folder(root, coarse=card.coarse, **told)
+
+
 def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Photo], str]:
     """Photographs of the card's classes that were not trained on, and what they are, in words.
 
@@ -218,15 +232,11 @@ def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Phot
         photos = paperbirds.collection(world, test=limit, split="val").test
         where = f"fresh paper birds of world {world.seed}"
     else:
-        root = Path(cards.resolved(card.photos, folder))
-        told = {"shots": card.shots, "unseen_share": card.unseen_share, "seed": card.split_seed}
-        if card.folder_options:
-            told["reading"] = folders.Reading(**card.folder_options)
-        found = load_folder(root, **told)
-        every = (*found.train, *found.test)
-        hashed = cards.hashes((photo.id, photo.source) for photo in every)
-        photos = [p for p in every if hashed[p.id] not in card.trained_on.values()]
-        where = f"those of {root.name} that were not trained on"
+        found = collection_of(card, folder)
+        trained = set(card.trained_on.values())
+        hashed = cards.hashes((p.id, p.source) for p in (*found.train, *found.test))
+        photos = [p for p in (*found.train, *found.test) if hashed[p.id] not in trained]
+        where = f"those of {Path(card.photos).name} that were not trained on"
     usable = [photo for photo in photos if photo.species in card.names]
     return random.Random(0).sample(usable, min(limit, len(usable))), where
 

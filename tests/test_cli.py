@@ -234,6 +234,13 @@ OPTIONS = {
         --base
         --dtype {auto,float32,bfloat16,float16} = auto
     """,
+    "demo": """
+        model MODEL Path
+        --device {auto,cuda,mps,cpu}
+        --port int = 7860
+        --photos DIR Path
+        --unknown float = 0.5
+    """,
 }
 
 PHOTOGRAPHS = """

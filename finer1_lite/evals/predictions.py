@@ -76,8 +76,7 @@ def run(
     paths = photographs(places)
     namer = predict.load(source, base=base)
     namer.batch = batch or namer.batch
-    if namer.fitted(samples) is None:
-        _calibrate(namer, samples)
+    calibrate(namer, samples)
     fit = namer.fitted(samples) or {}
     config = {
         "job": "predictions",
@@ -117,8 +116,10 @@ def photographs(places: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _calibrate(namer: Namer, samples: int) -> None:
-    """Fit the confidences where there are photographs for it; else say that it is not done."""
+def calibrate(namer: Namer, samples: int = 0) -> None:
+    """Fit the confidences once, where there are photographs for it; else say it is not done."""
+    if namer.fitted(samples) is not None:
+        return
     try:
         photos, where = predict.held_out(namer.card, namer.folder)
         log.info("calibration, once: %d held-out photographs (%s)", len(photos), where)

@@ -1,4 +1,4 @@
-"""The commands lab, pretrain, bench, plan and merge: their options and what they start."""
+"""The commands lab, pretrain, bench, plan, merge and demo: their options and what they start."""
 
 from __future__ import annotations
 
@@ -241,3 +241,31 @@ class MergeCommand:
         from finer1_lite.tools.publish import merge
 
         print(f"model: {merge(self.adapter, self.out, self.base, self.dtype)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand:
+    """A page on this machine that names a photograph, says why, and shows look-alikes.
+
+    Needs gradio (requirements-demo.txt). Nothing is kept and nothing leaves the machine.
+    """
+
+    computes = True
+    model: Path = argument("run, adapter or merged model with its card", metavar="MODEL")
+    port: int = option(7860, "the page is http://127.0.0.1:PORT")
+    photos: Path | None = option(
+        None, "pictures of the classes (default: as the card says)", metavar="DIR"
+    )
+    unknown: float = option(0.5, "a name with a confidence under this is called unknown")
+
+    def start(self) -> None:
+        """Show the page until Ctrl-C. ValueError for options that make no sense."""
+        rules = {
+            f"--port {self.port}: give 1024 to 65535": 1024 <= self.port <= 65535,
+            f"--unknown {self.unknown}: give 0 to 1": 0 <= self.unknown <= 1,
+        }
+        if not all(rules.values()):
+            raise ValueError("; ".join(rule for rule, kept in rules.items() if not kept))
+        from finer1_lite.tools import demo
+
+        demo.serve(self.model, self.port, self.photos, self.unknown)

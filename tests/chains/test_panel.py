@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,18 +10,15 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from browser import SLOW, needs_chromium, new_page, screenshot
 from paths import ROOT
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 CELL = """import sys; sys.path.insert(0, {root!r})
 from finer1_lite import paperbirds
 from finer1_lite.chains.panel import open_panel
 world = paperbirds.make_world(0)
 panel = open_panel({folder!r}, paperbirds.collection(world, test=36))
 panel"""
-SLOW = 180_000  # milliseconds: the machine may be busy
 
 
 @pytest.fixture
@@ -116,13 +112,10 @@ def decided(folder: Path, lines: int) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+@needs_chromium
 def test_keep_edit_undo_reload_and_nothing_is_lost(lab, folder):
-    playwright = pytest.importorskip("playwright.sync_api")
     ids = [json.loads(line)["id"] for line in (folder / "chains.jsonl").open()]
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
+    with new_page() as page:
         run_cell(page, lab)
         panel = page.locator(".finer1-review")
         panel.locator("b", has_text="analysis").first.click()  # into the panel: keys are heard
@@ -150,8 +143,7 @@ def test_keep_edit_undo_reload_and_nothing_is_lost(lab, folder):
         page.locator(".finer1-count", has_text="1 keep, 1 drop, 1 edit, 3 undecided").wait_for(
             timeout=SLOW
         )
-        page.screenshot(path=str(folder / "panel.png"))
-        browser.close()
+        screenshot(page, "panel", folder)
     assert [(r.get("id"), r["action"]) for r in rows] == [
         (ids[0], "keep"),
         (ids[1], "drop"),

@@ -1,0 +1,180 @@
+"""A page on this machine: drop a photograph, see its name, how sure that is, why, look-alikes.
+
+`Answers` writes the HTML, without gradio and all of it escaped; `serve` puts it behind a page
+that only this machine can open. Nothing is kept: an upload is deleted once it is named, their
+folder when the page ends; gradio makes no link, no statistics, no record in the browser.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+from PIL import Image
+
+from finer1_lite import predict
+from finer1_lite.chains.panel import chain_html
+from finer1_lite.data import images
+from finer1_lite.data.images import PictureError
+from finer1_lite.evals import predictions
+from finer1_lite.predict import Namer
+from finer1_lite.runtime.files import DataError
+from finer1_lite.species import Photo
+
+log = logging.getLogger("finer1_lite")
+HOST = "127.0.0.1"  # no other machine reaches it
+MEGABYTES = 20  # of one photograph, at most
+WAITING = 8  # photographs that wait for the one that is being named
+TOP = 3  # names shown, and look-alikes
+EACH, THUMB = 2, 240  # pictures of a look-alike, and their longer side in pixels
+SIDE = 420  # of the photograph, pixels
+HERE = Path(__file__).parent
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the page says; pictures: class -> photographs of it; unknown: a confidence."""
+
+    namer: Namer
+    pictures: Mapping[str, Sequence[Photo]]
+    unknown: float = 0.5
+
+    def of(self, path: Path) -> str:
+        """The HTML about one photograph, or why it cannot be used."""
+        page = TEMPLATES.get_template("demo.html.jinja")
+        try:
+            picture = read(path)
+        except PictureError as error:
+            return page.render(refused=error)
+        said = self.namer([picture])[0]
+        return page.render(
+            said=said,
+            known=said.known(self.unknown),
+            unknown=self.unknown,
+            top=TOP,
+            photograph=data_url(picture, SIDE),
+            chain=Markup(chain_html(said.completion)),  # escaped there
+            reliability=self.namer.reliability(),
+            alike=[(name, share, self.shown(name)) for name, share in said.ranked[: TOP + 1]],
+            percent=lambda share: f"{100 * share:.0f} %",
+        )
+
+    def shown(self, name: str) -> list[str]:
+        """Small pictures of a class; fewer where files are gone since the page began."""
+        found = []
+        for photo in self.pictures.get(name, ())[:EACH]:
+            try:
+                found.append(data_url(photo.image(), THUMB))
+            except PictureError as error:
+                log.warning("%s", error)
+        return found
+
+
+def read(path: Path) -> Image.Image:
+    """An uploaded photograph; PictureError, without the folder's name, for what cannot be used."""
+    try:
+        size = path.stat().st_size
+        if size > MEGABYTES * 2**20:
+            raise PictureError(f"is {size / 2**20:.0f} MB large; {MEGABYTES} MB are read at most")
+        return images.decode(path)
+    except (PictureError, OSError) as error:
+        raise PictureError(f"{path.name} {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def data_url(picture: Image.Image, side: int) -> str:
+    """A picture as an address that holds it, so that no file is needed; side: pixels."""
+    small, data = picture.copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(data, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def gallery(namer: Namer, photos: Path | None = None) -> dict[str, list[Photo]]:
+    """Class -> its photographs, those of the training first.
+
+    photos: their folder, where it is not where the card says; DataError where it cannot be used.
+    """
+    try:
+        found = predict.collection_of(namer.card, namer.folder, photos)
+    except DataError as error:
+        if photos:
+            raise
+        log.warning("no pictures of look-alikes, --photos DIR names their folder: %s", error)
+        return {}
+    by_class: dict[str, list[Photo]] = {name: [] for name in namer.names}
+    for photo in (*found.train, *found.test):
+        by_class.get(photo.species, []).append(photo)
+    without = [name for name, its in by_class.items() if not its]
+    if without:
+        log.warning("no picture of %d of %d classes: %s", len(without), len(by_class), without)
+    return by_class
+
+
+# --- behind gradio ------------------------------------------------------------------------------
+
+
+def require_gradio(folder: Path | str) -> ModuleType:
+    """Import gradio, told to keep to this machine and to `folder`; DataError where it is absent."""
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError:
+        what = "gradio is not installed: pip install -r requirements-demo.txt"
+        raise DataError([what], "no page:") from None
+    return gradio
+
+
+def build(gr: ModuleType, answers: Answers, folder: Path) -> Any:
+    """The page, gradio.Blocks; folder: where gradio puts uploads, each deleted once it is named."""
+
+    def name(upload: str) -> tuple[None, str]:
+        path = Path(upload).resolve()
+        try:
+            return None, answers.of(path)
+        finally:
+            if folder.resolve() in path.parent.parents:
+                shutil.rmtree(path.parent, ignore_errors=True)
+
+    card = answers.namer.card
+    title = f"Which {card.coarse} is it?"
+    lead = f"{len(card.classes)} kinds are known. Nothing leaves this machine or is kept."
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, 600)) as page:
+        gr.HTML(f"<div class='f1'><h2>{escape(title)}</h2><p>{lead}</p></div>")
+        drop = gr.File(label=f"a photograph, {MEGABYTES} MB at most", height=150, elem_id="drop")
+        shown = gr.HTML(elem_id="answer")
+        drop.upload(name, drop, [drop, shown], api_visibility="private", concurrency_limit=1)
+    return page.queue(max_size=WAITING, api_open=False)
+
+
+def launch(page: Any, port: int, **settings: Any) -> None:
+    """Open the page to this machine alone, until it is stopped."""
+    log.info("open http://%s:%d (Ctrl-C ends it)", HOST, port)
+    off = ("share", "run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa")
+    settings |= dict.fromkeys(off, False) | {"quiet": True, "footer_links": []}
+    settings |= {"server_name": HOST, "server_port": port, "max_file_size": MEGABYTES * 2**20}
+    page.launch(css_paths=HERE / "demo.css", **settings)
+
+
+def serve(source: Path, port: int, photos: Path | None = None, unknown: float = 0.5) -> None:
+    """Show the page until Ctrl-C; DataError without gradio or card, or for unusable photos."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too
+    with tempfile.TemporaryDirectory(prefix="finer1-demo-", ignore_cleanup_errors=True) as folder:
+        gr = require_gradio(folder)
+        namer = predict.load(source)
+        predictions.calibrate(namer)
+        launch(build(gr, Answers(namer, gallery(namer, photos), unknown), Path(folder)), port)
