@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -262,6 +263,7 @@ class DemoCommand:
         """Show the page until Ctrl-C. ValueError for options that make no sense."""
         rules = {
             f"--port {self.port}: give 1024 to 65535": 1024 <= self.port <= 65535,
+            f"--port {self.port}: is in use, give another": not _answers(self.port),
             f"--unknown {self.unknown}: give 0 to 1": 0 <= self.unknown <= 1,
         }
         if not all(rules.values()):
@@ -269,3 +271,9 @@ class DemoCommand:
         from finer1_lite.tools import demo
 
         demo.serve(self.model, self.port, self.photos, self.unknown)
+
+
+def _answers(port: int) -> bool:
+    """Whether some program of this machine listens there already."""
+    with socket.socket() as one:
+        return 0 < port < 65536 and one.connect_ex(("127.0.0.1", port)) == 0

@@ -179,8 +179,15 @@ def test_without_gradio_one_line_says_what_to_install(without_gradio, caplog):
 
 
 def test_options_that_make_no_sense_are_all_named(caplog):
-    assert main(["demo", "x", "--port", "80", "--unknown", "2"]) == 2
-    assert "--port 80" in caplog.text and "--unknown 2" in caplog.text
+    assert main(["demo", "x", "--port", "70000", "--unknown", "2"]) == 2
+    assert "--port 70000" in caplog.text and "--unknown 2" in caplog.text
+
+
+def test_a_port_that_is_in_use_is_refused_before_anything_is_loaded(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["demo", "x", "--port", str(port)]) == 2
+    assert f"--port {port}: is in use" in caplog.text
 
 
 # --- pictures of the classes -------------------------------------------------------------------
