@@ -5,7 +5,6 @@ activations (gradient checkpointing) each completion runs with its prompt in one
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,6 @@ LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass
 CACHE_AT_ONCE = 2**16  # tokens of prompts, copied for their completions: 2.4 GB of a 3B model
 
 
-@dataclass
-class Scores:
-    """What a model thinks of given completions, token by token; zeros where masked."""
-
-    logps: Tensor  # (B, T) log pi(o_t | picture, question, o_<t)
-    entropies: Tensor | None = None  # (B, T) of the whole vocabulary, in nats, where asked for
-
-
 def log_probs(
     model: nn.Module,
     batch: PromptBatch,
@@ -35,20 +26,7 @@ def log_probs(
     which: Sequence[int] | Tensor,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The log-probabilities of `score` alone: (B, T)."""
-    return score(model, batch, completion_ids, completion_mask, which, temperature).logps
-
-
-def score(
-    model: nn.Module,
-    batch: PromptBatch,
-    completion_ids: Tensor,
-    completion_mask: Tensor,
-    which: Sequence[int] | Tensor,
-    temperature: float = 1.0,
-    entropy: bool = False,
-) -> Scores:
-    """Log-probabilities of given completions: ids and mask (B, T).
+    """Log-probabilities of completions, ids and mask (B, T), token by token: (B, T), 0 if masked.
 
     which: (B,) the prompt of `batch` on which each completion is scored. This is how one
     completion is scored on anchor, positive or negative alike. Gradient reaches whatever
@@ -60,14 +38,9 @@ def score(
     hidden_states = recomputed_hidden if recompute else shared_hidden
     hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
     keep = completion_mask.bool()
-    logps, entropies = token_scores(
-        core.lm_head, hidden[keep], completion_ids[keep], temperature, entropy
-    )
+    logps = token_logps(core.lm_head, hidden[keep], completion_ids[keep], temperature)
     blank = torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device)
-    return Scores(
-        blank.masked_scatter(keep, logps),
-        None if entropies is None else blank.masked_scatter(keep, entropies),
-    )
+    return blank.masked_scatter(keep, logps)
 
 
 @torch.no_grad()
@@ -138,36 +111,29 @@ def recomputed_hidden(
     return hidden[:, -length - 1 : -1]
 
 
-def token_scores(
-    head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float = 1.0, entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each token, and the entropy where it was drawn: (N,), (N,) or None.
+def token_logps(
+    head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability of each token: (N,); hidden: (N, width), tokens: (N,).
 
-    hidden: (N, width), tokens: (N,). A few tokens at a time, and the backward pass computes
-    their logits anew: at most `LOGITS_AT_ONCE` logits live, never (N, vocabulary).
+    A few tokens at a time, and the backward pass computes their logits anew: at most
+    `LOGITS_AT_ONCE` logits live, never (N, vocabulary).
     """
     size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     parts = []
     for states, ids in zip(hidden.split(size), tokens.split(size), strict=True):
-        call = (_chunk_scores, head, states, ids, temperature, entropy)
+        call = (_chunk_logps, head, states, ids, temperature)
         if torch.is_grad_enabled() and len(tokens) > size:
             parts.append(torch.utils.checkpoint.checkpoint(*call, use_reentrant=False))
         else:
             parts.append(call[0](*call[1:]))
-    logps, entropies = zip(*parts, strict=True)
-    return torch.cat(logps), torch.cat(entropies) if entropy else None
+    return torch.cat(parts)
 
 
-def _chunk_scores(
-    head: nn.Module, states: Tensor, ids: Tensor, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`token_scores` of a few tokens: (n,), (n,) or None."""
+def _chunk_logps(head: nn.Module, states: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """`token_logps` of a few tokens: (n,)."""
     logits = head(states)  # (n, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1:  # no copy of so many numbers for nothing
         logits = logits / temperature
-    logps = -F.cross_entropy(logits, ids, reduction="none")  # keeps one (n, V), not three
-    if not entropy:
-        return logps, None
-    log_all = logits.log_softmax(-1)
-    return logps, -(log_all.exp() * log_all).sum(-1)
+    return -F.cross_entropy(logits, ids, reduction="none")  # keeps one (n, V), not three

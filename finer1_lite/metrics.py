@@ -261,10 +261,14 @@ def harmonic_mean(a: float, b: float) -> float:
 def bootstrap_over_worlds(
     a: Sequence[np.ndarray], b: Sequence[np.ndarray], draws: int = 2000, seed: int = 0
 ) -> dict[str, float]:
-    """`paired_bootstrap` of several worlds (or data sets): {mean, low, high} of a - b.
+    """Mean of a - b with its 95 % percentile interval, over worlds: {mean, low, high}.
 
-    a, b: an array (training seeds, photos) a world. Worlds are fixed and weigh alike:
-    the interval is about other seeds and photos of these worlds.
+    a, b: an array of shares (training seeds, photos) a world or data set, the same photos in
+    the same order. Each draw resamples photos and seeds, crossed (the pigeonhole bootstrap: Owen
+    2007, Annals of Applied Statistics 1). One draw of seeds serves both sides where they have as
+    many, as training seeds are paired; a single row is shared by all seeds of the other side. With
+    one seed the interval is about photos only, with few it is somewhat too narrow. Worlds are
+    fixed and weigh alike. ValueError for shapes that do not fit.
     """
     if len(a) != len(b) or not len(a):
         raise ValueError(f"{len(a)} worlds in a, {len(b)} in b: give the same, one at least")
@@ -273,20 +277,6 @@ def bootstrap_over_worlds(
     low, high = np.percentile(drawn, [2.5, 97.5])
     mean = np.mean([np.mean(x) - np.mean(y) for x, y in zip(a, b, strict=True)])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
-
-
-def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of a - b with its 95 % percentile interval: (mean, low, high).
-
-    a, b: shares, (training seeds, photos), the same photos in the same order. Each draw resamples
-    photos and seeds, crossed (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics
-    1). One draw of seeds serves both sides where they have as many, as training seeds are paired;
-    a single row is shared by all seeds of the other side. With one seed the interval is about
-    photos only, with few it is somewhat too narrow. ValueError for shapes that do not fit.
-    """
-    return tuple(bootstrap_over_worlds([a], [b], draws, seed).values())
 
 
 def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

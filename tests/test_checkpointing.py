@@ -93,7 +93,7 @@ def test_training_mode_changes_nothing_but_recomputing(fresh, birds, spread, tmp
         stage.model.train(training)
         with torch.no_grad():
             scores.append(
-                logprobs.score(
+                logprobs.log_probs(
                     stage.model,
                     batch.prompts,
                     batch.completion_ids,
@@ -101,7 +101,7 @@ def test_training_mode_changes_nothing_but_recomputing(fresh, birds, spread, tmp
                     batch.scored_on,
                 )
             )
-    assert torch.equal(scores[0].logps, scores[1].logps)
+    assert torch.equal(*scores)
 
 
 def test_presets_for_a_gpu_recompute_and_the_lab_does_not():

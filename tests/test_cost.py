@@ -77,13 +77,13 @@ def test_a_second_update_encodes_nothing_anew(fresh, birds, spread, encoded, tmp
 @pytest.fixture
 def passes(monkeypatch):
     """Each scoring pass: the number of rows and whether gradient flowed."""
-    calls, real = [], logprobs.score
+    calls, real = [], logprobs.log_probs
 
     def spy(model, batch, tokens, *rest, **more):
         calls.append((len(tokens), torch.is_grad_enabled()))
         return real(model, batch, tokens, *rest, **more)
 
-    monkeypatch.setattr(logprobs, "score", spy)
+    monkeypatch.setattr(logprobs, "log_probs", spy)
     return calls
 
 
@@ -168,10 +168,7 @@ def test_scoring_a_vocabulary_of_152k_takes_a_quarter_of_the_naive_memory():
         return head(states).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
     def ours(states, ids):
-        return logprobs.token_scores(head, states, ids)[0]
-
-    def with_entropy(states, ids):
-        return torch.stack(logprobs.token_scores(head, states, ids, entropy=True)).sum(0)
+        return logprobs.token_logps(head, states, ids)
 
     def peak(score, count):
         states = hidden[:count].clone().requires_grad_()
@@ -191,7 +188,6 @@ def test_scoring_a_vocabulary_of_152k_takes_a_quarter_of_the_naive_memory():
     for left, right in zip(found[ours], found[naive], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
     assert peak(ours, 256) >= 0.95 * chunked
-    assert peak(with_entropy, 256) <= whole / 4
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -204,21 +200,17 @@ def test_a_few_tokens_at_a_time_score_as_all_at_once(monkeypatch, temperature, d
     tokens = torch.randint(50, (10,))
     wide = head(states).to(torch.promote_types(dtype, torch.float32))
     whole = (wide / temperature).log_softmax(-1)
-    expected = [whole.gather(-1, tokens[:, None])[:, 0], -(whole.exp() * whole).sum(-1)]
+    theirs = whole.gather(-1, tokens[:, None])[:, 0]
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 3 * 50)
-    found = logprobs.token_scores(head, states, tokens, temperature, entropy=True)
+    ours = logprobs.token_logps(head, states, tokens, temperature)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     parameters = [states, head.weight, head.bias]
     weights = torch.arange(1.0, 11.0)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-        grads = [
-            torch.autograd.grad((x * weights).sum(), parameters, retain_graph=True)
-            for x in (ours, theirs)
-        ]
-        loose = dtype == torch.bfloat16  # chunks are summed up in the head's own dtype
-        close = dict(rtol=5e-2, atol=2e-2) if loose else dict(rtol=1e-4, atol=1e-4)
-        for ours_grad, theirs_grad in zip(*grads, strict=True):
-            torch.testing.assert_close(ours_grad, theirs_grad, **close)
+    grads = [torch.autograd.grad((x * weights).sum(), parameters) for x in (ours, theirs)]
+    loose = dtype == torch.bfloat16  # chunks are summed up in the head's own dtype
+    close = dict(rtol=5e-2, atol=2e-2) if loose else dict(rtol=1e-4, atol=1e-4)
+    for ours_grad, theirs_grad in zip(*grads, strict=True):
+        torch.testing.assert_close(ours_grad, theirs_grad, **close)
 
 
 def test_the_head_never_sees_more_tokens_than_allowed_nor_any_padding(

@@ -14,11 +14,11 @@ from finer1_lite.metrics import (
     Entry,
     Record,
     accuracy,
+    bootstrap_over_worlds,
     difference,
     entries,
     harmonic_mean,
     mcnemar,
-    paired_bootstrap,
     read_records,
     scores,
     summarise,
@@ -58,6 +58,11 @@ def test_harmonic_mean():
     assert harmonic_mean(0.0, 1.0) == 0 and harmonic_mean(0.0, 0.0) == 0
     with pytest.raises(ValueError):
         harmonic_mean(-0.1, 0.5)
+
+
+def paired_bootstrap(a, b, **how):
+    """(mean, low, high) in one world."""
+    return tuple(bootstrap_over_worlds([a], [b], **how).values())
 
 
 def test_bootstrap_of_a_constant_difference_has_no_width():

@@ -71,16 +71,16 @@ def reached(stage, monkeypatch, term: str) -> set[str]:
 
     Asserts on the way that it is all of their answers' tokens or none, and no padding.
     """
-    calls, real = [], logprobs.score
+    calls, real = [], logprobs.log_probs
 
     def spy(model, batch, tokens, mask, which, *rest, **more):
         out = real(model, batch, tokens, mask, which, *rest, **more)
-        if out.logps.requires_grad:
-            out.logps.retain_grad()
-        calls.append(([batch.image_features[p] for p in which], mask.bool(), out.logps))
+        if out.requires_grad:
+            out.retain_grad()
+        calls.append(([batch.image_features[p] for p in which], mask.bool(), out))
         return out
 
-    monkeypatch.setattr(logprobs, "score", spy)
+    monkeypatch.setattr(logprobs, "log_probs", spy)
     stage.change(**weights_of(term))
     stage.model.eval()
     stage.prepare()

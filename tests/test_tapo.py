@@ -39,15 +39,15 @@ PARTS = ("anchor", "positive")
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Every call of `score`: the pictures' features of each row, and what came out."""
-    calls, real = [], logprobs.score
+    """Every call of `log_probs`: the pictures' features of each row, and what came out."""
+    calls, real = [], logprobs.log_probs
 
-    def spy(model, batch, tokens, mask, which, temperature=1.0, entropy=False):
-        out = real(model, batch, tokens, mask, which, temperature, entropy)
-        calls.append(([batch.image_features[p] for p in which], out.logps))
+    def spy(model, batch, tokens, mask, which, temperature=1.0):
+        out = real(model, batch, tokens, mask, which, temperature)
+        calls.append(([batch.image_features[p] for p in which], out))
         return out
 
-    monkeypatch.setattr(logprobs, "score", spy)
+    monkeypatch.setattr(logprobs, "log_probs", spy)
     return calls
 
 

@@ -34,11 +34,11 @@ def overflow(student: Student, tokens: int = 8) -> str:
     if not all(torch.isfinite(f).all() for f in batch.image_features):
         return "the features of a picture are not finite"
     out = generation.generate(model, processor, batch, max_new_tokens=tokens)
-    with torch.no_grad():  # the entropy reads every logit
-        scores = logprobs.score(
-            model, batch, out.completion_ids, out.completion_mask, [0], entropy=True
-        )
-    finite = torch.isfinite(scores.logps).all() and torch.isfinite(scores.entropies).all()
+    core, first = generation.core_of(model), torch.zeros(1, dtype=torch.long, device=student.device)
+    given = (out.completion_ids, out.completion_mask)
+    with torch.no_grad():
+        logits = core.lm_head(logprobs.shared_hidden(core, batch, *given, first))
+    finite = torch.isfinite(logits[out.completion_mask.bool()]).all()
     return "" if finite else f"the logits of an answer of {tokens} tokens are not finite"
 
 

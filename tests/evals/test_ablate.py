@@ -140,13 +140,6 @@ def test_the_table_is_the_mean_over_worlds_and_seeds(study):
     assert len(figures.ablation(found).axes) == 2
 
 
-def test_bootstrap_over_worlds_of_one_world_is_the_paired_bootstrap():
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 2, (2, 3, 40))
-    both = metrics.bootstrap_over_worlds([a], [b], draws=200)
-    assert tuple(both.values()) == metrics.paired_bootstrap(a, b, draws=200)
-
-
 def test_two_worlds_settle_more_than_one():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 2, (2, 4, 5, 60))

@@ -106,7 +106,7 @@ def run(folder: Path, names=tuple(CASES)) -> None:
     for name in names:
         with pytest.MonkeyPatch.context() as patch:
             if name == "memory":
-                patch.setattr(logprobs, "score", short_of_memory(logprobs.score))
+                patch.setattr(logprobs, "log_probs", short_of_memory(logprobs.log_probs))
             for kill in (6, 0) if name == "killed" and distributed.world()[1] > 1 else (0,):
                 moment = Moment(kill)
                 patch.setattr(rewards, "accuracy_reward", by_text(moment))

@@ -34,13 +34,13 @@ def adapted(student) -> Student:
 def scarce(monkeypatch):
     """Memory for so many answers in a scoring pass; for so many prompts to be answered."""
     fits = {"score": 99, "generate": 99}
-    score, generate = logprobs.score, generation.generate
+    score, generate = logprobs.log_probs, generation.generate
 
     def scoring(model, batch, tokens, *rest, **more):
         out = score(model, batch, tokens, *rest, **more)
         if len(tokens) > fits["score"]:
-            if out.logps.requires_grad:  # not before a part of the gradient was there
-                out.logps.sum().backward()
+            if out.requires_grad:  # not before a part of the gradient was there
+                out.sum().backward()
             out_of_memory()
         return out
 
@@ -49,7 +49,7 @@ def scarce(monkeypatch):
             out_of_memory()
         return generate(model, processor, batch, **more)
 
-    monkeypatch.setattr(logprobs, "score", scoring)
+    monkeypatch.setattr(logprobs, "log_probs", scoring)
     monkeypatch.setattr(generation, "generate", answering)
     return fits
 
@@ -118,7 +118,7 @@ def test_other_errors_are_not_taken_for_it(student, birds, spread, monkeypatch, 
     def broken(*_, **__):
         raise RuntimeError("device-side assert triggered")
 
-    monkeypatch.setattr(logprobs, "score", broken)
+    monkeypatch.setattr(logprobs, "log_probs", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         trained(student, birds, tmp_path)
 

@@ -63,9 +63,9 @@ def test_a_card_keeps_within_the_tolerance(name, quantize, tmp_path, monkeypatch
 def test_checkpointing_is_tried_in_both_modes(adapted, monkeypatch):
     adapted.model.gradient_checkpointing_enable({"use_reentrant": False})
     adapted.model.enable_input_require_grads()
-    modes, score = [], logprobs.score
+    modes, score = [], logprobs.log_probs
     monkeypatch.setattr(
-        logprobs, "score", lambda m, *a, **k: modes.append(m.training) or score(m, *a, **k)
+        logprobs, "log_probs", lambda m, *a, **k: modes.append(m.training) or score(m, *a, **k)
     )
     assert selftest.problems(adapted) == []
     assert set(modes) == {False, True}
