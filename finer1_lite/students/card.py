@@ -24,7 +24,7 @@ from finer1_lite.runtime.files import DataError, write_atomically
 FILE = "card.json"
 README = "README.md"
 ADAPTER = "adapter_config.json"
-STAGES = ("tapo", "sft")  # folders of a run's adapters, the last stage first
+STAGES = {"sft": "SFT", "tapo": "TAPO"}  # folder of a run's adapter -> its model in records
 
 
 class CardClass(BaseModel):
@@ -131,7 +131,7 @@ def adapter_of(source: Path | str) -> Path:
         return folder
     seeds = sorted((s for s in folder.glob("seed*") if s.name[4:].isdecimal()), key=_number)
     for place in (folder, *seeds):
-        for stage in STAGES:
+        for stage in reversed(STAGES):
             if (place / stage / ADAPTER).is_file():
                 return place / stage
     if seeds:

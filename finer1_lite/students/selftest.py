@@ -34,7 +34,8 @@ def overflow(student: Student, tokens: int = 8) -> str:
     if not all(torch.isfinite(f).all() for f in batch.image_features):
         return "the features of a picture are not finite"
     out = generation.generate(model, processor, batch, max_new_tokens=tokens)
-    core, first = generation.core_of(model), torch.zeros(1, dtype=torch.long, device=student.device)
+    core = generation.core_of(model)
+    first = torch.zeros(1, dtype=torch.long, device=student.device)
     given = (out.completion_ids, out.completion_mask)
     with torch.no_grad():
         logits = core.lm_head(logprobs.shared_hidden(core, batch, *given, first))
