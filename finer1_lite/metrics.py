@@ -235,14 +235,15 @@ def cells_of(
 # --- statistics ----------------------------------------------------------------------------
 
 
-def wilson(right: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927): `right` of `n`, as fractions in [0, 1].
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927): `right` of `n`, as fractions in [0, 1].
 
     `right` need not be whole (a mean over seeds), and the ends are exact: statsmodels leaves
     3e-17 of 0 right. ValueError for n < 1 or right outside [0, n].
     """
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"right={right} of n={n}: n must be 1 or more and right in [0, n]")
+    z = 1.959964  # of a normal distribution, 97.5 % lie below
     share, shrink = right / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

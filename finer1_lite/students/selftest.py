@@ -21,10 +21,11 @@ from finer1_lite.generation import Student
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
 ANSWER = "The crown is red, the back is plain and the wing is barred; it could be a finch."
 TERMS = ("policy", "inter_class_kl", "anchor_entropy", "negative_entropy")
+TOKENS = 8  # of the answer that float16 must bear
 SIDE = 112  # pixels: 16 visual tokens of Qwen2.5-VL
 
 
-def overflow(student: Student, tokens: int = 8) -> str:
+def overflow(student: Student) -> str:
     """What is not finite in a short greedy answer about a picture; "" where all is.
 
     float16 ends at 65504; activations beyond that turn to inf, then every logit to nan.
@@ -33,14 +34,14 @@ def overflow(student: Student, tokens: int = 8) -> str:
     batch = generation.encode_prompts(model, processor, [prompts.DESCRIBE], _pictures()[:1])
     if not all(torch.isfinite(f).all() for f in batch.image_features):
         return "the features of a picture are not finite"
-    out = generation.generate(model, processor, batch, max_new_tokens=tokens)
+    out = generation.generate(model, processor, batch, max_new_tokens=TOKENS)
     core = generation.core_of(model)
     first = torch.zeros(1, dtype=torch.long, device=student.device)
     given = (out.completion_ids, out.completion_mask)
     with torch.no_grad():
         logits = core.lm_head(logprobs.shared_hidden(core, batch, *given, first))
     finite = torch.isfinite(logits[out.completion_mask.bool()]).all()
-    return "" if finite else f"the logits of an answer of {tokens} tokens are not finite"
+    return "" if finite else f"the logits of an answer of {TOKENS} tokens are not finite"
 
 
 def require_trainable(student: Student) -> None:
