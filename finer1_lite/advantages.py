@@ -42,7 +42,7 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
     return scaled.flatten().to(rewards.dtype if rewards.is_floating_point() else torch.float32)
 
 
-def picture_advantages(rewards: Tensor, counts: Sequence[int], eps: float = 1e-6) -> Tensor:
+def picture_advantages(rewards: Tensor, counts: Sequence[int]) -> Tensor:
     """`group_advantages` with a baseline for each picture of a group instead of one for all.
 
     A picture whose rollouts all earned the same then teaches nothing, though the group's
@@ -59,7 +59,7 @@ def picture_advantages(rewards: Tensor, counts: Sequence[int], eps: float = 1e-6
         raise ValueError(f"rewards {shape} do not fill groups of {' + '.join(map(str, counts))}")
     parts = rewards.view(-1, sum(counts)).split(counts, dim=1)
     scaled = [
-        group_advantages(part.flatten(), n, eps).view(-1, n)
+        group_advantages(part.flatten(), n).view(-1, n)
         for part, n in zip(parts, counts, strict=True)
     ]
     return torch.cat(scaled, dim=1).flatten()
@@ -77,19 +77,19 @@ def keep_group(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> Ten
     return (mean > low) & (mean < high)
 
 
-def share_without_variance(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> float:
+def share_without_variance(accuracies: Tensor) -> float:
     """Share of kept groups in which no picture's rollouts differ among themselves.
 
     Such a group (all right on the anchor, all wrong on the positive, say) passes the
     filter, and its advantages tell the pictures apart and not the answers.
 
-    accuracies: (G, pictures, rollouts), 1 where the answer was right; low, high: as in
-    `keep_group`. Returns a share in [0, 1]; 0.0 if no group is kept.
+    accuracies: (G, pictures, rollouts), 1 where the answer was right. Returns a share in [0, 1];
+    0.0 if no group is kept (`keep_group`).
     """
     if accuracies.dim() != 3 or 0 in accuracies.shape[1:]:
         shape = tuple(accuracies.shape)
         raise ValueError(f"accuracies must be (G, pictures, rollouts), not {shape}")
-    kept = accuracies[keep_group(accuracies.flatten(1), low, high)]
+    kept = accuracies[keep_group(accuracies.flatten(1))]
     if not len(kept):
         return 0.0
     flat = (kept.amax(dim=2) == kept.amin(dim=2)).all(dim=1)  # (kept,)

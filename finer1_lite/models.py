@@ -131,7 +131,7 @@ def add_adapter(student: Student, preset: Preset, seed: int) -> Student:
     """Wrap the language layers in fresh LoRA adapters (float32, B = 0).
 
     With `preset.lora_vision` the vision blocks too: stage 1 trains them, stage 2 keeps
-    them as they are (`freeze_vision`).
+    them as they are (`prepare_for_stage_two`).
 
     What stays outside the 4 bits (vision tower, embeddings, norms) keeps its dtype. PEFT's
     `prepare_model_for_kbit_training` would widen all of it to float32, 1.9 GB more on a
@@ -174,26 +174,23 @@ def load_adapter_on(model: nn.Module, folder: Path, trainable: bool = False) -> 
 
 
 def prepare_for_stage_two(student: Student, preset: Preset) -> None:
-    """What holds for every student of TAPO; ValueError where another backend's model is unfit."""
-    freeze_vision(student)
+    """What holds for every student of TAPO; ValueError where another backend's model is unfit.
+
+    Vision adapters stay as stage 1 left them: stage 2 encodes a picture once, without gradient,
+    for its answers and all their scores; training the tower would mean a pass with gradient
+    through it for every micro-batch.
+    """
+    named = student.model.named_parameters()
+    vision = [weight for name, weight in named if ".visual." in name and weight.requires_grad]
+    for weight in vision:
+        weight.requires_grad_(False)
+    if vision:
+        log.info("stage 2 leaves the %d matrices of the vision adapters as they are", len(vision))
     if preset.backend != "transformers":
         selftest.require_trainable(student)
     if preset.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     student.model.eval()  # no dropout: rollouts and scores come from the same network
-
-
-def freeze_vision(student: Student) -> None:
-    """Keep vision adapters as stage 1 left them.
-
-    Stage 2 encodes a picture once, without gradient, for its answers and all their scores;
-    training the tower would mean a pass with gradient through it for every micro-batch.
-    """
-    found = [p for n, p in student.model.named_parameters() if ".visual." in n and p.requires_grad]
-    for weight in found:
-        weight.requires_grad_(False)
-    if found:
-        log.info("stage 2 leaves the %d matrices of the vision adapters as they are", len(found))
 
 
 def widen_adapter(model: nn.Module) -> None:

@@ -157,24 +157,6 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
     return -min(1.0, max(0.0, (length - (limit - buffer)) / buffer))
 
 
-def tapo_reward(
-    completion: str,
-    label: str,
-    *,
-    classes: Sequence[str],
-    aliases: Aliases = None,
-    accuracy_weight: float = 0.9,
-    format_weight: float = 0.1,
-    penalty: float = 0.0,
-) -> float:
-    """What training pays: weighted accuracy and format, and a penalty (`overlong_penalty`).
-
-    The weights are the released ones.
-    """
-    right = accuracy_reward(completion, label, classes=classes, aliases=aliases)
-    return accuracy_weight * right + format_weight * format_reward(completion) + penalty
-
-
 def section_reward(completion: str, prompt: str = "", *, headings: Sequence[str]) -> float:
     """Share of the chain's sections (`prompts.SECTIONS`) that are there, in order, with words.
 

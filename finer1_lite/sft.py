@@ -26,7 +26,7 @@ from finer1_lite.trainer import last_checkpoint, save_trained
 MICRO = "sft.micro_batch"
 
 
-def chain_rows(collection: Collection, chains: cot.Chains, kind: str = "think") -> Dataset:
+def chain_rows(collection: Collection, chains: cot.Chains) -> Dataset:
     """Training pictures and their chains in TRL's conversational prompt-completion form.
 
     chains: photo id -> chain, or several. Raises ValueError naming photos without a chain.
@@ -34,7 +34,7 @@ def chain_rows(collection: Collection, chains: cot.Chains, kind: str = "think") 
     missing = [p.id for p in collection.train if p.id not in chains]
     if missing:
         raise ValueError(f"no chain for {len(missing)} training pictures: {', '.join(missing[:5])}")
-    question = prompts.question(kind, collection.coarse)
+    question = prompts.question("think", collection.coarse)
     rows = [
         {
             "images": [photo.image()],

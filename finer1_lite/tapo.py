@@ -268,28 +268,23 @@ def reward_group(
 ) -> Group:
     """The completions of one triplet and what they earn; the anchor's class is the label."""
     s = preset.tapo
-    label = triplet.anchor.species
-    names, aliases = collection.names, collection.aliases
+    labels = [triplet.anchor.species] * len(out.completions)
+    right = rewards.accuracy(out.completions, labels, collection.names, collection.aliases)
+    formed = rewards.format(out.completions)
+    penalties = [
+        rewards.overlong_penalty(length, preset.max_new_tokens, s.overlong_tokens)
+        for length in out.lengths.tolist()
+    ]
     paid = [
-        rewards.tapo_reward(
-            completion,
-            label,
-            classes=names,
-            aliases=aliases,
-            accuracy_weight=s.accuracy_weight,
-            format_weight=s.format_weight,
-            penalty=rewards.overlong_penalty(length, preset.max_new_tokens, s.overlong_tokens),
-        )
-        for completion, length in zip(out.completions, out.lengths.tolist(), strict=True)
+        s.accuracy_weight * accuracy + s.format_weight * form + penalty
+        for accuracy, form, penalty in zip(right, formed, penalties, strict=True)
     ]
     return Group(
         triplet,
         batch,
         **vars(out),
-        accuracy=torch.tensor(
-            rewards.accuracy(out.completions, [label] * len(paid), names, aliases)
-        ),
-        format=torch.tensor(rewards.format(out.completions)),
+        accuracy=torch.tensor(right),
+        format=torch.tensor(formed),
         reward=torch.tensor(paid),
     )
 

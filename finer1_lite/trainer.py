@@ -26,6 +26,7 @@ from finer1_lite.generation import Student
 from finer1_lite.runtime import distributed, trackers
 from finer1_lite.runtime.checkpoints import STATE, last_checkpoint
 from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.files import write_lines
 from finer1_lite.runtime.oom import Limits
 
 UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
@@ -195,6 +196,5 @@ def save_trained(
     """Write the adapter (weights: see `models.save_adapter`) and log.jsonl; all wait for it."""
     if distributed.is_main():
         models.save_adapter(student, folder, weights)
-        lines = [json.dumps(row) + "\n" for row in history if "loss" in row]
-        (folder / "log.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_lines(folder / "log.jsonl", (row for row in history if "loss" in row))
     distributed.wait()

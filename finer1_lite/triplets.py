@@ -4,7 +4,6 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -100,20 +99,17 @@ class ByConfusion:
 
 def masked(photo: Photo, rng: random.Random) -> Photo:
     """The picture with most cells of a 6 x 6 grid blackened: PAPO's negative."""
-    return Photo(f"{photo.id}#masked", photo.species, partial(_masked, photo, rng.random()))
+    return _made(photo, "masked", augment.mask_cells, rng)
 
 
 def distorted(photo: Photo, rng: random.Random) -> Photo:
     """The picture under noise: NoisyRollout's second view."""
-    return Photo(f"{photo.id}#distorted", photo.species, partial(_noisy, photo, rng.random()))
+    return _made(photo, "distorted", augment.add_noise, rng)
 
 
-def _masked(photo: Photo, seed: float) -> Image.Image:
-    return augment.mask_cells(photo.image(), seed)
-
-
-def _noisy(photo: Photo, seed: float) -> Image.Image:
-    return augment.add_noise(photo.image(), seed)
+def _made(photo: Photo, how: str, make: Callable, rng: random.Random) -> Photo:
+    seed = rng.random()
+    return Photo(f"{photo.id}#{how}", photo.species, lambda: make(photo.image(), seed))
 
 
 # --- triplets ----------------------------------------------------------------------------

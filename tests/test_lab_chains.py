@@ -14,6 +14,7 @@ from finer1_lite import cot, lab, paperbirds, prompts, sft
 from finer1_lite.__main__ import main, read_command
 from finer1_lite.chains import formats, teachers
 from finer1_lite.chains.client import Reply
+from finer1_lite.data import given_chains
 from finer1_lite.evals import report
 from finer1_lite.runtime.files import DataError, open_folder
 from finer1_lite.species import load_folder
@@ -110,25 +111,27 @@ def test_every_fault_of_the_chains_is_named_before_anything_is_written(owls, col
 
 def test_photographs_without_a_chain_are_counted_and_named(collection, chains, caplog):
     left = dict(list(chains.items())[2:])
-    cot.check_chains(collection, left)
+    given_chains.check_chains(collection, left)
     first, second = list(chains)[:2]
     said = "2 of 8 training photographs have no chain: they are in stage 2 only: "
     assert f"{said}{first}, {second}" in caplog.text
     with pytest.raises(DataError, match="none of the 8 training photographs has a chain"):
-        cot.check_chains(collection, {})
+        given_chains.check_chains(collection, {})
 
 
 def test_without_descriptions_look_alikes_go_by_what_the_chains_say(collection, caplog):
     caplog.set_level("INFO")
     names = collection.seen_names
     chains = {p.id: chain_of(p, collection, "to look for: forked tail") for p in collection.train}
-    found = cot.described_by(collection, chains)
+    found = given_chains.described_by(collection, chains)
     assert [found.of(name).description for name in names] == ["forked tail"] * len(names)
     assert "4 classes without a description: look-alikes go by the chains of 2" in caplog.text
     assert found.distance(*names) < collection.distance(*names)
     assert found.test == collection.test and found.unseen_names == collection.unseen_names
     described = replace(collection, species=found.species)
-    assert cot.described_by(described, {}).species == found.species  # a table is never replaced
+    assert (
+        given_chains.described_by(described, {}).species == found.species
+    )  # a table is never replaced
 
 
 def test_other_chains_or_descriptions_are_another_run(owls, chains, tmp_path):

@@ -202,6 +202,16 @@ def test_long_answers_earn_less_the_nearer_they_come_to_the_limit(stage):
     assert not again.reward.any()
 
 
+def test_the_reward_that_training_pays_has_the_penalty_in_it(stage):
+    stage.change(overlong_tokens=4, accuracy_weight=0.7, format_weight=0.2)
+    triplet, pictures = stage.kept[0].triplet, stage.kept[0].prompts
+    good = f"<think>pink petals</think><answer>{triplet.anchor.species}</answer>"
+    mask = (torch.arange(8) < 6).long()[None]
+    part = Rollouts(torch.zeros(1, 8, dtype=torch.long), mask, [good], torch.zeros(1))
+    group = tapo.reward_group(triplet, pictures, part, stage.birds, stage.preset)
+    assert group.reward.item() == pytest.approx(0.7 + 0.2 - 0.5)
+
+
 def test_masked_answers_weigh_in_the_baseline_and_not_in_the_loss(stage):
     cut = torch.tensor([False, True, False, False])
     stage.kept = [replace(g, truncated=cut) for g in stage.kept]

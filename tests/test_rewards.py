@@ -9,6 +9,7 @@ import pytest
 from paths import SHARED
 
 from finer1_lite import rewards
+from finer1_lite.presets import TAPOSettings
 from finer1_lite.prompts import SECTIONS
 from finer1_lite.rewards import (
     accuracy_reward,
@@ -18,7 +19,6 @@ from finer1_lite.rewards import (
     overlong_penalty,
     parse_answer,
     section_reward,
-    tapo_reward,
 )
 
 GOLDEN = SHARED / "golden" / "reward_cases.json"
@@ -56,7 +56,10 @@ def test_golden_cases():
     ],
 )
 def test_the_four_rewards(completion, reward):
-    assert tapo_reward(completion, "Rose", classes=CLASSES) == pytest.approx(reward)
+    right, form = score(completion)
+    weights = TAPOSettings()
+    paid = weights.accuracy_weight * right + weights.format_weight * form
+    assert paid == pytest.approx(reward)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +261,3 @@ def test_the_soft_penalty_falls_from_0_to_minus_1_over_the_buffer():
     assert penalties == [0, 0, 0, -0.25, -0.5, -1, -1]
     assert [overlong_penalty(n, limit=20, buffer=0) for n in lengths] == [0] * 7
     assert overlong_penalty(10, limit=20, buffer=20) == -0.5
-
-
-def test_the_reward_that_training_pays_has_the_penalty_in_it():
-    good = "<think>pink petals</think><answer>Rose</answer>"
-    weights = {"accuracy_weight": 0.7, "format_weight": 0.2}
-    paid = tapo_reward(good, "Rose", classes=CLASSES, penalty=-0.5, **weights)
-    assert paid == pytest.approx(0.7 + 0.2 - 0.5)

@@ -26,7 +26,7 @@ import httpx2
 import openai
 from PIL import Image
 
-from finer1_lite.prompts import TeacherPrompt
+from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.runtime.files import write_atomically
 from finer1_lite.species import Photo
 

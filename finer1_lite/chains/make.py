@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from finer1_lite import cot, prompts
-from finer1_lite.chains import checks, concepts, formats, review
+from finer1_lite.chains import checks, concepts, formats, review, teacher_prompts
 from finer1_lite.chains.client import Ledger, Teacher, TeacherError, in_parallel
 from finer1_lite.chains.concepts import Selection
+from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data import wording
 from finer1_lite.data.chain_text import fold
 from finer1_lite.runtime import files
@@ -98,12 +99,12 @@ class ChainJob:
     def _describe(self) -> dict[str, list[str]]:
         """Photo -> its descriptions. TeacherError where one is missing."""
         found: dict[str, list[str]] = {}
-        count, views = self.settings.descriptions, len(prompts.DESCRIPTIONS)
+        count, views = self.settings.descriptions, len(teacher_prompts.DESCRIPTIONS)
 
         def act(photo: Photo) -> None:
             texts = []
             for view in range(min(count, views)):
-                prompt = prompts.description_prompt(self.collection.coarse, view)
+                prompt = teacher_prompts.description_prompt(self.collection.coarse, view)
                 replies = self.teacher.ask(photo, prompt, list(range(view, count, views)))
                 texts += [reply.text for reply in replies]
             found[photo.id] = texts
@@ -134,7 +135,7 @@ class ChainJob:
         texts = list(dict.fromkeys(texts))
         if self.settings.extract == "yake":
             return concepts.extract(texts)
-        (reply,) = self.teacher.ask(None, prompts.concepts_prompt(texts), [0])
+        (reply,) = self.teacher.ask(None, teacher_prompts.concepts_prompt(texts), [0])
         return concepts.read_list(reply.text)
 
     # --- chains ------------------------------------------------------------------------------
@@ -192,12 +193,12 @@ class ChainJob:
 
     def _prompt(
         self, photo: Photo, kept: Sequence[str], dropped: Sequence[str], sample: int
-    ) -> prompts.TeacherPrompt:
+    ) -> TeacherPrompt:
         rng = random.Random(f"candidates/{self.settings.seed}/{photo.id}/{sample}")
         chosen = cot.candidates(self.collection.neighbours(photo.species), photo.species, rng)
         if self.settings.guess:
-            return prompts.guess_prompt(self.collection.coarse, chosen)
-        prompt = prompts.chain_prompt(self.collection.coarse, photo.species, chosen, kept)
+            return teacher_prompts.guess_prompt(self.collection.coarse, chosen)
+        prompt = teacher_prompts.chain_prompt(self.collection.coarse, photo.species, chosen, kept)
         return replace(prompt, dropped=tuple(dropped))
 
     def _accept(self, record: formats.Record) -> None:

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 from finer1_lite import cot, paperbirds, prompts
 from finer1_lite.chains import concepts
 from finer1_lite.chains.client import Reply, Samples, TeacherStopped, digest
+from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data import wording
-from finer1_lite.prompts import TeacherPrompt
 from finer1_lite.species import Collection, Photo
 
 

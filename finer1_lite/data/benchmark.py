@@ -80,9 +80,8 @@ class Benchmark:
         as_drawn: bool = False,
     ) -> "Benchmark":
         """The test pictures with `Collection.options`, which `lab` asks in the same order."""
-        items = []
-        for photo in collection.test:
-            item = Question(
+        items = tuple(
+            Question(
                 photo=photo.id,
                 dataset=dataset,
                 split="seen" if collection.of(photo.species).seen else "unseen",
@@ -92,10 +91,11 @@ class Benchmark:
                 fine=fine,
                 options=tuple(collection.options(photo, N_OPTIONS, OPTION_SEED)),
             )
-            items.append(item)
+            for photo in collection.test
+        )
         classes = {dataset: collection.names}
         known = {"groups": collection.groups, "aliases": collection.aliases}
-        return cls(tuple(items), classes, **known, drawn=True, as_drawn=as_drawn)
+        return cls(items, classes, **known, drawn=True, as_drawn=as_drawn)
 
 
 def questions(benchmark: Benchmark, condition: Condition) -> list[Question]:
@@ -140,10 +140,10 @@ def _orders(item: Question, condition: Condition, drawn: bool) -> list[tuple[str
     return [tuple(order) for order in (every if condition.order == "rotate" else every[:1])]
 
 
-def shuffled(options: Sequence[str], key: str, seed: int = 0) -> list[str]:
-    """The options in an order that is a function of seed and key alone."""
+def shuffled(options: Sequence[str], key: str) -> list[str]:
+    """The options in an order that is a function of the key alone."""
     order = list(options)
-    random.Random(f"{seed}/{key}").shuffle(order)
+    random.Random(f"{OPTION_SEED}/{key}").shuffle(order)
     return order
 
 

@@ -87,10 +87,10 @@ def edit_chain(completion: str, changes: Mapping[str, str]) -> str | None:
 
     changes: phrase -> phrase. Only the analysis is kept, because the rest argues from it.
     """
-    edited = opening(completion)
+    edited = kept = opening(completion)
     for old, new in changes.items():
         edited = edited.replace(old, new)
-    return edited if edited != opening(completion) else None
+    return edited if edited != kept else None
 
 
 # --- whether the chain leads to the answer ----------------------------------------------------
@@ -110,7 +110,8 @@ def agreement(
     wanted = fold(answer or "")
     candidates = [fold(c) for c in section(completion, "candidates").split(",") if c.strip()]
     spelled = {fold(name): name for name in names}
-    picked, predicted = _picked(section(completion, "comparison")), _prediction(completion)
+    picked = _picked(section(completion, "comparison"))
+    predicted = section(completion, "prediction").partition("\n")[0].strip()
     sought = wanted if label is None else fold(label)
     return {
         "parts": len(spans(completion)) == len(PARTS),
@@ -129,11 +130,6 @@ def _picked(comparison: str) -> str | None:
     fitting = {name.strip() for name, _, said in remarks if _FITS.search(said)}
     fitting -= {name.strip() for name, _, said in remarks if _FITS_NOT.search(said)}
     return fitting.pop() or None if len(fitting) == 1 else None
-
-
-def _prediction(completion: str) -> str:
-    """The first line of the prediction; "" where there is none."""
-    return section(completion, "prediction").partition("\n")[0].strip()
 
 
 # --- a chain that is judged ------------------------------------------------------------------

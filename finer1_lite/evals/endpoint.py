@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finer1_lite import prompts
 from finer1_lite.chains.client import Cached, Endpoint, Ledger, Reply, TeacherError, in_parallel
+from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
 from finer1_lite.evaluate import Completion, answers_folder, evaluate
@@ -87,7 +87,7 @@ def _ask(teacher: Cached, question: Question, condition: Condition) -> list[Comp
     photo = Photo(question.photo, question.label, question.image) if condition.picture else None
     samples = range(condition.samples)
     try:
-        replies = teacher.ask(photo, prompts.TeacherPrompt("evaluate", question.text), samples)
+        replies = teacher.ask(photo, TeacherPrompt("evaluate", question.text), samples)
     except PictureError as error:
         return [Completion(error=str(error))] * condition.samples
     return [_completion(reply) for reply in replies]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from finer1_lite import plots
+from finer1_lite.evals import plots
 from finer1_lite.evals.tables import by_length
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, entries
 

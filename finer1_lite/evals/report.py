@@ -27,10 +27,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from finer1_lite import metrics, paperbirds, plots
+from finer1_lite import metrics, paperbirds
 from finer1_lite.data import images
 from finer1_lite.data.chain_text import pieces
-from finer1_lite.evals import advice, baselines, changes, facts, figures, tables
+from finer1_lite.evals import advice, baselines, changes, facts, figures, plots, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
 

@@ -24,7 +24,7 @@ from finer1_lite.runtime.files import DataError, write_atomically
 FILE = "card.json"
 README = "README.md"
 ADAPTER = "adapter_config.json"
-STAGES = ("tapo", "sft")  # folders of a run's adapters, the last stage first
+STAGES = {"sft": "SFT", "tapo": "TAPO"}  # folder of a run's adapter -> its model in records
 
 
 class CardClass(BaseModel):
@@ -129,9 +129,10 @@ def adapter_of(source: Path | str) -> Path:
     folder = Path(source)
     if (folder / ADAPTER).is_file():
         return folder
-    seeds = sorted((s for s in folder.glob("seed*") if s.name[4:].isdecimal()), key=_number)
+    seeds = [seed for seed in folder.glob("seed*") if seed.name[4:].isdecimal()]
+    seeds.sort(key=lambda seed: int(seed.name[4:]))
     for place in (folder, *seeds):
-        for stage in STAGES:
+        for stage in reversed(STAGES):
             if (place / stage / ADAPTER).is_file():
                 return place / stage
     if seeds:
@@ -141,10 +142,6 @@ def adapter_of(source: Path | str) -> Path:
         return folder
     what = "holds no run, no adapter (adapter_config.json) and no model (config.json)"
     raise DataError([f"{folder}: {what if folder.is_dir() else 'is no folder'}"], "no model:")
-
-
-def _number(seed: Path) -> int:
-    return int(seed.name.removeprefix("seed"))
 
 
 def write_card(folder: Path, card: Card) -> None:

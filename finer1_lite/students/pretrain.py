@@ -38,7 +38,6 @@ CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Her
 
 
 Row = tuple[str, Image.Image | None, str]  # question, picture, reply
-MakeRows = Callable[[int], list[list[Row]]]  # step -> lists of rows
 
 
 def describe_row(world: World, rng: random.Random) -> Row:
@@ -129,7 +128,7 @@ def text_loss(model: nn.Module, processor: ProcessorMixin, kinds: list[list[Row]
 def train_text(
     model: nn.Module,
     processor: ProcessorMixin,
-    make_rows: MakeRows,
+    make_rows: Callable[[int], list[list[Row]]],
     work: Path,
     *,
     steps: int,

@@ -114,17 +114,19 @@ def on_meta(
     return model
 
 
-def with_random_weights(
-    config: PreTrainedConfig,
+def load(
+    source: str,
     dtype: torch.dtype,
     quantization: BitsAndBytesConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """The same with transformers' initial weights on `device`; seed torch before the call.
+    """The student `random:NAME` with transformers' initial weights, the same at every call.
 
     A module at a time is filled and, where it is a 4-bit layer, quantised: beside the model
     itself at most one layer of it lives in `dtype`, and nothing on the CPU.
     """
+    torch.manual_seed(0)
+    config = known_config(source.removeprefix(PREFIX))
     model = on_meta(config, dtype, quantization)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -134,18 +136,6 @@ def with_random_weights(
             model._init_weights(module)
     model.tie_weights()
     return model.requires_grad_(False).eval()
-
-
-def load(
-    source: str,
-    dtype: torch.dtype,
-    quantization: BitsAndBytesConfig | None,
-    device: torch.device | str,
-) -> nn.Module:
-    """The student `random:NAME`, the same weights at every call."""
-    torch.manual_seed(0)
-    config = known_config(source.removeprefix(PREFIX))
-    return with_random_weights(config, dtype, quantization, device)
 
 
 def _fill_4bit(

@@ -13,7 +13,7 @@ from finer1_lite.presets import Preset, Quantize, Size
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
-    from finer1_lite.lab import Run
+    from finer1_lite.data.runs import Run
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
@@ -58,7 +58,7 @@ class LabCommand(PhotoOptions):
 
     def job(self) -> Run:
         """The run that is asked for. ValueError listing the settings that make no sense."""
-        from finer1_lite.lab import Run
+        from finer1_lite.data.runs import Run
 
         birds = self.photos is None
         preset = getattr(Preset, self.preset)()

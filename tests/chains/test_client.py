@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from hostile import Moods, server
 
-from finer1_lite import prompts
+from finer1_lite.chains import teacher_prompts
 from finer1_lite.chains.client import (
     MAX_CHARACTERS,
     Cached,
@@ -20,12 +20,13 @@ from finer1_lite.chains.client import (
     read_reply,
 )
 from finer1_lite.chains.make import ChainJob, Settings
+from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.chains.teachers import Oracle
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection
 
 KEY = "sk-not-for-any-disk-4711"
-PROMPT = prompts.description_prompt("bird", 0)
+PROMPT = teacher_prompts.description_prompt("bird", 0)
 QUICK = {"timeout": 3.0, "workers": 3}  # a busy machine answers in time
 
 
@@ -122,7 +123,7 @@ def test_picture_words_and_sample_each_make_another_request(tmp_path, two):
         for photo, prompt in (
             (first, PROMPT),
             (second, PROMPT),
-            (first, prompts.description_prompt("bird", 1)),
+            (first, teacher_prompts.description_prompt("bird", 1)),
         ):
             for _ in range(2):
                 teacher.ask(photo, prompt, [0])
@@ -152,16 +153,14 @@ def oracle_replies(world, two):
         *pictures, words = request["messages"][0]["content"]
         text = words["text"]
         if not pictures:
-            return oracle.ask(None, prompts.TeacherPrompt("extract", text), [0])[0].text
+            return oracle.ask(None, TeacherPrompt("extract", text), [0])[0].text
         photo = by_picture[pictures[0]["image_url"]["url"]]
         name = re.search(r"Right is: (.+?)\. Do not", text)
         if not name:
-            return oracle.ask(photo, prompts.TeacherPrompt("describe", ""), [request["seed"]])[
-                0
-            ].text
+            return oracle.ask(photo, TeacherPrompt("describe", ""), [request["seed"]])[0].text
         listed = re.search(r"^candidates: (.+)", text, re.MULTILINE)[1].split(", ")
         kept = re.search(r"be seen: (.+)", text)[1].split("; ")
-        prompt = prompts.TeacherPrompt("write", text, name[1], tuple(listed), tuple(kept))
+        prompt = TeacherPrompt("write", text, name[1], tuple(listed), tuple(kept))
         chain = oracle.ask(photo, prompt, [0])[0].text
         return chain.replace("analysis: ", f"analysis: view {request['seed']}, {kept[0]}, ")
 

@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from finer1_lite import plots
 from finer1_lite.chains import concepts
+from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.chains.teachers import Oracle
-from finer1_lite.evals import figures
-from finer1_lite.prompts import TeacherPrompt
+from finer1_lite.evals import figures, plots
 
 
 def information_by_hand(joint: dict) -> float:

@@ -9,9 +9,8 @@ import pytest
 from paths import SHARED
 from photo_folders import four_classes
 
-from finer1_lite import prompts
 from finer1_lite.__main__ import main
-from finer1_lite.chains import checks, formats
+from finer1_lite.chains import checks, formats, teacher_prompts
 from finer1_lite.chains.client import Cached, Ledger, Reply, TeacherStopped
 from finer1_lite.chains.make import ChainJob, Settings
 from finer1_lite.chains.teachers import Local, Oracle
@@ -121,7 +120,7 @@ def test_the_student_teaches_itself_and_wrong_guesses_are_turned_away(few, stude
         job_of(tmp_path, small, teacher, guess=True, descriptions=1, rounds=1).build()
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").open()]
     assert {"tags", "answer"} <= {f["code"] for row in rejected for f in row["findings"]}
-    prompt = prompts.guess_prompt("bird", ("a", "b"))
+    prompt = teacher_prompts.guess_prompt("bird", ("a", "b"))
     assert "Right is" not in prompt.text and not prompt.name
 
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finer1_lite import prompts
-from finer1_lite.chains import checks
+from finer1_lite.chains import checks, teacher_prompts
 from finer1_lite.chains.client import Cached, Ledger, Reply, TeacherStopped, picture_digest
+from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.chains.teachers import Local, Oracle, Table, load_local
 from finer1_lite.data.chain_text import Chain
-from finer1_lite.prompts import TeacherPrompt
 
-PROMPT = prompts.description_prompt("bird", 0)
+PROMPT = teacher_prompts.description_prompt("bird", 0)
 
 
 class Scripted:
@@ -40,7 +39,7 @@ def test_the_oracle_describes_with_slips_and_writes_without(world, birds):
     wrong = sum(phrase not in truth for phrase in said) / len(said)
     assert 0.1 < wrong < 0.25  # a sixth of the mistakes hits the truth by chance
     names = (photo.species, *birds.neighbours(photo.species)[:3])
-    prompt = prompts.chain_prompt("bird", photo.species, names, sorted(truth)[:2])
+    prompt = teacher_prompts.chain_prompt("bird", photo.species, names, sorted(truth)[:2])
     (reply,) = oracle.ask(photo, prompt, [0])
     chain = Chain(reply.text, photo.species, wanted=names, kept=tuple(sorted(truth)[:2]))
     assert not checks.check(chain)
@@ -59,12 +58,14 @@ def test_a_table_tells_only_what_a_photo_can_show():
     assert "bright round fruit" in reply.text and "short stem" in reply.text
     for word in ("sweet", "taste", "apple", "red"):
         assert word not in reply.text.casefold()
-    prompt = prompts.chain_prompt("fruit", "Red Apple", ("Red Apple", "Green Pear"), ["short stem"])
+    prompt = teacher_prompts.chain_prompt(
+        "fruit", "Red Apple", ("Red Apple", "Green Pear"), ["short stem"]
+    )
     prompt = replace(prompt, dropped=("bright fruit",))
     chains = [Chain(r.text).parts for r in table.ask(photo, prompt, range(9))]
     assert {c["analysis"] for c in chains} == {"to look for: short stem"}
     with pytest.raises(TeacherStopped, match="yake"):
-        table.ask(None, prompts.concepts_prompt(["x"]), [0])
+        table.ask(None, teacher_prompts.concepts_prompt(["x"]), [0])
 
 
 # --- the cache ---------------------------------------------------------------------------
@@ -78,7 +79,7 @@ def test_nothing_is_asked_twice_and_every_setting_is_part_of_the_key(birds, tmp_
     assert cached.ask(first, PROMPT, [1, 0]) == one[::-1] and len(teacher.asked) == 2
     cached.ask(second, PROMPT, [0])
     cached.ask(None, PROMPT, [0])
-    cached.ask(first, prompts.description_prompt("bird", 1), [0])
+    cached.ask(first, teacher_prompts.description_prompt("bird", 1), [0])
     assert len(teacher.asked) == 5
     other = Scripted(model="b")
     Cached(other, tmp_path).ask(first, PROMPT, [0])

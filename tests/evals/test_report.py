@@ -12,8 +12,7 @@ from matplotlib.collections import PathCollection
 from PIL import Image
 from scored import record
 
-from finer1_lite import plots
-from finer1_lite.evals import advice, baselines, tables
+from finer1_lite.evals import advice, baselines, plots, tables
 from finer1_lite.evals import report as pages
 from finer1_lite.evals.report import summary, write_report
 from finer1_lite.metrics import STAGES, LabRecord, summarise, table

@@ -41,7 +41,7 @@ def test_it_is_made_as_from_pretrained_makes_it(tmp_path, monkeypatch, quantize,
     monkeypatch.setattr(models, "choose_dtype", lambda device: dtype)
     preset = preset_of(TINY, quantize=quantize)
     ours = models.load_student(preset.student, preset)
-    plain = random_weights.with_random_weights(random_weights.known_config(TINY), dtype)
+    plain = random_weights.load(TINY, dtype)
     plain.save_pretrained(tmp_path)
     ours.processor.save_pretrained(tmp_path)
     theirs = models.load_student(tmp_path, preset)

@@ -1,0 +1,76 @@
+"""What a run of the main job is: settings, data, chains, seeds, folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finer1_lite import cot, paperbirds
+from finer1_lite.data import given_chains
+from finer1_lite.data.folders import Reading
+from finer1_lite.presets import Preset
+from finer1_lite.runtime.files import fingerprint
+from finer1_lite.species import Collection, load_folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """The main job, `lab.run`: its settings, its data, its seeds, its folder."""
+
+    folder: Path
+    preset: Preset
+    seeds: tuple[int, ...] = (0, 1, 2)
+    world_seed: int = 0
+    photos: Path | None = None  # a folder of photographs instead of paper birds
+    descriptions: Path | None = None
+    coarse: str = "bird"
+    unseen_share: float = 0.4  # of the photographs' classes
+    reading: Reading = Reading()  # how the folder of photographs is read
+    chains: cot.Chains | None = None  # of stage 1, written elsewhere; None: the teacher's
+    report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
+
+    def collection(self) -> tuple[Collection, cot.ChainWriter]:
+        """The data and the teacher that writes chains about them."""
+        shots = self.preset.shots
+        if self.photos is None:
+            world = paperbirds.make_world(self.world_seed)
+            birds = paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
+            return birds, cot.oracle(world)
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        words = {name: getattr(self, name) for name in own}
+        found = load_folder(self.photos, shots=shots, **words)
+        if self.chains is None:
+            cot.require_descriptions(found, f"{self.photos}: the teacher")
+        else:
+            found = given_chains.described_by(found, self.chains)
+        return found, lambda photo, rng: cot.table_chain(found, photo.species, rng)
+
+    def config(self, collection: Collection) -> dict[str, Any]:
+        """What must be equal for a folder's content to be used again."""
+        own = {}
+        if self.photos is not None:
+            own["descriptions"] = fingerprint([one.description for one in collection.species])
+        if self.chains is not None:
+            rows = chain_lines(collection, self.chains)
+            own["chains"] = fingerprint([str(row) for row in rows])
+        return {
+            "name": self.folder.name,
+            "coarse": collection.coarse,
+            "seeds": list(self.seeds),
+            "world_seed": self.world_seed if self.photos is None else None,
+            "species": len(collection.species),
+            "train_pictures": len(collection.train),
+            "test_pictures": len(collection.test),
+            "data": fingerprint([p.id for p in (*collection.train, *collection.test)]),
+            "preset": self.preset.to_dict(),
+            **own,
+        }
+
+
+def chain_lines(collection: Collection, chains: cot.Chains) -> list[Mapping[str, str]]:
+    """The lines of a run's chains.jsonl: those of training photographs that have a chain."""
+    return [
+        {"photo": photo.id, "species": photo.species, "chain": chain}
+        for photo in collection.train
+        for chain in cot.several(chains.get(photo.id, ()))
+    ]
