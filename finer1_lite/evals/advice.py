@@ -18,10 +18,7 @@ TOOLS = {  # models in the records that are classifiers and no students
     "baseline lite0": "the mean of a class's training photographs on an ImageNet encoder",
     "baseline tower_prototypes": "the same mean on the student's own vision tower",
     "baseline vision_tower": "the nearest training photograph on the student's vision tower",
-    "baseline clip": "CLIP, which reads the names and needs no training photograph",
-    "baseline clip_probe": "a linear classifier on CLIP's features",
 }
-ZERO_SHOT = "baseline clip"  # it may name a class that it was never shown
 CHAINS = {  # column -> what is counted in it
     "four parts, %": "parts",
     "distinct candidates, %": "distinct",
@@ -108,7 +105,7 @@ def better_tool(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> str:
         f"{share(of[split])}; student minus classifier: {points(difference)} points, "
         f"{_choice(difference)}"
     )
-    if len(of) < len(SPLITS) or tool.model == ZERO_SHOT:
+    if len(of) < len(SPLITS):
         return told
     chance = 1 / frame["label"].nunique()
     where = f"{against_chance(of['unseen'], chance)}, {percent(chance)} %"

