@@ -47,7 +47,7 @@ FILES = {
 }
 _BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
-Photos = Mapping[str, Image.Image] | Callable[[str], Image.Image]
+Photos = Callable[[str], Image.Image]  # of an id; KeyError for none
 
 
 # --- pages in general ----------------------------------------------------------------------
@@ -142,7 +142,7 @@ def fence(text: str) -> str:
     return f"{mark}text\n{text.strip()}\n{mark}"
 
 
-def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
+def photo_source(root: Path | None = None) -> Photos:
     """Photo id -> picture: a paper bird is drawn from its id, a file lies below `root`.
 
     KeyError for any other id.
@@ -160,15 +160,10 @@ def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
     return picture
 
 
-def photos_of(folder: Path) -> Callable[[str], Image.Image]:
-    """As `photo_source`, of the photographs that the run's configuration or card names."""
-    return photo_source(facts.photos_of(folder))
-
-
 def thumbnail(photos: Photos, name: str) -> Image.Image | None:
     """A small RGB copy of a photo; None if there is no such photo."""
     try:
-        picture = (photos(name) if callable(photos) else photos[name]).convert("RGB")
+        picture = photos(name).convert("RGB")
     except KeyError:
         return None
     picture.thumbnail((THUMB, THUMB))
@@ -216,7 +211,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
     page = Page(f"{folder.resolve().name}: answers on the same pictures")
     required = photos is not None
-    photos = photos_of(folder) if photos is None else photos
+    photos = photo_source(facts.photos_of(folder)) if photos is None else photos
     frame = _read(folder / "records.jsonl", read_table, problems)
     found = _read(folder / "metrics.json", _read_object, problems)
     logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
@@ -276,20 +271,23 @@ def _add_advice(
 
     photos: pictures of a lab run, for that classifier; None for other runs.
     """
-    tools, remarks, told, names = frame, [], [], None
-    if photos is not None and frame is not None:
-        picture = photos if callable(photos) else photos.__getitem__
-        rows, remark = baselines.beside(folder, frame, picture)
-        tools, remarks = metrics.table(rows), [remark] * bool(remark)
-    if frame is None and (folder / "config.json").exists():
+    told, more, names = [], {}, None
+    if frame is not None:
+        tools, remark = frame, ""
+        if photos is not None:
+            rows, remark = baselines.beside(folder, frame, photos)
+            tools = metrics.table(rows)
+            more = metrics.scores(tools)
+        if student := tables.last_student(frame):
+            told, names = advice.advice(frame, student[0], tools), frame["label"].nunique()
+    elif (folder / "config.json").exists():
         names = _read_object(folder / "config.json").get("species")
-    elif frame is not None and (student := tables.last_student(frame)):
-        told, names = advice.advice(frame, student[0], tools), frame["label"].nunique()
     cells = {STAGES.get(key, key): cell for key, cell in found.items() if key != "differences"}
-    told = [*told, *advice.chance_sentences(cells, names), *remarks]
+    told += advice.chance_sentences(cells, names)
+    told += [remark] if frame is not None and remark else []
     if told:
         page.add("What it is good for", points=told)
-    return {} if tools is frame else metrics.scores(tools)
+    return more
 
 
 def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: str = "") -> None:
@@ -310,9 +308,8 @@ def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: s
 def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos) -> None:
     """What stands behind the numbers."""
     for task in TASKS:
-        each, means = tables.dataset_tables(frame, task)
-        page.add(f"Data sets, {task} world", each, about="Data sets")
-        page.add(f"Mean of data sets, {task} world", means, about="Mean of data sets")
+        table = tables.dataset_table(frame, task)
+        page.add(f"Data sets, {task} world", table, about="Data sets")
     page.add("Chain and answer", advice.agreement_table(advice.judged(frame)))
     page.add("Where completions go", tables.error_table(frame))
     if student := tables.last_student(frame):
@@ -320,32 +317,30 @@ def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos) 
         page.add("Confusions", tables.confusion_table(*student))
         if drawn := figures.confusion(student[1]):
             page.add("Confusion matrix", figure=page.picture("confusion", drawn))
-        _add_confusions(page, folder, frame, photos)
-    lengths = tables.length_table(frame)
-    if not lengths.empty:
-        curve = page.picture("length", figures.length_curve(frame))
-        page.add("Accuracy against length", lengths, figure=curve)
+        _add_confusions(page, *student, folder, frame, photos)
+    page.add("Accuracy against length", tables.length_table(frame))
     page.add("Several samples", tables.sample_table(frame))
 
 
-def _add_confusions(page: Page, folder: Path, frame: pd.DataFrame, photos: Photos) -> None:
+def _add_confusions(
+    page: Page, who: Entry, rows: pd.DataFrame, folder: Path, frame: pd.DataFrame, photos: Photos
+) -> None:
     """A confused test picture beside a picture of the class that it was called."""
-    student = tables.last_student(frame)
     shots = _read(folder / "chains.jsonl", metrics.read_records, []) or []
-    taught = {row.get("species"): row.get("photo") for row in reversed(shots)}
-    tested = {row.label: row.photo for row in frame[::-1].itertuples()}
+    others = {row.label: (row.photo, "test") for row in frame[::-1].itertuples()}
+    others |= {row.get("species"): (row.get("photo"), "training") for row in reversed(shots)}
     samples = []
-    for record, times in tables.confused(*student) if student else ():
+    for part, times in tables.confusions(rows):
+        record = min(part.to_dict("records"), key=tables.by_hash)
         called = record["named"]
-        kind = "training" if called in taught else "test"
-        other = taught.get(called, tested.get(called, ""))
+        other, kind = others.get(called, ("", ""))
         pictures = [thumbnail(photos, name) for name in (record["photo"], other)]
         if all(pictures) and len(samples) < CONFUSED:
             name = f"confusions/{len(samples) + 1}"
             sample = _sample(page, name, pictures[0], {"the answer": record})
-            beside = {"beside it": f"a {kind} picture of {called}: {other}", "times": times}
-            other = page.picture(f"{name}-beside", pictures[1])
-            samples.append(sample | {"facts": sample["facts"] | beside, "beside": other})
+            sample["facts"]["beside it"] = f"a {kind} picture of {called}: {other}"
+            sample["facts"]["times"] = f"{times} answers of {who}"
+            samples.append(sample | {"beside": page.picture(f"{name}-beside", pictures[1])})
     if samples:
         page.add("Confusion pairs", samples=samples)
 
@@ -416,7 +411,7 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     if problems:
         raise DataError(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
-    photos = photos_of(folders[1]) if photos is None else photos
+    photos = photo_source(facts.photos_of(folders[1])) if photos is None else photos
     frames, shared = tables.on_shared_pictures(*frames)
     remarks = [shared] * bool(shared) + _asked_otherwise(folders, names)
     for remark in remarks:
@@ -449,19 +444,20 @@ def _asked_otherwise(folders: Sequence[Path], names: Sequence[str]) -> list[str]
     """A sentence for each thing in which the questions of two runs differ, as their files tell."""
     asked = []
     for folder in folders:
-        config = _read(folder / "config.json", _read_object, []) or {}
+        preset = (_read(folder / "config.json", _read_object, []) or {}).get("preset", {})
         words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
         asked.append(
             {
                 "The word for what the pictures show": words.pop() if len(words) == 1 else None,
-                "The limit of a completion, tokens": config.get("preset", {}).get("max_new_tokens"),
-                "The size of a picture at most, pixels": config.get("preset", {}).get("pixels"),
+                "The limit of a completion, tokens": preset.get("max_new_tokens"),
+                "The size of a picture at most, pixels": preset.get("pixels"),
             }
         )
+    pairs = {what: [asked[0][what], asked[1][what]] for what in asked[0]}
     return [
-        f"{what}: {asked[0][what]!r} in {names[0]}, {asked[1][what]!r} in {names[1]}."
-        for what in asked[0]
-        if None not in (asked[0][what], asked[1][what]) and asked[0][what] != asked[1][what]
+        f"{what}: {mine!r} in {names[0]}, {other!r} in {names[1]}."
+        for what, (mine, other) in pairs.items()
+        if None not in (mine, other) and mine != other
     ]
 
 

@@ -125,7 +125,6 @@ def test_two_files_become_two_data_sets_of_one_report(student, tmp_path, birds):
     for said in (
         "## Data sets, open world",
         "## Data sets, closed world",
-        "without a | without b",
         "| novice | think | b |",
         "always the first option",
     ):
