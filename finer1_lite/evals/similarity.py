@@ -36,8 +36,8 @@ def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarra
     0 where the coarse word is the label itself (s0 = 1): nothing finer can be said.
     """
     s, s0 = (answer * label).sum(-1), (coarse * label).sum(-1)
-    room = np.where(1 - s0 > 1e-6, 1 - s0, np.inf)
-    return np.clip((s - s0) / room, 0.0, 1.0)
+    finer = 1 - s0 > 1e-6
+    return np.where(finer, np.clip((s - s0) / np.where(finer, 1 - s0, 1.0), 0.0, 1.0), 0.0)
 
 
 def similarities(records: Sequence[Mapping], encoder: TextEncoder) -> list[float]:
