@@ -64,7 +64,7 @@ def probe_right(features: np.ndarray, labels: Sequence[str]) -> list[bool]:
 
 def vision_features(student: Student, photos: Sequence[Photo]) -> np.ndarray:
     """The vision tower's features of pictures; (N, width)."""
-    return extract(tower_features(student), [p.image for p in photos], BATCH)
+    return extract(tower_features(student), [p.image for p in photos])
 
 
 @torch.no_grad()

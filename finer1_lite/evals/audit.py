@@ -40,9 +40,6 @@ class Finding:
         return "\n".join([*lines, f"    and {left} more (--all)"] if left else lines)
 
 
-# --- question files --------------------------------------------------------------------------
-
-
 def audit_questions(paths: Iterable[Path | str]) -> list[Finding]:
     """Findings over all files together. Lines that cannot be read are findings too.
 
@@ -98,17 +95,13 @@ def _splits(found: Sequence[Question]) -> list[Finding]:
     for dataset in dict.fromkeys(q.dataset for q in found):
         rows = [q for q in found if q.dataset == dataset]
         seen, unseen = ({q.label for q in rows if q.split == split} for split in questions.SPLITS)
-        if not (seen and unseen):
-            continue
         offered = {option for q in rows if q.split == "seen" for option in q.options}
         both, shown = sorted(seen & unseen), len(offered & unseen)
+        names = f"{dataset}: classes both seen and unseen"
         what = f"{dataset}: unseen classes that stand as options in seen rows"
-        findings += [
-            Finding(
-                f"{dataset}: classes both seen and unseen", len(both), len(seen | unseen), both
-            ),
-            Finding(what, shown, len(unseen)),
-        ]
+        if seen and unseen:
+            findings.append(Finding(names, len(both), len(seen | unseen), both))
+            findings.append(Finding(what, shown, len(unseen)))
     return findings
 
 
@@ -145,16 +138,13 @@ def control_lines(found: Sequence[Question]) -> list[str]:
     return [*lines, f"least used as a wrong option (order-free): {100 * share:.1f} %"]
 
 
-# --- pictures --------------------------------------------------------------------------------
-
-
-def audit_folder(root: Path, reading: folders.Reading = folders.PLAIN) -> list[Finding]:
+def audit_folder(root: Path) -> list[Finding]:
     """Near-duplicates between the train and test pictures of a folder of photographs.
 
     Without a split every pair is looked at. Pictures that cannot be read, and those that carry
     two labels, are a finding.
     """
-    classes, problems = folders.read_folder(root, shots=0, reading=reading)
+    classes, problems = folders.read_folder(root, shots=0)
     if not classes:
         raise DataError(problems, f"nothing to audit in {root}:")
     files = [file for one in classes for file in one.files]

@@ -37,9 +37,6 @@ INSTALL = (
 Features = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, width), rows of length 1
 
 
-# --- classifiers: pure -----------------------------------------------------------------------
-
-
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows of length 1 in float64; (N, width)."""
     return normalize(np.asarray(rows, dtype=np.float64))
@@ -67,9 +64,6 @@ def choose(scores: np.ndarray, classes: Sequence[str], options: Sequence[str] | 
     among = [classes.index(o) for o in (options or classes)]
     best = max(among, key=lambda c: scores[c])
     return classes[best] if np.isfinite(scores[best]) else None
-
-
-# --- features --------------------------------------------------------------------------------
 
 
 def has_lite0() -> bool:
@@ -118,9 +112,9 @@ def tower_features(student: Student) -> Features:
     return features
 
 
-def extract(features: Features, images: Sequence[Callable], batch: int = BATCH) -> np.ndarray:
+def extract(features: Features, images: Sequence[Callable]) -> np.ndarray:
     """Features of pictures given as functions, a batch at a time; (N, width)."""
-    batches = (images[at : at + batch] for at in range(0, len(images), batch))
+    batches = (images[at : at + BATCH] for at in range(0, len(images), BATCH))
     return np.concatenate([features([image() for image in part]) for part in batches])
 
 
@@ -151,30 +145,29 @@ class Baseline:
         labels = [photo.species for photo in self.train]
         pictures = {(item.dataset, item.photo): item.image for item in self.benchmark.items}
         keys = list(pictures)
-        found = {}
+        found: dict = {}
         for at in range(0, len(keys), BATCH):
-            read = {key: read_image(pictures[key]) for key in keys[at : at + BATCH]}
-            found |= read
-            good = {key: image for key, image in read.items() if not isinstance(image, str)}
+            found |= {key: read_image(pictures[key]) for key in keys[at : at + BATCH]}
+            good = [key for key in keys[at : at + BATCH] if not isinstance(found[key], str)]
             if good:
-                queries = features(list(good.values()))
-                found |= dict(
-                    zip(good, self.how(shots, labels, self.classes, queries), strict=True)
-                )
+                queries = features([found[key] for key in good])
+                scores = self.how(shots, labels, self.classes, queries)
+                found |= dict(zip(good, scores, strict=True))
         return found
 
     def answer(
         self, questions: Sequence[Question], condition: Condition, start: int
     ) -> list[Completion]:
         """One completion a question; empty where no option has a score."""
-        return [self._answer(question) for question in questions]
-
-    def _answer(self, question: Question) -> Completion:
-        scores = self.scores[question.dataset, question.photo]
-        if isinstance(scores, str):
-            return Completion(error=scores)
-        named = choose(scores, self.classes, question.options)
-        return Completion("" if named is None else prompts.answer(named))
+        completions = []
+        for question in questions:
+            scores = self.scores[question.dataset, question.photo]
+            if isinstance(scores, str):
+                completions.append(Completion(error=scores))
+            else:
+                named = choose(scores, self.classes, question.options)
+                completions.append(Completion("" if named is None else prompts.answer(named)))
+        return completions
 
 
 def make(
@@ -259,9 +252,10 @@ def _measure(folder: Path, frame: pd.DataFrame, picture: Callable[[str], Image.I
 def _tower_of(folder: Path) -> Features:
     """The vision tower below a lab run's adapters, where it is on this machine, not on a hub."""
     adapter = next(folder.glob("seed*/sft/adapter_config.json"), folder / "seed0/sft/none").parent
-    places = [folder / "warm-up", Path(models.base_of(adapter))]
-    base = next((place for place in places if (place / "config.json").is_file()), None)
-    if base is None:
+    base = folder / "warm-up"
+    if not (base / "config.json").is_file():
+        base = Path(models.base_of(adapter))
+    if not (base / "config.json").is_file():
         raise DataError(["its base is no folder of this machine"])
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return tower_features(models.load_student(base, Preset.model_validate(config["preset"])))

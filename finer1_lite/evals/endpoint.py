@@ -11,10 +11,12 @@ from pathlib import Path
 
 from finer1_lite import prompts
 from finer1_lite.chains.client import Cached, Endpoint, Ledger, TeacherError, in_parallel
+from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
 from finer1_lite.evaluate import Completion, answers_folder, evaluate
 from finer1_lite.runtime import files
+from finer1_lite.runtime.options import given
 from finer1_lite.species import Photo
 
 NO_ANSWER = "no answer"  # how the error of an unanswered question begins
@@ -27,22 +29,16 @@ class Remote:
 
     url: str
     models: tuple[str, ...]
-    key_env: str = "OPENAI_API_KEY"
-    workers: int = 4
-    timeout: float = 120.0
-    tries: int = 5
-    max_requests: int | None = None
-    max_cost: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
+    service: EndpointOptions = EndpointOptions()
 
     def ledger(self) -> Ledger:
         """The count of one start."""
-        return Ledger(self.price_in, self.price_out, self.max_requests, self.max_cost)
+        s = self.service
+        return Ledger(s.price_in, s.price_out, s.max_requests, s.max_cost)
 
     def endpoint(self, model: str, ledger: Ledger, max_tokens: int, temperature: float) -> Endpoint:
         """ValueError for an address that cannot work or holds a key."""
-        settings = {k: getattr(self, k) for k in ("key_env", "workers", "tries", "timeout")}
+        settings = given(self.service, "key_env", "workers", "tries", "timeout")
         limits = {"max_tokens": max_tokens, "temperature": temperature}
         return Endpoint(self.url, model, ledger, **limits, **settings)
 

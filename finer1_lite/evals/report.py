@@ -1,9 +1,8 @@
 """The page of a run: report.html, report.md and figures/, all from its files.
 
-Every number is computed from records.jsonl, so that a page never disagrees with the completions
-beside it; metrics.json alone serves where the records were not kept. The words stand in
-`templates`. Whatever a model or a user wrote is escaped in HTML; in Markdown it is escaped or
-stands in a fence that it cannot end.
+Every number is computed from records.jsonl; metrics.json alone serves where the records were
+not kept. The words stand in `templates`. Whatever a model or a user wrote is escaped in HTML; in
+Markdown it is escaped or stands in a fence that it cannot end.
 """
 
 import base64
@@ -48,9 +47,6 @@ FILES = {
 _BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 Photos = Callable[[str], Image.Image]  # of an id; KeyError for none
-
-
-# --- pages in general ----------------------------------------------------------------------
 
 
 @dataclass
@@ -271,22 +267,21 @@ def _add_advice(
 
     photos: pictures of a lab run, for that classifier; None for other runs.
     """
-    told, more, names = [], {}, None
-    if frame is not None:
-        tools, remark = frame, ""
+    told, remarks, more, names = [], [], {}, None
+    if frame is None:
+        config = _read(folder / "config.json", _read_object, []) or {}
+        names = config.get("species")
+    elif student := tables.last_student(frame):
+        tools = frame
         if photos is not None:
             rows, remark = baselines.beside(folder, frame, photos)
-            tools = metrics.table(rows)
+            tools, remarks = metrics.table(rows), [remark] * bool(remark)
             more = metrics.scores(tools)
-        if student := tables.last_student(frame):
-            told, names = advice.advice(frame, student[0], tools), frame["label"].nunique()
-    elif (folder / "config.json").exists():
-        names = _read_object(folder / "config.json").get("species")
+        told, names = advice.advice(frame, student[0], tools), frame["label"].nunique()
     cells = {STAGES.get(key, key): cell for key, cell in found.items() if key != "differences"}
-    told += advice.chance_sentences(cells, names)
-    told += [remark] if frame is not None and remark else []
-    if told:
-        page.add("What it is good for", points=told)
+    points = [*told, *advice.chance_sentences(cells, names), *remarks]
+    if points:
+        page.add("What it is good for", points=points)
     return more
 
 
@@ -332,15 +327,17 @@ def _add_confusions(
     samples = []
     for part, times in tables.confusions(rows):
         record = min(part.to_dict("records"), key=tables.by_hash)
-        called = record["named"]
+        called, name = record["named"], f"confusions/{len(samples) + 1}"
         other, kind = others.get(called, ("", ""))
-        pictures = [thumbnail(photos, name) for name in (record["photo"], other)]
-        if all(pictures) and len(samples) < CONFUSED:
-            name = f"confusions/{len(samples) + 1}"
-            sample = _sample(page, name, pictures[0], {"the answer": record})
+        beside = thumbnail(photos, other)
+        sample = _sample(page, name, photos, {"the answer": record}) if beside else {}
+        if sample.get("picture"):
+            sample["beside"] = page.picture(f"{name}-beside", beside)
             sample["facts"]["beside it"] = f"a {kind} picture of {called}: {other}"
             sample["facts"]["times"] = f"{times} answers of {who}"
-            samples.append(sample | {"beside": page.picture(f"{name}-beside", pictures[1])})
+            samples.append(sample)
+        if len(samples) == CONFUSED:
+            break
     if samples:
         page.add("Confusion pairs", samples=samples)
 
@@ -354,21 +351,21 @@ def _add_samples(
     """
     if not chosen:
         return
-    pictures = [thumbnail(photos, record["photo"]) for record in chosen]
-    missing = [r["photo"] for r, picture in zip(chosen, pictures, strict=True) if not picture]
-    if missing and problems is None:
-        log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
-    elif missing:
-        mend = "not among the photos given; give its picture (--photos DIR)"
-        problems += [f"photo {name!r}: {mend}" for name in missing]
     who = tables.described(Entry(chosen[0]["model"], chosen[0]["prompt"]), chosen[0]["seed"])
     samples = [
-        _sample(page, f"samples/{number}", picture, {who: record})
-        for number, (record, picture) in enumerate(zip(chosen, pictures, strict=True), 1)
+        _sample(page, f"samples/{number}", photos, {who: record})
+        for number, record in enumerate(chosen, 1)
     ]
+    missing = [sample["facts"]["photo"] for sample in samples if not sample["picture"]]
     if not missing:
-        titles = [f"{r['label']} ({r['split']})\n{_said(r)}" for r in chosen]
-        page.picture("samples", plots.photo_grid(pictures, [visible(t, 120) for t in titles]))
+        titles = [visible(f"{s['facts']['class']}\n{s['facts'][who]}", 120) for s in samples]
+        pictures = [Image.open(io.BytesIO(page.images[s["picture"]])) for s in samples]
+        page.picture("samples", plots.photo_grid(pictures, titles))
+    elif problems is None:
+        log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
+    else:
+        mend = "not among the photos given; give its picture (--photos DIR)"
+        problems += [f"photo {name!r}: {mend}" for name in missing]
     note = (
         f"Open world, {who}: right and wrong completions, {tables.PER_KIND} of each kind at most, "
         "taken in the order of a hash of the photo's id (the first seen, the first unseen, then "
@@ -377,11 +374,10 @@ def _add_samples(
     page.add("Test pictures", note=note, samples=samples)
 
 
-def _sample(
-    page: Page, name: str, picture: Image.Image | None, records: Mapping[str, Mapping]
-) -> dict:
+def _sample(page: Page, name: str, photos: Photos, records: Mapping[str, Mapping]) -> dict:
     """Completions about one picture, with facts about them; records: who -> record."""
     first = next(iter(records.values()))
+    picture = thumbnail(photos, first["photo"])
     facts = {"class": f"{first['label']} ({first['split']})", "photo": first["photo"]}
     return {
         "right": bool(first["correct"]),
@@ -429,11 +425,10 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
         found = tables.differing(left[pairs[-1][0]], right[pairs[-1][1]]) if pairs else []
         if found:
             who = [f"{run}{entry}" for run, entry in zip(runs, pairs[-1], strict=True)]
-            samples = []
-            for number, records in enumerate(found[:DIFFERING], 1):
-                picture = thumbnail(photos, records[0]["photo"])
-                told = dict(zip(who, records, strict=True))
-                samples.append(_sample(page, f"differ/{task}-{number}", picture, told))
+            samples = [
+                _sample(page, f"differ/{task}-{n}", photos, dict(zip(who, records, strict=True)))
+                for n, records in enumerate(found[:DIFFERING], 1)
+            ]
             note = f"{len(found)} pictures that exactly one of the two names rightly; the first "
             note += f"{len(samples)} in the order of a hash of the photo's id."
             page.add(f"Where they differ, {task} world", note=note, samples=samples)

@@ -200,12 +200,11 @@ def differences(
 ) -> list[Difference]:
     """`metrics.difference` of each pair and split; runs: names put before the two answerers."""
     found: list[Difference] = []
-    for a, b in pairs:
-        for split in SPLITS:
-            rows = left[a][left[a]["split"] == split]
-            draws = 2000 if len(found) < MAX_PAIRS else 0  # the others count for Holm alone
-            if cell := metrics.difference(rows, right[b], draws):
-                found.append((f"{runs[0]}{a} minus {runs[1]}{b}", split, cell))
+    for (a, b), split in product(pairs, SPLITS):
+        rows = left[a][left[a]["split"] == split]
+        draws = 2000 if len(found) < MAX_PAIRS else 0  # the others count for Holm alone
+        if cell := metrics.difference(rows, right[b], draws):
+            found.append((f"{runs[0]}{a} minus {runs[1]}{b}", split, cell))
     return found
 
 
@@ -271,13 +270,11 @@ def on_shared_pictures(first: pd.DataFrame, second: pd.DataFrame) -> tuple[list[
         name = first["dataset"].iat[0]
         second = second.assign(dataset=name)
         second["question"] = [(name, *question[1:]) for question in second["question"]]
-        frames = [first, second]
-    if shared == len(photos[0]) == len(photos[1]):
-        return frames, ""
+    told = f"The two runs share {shared} pictures of {len(photos[0])} and {len(photos[1])}; "
+    told += "differences are about those alone."
     if not shared:
-        return frames, "The two runs share no picture: their numbers are about different pictures."
-    counts = f"{shared} pictures of {len(photos[0])} and {len(photos[1])}"
-    return frames, f"The two runs share {counts}; differences are about those alone."
+        told = "The two runs share no picture: their numbers are about different pictures."
+    return [first, second], "" if shared == len(photos[0]) == len(photos[1]) else told
 
 
 # --- what stands behind a number -----------------------------------------------------------
@@ -293,9 +290,9 @@ def last_student(frame: pd.DataFrame) -> tuple[Entry, pd.DataFrame] | None:
     for task in TASKS:
         found = entries(frame[frame["task"] == task])
         seeing = [who for who in found if who.picture]
-        if seeing:
-            who = next((who for who in seeing[::-1] if who.prompt != "none"), seeing[-1])
-            return who, first_seed(found[who])
+        students = [who for who in seeing if who.prompt != "none"] or seeing
+        if students:
+            return students[-1], first_seed(found[students[-1]])
     return None
 
 
@@ -451,15 +448,15 @@ def majority(names: Iterable[str | None]) -> tuple[str | None, float]:
     return name, count / max(len(names), 1)
 
 
-def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
-    """Expected calibration error: |right - confidence|, averaged over equally wide bins.
+def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """Expected calibration error: |right - confidence|, averaged over ten equally wide bins.
 
     Guo et al. 2017 (ICML). A confidence is in [0, 1]; 1 belongs to the last bin.
     """
     c, r = np.asarray(confidence, float), np.asarray(right, float)
     if len(c) != len(r) or not len(c) or c.min() < 0 or c.max() > 1:
         raise ValueError("give as many verdicts as confidences in [0, 1], one at least")
-    gaps = np.bincount(np.minimum((c * bins).astype(int), bins - 1), weights=r - c)
+    gaps = np.bincount(np.minimum((c * 10).astype(int), 9), weights=r - c)
     return float(np.abs(gaps).sum() / len(c))
 
 
@@ -471,22 +468,23 @@ def pick_samples(frame: pd.DataFrame) -> list[dict]:
     whoever comes next. Fewer where there are not so many.
     """
     found = entries(frame[frame["task"] == "open"])
-    stage = next((who for who in list(STAGES.values())[:0:-1] if who in found), None)
-    if stage is None:
+    stages = [who for who in list(STAGES.values())[1:] if who in found]
+    if not stages:
         return []
-    records = sorted(first_seed(found[stage]).to_dict("records"), key=by_hash)
+    records = sorted(first_seed(found[stages[-1]]).to_dict("records"), key=by_hash)
     chosen = []
     for right in (1, 0):
         kind = [r for r in records if r["correct"] == right]
-        heads = [r for split in SPLITS for r in [r for r in kind if r["split"] == split][:1]]
+        firsts = {r["split"]: r for r in reversed(kind)}
+        heads = [firsts[split] for split in SPLITS if split in firsts]
         chosen += [*heads, *(r for r in kind if r not in heads)][:PER_KIND]
     return chosen
 
 
 def by_length(rows: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
-    """Rows in bins of about equal size by tokens, short first: shortest, longest, accuracy, n.
+    """Rows in bins of about equal size by tokens: shortest, longest, accuracy, n.
 
-    Completions of one length are never split over two bins.
+    Short ones first; completions of one length are never split over two bins.
     """
     edges = np.unique(rows["tokens"].quantile(np.linspace(0, 1, bins + 1)[1:-1]))
     by = rows.groupby(np.searchsorted(edges, rows["tokens"]))
