@@ -236,10 +236,9 @@ def _measure(folder: Path, frame: pd.DataFrame, picture: Callable[[str], Image.I
     classes = {items[0].dataset: sorted({*frame["label"], *options.explode()})}
     groups = dict(zip(frame["label"], frame["group"], strict=True))
     asked = Benchmark(items, classes, groups, as_drawn=True)
-    kind, load = "tower_prototypes", partial(_tower_of, folder)
-    if has_lite0():
-        kind, load = "lite0", lite0_features
-    baseline = Baseline(f"baseline {kind}", asked, shots, load, prototype_scores)
+    kind = "lite0" if has_lite0() else "tower_prototypes"
+    features = lite0_features() if has_lite0() else _tower_of(folder)
+    baseline = Baseline(f"baseline {kind}", asked, shots, lambda: features, prototype_scores)
     conditions = [Condition(NO_PROMPT, task, order="shuffle") for task in frame["task"].unique()]
     evaluate_all(baseline, asked, conditions, folder, len(items))
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Task = Literal["open", "closed"]
 OF_PRESET = ("test_pictures", "max_new_tokens", "shots")
 SETTLED = (*OF_PRESET, "quantize", "eval_batch")  # settings of the preset
+ONE_OF = "--photos, --files and --questions: give one of them"
 ENDPOINT_TOKENS = 1024  # of a completion over HTTP, where no limit is given
 
 
@@ -97,9 +98,7 @@ class JobOptions(PhotoOptions):
 
     def problems(self) -> list[str]:
         """What makes no sense in these options."""
-        given_of = [self.photos, self.files, getattr(self, "questions", ())]
-        several = sum(map(bool, given_of)) > 1
-        return ["--photos, --files and --questions: give one of them"] if several else []
+        return [ONE_OF] if self.photos and self.files else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +170,8 @@ class EvaluateCommand(JobOptions):
         found = [f"--prompts {name}: choose of {', '.join(known)}" for name in unknown]
         if self.samples < 1:
             found.append(f"--samples {self.samples}: give 1 or more")
-        found += super().problems()
+        if sum(map(bool, (self.photos, self.files, self.questions))) > 1:
+            found.append(ONE_OF)
         if self.questions and self.baselines:
             found.append("--baselines: they name classes; own questions ask something else")
         if bool(self.endpoint) != bool(self.model):

@@ -314,6 +314,7 @@ def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for label, one in classes.sort_values(["share", "label"]).head(MAX_CLASSES).iterrows():
         called, share = majority(rows[(rows["label"] == label) & (rows["correct"] == 0)]["named"])
+        often = f"{called} ({percent(share)} % of its errors)" if called else ""
         low, high = metrics.wilson(one["right"], one["n"])
         lines.append(
             {
@@ -321,7 +322,7 @@ def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
                 "split": one["split"],
                 "right": f"{one['right']:.0f} of {one['n']}",
                 "% [95 %]": percent(one["share"], {"low": low, "high": high}),
-                "most often called": f"{called} ({percent(share)} % of its errors)" * bool(called),
+                "most often called": often,
             }
         )
     mean = percent(classes["share"].mean())
