@@ -170,7 +170,6 @@ OPTIONS = {
         --batch int
         --questions FILE Path x*
         --baselines x*
-        --clip NAME
         --similarity {none,minilm,siglip} = none
     """,
     "report": """

@@ -1,10 +1,10 @@
 """What a run is good for, in sentences: chance, another tool, whether chains lead to answers. Pure.
 
-Every sentence is computed from the same records and intervals as the tables; what an interval
-cannot tell apart is called so.
+They are computed from the records and intervals of the tables.
 """
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,19 @@ from finer1_lite.data.chain_text import agreement, fold
 from finer1_lite.evals.tables import percent, points, text_table, verdict
 from finer1_lite.metrics import PHOTO, SPLITS, TASKS, Entry, entries
 
+ALSO = "The student additionally writes a chain of thought."
 TOOLS = {  # models in the records that are classifiers and no students
     "baseline lite0": "the mean of a class's training photographs on an ImageNet encoder",
     "baseline tower_prototypes": "the same mean on the student's own vision tower",
     "baseline vision_tower": "the nearest training photograph on the student's vision tower",
-    "baseline clip": "CLIP, which reads the names and needs no training photograph",
-    "baseline clip_probe": "a linear classifier on CLIP's features",
 }
-ZERO_SHOT = "baseline clip"  # it may name a class that it was never shown
+CHOICES = {  # what the difference of student and classifier means for whoever must choose
+    "better": "so the student is the better choice.",
+    "worse": f"so for naming alone use the classifier. {ALSO}",
+    "not significant": (
+        "not significant. For naming alone the classifier, made in seconds, serves as well. " + ALSO
+    ),
+}
 CHAINS = {  # column -> what is counted in it
     "four parts, %": "parts",
     "distinct candidates, %": "distinct",
@@ -32,9 +37,9 @@ CHAINS = {  # column -> what is counted in it
 }
 
 
-def share(cell: Mapping, unit: str = " %") -> str:
+def share(cell: Mapping) -> str:
     """An accuracy with its interval, as it stands in a sentence."""
-    return f"{percent(cell['accuracy'])}{unit} [{percent(cell['low'])}, {percent(cell['high'])}]"
+    return percent(cell["accuracy"], cell).replace(" [", " % [")
 
 
 def advice(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> list[str]:
@@ -47,9 +52,6 @@ def advice(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> list[str]:
     asked, tools = (rows[rows["task"] == task] for rows in (frame, tools))
     told = [better_tool(asked, who, tools), agreement_sentence(who, judged(asked))]
     return [sentence for sentence in told if sentence]
-
-
-# --- chance --------------------------------------------------------------------------------
 
 
 def against_chance(cell: Mapping, chance: float) -> str:
@@ -67,20 +69,16 @@ def chance_sentences(found: Mapping, names: int | None) -> list[str]:
     """
     told = []
     for who, cells in found.items():
-        places: dict[tuple[str, str], list[str]] = {}
-        for task in TASKS if who.picture and who.prompt != "none" else ():
-            for split in SPLITS:
-                cell = cells.get(split, {}).get(task, {})
-                chance = cell.get("chance") if task == "closed" else names and 1 / names
-                if cell and chance:
-                    place = f"in the {task} world (chance {percent(chance)} %)"
-                    places.setdefault((place, against_chance(cell, chance)), []).append(split)
-        said = "; ".join(f"{a} {' and '.join(s)} classes are {b}" for (a, b), s in places.items())
-        told += [f"{who}: {said}."] if said else []
+        places: dict[str, list[str]] = {}
+        for task, split in product(TASKS, SPLITS):
+            cell = cells.get(split, {}).get(task, {})
+            chance = cell.get("chance") if task == "closed" else names and 1 / names
+            if cell and chance and who.picture and who.prompt != "none":
+                place = f"in the {task} world (chance {percent(chance)} %) {{}} classes are "
+                places.setdefault(place + against_chance(cell, chance), []).append(split)
+        said = [place.format(" and ".join(splits)) for place, splits in places.items()]
+        told += [f"{who}: {'; '.join(said)}."] if said else []
     return told[::-1]
-
-
-# --- another tool --------------------------------------------------------------------------
 
 
 def better_tool(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> str:
@@ -92,13 +90,10 @@ def better_tool(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> str:
     rows = entries(frame).get(who, frame[:0])
     of = {split: metrics.accuracy(part) for split, part in rows.groupby("split")}
     split = "seen" if "seen" in of else "unseen"
-    beside = {
-        tool: metrics.accuracy(theirs[theirs["split"] == split])
-        for tool, theirs in entries(tools).items()
-        if tool.model in TOOLS
-    }
+    of_tools = entries(tools[tools["model"].isin(TOOLS) & (tools["split"] == split)])
+    beside = {tool: metrics.accuracy(theirs) for tool, theirs in of_tools.items()}
     tool = max(beside, key=lambda tool: beside[tool].get("accuracy", -1), default=None)
-    theirs = entries(tools).get(tool, tools[:0])
+    theirs = of_tools.get(tool, tools[:0])
     difference = metrics.difference(rows[rows["split"] == split], theirs)
     if not difference:
         return ""
@@ -106,9 +101,9 @@ def better_tool(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> str:
         f"An ordinary classifier ({tool.label}: {TOOLS[tool.model]}) names {share(beside[tool])} "
         f"of the pictures of {split} classes rightly, this student ({who.label}) "
         f"{share(of[split])}; student minus classifier: {points(difference)} points, "
-        f"{_choice(difference)}"
+        f"{CHOICES[verdict(difference)]}"
     )
-    if len(of) < len(SPLITS) or tool.model == ZERO_SHOT:
+    if len(of) < len(SPLITS):
         return told
     chance = 1 / frame["label"].nunique()
     where = f"{against_chance(of['unseen'], chance)}, {percent(chance)} %"
@@ -116,19 +111,6 @@ def better_tool(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> str:
         f"{told} Classes without training pictures the classifier can never name: 0 by "
         f"construction; the student names {share(of['unseen'])} of them ({where})."
     )
-
-
-def _choice(difference: Mapping) -> str:
-    """What the difference of student and classifier means for whoever must choose."""
-    if verdict(difference) == "better":
-        return "so the student is the better choice."
-    told = "not significant. For naming alone the classifier, made in seconds, serves as well."
-    if verdict(difference) == "worse":
-        told = "so for naming alone use the classifier."
-    return f"{told} The student additionally writes a chain of thought."
-
-
-# --- chain and answer ----------------------------------------------------------------------
 
 
 def judged(frame: pd.DataFrame) -> pd.DataFrame:
@@ -150,8 +132,9 @@ def agreement_table(rows: pd.DataFrame) -> pd.DataFrame:
         for who, part in entries(rows[rows["task"] == task]).items():
             for split, of in part.groupby("split"):
                 line = {"answerer": who.label, "world": task, "classes": split}
-                line |= {name: share(_rate(of, key), "") for name, key in CHAINS.items()}
-                lines.append(line | {"n": str(_rate(of, "good")["n"])})
+                rates = {name: _rate(of, key) for name, key in CHAINS.items()}
+                line |= {name: percent(rate["accuracy"], rate) for name, rate in rates.items()}
+                lines.append(line | {"n": str(rates["right and agrees, %"]["n"])})
     return text_table(lines)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Task = Literal["open", "closed"]
 OF_PRESET = ("test_pictures", "max_new_tokens", "shots")
 SETTLED = (*OF_PRESET, "quantize", "eval_batch")  # settings of the preset
+ONE_OF = "--photos, --files and --questions: give one of them"
 ENDPOINT_TOKENS = 1024  # of a completion over HTTP, where no limit is given
 
 
@@ -74,9 +75,7 @@ class JobOptions(PhotoOptions):
         from finer1_lite.evals.facts import settle, weights_of
         from finer1_lite.evals.job import Job
 
-        problems = self.problems()
-        if problems:
-            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
+        require_sense(self.problems())
         models = tuple(weights_of(model) for model in self.models)
         preset = getattr(Preset, self.preset or "lab")()
         sized = {"quantize": preset.quantize} if self.preset else {}
@@ -99,8 +98,7 @@ class JobOptions(PhotoOptions):
 
     def problems(self) -> list[str]:
         """What makes no sense in these options."""
-        both = self.photos and self.files
-        return ["--photos, --files and --questions: give one of them"] if both else []
+        return [ONE_OF] if self.photos and self.files else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +135,7 @@ class EvaluateCommand(JobOptions):
         nargs="*",
         metavar="FILE",
     )
-    baselines: tuple[str, ...] = option((), "lite0, vision_tower, clip, clip_probe", nargs="*")
-    clip: str | None = option(
-        None, "of two baselines (default: google/siglip-base-patch16-224)", metavar="NAME"
-    )
+    baselines: tuple[str, ...] = option((), "lite0, vision_tower", nargs="*")
     similarity: Literal["none", "minilm", "siglip"] = option(
         "none", "text encoder of the open world's semantic similarity"
     )
@@ -153,14 +148,12 @@ class EvaluateCommand(JobOptions):
         order = "as_is" if self.protocol == "released" else self.order
         pictures = (True,) if self.no_blind else (True, False)
         kinds = product(dict.fromkeys(self._prompts()), dict.fromkeys(self.tasks), pictures)
-        remote = None
-        if self.endpoint:
-            remote = Remote(self.endpoint, self.model, **vars(self.service))
+        remote = Remote(self.endpoint, self.model, self.service) if self.endpoint else None
         return self.make_job(
             limit=ENDPOINT_TOKENS if remote else None,
             conditions=tuple(Condition(*k, order, self.letters, self.samples) for k in kinds),
             endpoint=remote,
-            **given(self, "questions", "baselines", "similarity", "clip"),
+            **given(self, "questions", "baselines", "similarity"),
         )
 
     def _prompts(self) -> tuple[str, ...]:
@@ -177,8 +170,8 @@ class EvaluateCommand(JobOptions):
         found = [f"--prompts {name}: choose of {', '.join(known)}" for name in unknown]
         if self.samples < 1:
             found.append(f"--samples {self.samples}: give 1 or more")
-        if bool(self.photos) + bool(self.files) + bool(self.questions) > 1:
-            found.append("--photos, --files and --questions: give one of them")
+        if sum(map(bool, (self.photos, self.files, self.questions))) > 1:
+            found.append(ONE_OF)
         if self.questions and self.baselines:
             found.append("--baselines: they name classes; own questions ask something else")
         if bool(self.endpoint) != bool(self.model):
@@ -300,27 +293,26 @@ class PredictCommand:
 
     def start(self) -> None:
         """Name what has no name yet, and write table and page."""
-        self.require_sense()
         from finer1_lite.evals import predictions
 
-        folder = self.out / self.name
-        asked = given(self, "samples", "batch", "base", "fresh")
-        found = predictions.run(self.model, self.photos, folder, **asked)
-        table, page = (
-            self.csv or folder / "predictions.csv",
-            self.html or folder / "predictions.html",
-        )
-        predictions.write_csv(found, table, self.top, self.unknown)
-        predictions.write_page(found, page, self.top, self.unknown)
-        print(f"{predictions.summary(found, self.unknown)}\ntable: {table}\npage: {page}")
-
-    def require_sense(self) -> None:
-        """ValueError that lists every option that makes no sense."""
         rules = {
             f"--top {self.top}: give 1 to 10": 1 <= self.top <= 10,
             f"--unknown {self.unknown}: give 0 to 1": 0 <= self.unknown <= 1,
             f"--samples {self.samples}: give 0 or more": self.samples >= 0,
             f"--batch {self.batch}: give 1 or more": self.batch is None or self.batch > 0,
         }
-        if problems := [text for text, holds in rules.items() if not holds]:
-            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
+        require_sense([text for text, holds in rules.items() if not holds])
+        folder = self.out / self.name
+        asked = given(self, "samples", "batch", "base", "fresh")
+        found = predictions.run(self.model, self.photos, folder, **asked)
+        table = self.csv or folder / "predictions.csv"
+        page = self.html or folder / "predictions.html"
+        predictions.write_csv(found, table, self.top, self.unknown)
+        predictions.write_page(found, page, self.top, self.unknown)
+        print(f"{predictions.summary(found, self.unknown)}\ntable: {table}\npage: {page}")
+
+
+def require_sense(problems: list[str]) -> None:
+    """ValueError that lists every option that makes no sense."""
+    if problems:
+        raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))

@@ -1,9 +1,8 @@
 """The page of a run: report.html, report.md and figures/, all from its files.
 
-Every number is computed from records.jsonl, so that a page never disagrees with the completions
-beside it; metrics.json alone serves where the records were not kept. The words stand in
-`templates`. Whatever a model or a user wrote is escaped in HTML; in Markdown it is escaped or
-stands in a fence that it cannot end.
+Every number is computed from records.jsonl; metrics.json alone serves where the records were
+not kept. The words stand in `templates`. Whatever a model or a user wrote is escaped in HTML; in
+Markdown it is escaped or stands in a fence that it cannot end.
 """
 
 import base64
@@ -27,10 +26,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from finer1_lite import metrics, paperbirds
+from finer1_lite import metrics, paperbirds, plots
 from finer1_lite.data import images
 from finer1_lite.data.chain_text import pieces
-from finer1_lite.evals import advice, baselines, changes, facts, figures, plots, tables
+from finer1_lite.evals import advice, baselines, changes, facts, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import DataError, write_atomically
 
@@ -47,10 +46,7 @@ FILES = {
 }
 _BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
-Photos = Mapping[str, Image.Image] | Callable[[str], Image.Image]
-
-
-# --- pages in general ----------------------------------------------------------------------
+Photos = Callable[[str], Image.Image]  # of an id; KeyError for none
 
 
 @dataclass
@@ -142,7 +138,7 @@ def fence(text: str) -> str:
     return f"{mark}text\n{text.strip()}\n{mark}"
 
 
-def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
+def photo_source(root: Path | None = None) -> Photos:
     """Photo id -> picture: a paper bird is drawn from its id, a file lies below `root`.
 
     KeyError for any other id.
@@ -160,15 +156,10 @@ def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
     return picture
 
 
-def photos_of(folder: Path) -> Callable[[str], Image.Image]:
-    """As `photo_source`, of the photographs that the run's configuration or card names."""
-    return photo_source(facts.photos_of(folder))
-
-
 def thumbnail(photos: Photos, name: str) -> Image.Image | None:
     """A small RGB copy of a photo; None if there is no such photo."""
     try:
-        picture = (photos(name) if callable(photos) else photos[name]).convert("RGB")
+        picture = photos(name).convert("RGB")
     except KeyError:
         return None
     picture.thumbnail((THUMB, THUMB))
@@ -216,7 +207,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
     page = Page(f"{folder.resolve().name}: answers on the same pictures")
     required = photos is not None
-    photos = photos_of(folder) if photos is None else photos
+    photos = photo_source(facts.photos_of(folder)) if photos is None else photos
     frame = _read(folder / "records.jsonl", read_table, problems)
     found = _read(folder / "metrics.json", _read_object, problems)
     logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
@@ -276,20 +267,22 @@ def _add_advice(
 
     photos: pictures of a lab run, for that classifier; None for other runs.
     """
-    tools, remarks, told, names = frame, [], [], None
-    if photos is not None and frame is not None:
-        picture = photos if callable(photos) else photos.__getitem__
-        rows, remark = baselines.beside(folder, frame, picture)
-        tools, remarks = metrics.table(rows), [remark] * bool(remark)
-    if frame is None and (folder / "config.json").exists():
-        names = _read_object(folder / "config.json").get("species")
-    elif frame is not None and (student := tables.last_student(frame)):
+    told, remarks, more, names = [], [], {}, None
+    if frame is None:
+        config = _read(folder / "config.json", _read_object, []) or {}
+        names = config.get("species")
+    elif student := tables.last_student(frame):
+        tools = frame
+        if photos is not None:
+            rows, remark = baselines.beside(folder, frame, photos)
+            tools, remarks = metrics.table(rows), [remark] * bool(remark)
+            more = metrics.scores(tools)
         told, names = advice.advice(frame, student[0], tools), frame["label"].nunique()
     cells = {STAGES.get(key, key): cell for key, cell in found.items() if key != "differences"}
-    told = [*told, *advice.chance_sentences(cells, names), *remarks]
-    if told:
-        page.add("What it is good for", points=told)
-    return {} if tools is frame else metrics.scores(tools)
+    points = [*told, *advice.chance_sentences(cells, names), *remarks]
+    if points:
+        page.add("What it is good for", points=points)
+    return more
 
 
 def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: str = "") -> None:
@@ -310,42 +303,40 @@ def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: s
 def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos) -> None:
     """What stands behind the numbers."""
     for task in TASKS:
-        each, means = tables.dataset_tables(frame, task)
-        page.add(f"Data sets, {task} world", each, about="Data sets")
-        page.add(f"Mean of data sets, {task} world", means, about="Mean of data sets")
+        table = tables.dataset_table(frame, task)
+        page.add(f"Data sets, {task} world", table, about="Data sets")
     page.add("Chain and answer", advice.agreement_table(advice.judged(frame)))
-    page.add("Where completions go", tables.error_table(frame))
     if student := tables.last_student(frame):
         page.add("Classes", tables.class_table(*student))
         page.add("Confusions", tables.confusion_table(*student))
         if drawn := figures.confusion(student[1]):
             page.add("Confusion matrix", figure=page.picture("confusion", drawn))
-        _add_confusions(page, folder, frame, photos)
-    lengths = tables.length_table(frame)
-    if not lengths.empty:
-        curve = page.picture("length", figures.length_curve(frame))
-        page.add("Accuracy against length", lengths, figure=curve)
+        _add_confusions(page, *student, folder, frame, photos)
+    page.add("Accuracy against length", tables.length_table(frame))
     page.add("Several samples", tables.sample_table(frame))
 
 
-def _add_confusions(page: Page, folder: Path, frame: pd.DataFrame, photos: Photos) -> None:
+def _add_confusions(
+    page: Page, who: Entry, rows: pd.DataFrame, folder: Path, frame: pd.DataFrame, photos: Photos
+) -> None:
     """A confused test picture beside a picture of the class that it was called."""
-    student = tables.last_student(frame)
     shots = _read(folder / "chains.jsonl", metrics.read_records, []) or []
-    taught = {row.get("species"): row.get("photo") for row in reversed(shots)}
-    tested = {row.label: row.photo for row in frame[::-1].itertuples()}
+    others = {row.label: (row.photo, "test") for row in frame[::-1].itertuples()}
+    others |= {row.get("species"): (row.get("photo"), "training") for row in reversed(shots)}
     samples = []
-    for record, times in tables.confused(*student) if student else ():
-        called = record["named"]
-        kind = "training" if called in taught else "test"
-        other = taught.get(called, tested.get(called, ""))
-        pictures = [thumbnail(photos, name) for name in (record["photo"], other)]
-        if all(pictures) and len(samples) < CONFUSED:
-            name = f"confusions/{len(samples) + 1}"
-            sample = _sample(page, name, pictures[0], {"the answer": record})
-            beside = {"beside it": f"a {kind} picture of {called}: {other}", "times": times}
-            other = page.picture(f"{name}-beside", pictures[1])
-            samples.append(sample | {"facts": sample["facts"] | beside, "beside": other})
+    for part, times in tables.confusions(rows):
+        record = min(part.to_dict("records"), key=tables.by_hash)
+        called, name = record["named"], f"confusions/{len(samples) + 1}"
+        other, kind = others.get(called, ("", ""))
+        beside = thumbnail(photos, other)
+        sample = _sample(page, name, photos, {"the answer": record}) if beside else {}
+        if sample.get("picture"):
+            sample["beside"] = page.picture(f"{name}-beside", beside)
+            sample["facts"]["beside it"] = f"a {kind} picture of {called}: {other}"
+            sample["facts"]["times"] = f"{times} answers of {who}"
+            samples.append(sample)
+        if len(samples) == CONFUSED:
+            break
     if samples:
         page.add("Confusion pairs", samples=samples)
 
@@ -359,21 +350,21 @@ def _add_samples(
     """
     if not chosen:
         return
-    pictures = [thumbnail(photos, record["photo"]) for record in chosen]
-    missing = [r["photo"] for r, picture in zip(chosen, pictures, strict=True) if not picture]
-    if missing and problems is None:
-        log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
-    elif missing:
-        mend = "not among the photos given; give its picture (--photos DIR)"
-        problems += [f"photo {name!r}: {mend}" for name in missing]
     who = tables.described(Entry(chosen[0]["model"], chosen[0]["prompt"]), chosen[0]["seed"])
     samples = [
-        _sample(page, f"samples/{number}", picture, {who: record})
-        for number, (record, picture) in enumerate(zip(chosen, pictures, strict=True), 1)
+        _sample(page, f"samples/{number}", photos, {who: record})
+        for number, record in enumerate(chosen, 1)
     ]
+    missing = [sample["facts"]["photo"] for sample in samples if not sample["picture"]]
     if not missing:
-        titles = [f"{r['label']} ({r['split']})\n{_said(r)}" for r in chosen]
-        page.picture("samples", plots.photo_grid(pictures, [visible(t, 120) for t in titles]))
+        titles = [visible(f"{s['facts']['class']}\n{s['facts'][who]}", 120) for s in samples]
+        pictures = [Image.open(io.BytesIO(page.images[s["picture"]])) for s in samples]
+        page.picture("samples", plots.photo_grid(pictures, titles))
+    elif problems is None:
+        log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
+    else:
+        mend = "not among the photos given; give its picture (--photos DIR)"
+        problems += [f"photo {name!r}: {mend}" for name in missing]
     note = (
         f"Open world, {who}: right and wrong completions, {tables.PER_KIND} of each kind at most, "
         "taken in the order of a hash of the photo's id (the first seen, the first unseen, then "
@@ -382,11 +373,10 @@ def _add_samples(
     page.add("Test pictures", note=note, samples=samples)
 
 
-def _sample(
-    page: Page, name: str, picture: Image.Image | None, records: Mapping[str, Mapping]
-) -> dict:
+def _sample(page: Page, name: str, photos: Photos, records: Mapping[str, Mapping]) -> dict:
     """Completions about one picture, with facts about them; records: who -> record."""
     first = next(iter(records.values()))
+    picture = thumbnail(photos, first["photo"])
     facts = {"class": f"{first['label']} ({first['split']})", "photo": first["photo"]}
     return {
         "right": bool(first["correct"]),
@@ -416,7 +406,7 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     if problems:
         raise DataError(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
-    photos = photos_of(folders[1]) if photos is None else photos
+    photos = photo_source(facts.photos_of(folders[1])) if photos is None else photos
     frames, shared = tables.on_shared_pictures(*frames)
     remarks = [shared] * bool(shared) + _asked_otherwise(folders, names)
     for remark in remarks:
@@ -434,11 +424,10 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
         found = tables.differing(left[pairs[-1][0]], right[pairs[-1][1]]) if pairs else []
         if found:
             who = [f"{run}{entry}" for run, entry in zip(runs, pairs[-1], strict=True)]
-            samples = []
-            for number, records in enumerate(found[:DIFFERING], 1):
-                picture = thumbnail(photos, records[0]["photo"])
-                told = dict(zip(who, records, strict=True))
-                samples.append(_sample(page, f"differ/{task}-{number}", picture, told))
+            samples = [
+                _sample(page, f"differ/{task}-{n}", photos, dict(zip(who, records, strict=True)))
+                for n, records in enumerate(found[:DIFFERING], 1)
+            ]
             note = f"{len(found)} pictures that exactly one of the two names rightly; the first "
             note += f"{len(samples)} in the order of a hash of the photo's id."
             page.add(f"Where they differ, {task} world", note=note, samples=samples)
@@ -449,19 +438,20 @@ def _asked_otherwise(folders: Sequence[Path], names: Sequence[str]) -> list[str]
     """A sentence for each thing in which the questions of two runs differ, as their files tell."""
     asked = []
     for folder in folders:
-        config = _read(folder / "config.json", _read_object, []) or {}
+        preset = (_read(folder / "config.json", _read_object, []) or {}).get("preset", {})
         words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
         asked.append(
             {
                 "The word for what the pictures show": words.pop() if len(words) == 1 else None,
-                "The limit of a completion, tokens": config.get("preset", {}).get("max_new_tokens"),
-                "The size of a picture at most, pixels": config.get("preset", {}).get("pixels"),
+                "The limit of a completion, tokens": preset.get("max_new_tokens"),
+                "The size of a picture at most, pixels": preset.get("pixels"),
             }
         )
+    pairs = {what: [asked[0][what], asked[1][what]] for what in asked[0]}
     return [
-        f"{what}: {asked[0][what]!r} in {names[0]}, {asked[1][what]!r} in {names[1]}."
-        for what in asked[0]
-        if None not in (asked[0][what], asked[1][what]) and asked[0][what] != asked[1][what]
+        f"{what}: {mine!r} in {names[0]}, {other!r} in {names[1]}."
+        for what, (mine, other) in pairs.items()
+        if None not in (mine, other) and mine != other
     ]
 
 

@@ -100,7 +100,7 @@ class Sizes:
         return rows * queries * self.inner * (self.number + FLOAT)
 
     def logits_at_once(self, tokens: int) -> int:
-        """Logits of one chunk of `logprobs.token_logps`, in float32."""
+        """Logits of one chunk of `logprobs.token_scores`, in float32."""
         chunk = max(1, logprobs.LOGITS_AT_ONCE // self.vocabulary)
         return min(tokens, chunk) * self.vocabulary * FLOAT
 

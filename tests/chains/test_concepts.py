@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from finer1_lite import plots
 from finer1_lite.chains import concepts
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.chains.teachers import Oracle
-from finer1_lite.evals import figures, plots
+from finer1_lite.evals import figures
 
 
 def information_by_hand(joint: dict) -> float:
