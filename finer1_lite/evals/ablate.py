@@ -333,7 +333,7 @@ def write(study: Study, rates: dict[str, float]) -> Path:
         f"of {p.tapo.groups} groups of {N} rollouts. Learning rates {searched}, searched among "
         f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
         f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
-        "training seeds, worlds fixed."
+        "training seeds, worlds fixed. Minutes: a training's, of those never interrupted if any."
     )
     page = Page("Ablation of TAPO")
     figure = page.picture("ablation", figures.ablation(found))
