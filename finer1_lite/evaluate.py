@@ -6,6 +6,7 @@ of a benchmark under a condition, batch by batch. Every completion, scored by
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +219,8 @@ def evaluate_all(
 
 
 def answers_folder(folder: Path, model: str) -> Path:
-    """Where a run keeps the records of a model, whatever slashes its name has."""
-    return folder / "answers" / model.replace("/", "--")
+    """Where a run keeps the records of a model, whatever its name has ("qwen2.5vl:7b")."""
+    return folder / "answers" / re.sub(r'[<>:"\\|?*]', "-", model.replace("/", "--"))
 
 
 def join(*folders: Path) -> str:
