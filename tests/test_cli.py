@@ -71,7 +71,7 @@ OPTIONS = {
     """,
     "plan": """
         --model
-        --gpu GIB float = 15.0
+        --gpu GIB = 15
         --preset {lab,t4,l4,a100} = t4
         --set KEY=VALUE x+
         --text-tokens int = 96
