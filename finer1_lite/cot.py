@@ -66,7 +66,8 @@ def require_descriptions(collection: Collection, who: str) -> None:
     """Raise a DataError naming every class without a description; who: what needs them."""
     bare = [s.name for s in collection.species if not s.description.strip()]
     if bare:
-        headline = f"{who} writes chains from descriptions.csv (columns class, description)"
+        headline = f"{who} writes chains from descriptions.csv (columns class, description; "
+        headline += "`lab --photos DIR --template` writes one to fill in)"
         raise DataError([f"{name}: no description" for name in bare], headline)
 
 
@@ -167,20 +168,12 @@ def check_chains(collection: Collection, chains: Chains) -> None:
     answer; no chain at all. Training photos without a chain are named in the log.
     """
     train = {photo.id: photo.species for photo in collection.train}
-    test = {photo.id: photo.species for photo in collection.test}
-    free = sorted({*train, *test} - {*chains})  # a photo that was renamed is one of these
     problems = []
     for photo, own in chains.items():
         if photo in train:
             problems += _faults(collection, photo, train[photo], several(own))
-        elif photo in test:
-            seen = test[photo] in collection.seen_names
-            what = "is a test photograph" if seen else f"is of the unseen class {test[photo]!r}"
-            problems.append(f"{photo}: {what}; drop its chain, or divide as the chains were made")
         else:
-            places = photo.split("/")
-            near = [one for one in free if {*one.split("/")} & {places[0], places[-1]}]
-            problems.append(f"{unknown(photo, near)} among the photographs; mend `photo`")
+            problems.append(_misplaced(collection, photo, chains))
     bare = [photo for photo in train if photo not in chains]
     if len(bare) == len(train):
         problems.append(f"none of the {len(train)} training photographs has a chain")
@@ -190,6 +183,20 @@ def check_chains(collection: Collection, chains: Chains) -> None:
     if bare:
         said = "%d of %d training photographs have no chain: they are in stage 2 only: %s"
         log.warning(said, len(bare), len(train), ", ".join(bare))
+
+
+def _misplaced(collection: Collection, photo: str, chains: Chains) -> str:
+    """Why a photo is none that is trained on; one that was renamed may be one without a chain."""
+    test = {one.id: one.species for one in collection.test}
+    if photo in test:
+        seen = test[photo] in collection.seen_names
+        what = "is a test photograph" if seen else f"is of the unseen class {test[photo]!r}"
+        mend = "drop its chain, or give --shots and --unseen-share as `cot make` had them"
+        return f"{photo}: {what}; {mend}"
+    folder, name = photo.split("/")[0], photo.split("/")[-1]
+    free = [one.id for one in (*collection.train, *collection.test) if one.id not in chains]
+    near = [one for one in free if {folder, name} & {*one.split("/")}]
+    return f"{unknown(photo, near)} among the photographs; mend `photo`"
 
 
 def _faults(collection: Collection, photo: str, name: str, chains: Sequence[str]) -> list[str]:

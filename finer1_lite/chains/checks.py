@@ -6,7 +6,7 @@ table of all. The same table serves our own form and the released chains' free p
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -276,14 +276,18 @@ def duplicates(chains: Mapping[str, Chain]) -> dict[str, ChainProblem]:
     return found
 
 
-def same_analysis(chains: Sequence[Chain]) -> dict[str, int]:
-    """Count chains that share their analysis with one of another photograph.
+def same_analysis(chains: Iterable[tuple[str, Chain]]) -> dict[str, int]:
+    """Count the photographs that share their analysis with another one; chains: (photo, chain).
 
     Of a description all photographs of a class can get one text: what it says was not seen.
     """
-    counts = Counter(fold(c.parts["analysis"]) for c in chains if c.parts.get("analysis"))
-    shared = [often for often in counts.values() if often > 1]
-    return {"chains": sum(shared), "texts": len(shared), "most": max(shared, default=0)}
+    photos: dict[str, set[str]] = {}
+    for photo, chain in chains:
+        if chain.parts.get("analysis"):
+            photos.setdefault(fold(chain.parts["analysis"]), set()).add(photo)
+    shared = [own for own in photos.values() if len(own) > 1]
+    most = max(map(len, shared), default=0)
+    return {"photographs": len(set().union(*shared)), "texts": len(shared), "most": most}
 
 
 def habit(chains: Sequence[Chain]) -> str | None:
@@ -330,7 +334,7 @@ def audit_chains(records: Sequence[Record]) -> dict:
         "examples": examples,
         "candidates listed": dict(sorted(Counter(len(c.listed) for c in every).items())),
         "place of the label": dict(sorted(Counter(c.place for c in every).items())),
-        "same analysis": same_analysis(every),
+        "same analysis": same_analysis((r.photo, chains[r.id]) for r in records),
         "habit": habit(every),
         "found": found,
     }
@@ -346,9 +350,6 @@ def audit_text(result: Mapping) -> str:
         lines.append(f"{code:14}{count:6}  {result['examples'].get(code, '')[:90]}")
     lines.append(f"\nlabel at place (where listed word for word): {shares or 'never listed'}")
     lines.append(f"candidates in the list -> chains: {result['candidates listed']}")
-    same = result["same analysis"]
-    lines.append(
-        f"same analysis: {same['chains']} of {result['chains']} chains share {same['texts']} "
-        f"text{'s' * (same['texts'] != 1)}, one of them in {same['most']}"
-    )
+    same = "{photographs} photographs have one of {texts} shared texts, the commonest has {most}"
+    lines.append(f"same analysis: {same.format_map(result['same analysis'])}")
     return "\n".join([*lines, f"habit: {result['habit'] or 'none'}"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Quantize
 from finer1_lite.runtime.options import REQUIRED, argument, given, option
 
@@ -18,26 +19,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions:
+class PictureOptions(PhotoOptions):
     """The pictures that chains are about: photographs, or the birds of a world."""
 
-    photos: Path | None = option(None, "folder DIR/<class>/*.jpg; left out: birds")
-    descriptions: Path | None = option(None, "table of classes (default: DIR/descriptions.csv)")
-    coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
-    shots: int = option(4, "training pictures of a seen class")
     world_seed: int = option(0, "which world of paper birds")
 
-    def collection(self) -> tuple[Collection, World | None]:
+    def pictures(self) -> tuple[Collection, World | None]:
         """The pictures, and the world of paper birds."""
         from finer1_lite import paperbirds
-        from finer1_lite.species import load_folder
 
-        if self.photos is None:
-            world = paperbirds.make_world(self.world_seed)
-            return paperbirds.collection(world, shots=self.shots, test=60), world
-        table, coarse = self.descriptions, self.coarse or "product"
-        found = load_folder(self.photos, shots=self.shots, descriptions=table, coarse=coarse)
-        return found, None
+        if self.photos is not None:
+            return self.collection(), None
+        world = paperbirds.make_world(self.world_seed)
+        return paperbirds.collection(world, test=60, **given(self, "shots")), world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +101,7 @@ class MakeCommand:
             raise ValueError("; ".join(problems))
         world = None
         if collection is None:
-            collection, world = self.pictures.collection()
+            collection, world = self.pictures.pictures()
         prices = ("price_in", "price_out", "max_requests", "max_cost")
         ledger = Ledger(**given(self.service, *prices))
         teacher = self._teacher(kind, collection, world, ledger)
@@ -248,7 +242,7 @@ class TripletCommand:
         from finer1_lite.chains import formats
         from finer1_lite.chains.make import triplet_rows
 
-        rows = list(triplet_rows(self.pictures.collection()[0], self.seed))
+        rows = list(triplet_rows(self.pictures.pictures()[0], self.seed))
         formats.write_triplets(self.out, rows)
         print(f"{len(rows)} triplets -> {self.out}")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finer1_lite.chains import checks, formats
 from finer1_lite.chains.formats import Record
+from finer1_lite.data import tables
 from finer1_lite.runtime.files import DataError, write_atomically
 from finer1_lite.runtime.files import read as read_lines
 
@@ -151,15 +152,13 @@ class Review:
 
         DataError with every problem, before anything is taken over.
         """
-        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            missing = {"id", "decision", "new_chain"} - set(reader.fieldnames or ())
-            rows = [] if missing else list(reader)
-        problems = [f"{path}: lacks the column {name}" for name in sorted(missing)]
+        table = tables.read(path, [("id",), ("decision",), ("new_chain",)], exact=True)
+        table.say_unused(COLUMNS)
+        problems = table.problems
         decisions, new = self.decisions, []
-        for number, row in enumerate(rows, 2):
-            action = (row["decision"] or "").strip().lower()
-            chain = (row["new_chain"] or "").replace("\r\n", "\n")  # spreadsheets
+        for number, row in table.rows:
+            action = row["decision"].strip().lower()
+            chain = row["new_chain"].replace("\r\n", "\n")  # spreadsheets
             problem = self._problem(row["id"], action, chain)
             if problem:
                 problems.append(f"{path}, row {number}: {problem}")

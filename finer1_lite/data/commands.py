@@ -1,16 +1,75 @@
-"""The command fetch: a hub's data set, or a local one, as a folder of photographs."""
+"""The options of every command that reads photographs, and the command fetch."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from finer1_lite.data.folders import Reading
 from finer1_lite.data.hubsets import HUBSETS
-from finer1_lite.runtime.options import REQUIRED, argument, option
+from finer1_lite.runtime.options import REQUIRED, argument, given, option
+
+if TYPE_CHECKING:
+    from finer1_lite.species import Collection
 
 KEYS = "; ".join(f"{name}: {one.repository} ({one.licence})" for name, one in HUBSETS.items())
 
 OWN = ("out", "allow_missing")  # options that are no field of `Wanted`
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoOptions:
+    """The photographs of a command, and how their folder is read; without --photos, birds."""
+
+    photos: Path | None = option(
+        None, "folder of photographs, DIR/<class>/*.jpg; left out: paper birds"
+    )
+    descriptions: Path | None = option(
+        None, "table class,description (default: DIR/descriptions.csv)"
+    )
+    coarse: str | None = option(
+        None, 'what all the pictures show, in a word (default: "bird"; for --photos "object")'
+    )
+    shots: int | None = option(None, "training photographs of a seen class (default: 4)")
+    unseen_share: float | None = option(
+        None, "share of the classes that is never taught, only tested (default: 0.4; 0: none)"
+    )
+    recursive: bool = option(False, "pictures in folders inside a class folder are of that class")
+    table: Path | None = option(
+        None, "CSV or JSON lines with a file and its label a row, for a flat folder"
+    )
+    file_column: str = option("", "of --table (default: the usual names, such as file or image)")
+    label_column: str = option("", "of --table (default: the usual names, such as label or class)")
+    research_grade: bool = option(False, "iNaturalist: research-grade observations alone")
+    names: Literal["scientific", "common"] = option(
+        "scientific", "iNaturalist: what to call the classes; the other name is an alias"
+    )
+    skip_broken: bool = option(
+        False, "go on without pictures that cannot be used or carry two labels, and list them"
+    )
+
+    @property
+    def word(self) -> str:
+        """The coarse word."""
+        return self.coarse or ("object" if self.photos else "bird")
+
+    def reading(self) -> Reading:
+        """How the folder is read; the table's path as it is seen from there."""
+        table = self.table
+        if table and self.photos and not (self.photos / table).is_file():
+            table = Path(os.path.relpath(table.expanduser(), self.photos.expanduser()))
+        own = given(self, "recursive", "file_column", "label_column")
+        own |= given(self, "research_grade", "names", "skip_broken")
+        return Reading(table=table.as_posix() if table else "", **own)
+
+    def collection(self) -> Collection:
+        """The photographs of the folder."""
+        from finer1_lite.species import load_folder
+
+        words = given(self, "descriptions", "shots", "unseen_share")
+        return load_folder(self.photos, coarse=self.word, reading=self.reading(), **words)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,71 +9,79 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import logging
-import unicodedata
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from finer1_lite.data import images
-from finer1_lite.runtime.files import DataError
+from finer1_lite.data import duplicates, images, labels, layouts, tables
+from finer1_lite.data.layouts import (
+    CLASSES,
+    DESCRIPTIONS,
+    INDEX,
+    PLAIN,
+    ClassFolder,
+    File,
+    Reading,
+)
+from finer1_lite.data.tables import name_key
+from finer1_lite.runtime.files import DataError, write_atomically
+
+__all__ = ["CLASSES", "DESCRIPTIONS", "INDEX", "PLAIN", "ClassFolder", "File", "Reading"]
 
 log = logging.getLogger("finer1_lite")
 
-INDEX = "index.csv"
-DESCRIPTIONS = "descriptions.csv"
-CLASSES = "classes.csv"
 SPLIT_COLUMNS = ("split", "upstream_split")
 TEXT_COLUMNS = ("description", "product_description")
 SEEN = {"yes": True, "no": False}
 
 
-@dataclass(frozen=True)
-class File:
-    """A picture: its id (the NFC path inside the root), its path, and its split ("" if none)."""
-
-    id: str
-    path: Path
-    split: str = ""
-
-
-@dataclass
-class ClassFolder:
-    """One class as found on disk; `seen` is None where no table says it."""
-
-    name: str
-    folder: str
-    files: list[File] = field(default_factory=list)
-    group: str = ""
-    description: str = ""
-    seen: bool | None = None
-
-
 def read_folder(
-    root: Path, *, shots: int, descriptions: Path | None = None
+    root: Path, *, shots: int, descriptions: Path | None = None, reading: Reading = PLAIN
 ) -> tuple[list[ClassFolder], list[str]]:
     """The classes under `root`, sorted by name, and the problems of everything looked at."""
     problems: list[str] = []
-    classes = _scan(root, problems)
+    classes = _scan(root, reading, problems)
     if not classes:
         return classes, problems
     readers = {CLASSES: _read_classes, INDEX: _read_index, DESCRIPTIONS: _read_descriptions}
     # by name in any case: an unnoticed Index.csv would let a split leak
-    tables = {path.name.lower(): path for path in root.iterdir() if path.is_file()}
+    found = {path.name.lower(): path for path in root.iterdir() if path.is_file()}
+    found.pop(reading.table.lower(), None)
     if descriptions:
-        tables[DESCRIPTIONS] = descriptions
+        found[DESCRIPTIONS] = descriptions
     for name, read in readers.items():
-        if name in tables:
+        if name in found:
             try:
-                read(tables[name], classes, problems)
+                read(found[name], classes, problems)
             except DataError as error:
                 problems += error.problems
     problems += _name_problems(classes)
-    _check_pictures(classes, problems)
+    _check_pictures(classes, problems, reading.skip_broken)
     for one in classes:
         problems += _too_few(one, 0 if one.seen is False else shots)
     return sorted(classes, key=lambda one: one.name), problems
+
+
+def write_template(root: Path, reading: Reading = PLAIN) -> Path:
+    """Write `root`/descriptions.csv with a row a class, to be filled in; its path.
+
+    DataError if it is there already, or if there are no classes.
+    """
+    path = root / DESCRIPTIONS
+    problems: list[str] = [f"{path} is there already"] if path.exists() else []
+    classes = [] if problems else _scan(root, reading, problems)
+    if not classes:
+        raise DataError(problems, "no template was written:")
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["class", TEXT_COLUMNS[0]])
+    rows.writerows(sorted([one.folder, ""] for one in classes))
+    write_atomically(path, text.getvalue().encode("utf-8-sig"))  # the mark is for Excel
+    return path
 
 
 def unknown(value: str, known: Iterable[str]) -> str:
@@ -83,74 +91,27 @@ def unknown(value: str, known: Iterable[str]) -> str:
     return f"{value!r} is not known" + (f" (perhaps {close[0]!r})" if close else "")
 
 
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _display(folder: str) -> str:
-    """'Granny_Smith-Apple' -> 'Granny Smith Apple', in NFC."""
-    return " ".join(_nfc(folder).replace("-", " ").replace("_", " ").split())
-
-
-def _key(name: str) -> str:
-    """What two class names have in common if they differ in case, dash or space only."""
-    return _nfc(_display(name).replace(" ", "").casefold())
-
-
-def _scan(root: Path, problems: list[str]) -> list[ClassFolder]:
-    """The class folders with their picture files, none of them opened yet."""
+def _scan(root: Path, reading: Reading, problems: list[str]) -> list[ClassFolder]:
+    """The classes with their picture files, none of them opened yet."""
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         problems.append(f"{root} {what}; give the folder that holds one folder per class")
         return []
-    skipped: Counter[str] = Counter()
-    classes = []
-    for entry in _visible(root, skipped, problems):
-        if entry.is_dir():
-            own = ClassFolder(_display(entry.name), entry.name)
-            for path in _visible(entry, skipped, problems):
-                if path.suffix.lower() in images.ENDINGS and not path.is_dir():
-                    own.files.append(File(f"{_nfc(entry.name)}/{_nfc(path.name)}", path))
-                else:
-                    skipped[_kind(path)] += 1
-            classes.append(own)
-        elif entry.name.lower() not in (INDEX, DESCRIPTIONS, CLASSES):
-            skipped[f"{_kind(entry)} beside the class folders"] += 1
-    if skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-        log.info("%s: skipped %s", root, kinds)
-    if len(classes) < 2:
-        need = "2 or more are needed, with each class's pictures directly inside"
-        others = f"(skipped: {dict(skipped) or 'nothing'})"
-        problems.append(f"{root} holds {len(classes)} class folders; {need} {others}")
+    walk = layouts.Walk(root, problems)
+    named = labels.label_tables(root, reading)
+    if named:
+        classes = labels.from_tables(walk, reading, named)
+        if len(classes) < 2:
+            what = f"{', '.join(map(str, named))}: {len(classes)} classes have pictures"
+            problems.append(f"{what}; 2 or more are needed")
+    else:
+        classes = layouts.from_folders(walk, reading)
+        why_not = layouts.too_few_classes(root, classes, walk.skipped)
+        if why_not:
+            problems.append(why_not)
+            classes = [one for one in classes if one.files]
+    walk.say()
     return sorted(classes, key=lambda one: one.name)
-
-
-def _visible(folder: Path, skipped: Counter[str], problems: list[str]) -> list[Path]:
-    """What lies in a folder and is not hidden, in an order that no file system changes."""
-    try:
-        entries = sorted(folder.iterdir(), key=lambda path: (_nfc(path.name), path.name))
-    except OSError as error:
-        problems.append(f"{folder}: cannot be read ({error.strerror}); mend its permissions")
-        return []
-    visible = []
-    taken = set()
-    for path in entries:
-        name = _nfc(path.name)
-        if name.startswith(".") or name == "__MACOSX":
-            skipped["hidden"] += 1
-        elif not name.isprintable():  # a line break, or bytes that are not UTF-8
-            problems.append(f"{ascii(str(path))}: unprintable name; rename it in UTF-8")
-        elif name in taken and not path.is_dir():  # folders: see _name_problems
-            problems.append(f"{path}: another file spells this name in Unicode; rename it")
-        else:
-            visible.append(path)
-        taken.add(name)
-    return visible
-
-
-def _kind(path: Path) -> str:
-    return "folder" if path.is_dir() else path.suffix.lower() or "file without ending"
 
 
 def _name_problems(classes: list[ClassFolder]) -> list[str]:
@@ -158,52 +119,23 @@ def _name_problems(classes: list[ClassFolder]) -> list[str]:
     problems = []
     same = defaultdict(list)
     for one in classes:
-        for spelling in {_key(one.name), _key(one.folder)}:  # tables may use either
+        for spelling in {name_key(one.name), name_key(one.folder)}:  # tables may use either
             same[spelling].append(one.folder)
         if not one.name or set(one.name) & set("<>"):
             problems.append(f"{one.folder}: an answer cannot hold this name; rename it")
-    mend = "these names differ only in case, dash or space; merge or rename them"
+    mend = "these names differ only in case, dash, space or kind of sign; merge or rename them"
     problems += [f"{', '.join(found)}: {mend}" for found in same.values() if len(found) > 1]
     return problems
-
-
-def _read_table(
-    path: Path, needed: Iterable[tuple[str, ...]], problems: list[str]
-) -> list[tuple[int, dict[str, str]]]:
-    """(line, row) of a UTF-8 CSV file, columns in lower case; DataError if it cannot be read.
-
-    `needed` lists columns, each as its accepted spellings.
-    """
-    try:
-        # utf-8-sig: Excel starts its UTF-8 files with a byte-order mark
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            columns = [_nfc(name).strip().lower() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
-    except UnicodeDecodeError:
-        raise DataError([f"{path}: is not UTF-8; save it as 'CSV UTF-8'"]) from None
-    except (OSError, csv.Error) as error:
-        raise DataError([f"{path}: cannot be read ({error}); save it as CSV again"]) from error
-    lacking = ", ".join(" or ".join(names) for names in needed if not set(names) & set(columns))
-    if lacking:
-        given = f"its first line, split at commas, gives {columns}"
-        raise DataError([f"{path}: lacks the column {lacking}; {given}"])
-    good = []
-    for line, row in rows:
-        if None in row or None in row.values():
-            what = f"the values do not fit the {len(columns)} columns"
-            problems.append(f"{path}, line {line}: {what}; put a text with commas in double quotes")
-        else:
-            good.append((line, {name: _nfc(text).strip() for name, text in row.items()}))
-    return good
 
 
 def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give the files their split and the classes their group; every picture needs a row."""
     files = {file.id for one in classes for file in one.files}
     by_file: dict[str, dict[str, str]] = {}
-    for line, row in _read_table(path, [("file",)], problems):
+    table = tables.read(path, [("file",)])
+    problems += table.problems
+    table.say_unused(("file", "class", "coarse", *SPLIT_COLUMNS))
+    for line, row in table.rows:
         file_id = PurePosixPath(row["file"].replace("\\", "/")).as_posix()
         where = f"{path}, line {line}"
         if file_id not in files:
@@ -232,17 +164,20 @@ def _split_of(row: dict[str, str]) -> str | None:
 
 
 def _rows_by_class(
-    path: Path, column: tuple[str, ...], classes: list[ClassFolder], problems: list[str]
+    path: Path, columns: tuple[str, ...], classes: list[ClassFolder], problems: list[str]
 ) -> list[tuple[ClassFolder, dict[str, str], str]]:
-    """(class, row, where it stands) of a table with a row a class.
+    """(class, row, where it stands) of a table with a row a class and one of these columns.
 
     A class may go by the name of its folder or by its own.
     """
-    by_key = {_key(name): one for one in classes for name in (one.folder, one.name)}
+    table = tables.read(path, [("class",), columns])
+    problems += table.problems
+    table.say_unused(("class", *columns))
+    by_key = {name_key(name): one for one in classes for name in (one.folder, one.name)}
     lines: dict[str, int] = {}
     good = []
-    for line, row in _read_table(path, [("class",), column], problems):
-        own = by_key.get(_key(row["class"]))
+    for line, row in table.rows:
+        own = by_key.get(name_key(row["class"]))
         where = f"{path}, line {line}"
         if own is None:
             named = unknown(row["class"], [one.folder for one in classes])
@@ -261,22 +196,28 @@ def _read_descriptions(path: Path, classes: list[ClassFolder], problems: list[st
     for one, row, _ in _rows_by_class(path, TEXT_COLUMNS, classes, problems):
         text = next(row[column] for column in TEXT_COLUMNS if column in row)
         one.description = " ".join(text.split())
+    if not any(one.description for one in classes):
+        log.warning("%s: holds no description yet", path)
     for one in classes:
-        if not one.description:
+        if not one.description and any(other.description for other in classes):
             problems.append(f"{path}: no description of the class {one.folder!r}; add one")
 
 
 def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
-    """Give classes the name to show, for folders cannot hold every name, and say which are seen.
+    """Give classes the name to show, for folders cannot hold every name, aliases, and `seen`.
 
-    Either column may be absent. One that says `seen` of a class must say it of all.
+    A column may be absent. One that says `seen` of a class must say it of all. Aliases are
+    parted by ";" or "|".
     """
-    for one, row, where in _rows_by_class(path, ("name", "seen"), classes, problems):
+    for one, row, where in _rows_by_class(path, ("name", "seen", "aliases"), classes, problems):
+        given = (" ".join(alias.split()) for alias in re.split("[;|]", row.get("aliases", "")))
+        one.aliases += tuple(alias for alias in given if alias and alias not in one.aliases)
         one.name = " ".join(row.get("name", "").split()) or one.name
         seen = row.get("seen", "").lower()
         if seen and seen not in SEEN:
             problems.append(f"{where}: seen is {seen!r}; write yes or no")
         one.seen = SEEN.get(seen)
+    problems += _alias_problems(path, classes)
     silent = [one.folder for one in classes if one.seen is None]
     if 0 < len(silent) < len(classes):
         problems.append(f"{path}: does not say yes or no in `seen` of {', '.join(silent)}; fill in")
@@ -284,44 +225,91 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
         problems.append(f"{path}: no class is seen; training needs one or more")
 
 
-def _check_pictures(classes: list[ClassFolder], problems: list[str]) -> None:
-    """Keep the files that decode and are no copies; log each kind of decision once."""
+def _alias_problems(path: Path, classes: list[ClassFolder]) -> list[str]:
+    """Aliases that are a name or an alias of another class too."""
+    owners = defaultdict(set)
+    for one in classes:
+        for name in (one.name, *one.aliases):
+            owners[name_key(name)].add(one.folder)
+    return [
+        f"{path}: the alias {alias!r} of {one.folder} stands for {', '.join(others)} too; keep one"
+        for one in classes
+        for alias in one.aliases
+        if (others := sorted(owners[name_key(alias)] - {one.folder}))
+    ]
+
+
+def _check_pictures(classes: list[ClassFolder], problems: list[str], skip_broken: bool) -> None:
+    """Keep the files that decode and are no copies; log each kind of decision once.
+
+    skip_broken: what cannot be used is logged instead of being a problem.
+    """
     notes = defaultdict(list)
     same = defaultdict(list)
+    faults: list[str] = []
+    unread = Counter()
     for one in classes:
         good = []
         for file in one.files:
             checked = images.check(file.path)
             for note in checked.notes:
                 notes[note].append(file.id)
-            if checked.problem:
-                problems.append(f"{file.id}: {checked.problem}")
+            if checked.problem == images.NO_HEIF:
+                unread[one.folder] += 1
+            elif checked.problem:
+                faults.append(f"{file.id}: {checked.problem}")
             else:
+                file = replace(file, look=checked.look)
                 good.append(file)
                 same[checked.digest].append((one.name, file))
         one.files = good
+    if unread:
+        counts = ", ".join(f"{folder}: {count}" for folder, count in unread.items())
+        faults.append(f"{counts} pictures: each {images.NO_HEIF}")
     for note, ids in sorted(notes.items()):
         log.info("%s: %d pictures (first: %s)", note, len(ids), ids[0])
-    copies = {file for found in same.values() for file in _copies(found, problems)}
+    found = [_copies(of_one, faults) for of_one in same.values()]
+    found.append(_two_labels([first for first, *_ in same.values()], faults))
+    dropped = {file for files, faulty in found for file in files if skip_broken or not faulty}
     for one in classes:
-        one.files = [file for file in one.files if file not in copies]
+        one.files = [file for file in one.files if file not in dropped]
+    if faults and skip_broken:
+        what = "left out, as they cannot be used or carry two labels"
+        log.warning("%d findings %s:\n%s", len(faults), what, "\n".join(faults))
+    elif faults:
+        problems += faults
 
 
-def _copies(same: list[tuple[str, File]], problems: list[str]) -> list[File]:
-    """Byte-for-byte copies to drop, inside one split of one class; any others are a problem.
+def _copies(same: list[tuple[str, File]], faults: list[str]) -> tuple[list[File], bool]:
+    """Byte-for-byte copies to drop, and whether they are a fault.
 
-    In a class without a split some seed would put one copy in train and one in test.
+    Those of one split of one class are none. In a class without a split some seed would put one
+    copy in train and one in test. Of two classes all go: nobody knows which label is right.
     """
     first, *copies = (file for _, file in same)
     ids = ", ".join(file.id for file in copies)
+    if not copies:
+        return [], False
     if first.split and len({(name, file.split) for name, file in same}) == 1:
-        if copies:
-            log.info("%s: kept once; the same picture is in %s", first.id, ids)
-        return copies
-    if copies:
-        what = "the same picture, which could be in train and in test or carry two labels"
-        problems.append(f"{first.id}, {ids}: {what}; keep one")
-    return []
+        log.info("%s: kept once; the same picture is in %s", first.id, ids)
+        return copies, False
+    two = len({name for name, _ in same}) > 1
+    carry = "carries two labels" if two else "could be in train and in test"
+    faults.append(f"{first.id}, {ids}: the same picture, which {carry}; keep one")
+    return [first, *copies] if two else copies, True
+
+
+def _two_labels(pictures: Sequence[tuple[str, File]], faults: list[str]) -> tuple[list[File], bool]:
+    """The pictures that another class holds too, saved again or made smaller: faults."""
+    looks = [file.look for _, file in pictures]
+    found = []
+    for one, other, _ in duplicates.pairs(looks, looks, *duplicates.SAME):
+        (name, file), (other_name, copy) = pictures[one], pictures[other]
+        if one < other and name != other_name:
+            what = "nearly the same picture, which carries two labels"
+            faults.append(f"{file.id}, {copy.id}: {what} ({name}, {other_name}); keep one")
+            found += [file, copy]
+    return found, True
 
 
 def _too_few(one: ClassFolder, shots: int) -> list[str]:
@@ -331,9 +319,15 @@ def _too_few(one: ClassFolder, shots: int) -> list[str]:
         need = {"train": shots, "test": 1}
         short = [split for split in need if have[split] < need[split]]
         lacks = [f"{have[s]} usable {s} pictures of the {need[s]} needed;" for s in short]
-    elif len(one.files) <= shots:
+        enough = have["train"] if have["test"] else 0
+    else:
         need = f"{shots + 1} needed ({shots} shots and a test)"
         lacks = [f"{len(one.files)} usable pictures of the {need};"]
-    else:
-        lacks = []
-    return [f"{one.folder}: {lack} add pictures or remove the class" for lack in lacks]
+        lacks = lacks if len(one.files) <= shots else []
+        enough = len(one.files) - 1
+    mend = "add pictures or remove the class"
+    if 0 < enough < shots:
+        mend += f", or train on fewer: --shots {enough}"
+    if one.deeper:
+        mend = f"{one.deeper} more lie in folders inside: --recursive takes them; or {mend}"
+    return [f"{one.folder}: {lack} {mend}" for lack in lacks]

@@ -19,7 +19,7 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -27,16 +27,13 @@ import fsspec
 import httpx
 import pandas as pd
 
-from finer1_lite.data import folders, hubsets, images
+from finer1_lite.data import folders, hubsets, images, labels, layouts
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
 
 FORMATS = ("parquet", "arrow", "imagefolder")
-TRAIN = ("train", "training")  # what splits are called
-VALIDATION = ("validation", "valid", "val", "dev")
-TEST = ("test",)
 RECORD = "fetch.json"  # empty until the pass is finished
 TOO_BROKEN = 1000  # pictures; more is no data set
 NETWORK = (OSError, httpx.HTTPError)  # what `datasets` raises when a hub fails in the middle
@@ -99,7 +96,7 @@ class Stream:
     split: str
     rows: datasets.Dataset | datasets.IterableDataset = field(repr=False)
     columns: list[str]  # of picture and label
-    names: list[str] = field(repr=False)  # of the classes, by number
+    names: list[str] = field(repr=False)  # of the classes, by number where rows hold numbers
     total: int | None = None  # rows, where the source tells
 
     def __iter__(self) -> Iterator[tuple[bytes, str | None]]:
@@ -109,11 +106,16 @@ class Stream:
         """
         try:
             for row in self.rows:
-                picture, number = (row[column] for column in self.columns)
-                known = number is not None and 0 <= number < len(self.names)
-                yield picture_bytes(picture), self.names[number] if known else None
+                picture, label = (row[column] for column in self.columns)
+                yield picture_bytes(picture), self._label(label)
         except NETWORK as error:
             raise OSError(f"{self.split}: {error}; give the same command again") from error
+
+    def _label(self, found: int | str | None) -> str | None:
+        """The label of a row; None where it has none."""
+        if isinstance(found, str) or found is None:
+            return found or None
+        return self.names[found] if 0 <= found < len(self.names) else None
 
 
 def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
@@ -211,7 +213,7 @@ def open_streams(wanted: Wanted) -> list[Stream]:
         rows = splits[split]
         columns = _columns(wanted, rows.features or {}, split, problems)
         if len(columns) == 2:
-            names = rows.features[columns[1]].names
+            names = _label_names(rows, columns[1])
             rows = rows.select_columns(columns)
             rows = rows.cast_column(columns[0], datasets.Image(decode=False))
             streams.append(Stream(role, split, rows, columns, names, totals.get(split)))
@@ -220,6 +222,9 @@ def open_streams(wanted: Wanted) -> list[Stream]:
             f"splits: there are {', '.join(splits)}; say with --train-splits and "
             "--test-splits which to draw from, none in both"
         )
+    if all(isinstance(s.rows.features[s.columns[1]], datasets.Value) for s in streams):
+        names = sorted({name for stream in streams for name in stream.names})
+        streams = [replace(stream, names=names) for stream in streams]
     if any(stream.names != streams[0].names for stream in streams):
         problems.append(
             f"the splits {', '.join(stream.split for stream in streams)} number their classes "
@@ -270,17 +275,22 @@ def _why_not(place: str, error: Exception) -> str:
     return f"{place}: {reason}: {mend}"
 
 
+def _label_names(rows: datasets.Dataset | datasets.IterableDataset, column: str) -> list[str]:
+    """The names of the classes; of labels in words those that stand in the rows, read once."""
+    kind = rows.features[column]
+    if isinstance(kind, datasets.ClassLabel):
+        return kind.names
+    log.info("%s: labels in words, which are gathered first", column)
+    return sorted({row[column] for row in rows.select_columns([column]) if row[column]})
+
+
 def _roles(wanted: Wanted, splits: list[str]) -> list[tuple[str, str]]:
     """((role, split), ...) with the test first; none if it is not clear which to draw from."""
     train, test = list(wanted.train_splits), list(wanted.test_splits)
     if not (train or test):
-        kinds = (TRAIN, TEST, VALIDATION)
-        train, test, validation = ([s for s in splits if s.lower() in kind] for kind in kinds)
-        if test:
-            train += validation
-        elif train:
-            test = validation
-        if not (train and test) and len(splits) == 1:
+        named = layouts.roles(splits)
+        train, test = ([s for s, role in named.items() if role == r] for r in ("train", "test"))
+        if not named and len(splits) == 1:
             return [("all", splits[0])]
     if not (train and test) or set(train) & set(test) or {*train, *test} - set(splits):
         return []
@@ -293,12 +303,17 @@ def _columns(
     """The columns of picture and label; a problem for each that is not there."""
     present = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
     spellings = wanted.hubset.label if wanted.hubset else ()
+    texts = ("string", "large_string")
+    words = {name for name, one in features.items() if getattr(one, "dtype", "") in texts}
+    words &= {wanted.label_column} if wanted.label_column else set(labels.LABELS)
     columns = []
     for what, kind, given, usual, option in (
         ("pictures", datasets.Image, wanted.image_column, (), "--image-column"),
         ("class labels", datasets.ClassLabel, wanted.label_column, spellings, "--label-column"),
     ):
         fit = [n for n, one in features.items() if isinstance(one, kind) and given in ("", n)]
+        if kind is datasets.ClassLabel and not fit:
+            fit, usual = [n for n in features if n in words], (*usual, *labels.LABELS)
         fit = [name for name in usual if name in fit][:1] or fit
         if len(fit) == 1:
             columns += fit
@@ -306,7 +321,7 @@ def _columns(
         called = f" called {given!r}" if given else ""
         problems.append(
             f"{split}: {len(fit) or 'no'} columns of {what}{called} among {present or 'none'}; "
-            f"choose one with {option} (its type: {kind.__name__})"
+            f"choose one with {option} (its type: {kind.__name__}{' or text' * bool(columns)})"
         )
     return columns
 

@@ -9,23 +9,62 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, features
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from finer1_lite.data.duplicates import Look
+
+try:  # HEIC, the form of photographs on many phones
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+except ImportError:
+    pillow_heif = None
+
+ENDINGS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".avif", ".heic", ".heif"}
+)
 # Only these decoders may run, whatever a file calls itself: Pillow would hand a renamed
 # EPS file to Ghostscript. The JPEG reader also takes the MPO files of many phones.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"),
+    *(["AVIF"] if features.check("avif") else []),
+    *(["HEIF"] if pillow_heif else []),
+)
 # Pillow's own warning level; it is written out because Pillow only warns up to twice it.
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8  # pixels
 MAX_ASPECT = 200  # Qwen2.5-VL's image processor refuses pictures as narrow as this
 
+NO_HEIF = "is HEIC, which is read with: pip install pillow-heif (or save it as JPEG)"
+_HEIF = re.compile(rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
+_STARTS = re.compile(  # of files that are pictures, whatever they are called
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|.{4}ftypavi[fs]|" + _HEIF.pattern, re.DOTALL
+)
+_NOT_READ = {  # how files begin that some take for pictures
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"%PDF": "PDF",
+    b"8BPS": "a Photoshop file",
+    b"<svg": "SVG",
+    b"<?xml": "SVG or XML",
+}
 _ENDING_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 _ORIENTATION = 0x0112  # the EXIF tag; 1 means upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _MODE_NOTES = {
     "CMYK": "CMYK read as RGB",
     "L": "grey read as RGB",
@@ -43,11 +82,12 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found out about one file: its bytes' digest, decisions, and a problem."""
+    """What `check` found out: the bytes' digest, decisions, a problem, and how it looks."""
 
     digest: str
     notes: tuple[str, ...] = ()
     problem: str = ""
+    look: Look | None = field(default=None, repr=False)
 
 
 def decode(path: Path) -> Image.Image:
@@ -74,9 +114,19 @@ def check_bytes(data: bytes) -> Checked:
     """`check` for the bytes of a picture file."""
     digest = hashlib.sha256(data).hexdigest()
     try:
-        return Checked(digest, notes=tuple(_decode(data)[1]))
+        picture, notes = _decode(data)
+        return Checked(digest, tuple(notes), look=Look.of(picture))
     except PictureError as error:
         return Checked(digest, problem=str(error))
+
+
+def starts_like_a_picture(path: Path) -> bool:
+    """Whether a file begins as pictures do, whatever its name; False if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return bool(_STARTS.match(stream.read(16)))
+    except OSError:
+        return False
 
 
 def ending(data: bytes) -> str:
@@ -109,14 +159,32 @@ def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
             notes = _notes(image)
             image.load()
             # after load(): the TIFF reader turns the picture itself and drops the tag
-            return to_rgb(ImageOps.exif_transpose(image)), notes
+            turn = _TURNS.get(_orientation(image))
+            return to_rgb(image.transpose(turn) if turn is not None else image.copy()), notes
     except PictureError:
         raise
     except Image.UnidentifiedImageError:
-        raise PictureError("is no picture, whatever its name says; replace or remove it") from None
+        raise PictureError(_unread(data)) from None
     except Exception as error:  # decoders raise whatever they like on broken bytes
         mend = "copy it again, save it as 8-bit RGB, or remove it"
         raise PictureError(f"is broken ({error}); {mend}") from error
+
+
+def _unread(data: bytes) -> str:
+    """Why no decoder takes these bytes, as far as their beginning tells, with the mend."""
+    if _HEIF.match(data) and pillow_heif is None:
+        return NO_HEIF
+    names = [name for start, name in _NOT_READ.items() if data.startswith(start)]
+    if _STARTS.match(data):
+        names = ["broken, or of a form that this Pillow does not read"]
+    if names:
+        return f"is {names[0]}; save it as JPEG or PNG"
+    return "is no picture, whatever its name says; replace or remove it"
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where there is none."""
+    return image.getexif().get(_ORIENTATION, 1)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -150,7 +218,7 @@ def _notes(image: Image.Image) -> list[str]:
     notes = [_MODE_NOTES[mode]] if mode in _MODE_NOTES else []
     if image.has_transparency_data and mode != "I":
         notes.append("transparency laid on white")
-    if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+    if _orientation(image) in _TURNS:
         notes.append("turned upright by EXIF")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         notes.append("first of several frames kept")

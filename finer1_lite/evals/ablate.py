@@ -22,7 +22,7 @@ from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.data.chain_text import section
 from finer1_lite.evals import figures
 from finer1_lite.evals.report import Page
-from finer1_lite.evals.tables import points
+from finer1_lite.evals.tables import percent, points
 from finer1_lite.evaluate import StudentAnswerer, evaluate
 from finer1_lite.generation import Student
 from finer1_lite.metrics import SPLITS
@@ -84,21 +84,13 @@ STARTS = {"sft": "SFT", "sft_long": "SFT, as many steps more"}
 
 @dataclass(frozen=True)
 class Study:
-    """Which rows, seeds and worlds; where."""
+    """Which rows, seeds and worlds; where. Rows and training seeds may be added later."""
 
     folder: Path
     preset: Preset
     rows: tuple[str, ...] = tuple(ROWS)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     worlds: tuple[int, ...] = (0, 1)
-
-    def config(self) -> dict:
-        """What must be equal for a folder's content to be used again.
-
-        Rows and training seeds may be added to a study.
-        """
-        worlds = {"job": "an ablation", "worlds": list(self.worlds)}
-        return worlds | {"preset": self.preset.to_dict()}
 
     def tasks(self, row: str, rate: float, seeds: Sequence[int]) -> list["Task"]:
         """A row's trainings in every world, world by world."""
@@ -124,14 +116,10 @@ class Task:
     split: str = "test"
 
     @property
-    def name(self) -> str:
-        """The row, with its learning rate if it has been searched."""
-        return f"{self.row}-{self.rate:g}" if self.rate else self.row
-
-    @property
     def folder(self) -> Path:
-        """Where adapter and records lie."""
-        return self.study.folder / f"world{self.world}" / f"seed{self.seed}" / self.name
+        """Where adapter and records lie: called as the row, with a searched learning rate."""
+        name = f"{self.row}-{self.rate:g}" if self.rate else self.row
+        return self.study.folder / f"world{self.world}" / f"seed{self.seed}" / name
 
     @property
     def done(self) -> bool:
@@ -142,8 +130,7 @@ class Task:
     def condition(self) -> Condition:
         """How it is evaluated: open world, under the prompt of its training."""
         row = ROWS.get(self.row)
-        prompt = row.preset(self.study.preset, 1.0).tapo.prompt if row else "think"
-        return Condition(prompt, "open")
+        return Condition(row.preset(self.study.preset, 1.0).tapo.prompt if row else "think", "open")
 
     @property
     def records(self) -> Path:
@@ -153,7 +140,8 @@ class Task:
 
 def run_study(study: Study, workers: int = 0) -> Path:
     """Train and evaluate everything that is not there yet; returns the report's path."""
-    open_folder(study.folder, study.config(), fresh=False)
+    config = {"job": "an ablation", "worlds": list(study.worlds), "preset": study.preset.to_dict()}
+    open_folder(study.folder, config, fresh=False)
     for world in sorted({*study.worlds, SEARCH_WORLD}):
         prepare_base(study.preset, study.folder, world)  # pretrains where a world has no student
     rates = search(study, workers)
@@ -178,18 +166,15 @@ def search(study: Study, workers: int) -> dict[str, float]:
     do_all([Task(*place, "sft", split="val")], workers)
     tasks = [Task(*place, family, rate, "val") for family, rate in product(families, RATES)]
     do_all(tasks, workers)
-    found: dict[str, dict[float, float]] = {family: {} for family in families}
+    tried: dict[str, dict[str, float]] = {family: {} for family in families}
     for task in tasks:
         right = records_of([task]).groupby("split")["correct"].mean()
-        found[task.row][task.rate] = metrics.harmonic_mean(*(right[split] for split in SPLITS))
-    rates = {family: max(scores, key=scores.get) for family, scores in found.items()}
-    tried = {family: {f"{k:g}": v for k, v in scores.items()} for family, scores in found.items()}
+        score = metrics.harmonic_mean(*(right[split] for split in SPLITS))
+        tried[task.row][f"{task.rate:g}"] = score
+    rates = {family: float(max(scores, key=scores.get)) for family, scores in tried.items()}
     held = {"rates": held["rates"] | rates, "tried": held["tried"] | tried}
     write_atomically(path, json.dumps(held, indent=1).encode())
     return held["rates"]
-
-
-# --- one training --------------------------------------------------------------------
 
 
 def do(task: Task) -> None:
@@ -219,9 +204,7 @@ def train(task: Task, world: paperbirds.World, birds: Collection) -> Student:
     """The student of a task: SFT from the base, or reinforcement from SFT or the base."""
     preset = task.study.preset
     folder = task.folder
-    student = models.load_student(
-        prepare_base(task.study.preset, task.study.folder, task.world), preset
-    )
+    student = models.load_student(prepare_base(preset, task.study.folder, task.world), preset)
     if task.row in STARTS:
         if task.row == "sft_long":
             preset = preset.with_(sft__steps=preset.sft.steps + preset.tapo.steps)
@@ -247,13 +230,10 @@ def do_all(tasks: list[Task], workers: int) -> None:
         return
     on_gpu = models.choose_device().type != "cpu"
     workers = min(choose_workers(len(left), workers, "training", on_gpu), len(left))
-    rows = ", ".join(dict.fromkeys(task.name for task in left))
+    rows = ", ".join(dict.fromkeys(task.folder.name for task in left))
     with progress_bar(len(left), rows[:60]) as bar, worker_pool(workers, bars=False) as pool:
         for _ in pool.map(do, left):
             bar.update()
-
-
-# --- the table -----------------------------------------------------------------------
 
 
 def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
@@ -274,7 +254,7 @@ def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
 
 def measure(study: Study, rates: dict[str, float]) -> dict:
     """Row -> accuracy, differences to SFT, DAPO and TAPO with intervals, marks, minutes."""
-    records = {}
+    records: dict[str, pd.DataFrame] = {}
     found = {}
     for name in (*STARTS, *ROWS):
         tasks = study.finished(name, rates.get(ROWS[name].rate_of, 1.0) if name in ROWS else 0.0)
@@ -285,8 +265,8 @@ def measure(study: Study, rates: dict[str, float]) -> dict:
         found[name] = _facts(tasks, records[name])
     for name, other in product(found, ("sft", "dapo", "tapo")):
         if other in found and name != other:
-            over = _over(records[name], records[other])
-            found[name] |= {f"over_{other}": over} if over else {}
+            if over := _over(records[name], records[other]):
+                found[name][f"over_{other}"] = over
     return found
 
 
@@ -295,15 +275,15 @@ def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
     row = tasks[0].row
     took = [json.loads((task.folder / "finished.json").read_bytes()) for task in tasks]
     whole = [one for one in took if not one.get("resumed")]  # a resumed one knows its last start
-    of = {split: records[records["split"] == split].groupby("world") for split in SPLITS}
-    by_world = {split: worlds["correct"].mean().tolist() for split, worlds in of.items()}
+    worlds = records.groupby(["split", "world"])[["correct", "marks"]].mean()
+    by_world = {split: worlds.loc[split, "correct"].tolist() for split in SPLITS}
     return {
         "label": ROWS[row].label if row in ROWS else STARTS[row],
         "seeds": len({task.seed for task in tasks}),
         "minutes": float(np.mean([one["train_minutes"] for one in whole or took])),
         "accuracy": {split: float(np.mean(shares)) for split, shares in by_world.items()},
         "by_world": by_world,
-        "marks": {split: float(worlds["marks"].mean().mean()) for split, worlds in of.items()},
+        "marks": {split: float(worlds.loc[split, "marks"].mean()) for split in SPLITS},
     }
 
 
@@ -325,33 +305,19 @@ def _over(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict:
 
 def table(found: dict) -> pd.DataFrame:
     """The ablation as a table: accuracy in %, differences in points with 95 % intervals."""
-    head = ("row", "seeds", "seen", "unseen", "unseen over SFT", "unseen over DAPO")
-    head += ("seen over SFT", "marks right in chains, seen / unseen", "minutes")
     rows = []
     for cell in found.values():
-        pairs = (("sft", "unseen"), ("dapo", "unseen"), ("sft", "seen"))
-        over = [cell.get(f"over_{other}", {}).get(split) for other, split in pairs]
+        line = {"row": cell["label"], "seeds": str(cell["seeds"])}
+        line |= {split: percent(cell["accuracy"][split]) for split in SPLITS}
+        for other, split in (("sft", "unseen"), ("dapo", "unseen"), ("sft", "seen")):
+            over = cell.get(f"over_{other}")
+            line[f"{split} over {other.upper()}"] = points(over[split]) if over else ""
         marks = " / ".join(f"{100 * cell['marks'][s]:.0f}" for s in SPLITS)
-        line = [cell["label"], str(cell["seeds"])]
-        line += [f"{100 * cell['accuracy'][s]:.1f}" for s in SPLITS]
-        line += [points(one) if one else "" for one in over]
-        line += [marks if cell["marks"]["seen"] else "no chain", f"{cell['minutes']:.1f}"]
-        rows.append(tuple(line))
-    return pd.DataFrame(rows, columns=head)
-
-
-def legend(study: Study, rates: dict[str, float]) -> str:
-    """What the table's numbers are."""
-    p = study.preset
-    return (
-        f"Open world, exact name. The training seeds of each row x {len(study.worlds)} worlds, "
-        f"{p.test_pictures} fresh pictures a split and world. Every RL row: {p.tapo.steps} steps "
-        f"of {p.tapo.groups} groups of {N} rollouts. Learning rates "
-        f"{', '.join(f'{k} {v:g}' for k, v in rates.items())}, searched among "
-        f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
-        f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
-        "training seeds, worlds fixed. Minutes: a training's, of those never interrupted if any."
-    )
+        line["marks right in chains, seen / unseen"] = (
+            marks if cell["marks"]["seen"] else "no chain"
+        )
+        rows.append(line | {"minutes": f"{cell['minutes']:.1f}"})
+    return pd.DataFrame(rows)
 
 
 def write(study: Study, rates: dict[str, float]) -> Path:
@@ -359,7 +325,17 @@ def write(study: Study, rates: dict[str, float]) -> Path:
     found = measure(study, rates)
     text = json.dumps({"worlds": list(study.worlds), "rates": rates, "rows": found}, indent=1)
     write_atomically(study.folder / "ablation.json", text.encode())
+    p = study.preset
+    searched = ", ".join(f"{family} {rate:g}" for family, rate in rates.items())
+    note = (
+        f"Open world, exact name. The training seeds of each row x {len(study.worlds)} worlds, "
+        f"{p.test_pictures} fresh pictures a split and world. Every RL row: {p.tapo.steps} steps "
+        f"of {p.tapo.groups} groups of {N} rollouts. Learning rates {searched}, searched among "
+        f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
+        f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
+        "training seeds, worlds fixed. Minutes: a training's, of those never interrupted if any."
+    )
     page = Page("Ablation of TAPO")
     figure = page.picture("ablation", figures.ablation(found))
-    page.add("Differences to SFT", table(found), note=legend(study, rates), figure=figure)
+    page.add("Differences to SFT", table(found), note=note, figure=figure)
     return page.write(study.folder)

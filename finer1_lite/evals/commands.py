@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finer1_lite.chains.commands import EndpointOptions
+from finer1_lite.data.commands import PhotoOptions
+from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from finer1_lite.evals.job import Job
 
 Task = Literal["open", "closed"]
-OF_PRESET = ("test_pictures", "max_new_tokens")
-SETTLED = (*OF_PRESET, "quantize", "eval_batch", "shots")  # settings of the preset
+OF_PRESET = ("test_pictures", "max_new_tokens", "shots")
+SETTLED = (*OF_PRESET, "quantize", "eval_batch")  # settings of the preset
 ENDPOINT_TOKENS = 1024  # of a completion over HTTP, where no limit is given
 
 
@@ -32,17 +34,21 @@ class AuditCommand:
     paths: tuple[Path, ...] = argument(
         "<data set>_<seen|unseen>.jsonl, or a folder of class folders", metavar="FILE"
     )
+    all: bool = option(False, "show everything that is found, not a few examples")
 
     def start(self) -> None:
         """Print the report."""
         from finer1_lite.evals import audit
 
-        print("\n".join(audit.report_lines(self.paths)))
+        print("\n".join(audit.report_lines(self.paths, self.all)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about."""
+class JobOptions(PhotoOptions):
+    """What `evaluate` and `analyse` share: models, the run's folder, and what is asked about.
+
+    What is left out is as the cards of the models say.
+    """
 
     models: tuple[str, ...] = argument(
         "folders of runs, models or adapters, or hub names", default=(), nargs="*", metavar="MODEL"
@@ -52,13 +58,10 @@ class JobOptions:
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
     preset: Size | None = option(None, "lab: a CPU, others: a GPU (default: as the card says)")
-    photos: Path | None = option(None, "photographs, DIR/<class>/*.jpg (default: as the card says)")
     files: tuple[Path, ...] = option((), "released question files", nargs="*")
     images: Path | None = option(None, "folder of the pictures that --files name")
     allow_missing: bool = option(False, "leave out and count questions whose picture is missing")
     world_seed: int | None = option(None, "paper birds: which world (default: as the card says)")
-    unseen_share: float | None = option(None, "of --photos' classes (default: as the card says)")
-    coarse: str | None = option(None, "what pictures show, in a word (default: as the card says)")
     test_pictures: int | None = option(None, "fresh paper birds a split")
     max_new_tokens: int | None = option(None, "limit of a completion (default: as the card says)")
     batch: int | None = option(None, "questions answered at a time")
@@ -71,14 +74,14 @@ class JobOptions:
         from finer1_lite.evals.facts import settle, weights_of
         from finer1_lite.evals.job import Job
 
-        problems = self.problems()
-        if problems:
-            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
+        require_sense(self.problems())
         models = tuple(weights_of(model) for model in self.models)
         preset = getattr(Preset, self.preset or "lab")()
         sized = {"quantize": preset.quantize} if self.preset else {}
-        names = ("photos", "coarse", "unseen_share", "world_seed", *OF_PRESET)
+        names = ("photos", "descriptions", "coarse", "unseen_share", "world_seed", *OF_PRESET)
         asked = sized | given(self, *names, batch="eval_batch")
+        if self.reading() != Reading():
+            asked["reading"] = self.reading()
         settled = settle(models, asked, own=bool(self.files or own.get("questions")))
         settled.setdefault("max_new_tokens", limit or preset.max_new_tokens)
         changes = {name: settled.pop(name) for name in SETTLED if name in settled}
@@ -94,8 +97,9 @@ class JobOptions:
 
     def problems(self) -> list[str]:
         """What makes no sense in these options."""
-        both = self.photos and self.files
-        return ["--photos, --files and --questions: give one of them"] if both else []
+        given_of = [self.photos, self.files, getattr(self, "questions", ())]
+        several = sum(map(bool, given_of)) > 1
+        return ["--photos, --files and --questions: give one of them"] if several else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +136,7 @@ class EvaluateCommand(JobOptions):
         nargs="*",
         metavar="FILE",
     )
-    baselines: tuple[str, ...] = option((), "lite0, vision_tower, clip, clip_probe", nargs="*")
-    clip: str | None = option(
-        None, "of two baselines (default: google/siglip-base-patch16-224)", metavar="NAME"
-    )
+    baselines: tuple[str, ...] = option((), "lite0, vision_tower", nargs="*")
     similarity: Literal["none", "minilm", "siglip"] = option(
         "none", "text encoder of the open world's semantic similarity"
     )
@@ -148,14 +149,12 @@ class EvaluateCommand(JobOptions):
         order = "as_is" if self.protocol == "released" else self.order
         pictures = (True,) if self.no_blind else (True, False)
         kinds = product(dict.fromkeys(self._prompts()), dict.fromkeys(self.tasks), pictures)
-        remote = None
-        if self.endpoint:
-            remote = Remote(self.endpoint, self.model, **vars(self.service))
+        remote = Remote(self.endpoint, self.model, self.service) if self.endpoint else None
         return self.make_job(
             limit=ENDPOINT_TOKENS if remote else None,
             conditions=tuple(Condition(*k, order, self.letters, self.samples) for k in kinds),
             endpoint=remote,
-            **given(self, "questions", "baselines", "similarity", "clip"),
+            **given(self, "questions", "baselines", "similarity"),
         )
 
     def _prompts(self) -> tuple[str, ...]:
@@ -172,8 +171,7 @@ class EvaluateCommand(JobOptions):
         found = [f"--prompts {name}: choose of {', '.join(known)}" for name in unknown]
         if self.samples < 1:
             found.append(f"--samples {self.samples}: give 1 or more")
-        if bool(self.photos) + bool(self.files) + bool(self.questions) > 1:
-            found.append("--photos, --files and --questions: give one of them")
+        found += super().problems()
         if self.questions and self.baselines:
             found.append("--baselines: they name classes; own questions ask something else")
         if bool(self.endpoint) != bool(self.model):
@@ -295,27 +293,26 @@ class PredictCommand:
 
     def start(self) -> None:
         """Name what has no name yet, and write table and page."""
-        self.require_sense()
         from finer1_lite.evals import predictions
 
-        folder = self.out / self.name
-        asked = given(self, "samples", "batch", "base", "fresh")
-        found = predictions.run(self.model, self.photos, folder, **asked)
-        table, page = (
-            self.csv or folder / "predictions.csv",
-            self.html or folder / "predictions.html",
-        )
-        predictions.write_csv(found, table, self.top, self.unknown)
-        predictions.write_page(found, page, self.top, self.unknown)
-        print(f"{predictions.summary(found, self.unknown)}\ntable: {table}\npage: {page}")
-
-    def require_sense(self) -> None:
-        """ValueError that lists every option that makes no sense."""
         rules = {
             f"--top {self.top}: give 1 to 10": 1 <= self.top <= 10,
             f"--unknown {self.unknown}: give 0 to 1": 0 <= self.unknown <= 1,
             f"--samples {self.samples}: give 0 or more": self.samples >= 0,
             f"--batch {self.batch}: give 1 or more": self.batch is None or self.batch > 0,
         }
-        if problems := [text for text, holds in rules.items() if not holds]:
-            raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))
+        require_sense([text for text, holds in rules.items() if not holds])
+        folder = self.out / self.name
+        asked = given(self, "samples", "batch", "base", "fresh")
+        found = predictions.run(self.model, self.photos, folder, **asked)
+        table = self.csv or folder / "predictions.csv"
+        page = self.html or folder / "predictions.html"
+        predictions.write_csv(found, table, self.top, self.unknown)
+        predictions.write_page(found, page, self.top, self.unknown)
+        print(f"{predictions.summary(found, self.unknown)}\ntable: {table}\npage: {page}")
+
+
+def require_sense(problems: list[str]) -> None:
+    """ValueError that lists every option that makes no sense."""
+    if problems:
+        raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finer1_lite import prompts
-from finer1_lite.chains.client import Cached, Endpoint, Ledger, Reply, TeacherError, in_parallel
+from finer1_lite.chains.client import Cached, Endpoint, Ledger, TeacherError, in_parallel
+from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
 from finer1_lite.evaluate import Completion, answers_folder, evaluate
 from finer1_lite.runtime import files
+from finer1_lite.runtime.options import given
 from finer1_lite.species import Photo
 
 NO_ANSWER = "no answer"  # how the error of an unanswered question begins
@@ -27,22 +29,16 @@ class Remote:
 
     url: str
     models: tuple[str, ...]
-    key_env: str = "OPENAI_API_KEY"
-    workers: int = 4
-    timeout: float = 120.0
-    tries: int = 5
-    max_requests: int | None = None
-    max_cost: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
+    service: EndpointOptions = EndpointOptions()
 
     def ledger(self) -> Ledger:
         """The count of one start."""
-        return Ledger(self.price_in, self.price_out, self.max_requests, self.max_cost)
+        s = self.service
+        return Ledger(s.price_in, s.price_out, s.max_requests, s.max_cost)
 
     def endpoint(self, model: str, ledger: Ledger, max_tokens: int, temperature: float) -> Endpoint:
         """ValueError for an address that cannot work or holds a key."""
-        settings = {k: getattr(self, k) for k in ("key_env", "workers", "tries", "timeout")}
+        settings = given(self.service, "key_env", "workers", "tries", "timeout")
         limits = {"max_tokens": max_tokens, "temperature": temperature}
         return Endpoint(self.url, model, ledger, **limits, **settings)
 
@@ -90,12 +86,9 @@ def _ask(teacher: Cached, question: Question, condition: Condition) -> list[Comp
         replies = teacher.ask(photo, prompts.TeacherPrompt("evaluate", question.text), samples)
     except PictureError as error:
         return [Completion(error=str(error))] * condition.samples
-    return [_completion(reply) for reply in replies]
-
-
-def _completion(reply: Reply) -> Completion:
-    text = reply.text.encode("utf-8", "replace").decode()  # no lone surrogates
-    return Completion(text, reply.tokens_out, reply.finish in TRUNCATED)
+    texts = [reply.text.encode("utf-8", "replace").decode() for reply in replies]  # no surrogates
+    pairs = zip(texts, replies, strict=True)
+    return [Completion(text, r.tokens_out, r.finish in TRUNCATED) for text, r in pairs]
 
 
 def evaluate_endpoint(
@@ -113,10 +106,10 @@ def evaluate_endpoint(
     at_once = max(len(questions(benchmark, condition)), 1)
     for _ in evaluate(answerer, benchmark, condition, where, at_once):
         pass
-    return len(_unanswered(path)) if path.exists() else 0
+    return _unanswered(path) if path.exists() else 0
 
 
-def _unanswered(path: Path) -> set[tuple[str, int]]:
+def _unanswered(path: Path) -> int:
     rows = [row for _, row in files.read(path, torn=True)]
     lost = [row for row in rows if (row["error"] or "").startswith(NO_ANSWER)]
-    return {(row["photo"], row["rotation"]) for row in lost}
+    return len({(row["photo"], row["rotation"]) for row in lost})

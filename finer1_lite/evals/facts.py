@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from finer1_lite.data.folders import Reading
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students.card import ADAPTER, Card, adapter_of, hashes, read_card, resolved
 
 log = logging.getLogger("finer1_lite")
-FLAGS = {"quantize": "--preset", "folder_options": "--photos"}  # of settings without their own
-OF_PHOTOS = ("photos", "descriptions", "unseen_share", "folder_options")
+FLAGS = {"quantize": "--preset", "reading": "--photos"}  # of settings without their own
+SMALLEST = ("eval_batch", "test_pictures")  # of several cards: no part of the training
+WEIGHTS = ("config.json", ADAPTER)
+OF_PHOTOS = ("photos", "descriptions", "unseen_share", "reading")
 
 
 def weights_of(source: str) -> str:
@@ -38,69 +42,59 @@ def settle(models: Sequence[str], asked: Mapping[str, Any], own: bool) -> dict[s
     the cards contradict one another, and photographs that are not there.
     """
     facts = {model: _facts(card, model, own) for model, card in cards_of(models).items()}
-    _warn([model for model in models if model not in facts and _is_weights(Path(model))], facts)
-    settled, problems = dict(asked), []
-    for name in dict.fromkeys(name for known in facts.values() for name in known):
-        said = {model: known[name] for model, known in facts.items() if name in known}
-        first, flag = next(iter(said.values())), FLAGS.get(name, f"--{name.replace('_', '-')}")
-        told = [f"{_word(value)} on the card of {model}" for model, value in said.items()]
-        if name in asked:
-            if any(value != asked[name] for value in said.values()):
-                log.warning("%s %s as asked; %s", flag, asked[name], ", ".join(told))
-        elif name == "eval_batch":
-            settled[name] = min(said.values())
-        elif any(value != first for value in said.values()):
-            problems.append(f"{', '.join(told)}: give {flag}")
-        else:
-            settled[name] = first
+    bare = [m for m in models if m not in facts and any((Path(m) / n).is_file() for n in WEIGHTS)]
+    if bare:
+        rest = "as the other models" if facts else "as defaults say"
+        message = "%s: no card says what was asked in training; asked as options, else %s"
+        log.warning(message, ", ".join(bare), rest)
+    if asked.get("photos"):
+        asked = {**asked, "photos": asked["photos"].expanduser().resolve()}
+    settled, problems = _agreed(facts, asked)
     photos = settled.get("photos")
     if photos and "photos" not in asked and not photos.is_dir():
         problems.append(f"{photos}: these photographs are not here; give --photos")
     if problems:
         raise DataError(problems, "the cards of these models do not say what to ask:")
-    return _without_elsewhere(settled, asked, facts)
-
-
-def _is_weights(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / ADAPTER).is_file()
-
-
-def _warn(bare: Sequence[str], facts: Mapping[str, Any]) -> None:
-    """Name the folders without a card, once."""
-    if bare:
-        rest = "as the other models" if facts else "as defaults say"
-        message = "%s: no card says what was asked in training; asked as options, else %s"
-        log.warning(message, ", ".join(bare), rest)
-
-
-def _without_elsewhere(settled: dict, asked: Mapping, facts: Mapping[str, dict]) -> dict[str, Any]:
-    """Without what the cards say of a folder of photographs that is not asked about."""
     others = any(asked.get("photos") != known.get("photos") for known in facts.values())
-    if (asked.get("photos") and others) or (asked.get("world_seed") is not None):
+    if (asked.get("photos") and others) or asked.get("world_seed") is not None:
         settled = {k: v for k, v in settled.items() if k in asked or k not in OF_PHOTOS}
     return {name: value for name, value in settled.items() if value is not None}
 
 
-def _word(value: Any) -> str:
-    return "none" if value is None else str(value)
+def _agreed(facts: Mapping[str, Mapping], asked: Mapping) -> tuple[dict[str, Any], list[str]]:
+    """(settings, contradictions) of what several cards say and of what is asked."""
+    settled, problems = dict(asked), []
+    for name in dict.fromkeys(name for known in facts.values() for name in known):
+        said = {model: known[name] for model, known in facts.items() if name in known}
+        values, flag = list(said.values()), FLAGS.get(name, f"--{name.replace('_', '-')}")
+        told = ", ".join(
+            f"{'none' if value is None else value} on the card of {model}"
+            for model, value in said.items()
+        )
+        if name in SMALLEST:
+            settled.setdefault(name, min(values))
+        elif all(value == asked.get(name, values[0]) for value in values):
+            settled[name] = values[0]
+        elif name in asked:
+            log.warning("%s %s as asked; %s", flag, asked[name], told)
+        else:
+            problems.append(f"{told}: give {flag}")
+    return settled, problems
 
 
 def _facts(card: Card, model: str, own: bool) -> dict[str, Any]:
     """The settings on a card that an evaluation takes over; photos None: paper birds."""
-    facts = {"max_new_tokens": card.max_new_tokens}
-    facts |= _kept(card, "quantize", "eval_batch")
+    kept = {k: v for k, v in card.settings.items() if k in ("quantize", "eval_batch")}
+    facts = {"max_new_tokens": card.max_new_tokens} | kept
     if own:
         return facts
     facts |= {"coarse": card.coarse, "shots": card.shots, "photos": None}
     if card.photos is None:
-        return facts | {"world_seed": card.world_seed, **_kept(card, "test_pictures")}
-    facts |= {"unseen_share": card.unseen_share, "folder_options": card.folder_options}
+        kept = {k: v for k, v in card.settings.items() if k == "test_pictures"}
+        return facts | {"world_seed": card.world_seed} | kept
+    facts |= {"unseen_share": card.unseen_share, "reading": Reading(**card.folder_options)}
     ways = {"photos": card.photos, "descriptions": card.descriptions}
     return facts | {name: Path(resolved(way, model)) for name, way in ways.items() if way}
-
-
-def _kept(card: Card, *names: str) -> dict[str, Any]:
-    return {name: card.settings[name] for name in names if name in card.settings}
 
 
 def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:
@@ -108,13 +102,9 @@ def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:
 
     files: id -> file of a test picture.
     """
-    known = {
-        model: set(card.trained_on.values()) - {""} for model, card in cards_of(models).items()
-    }
-    if not any(known.values()):
-        return set()
+    known = {m: set(card.trained_on.values()) - {""} for m, card in cards_of(models).items()}
+    digests = hashes(files.items()) if any(known.values()) else {}
     found: set[str] = set()
-    digests = hashes(files.items())
     for model, trained in known.items():
         own = {name for name, digest in digests.items() if digest in trained}
         if own:
@@ -126,13 +116,11 @@ def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:
     return found
 
 
-# --- finished runs -------------------------------------------------------------------------
-
-
 def photos_of(run: Path) -> Path | None:
     """The folder of photographs of a run of `lab` or `evaluate`; None where no file says it."""
-    written = _config(run).get("photos")
-    folder = run
+    written, folder = None, run
+    with suppress(OSError, ValueError, AttributeError):
+        written = json.loads((run / "config.json").read_text(encoding="utf-8")).get("photos")
     if not written:
         try:
             folder = adapter_of(run)
@@ -142,12 +130,3 @@ def photos_of(run: Path) -> Path | None:
         written = card.photos if card else None
     found = Path(resolved(written, folder)) if written else None
     return found if found and found.is_dir() else None
-
-
-def _config(run: Path) -> dict[str, Any]:
-    """What config.json of a run says; {} where there is none."""
-    try:
-        found = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -7,10 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from finer1_lite import plots
-from finer1_lite.evals.tables import by_length
-from finer1_lite.metrics import SPLITS, STAGES, TASKS, entries
+from finer1_lite.metrics import SPLITS, STAGES
 
-MODELS = (*plots.PAIR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MAX_CLASSES = 60  # a confusion matrix with more is unreadable
 
 
@@ -52,28 +50,6 @@ def changes(found: Mapping) -> Figure:
     axis.set_xlim(-2, 102)
     plots.name_lines(axis, cells, "right, %")
     return plots.with_legend(figure, handles)
-
-
-def length_curve(frame: pd.DataFrame) -> Figure:
-    """Accuracy in bins of the completion's length: a colour a model, a dash a prompt."""
-    figure = Figure(figsize=(plots.WIDTH, 3.8), layout="constrained")
-    axes = figure.subplots(1, len(TASKS), sharey=True)
-    found = {w: rows for w, rows in entries(frame).items() if w.picture and w.prompt != "none"}
-    models = list(dict.fromkeys(who.model for who in found))
-    prompts = list(dict.fromkeys(who.prompt for who in found))
-    handles = {}
-    for axis, task in zip(axes, TASKS, strict=True):
-        for who, rows in found.items():
-            bins = by_length(rows[rows["task"] == task])
-            colour = MODELS[models.index(who.model) % len(MODELS)]
-            style = plots.DASHES[prompts.index(who.prompt) % len(plots.DASHES)]
-            middle = (bins["shortest"] + bins["longest"]) / 2
-            axis.plot(middle, 100 * bins["accuracy"], style, color=colour, marker="o", ms=3, lw=1)
-            handles[who] = plots.legend_key(plots.plain(str(who)), colour, linestyle=style)
-        axis.set(title=f"{task} world", xlabel="tokens of the completion", ylim=(-3, 103))
-        plots.tidy(axis)
-    axes[0].set_ylabel("right answers, %")
-    return plots.with_legend(figure, handles.values())
 
 
 def confusion(rows: pd.DataFrame) -> Figure | None:

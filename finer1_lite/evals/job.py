@@ -2,15 +2,14 @@
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from finer1_lite import models, paperbirds
 from finer1_lite.data import benchmark as benchmarks
 from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
+from finer1_lite.data.folders import Reading
 from finer1_lite.evals import analysis, baselines, facts, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join
@@ -24,7 +23,6 @@ from finer1_lite.species import Collection, load_folder
 from finer1_lite.students.card import adapter_of, read_card, relative
 
 log = logging.getLogger("finer1_lite")
-CLIP = "google/siglip-base-patch16-224"  # of the baselines clip and clip_probe
 
 
 @dataclass(frozen=True)
@@ -39,16 +37,15 @@ class Job:
     world_seed: int = 0
     photos: Path | None = None
     descriptions: Path | None = None
-    folder_options: Mapping[str, Any] = field(default_factory=dict)  # how `photos` is read
     files: tuple[Path, ...] = ()
     questions: tuple[Path, ...] = ()  # of one's own about pictures
     images: Path | None = None
     allow_missing: bool = False
     unseen_share: float = 0.4
     coarse: str = "bird"
+    reading: Reading = Reading()
     baselines: tuple[str, ...] = ()
-    clip: str = CLIP
-    similarity: str = "none"  # none, or one of similarity.ENCODERS
+    similarity: str = "none"  # none, or one of the encoders of `similarity`
     endpoint: Remote | None = None  # models that answer over HTTP
 
     def collection(self) -> Collection | None:
@@ -59,8 +56,9 @@ class Job:
         if self.photos is None:
             world = paperbirds.make_world(self.world_seed)
             return paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
-        words = {"descriptions": self.descriptions, "coarse": self.coarse}
-        found = load_folder(self.photos, shots=shots, unseen_share=self.unseen_share, **words)
+        own = ("unseen_share", "descriptions", "coarse", "reading")
+        words = {name: getattr(self, name) for name in own}
+        found = load_folder(self.photos, shots=shots, **words)
         trained = facts.trained_on(self.models, {photo.id: photo.source for photo in found.test})
         return replace(found, test=tuple(p for p in found.test if p.id not in trained))
 
@@ -78,6 +76,7 @@ class Job:
 
     def config(self, benchmark: Benchmark, job: str = "an evaluation") -> dict:
         """What must be equal for a folder's records to be used again."""
+        asked = [q for c in self.conditions for q in benchmarks.questions(benchmark, c)]
         drawn = not (benchmark.released or self.photos or self.questions)
         return {
             "job": job,
@@ -87,22 +86,15 @@ class Job:
             "endpoint": self.endpoint and [self.endpoint.url, *self.endpoint.models],
             "conditions": [condition.name for condition in self.conditions],
             "baselines": list(self.baselines),
-            "clip": self.clip if {"clip", "clip_probe"} & set(self.baselines) else None,
             "world_seed": self.world_seed if drawn else None,
             "pictures": len(benchmark.items),
             "missing": benchmark.missing,
             "coarse": self.coarse if not (self.files or self.questions) else None,
             "photos": relative(self.photos, self.folder) if self.photos else None,
             "unseen_share": self.unseen_share if self.photos else None,
-            "folder_options": dict(self.folder_options),
+            "reading": asdict(self.reading),
             "data": fingerprint([f"{i.photo}/{i.label}" for i in benchmark.items]),
-            "questions": fingerprint(
-                [
-                    f"{one.photo}/{one.text}"
-                    for condition in self.conditions
-                    for one in benchmarks.questions(benchmark, condition)
-                ]
-            ),
+            "questions": fingerprint([f"{one.photo}/{one.text}" for one in asked]),
             "preset": self.preset.to_dict(),
         }
 
@@ -114,8 +106,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     """
     collection = job.collection()
     benchmark = job.benchmark(collection)
-    names = model_names(job)
-    _check(job, names)
+    names = _checked_names(job)
     open_folder(job.folder, job.config(benchmark), fresh)
     for source in job.models:
         answerer = StudentAnswerer(load(source, job), names[source], job.preset.max_new_tokens)
@@ -125,9 +116,13 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     plain = {c.task: Condition(NO_PROMPT, c.task, order=c.order) for c in job.conditions}
     for name in job.baselines:
         student = partial(load, job.models[0], job) if job.models else None
-        answerer = baselines.make(name, benchmark, collection, student, job.clip)
+        train = collection.train if collection else None
+        answerer = baselines.make(name, benchmark, train, student)
         evaluate_all(answerer, benchmark, list(plain.values()), job.folder, job.preset.eval_batch)
-    write_records(job)
+    rows = [json.loads(line) for line in join(job.folder).split("\n") if line]
+    if job.similarity != "none":
+        similarity.add(rows, similarity.load_encoder(job.similarity))
+    files.write_lines(job.folder / "records.jsonl", rows)
     if not (job.folder / "timing.json").exists():
         write_atomically(job.folder / "timing.json", json.dumps(machine()).encode())
     pictures = {item.photo: item.image for item in benchmark.items}
@@ -138,8 +133,9 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     return page
 
 
-def _check(job: Job, names: dict[str, str]) -> None:
-    """DataError naming every model that cannot be evaluated."""
+def _checked_names(job: Job) -> dict[str, str]:
+    """What each model is called; DataError naming every one that cannot be evaluated."""
+    names = model_names(job)
     problems = [problem for model in job.models if (problem := _unusable(model, job))]
     given = [*job.models, *(job.endpoint.models if job.endpoint else ())]
     if len({answers_folder(job.folder, name) for name in names.values()}) < len(given):
@@ -150,18 +146,16 @@ def _check(job: Job, names: dict[str, str]) -> None:
         problems.append("--baselines vision_tower: needs a model of this machine, give one")
     if problems:
         raise DataError(problems, "these models cannot be evaluated:")
-    if job.endpoint:
-        for model in job.endpoint.models:  # refuses an address that cannot work
-            job.endpoint.endpoint(model, job.endpoint.ledger(), 1, 0.0)
+    for model in job.endpoint.models if job.endpoint else ():  # refuses a useless address
+        job.endpoint.endpoint(model, job.endpoint.ledger(), 1, 0.0)
+    return names
 
 
 def _ask_endpoint(job: Job, benchmark: Benchmark) -> list[str]:
     """Every condition by every model of the endpoint; returns what is left unanswered."""
-    ledger = job.endpoint.ledger()
-    left = []
-    limit = job.preset.max_new_tokens
-    cache = job.folder / "cache"
+    ledger, left = job.endpoint.ledger(), []
     for model in job.endpoint.models:
+        cache, limit = job.folder / "cache", job.preset.max_new_tokens
         answerer = EndpointAnswerer(model, job.endpoint, ledger, cache, limit)
         for condition in job.conditions:
             n = evaluate_endpoint(answerer, benchmark, condition, job.folder)
@@ -172,28 +166,16 @@ def _ask_endpoint(job: Job, benchmark: Benchmark) -> list[str]:
     return left
 
 
-def write_records(job: Job) -> None:
-    """Join the files; add the open world's similarity where an encoder was asked for."""
-    text = join(job.folder)
-    if job.similarity != "none":
-        rows = [json.loads(line) for line in text.split("\n") if line]
-        similarity.add(rows, similarity.load_encoder(job.similarity))
-        files.write_lines(job.folder / "records.jsonl", rows)
-    else:
-        write_atomically(job.folder / "records.jsonl", text.encode())
-
-
 def run_analysis(job: Job, fresh: bool = False) -> Path:
     """Every part of `analysis.parts` of the job's two models; the path of the page.
 
     A part that was measured is kept, so that a killed analysis goes on with the next.
     """
     collection = job.collection()
-    names = model_names(job)
     if collection is None:
         problem = "--files: bring no descriptions and no training pictures; give --photos"
         raise DataError([problem], "nothing to analyse:")
-    _check(job, names)
+    _checked_names(job)
     open_folder(job.folder, job.config(job.benchmark(collection), "an analysis"), fresh)
     world = None if job.photos else paperbirds.make_world(job.world_seed)
     both = {w: load(m, job) for w, m in zip(("before", "after"), job.models, strict=True)}
@@ -207,9 +189,6 @@ def run_analysis(job: Job, fresh: bool = False) -> Path:
     rows = [row for path in paths.values() for _, row in files.read(path)]
     files.write_lines(job.folder / "analysis.jsonl", rows)
     return report.write_report(job.folder)
-
-
-# --- models ----------------------------------------------------------------------------------
 
 
 def model_name(source: str) -> str:
@@ -240,11 +219,11 @@ def is_adapter(source: str) -> bool:
 def _unusable(source: str, job: Job) -> str:
     """Why a model cannot be loaded, as far as files tell; "" for a hub name."""
     path = Path(source)
-    if not path.exists():
-        local = path.is_absolute() or source.startswith(".")
-        return f"{source}: does not exist; give a folder or a hub name" if local else ""
+    if not path.exists() and (path.is_absolute() or source.startswith(".")):
+        return f"{source}: does not exist; give a folder or a hub name"
     try:
-        adapter_of(path)
+        if path.exists():
+            adapter_of(path)
         if is_adapter(source):
             models.base_of(source, job.base)
     except DataError as error:

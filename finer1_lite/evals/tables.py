@@ -34,17 +34,17 @@ Difference = tuple[str, str, Mapping]  # name, split, cell of `metrics.differenc
 # --- numbers as text -----------------------------------------------------------------------
 
 
-def percent(share: float | None) -> str:
-    """A share in per cent; "" for None."""
-    return "" if share is None else f"{100 * share:.1f}"
+def percent(share: float | None, cell: Mapping | None = None) -> str:
+    """A share in per cent, with the 95 % interval of its cell if one is given; "" for None."""
+    if share is None:
+        return ""
+    ends = f" [{percent(cell['low'])}, {percent(cell['high'])}]" if cell else ""
+    return f"{100 * share:.1f}{ends}"
 
 
 def interval(cell: Mapping) -> str:
     """An accuracy with its interval and number of photos, in per cent; "" without."""
-    if not cell:
-        return ""
-    low, high = percent(cell["low"]), percent(cell["high"])
-    return f"{percent(cell['accuracy'])} [{low}, {high}], n = {cell['n']}"
+    return f"{percent(cell['accuracy'], cell)}, n = {cell['n']}" if cell else ""
 
 
 def points(cell: Mapping) -> str:
@@ -101,18 +101,17 @@ def _scores(of: Sequence[Mapping]) -> dict[str, str]:
 
 def _shares(of: Sequence[Mapping], encoders: str) -> dict[str, str]:
     """Seen / unseen shares of completions, and how many training seeds they come from."""
-    seeds = sorted({len(cell["seeds"]) for cell in of if cell})
+    of = [cell for cell in of if cell]
+    seeds = sorted({len(cell["seeds"]) for cell in of})
     keys = {
         "released rule, %": "included",
         f"similarity ({encoders}), %": "similarity",
         "names no class, %": "invalid",
-        "not offered, %": "not_offered",
+        "not offered, %": "not_offered" if "chance" in of[0] else "",  # nothing was
         "truncated, %": "truncated",
     }
-    if of[0].get("chance", of[-1].get("chance")) is None:
-        del keys["not offered, %"]  # nothing was
     shares = {n: " / ".join(percent(c[key]) for c in of if key in c) for n, key in keys.items()}
-    shares["tokens"] = " / ".join(f"{cell['tokens']:.0f}" for cell in of if cell)
+    shares["tokens"] = " / ".join(f"{cell['tokens']:.0f}" for cell in of)
     return shares | {"seeds": " to ".join(map(str, seeds)) if seeds[-1] > 1 else ""}
 
 
@@ -139,31 +138,23 @@ def control_lines(rows: pd.DataFrame, task: str) -> list[dict[str, str]]:
         of = [metrics.accuracy(scored[scored["split"] == split]) for split in SPLITS]
         lines.append({"answerer": f"control: {name}", "prompt": "none"} | _scores(of))
     there = list(entries(rows))
-    missing = [] if not all(who.picture for who in there) else ["the model without the picture"]
-    base = next((who.model for who in there if who.prompt != "none"), None)
-    done = {who.prompt for who in there if who.model == base}
-    missing += [f"{base}, prompt {p}" for p in BASE_PROMPTS if base and p not in done]
+    missing = ["the model without the picture"] if all(who.picture for who in there) else []
+    if base := next((who.model for who in there if who.prompt != "none"), None):
+        done = {who.prompt for who in there if who.model == base}
+        missing += [f"{base}, prompt {p}" for p in BASE_PROMPTS if p not in done]
     return [*lines, *({"answerer": f"control: {n}", "prompt": "not run"} for n in missing)]
 
 
-def dataset_tables(frame: pd.DataFrame, task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Each data set by itself; their mean and the mean without each. Both empty of one."""
-    each, means = [], []
+def dataset_table(frame: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Each data set by itself; empty of one."""
+    lines = []
     for who, rows in entries(frame[frame["task"] == task]).items():
-        mean_of = {}
         for dataset, part in rows.groupby("dataset", sort=False):
             of = [metrics.accuracy(part[part["split"] == split]) for split in SPLITS]
             released = " / ".join(percent(cell["included"]) for cell in of if cell)
             more = {"data set": dataset} | _scores(of) | {"released rule, %": released}
-            each.append(_who(who) | more)
-            mean_of[dataset] = np.mean([cell["accuracy"] for cell in of if cell])
-        line = _who(who) | {"mean of data sets": percent(np.mean(list(mean_of.values())))}
-        for dataset in dict.fromkeys(frame["dataset"]):
-            others = [mean for name, mean in mean_of.items() if name != dataset]
-            line[f"without {dataset}"] = percent(np.mean(others)) if others else ""
-        means.append(line)
-    several = frame["dataset"].nunique() > 1
-    return text_table(each if several else []), text_table(means if several else [])
+            lines.append(_who(who) | more)
+    return text_table(lines if frame["dataset"].nunique() > 1 else [])
 
 
 # --- differences ---------------------------------------------------------------------------
@@ -209,12 +200,11 @@ def differences(
 ) -> list[Difference]:
     """`metrics.difference` of each pair and split; runs: names put before the two answerers."""
     found: list[Difference] = []
-    for a, b in pairs:
-        for split in SPLITS:
-            rows = left[a][left[a]["split"] == split]
-            draws = 2000 if len(found) < MAX_PAIRS else 0  # the others count for Holm alone
-            if cell := metrics.difference(rows, right[b], draws):
-                found.append((f"{runs[0]}{a} minus {runs[1]}{b}", split, cell))
+    for (a, b), split in product(pairs, SPLITS):
+        rows = left[a][left[a]["split"] == split]
+        draws = 2000 if len(found) < MAX_PAIRS else 0  # the others count for Holm alone
+        if cell := metrics.difference(rows, right[b], draws):
+            found.append((f"{runs[0]}{a} minus {runs[1]}{b}", split, cell))
     return found
 
 
@@ -238,9 +228,8 @@ def difference_table(found: Sequence[Difference]) -> pd.DataFrame:
         line = {"difference": name, "split": split, "points [95 %]": points(cell)}
         line |= {"n": str(cell["n"]), "seeds": str(cell["seeds"]) if cell["seeds"] > 1 else ""}
         if "p" in cell:
-            counts = f"{cell['only_a']} / {cell['only_b']}"
-            more = {"McNemar p": f"{cell['p']:.3g}", "Holm p": f"{next(adjusted):.3g}"}
-            line |= {"only one right": counts, **more}
+            line["only one right"] = f"{cell['only_a']} / {cell['only_b']}"
+            line |= {"McNemar p": f"{cell['p']:.3g}", "Holm p": f"{next(adjusted):.3g}"}
         else:
             line["verdict"] = verdict(cell)
         lines.append(line)
@@ -260,10 +249,11 @@ def differing(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[dict, dict]]:
     for key in sorted(left.keys() & right.keys()):
         if left[key]["correct"] != right[key]["correct"]:
             found.setdefault(key[: len(PHOTO)], (left[key], right[key]))
-    return sorted(found.values(), key=lambda pair: _hash(pair[0]))
+    return sorted(found.values(), key=lambda pair: by_hash(pair[0]))
 
 
-def _hash(record: Mapping) -> str:
+def by_hash(record: Mapping) -> str:
+    """What records are sorted by, so that nobody chooses: a hash of the photo's id."""
     return hashlib.sha256(record["photo"].encode()).hexdigest()
 
 
@@ -280,13 +270,11 @@ def on_shared_pictures(first: pd.DataFrame, second: pd.DataFrame) -> tuple[list[
         name = first["dataset"].iat[0]
         second = second.assign(dataset=name)
         second["question"] = [(name, *question[1:]) for question in second["question"]]
-        frames = [first, second]
-    if shared == len(photos[0]) == len(photos[1]):
-        return frames, ""
+    told = f"The two runs share {shared} pictures of {len(photos[0])} and {len(photos[1])}; "
+    told += "differences are about those alone."
     if not shared:
-        return frames, "The two runs share no picture: their numbers are about different pictures."
-    counts = f"{shared} pictures of {len(photos[0])} and {len(photos[1])}"
-    return frames, f"The two runs share {counts}; differences are about those alone."
+        told = "The two runs share no picture: their numbers are about different pictures."
+    return [first, second], "" if shared == len(photos[0]) == len(photos[1]) else told
 
 
 # --- what stands behind a number -----------------------------------------------------------
@@ -302,9 +290,9 @@ def last_student(frame: pd.DataFrame) -> tuple[Entry, pd.DataFrame] | None:
     for task in TASKS:
         found = entries(frame[frame["task"] == task])
         seeing = [who for who in found if who.picture]
-        if seeing:
-            who = next((who for who in seeing[::-1] if who.prompt != "none"), seeing[-1])
-            return who, first_seed(found[who])
+        students = [who for who in seeing if who.prompt != "none"] or seeing
+        if students:
+            return students[-1], first_seed(found[students[-1]])
     return None
 
 
@@ -341,13 +329,17 @@ def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
     classes["share"] = classes["right"] / classes["n"]
     lines = []
     for label, one in classes.sort_values(["share", "label"]).head(MAX_CLASSES).iterrows():
-        named = rows[(rows["label"] == label) & (rows["correct"] == 0)]["named"]
-        called, share = majority(named)
-        low, high = map(percent, metrics.wilson(one["right"], one["n"]))
-        line = {"class": label, "split": one["split"], "right": f"{one['right']:.0f} of {one['n']}"}
-        line["% [95 %]"] = f"{percent(one['share'])} [{low}, {high}]"
-        often = f"{called} ({percent(share)} % of its errors)" if called else ""
-        lines.append(line | {"most often called": often})
+        called, share = majority(rows[(rows["label"] == label) & (rows["correct"] == 0)]["named"])
+        low, high = metrics.wilson(one["right"], one["n"])
+        lines.append(
+            {
+                "class": label,
+                "split": one["split"],
+                "right": f"{one['right']:.0f} of {one['n']}",
+                "% [95 %]": percent(one["share"], {"low": low, "high": high}),
+                "most often called": f"{called} ({percent(share)} % of its errors)" * bool(called),
+            }
+        )
     mean = percent(classes["share"].mean())
     note = f"{described(who, rows['seed'].iat[0])}; lowest first; mean over classes {mean} %."
     if len(lines) < len(classes):
@@ -355,37 +347,31 @@ def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
     return text_table(lines, note)
 
 
-def confusion_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
-    """The most frequent confusions, those inside a group apart."""
-    wrong = rows[rows["named"].notna() & (rows["correct"] == 0) & (rows["group"] != "")]
-    same = wrong["group"] == wrong["named_group"]
-    counts = Counter(zip(wrong["label"], wrong["named"], same, strict=True))
-    asked = rows["label"].value_counts()
-    lines = [
-        {
-            "class": label,
-            "called": named,
-            "its group": "inside" if inside else "outside",
-            "times": f"{n} of {asked[label]}",
-        }
-        for (label, named, inside), n in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
-    ]
-    inside = f"{same.sum()} of {len(wrong)} wrong names are of the right group (genus, kind)"
-    return text_table(lines[:CONFUSIONS], f"{described(who, rows['seed'].iat[0])}: {inside}.")
-
-
-def confused(who: Entry, rows: pd.DataFrame) -> list[tuple[dict, str]]:
-    """A record of each pair of classes that are confused, the most frequent pair first.
-
-    The first of its pair in the order of a hash of the photo's id; with how often, in words.
-    """
+def confusions(rows: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
+    """The rows of each confused pair of classes, the most frequent first, and how often."""
     wrong = rows[rows["named"].notna() & (rows["correct"] == 0)]
     asked = rows["label"].value_counts()
     pairs = sorted(wrong.groupby(["label", "named"]), key=lambda pair: (-len(pair[1]), pair[0]))
-    return [
-        (min(part.to_dict("records"), key=_hash), f"{len(part)} of {asked[label]} answers of {who}")
-        for (label, _), part in pairs
+    return [(part, f"{len(part)} of {asked[label]}") for (label, _), part in pairs]
+
+
+def confusion_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
+    """The most frequent confusions, those inside a group apart."""
+    pairs = [(part, part.iloc[0], times) for part, times in confusions(rows)]
+    pairs = [pair for pair in pairs if pair[1]["group"]]
+    same = [len(part) * (one["group"] == one["named_group"]) for part, one, _ in pairs]
+    lines = [
+        {
+            "class": one["label"],
+            "called": one["named"],
+            "its group": "inside" if inside else "outside",
+            "times": times,
+        }
+        for (_, one, times), inside in zip(pairs[:CONFUSIONS], same, strict=False)
     ]
+    wrong = sum(len(part) for part, *_ in pairs)
+    inside = f"{sum(same)} of {wrong} wrong names are of the right group (genus, kind)"
+    return text_table(lines, f"{described(who, rows['seed'].iat[0])}: {inside}.")
 
 
 def described(who: Entry, seed: int | None) -> str:
@@ -410,19 +396,20 @@ def sample_table(frame: pd.DataFrame) -> pd.DataFrame:
     def tell(rows: pd.DataFrame) -> dict[str, str]:
         asked = rows.groupby([rows["seed"].fillna(-1), *PHOTO, "rotation"])
         n = int(asked.size().min())
+        if n < 2:
+            return {}
         counts = asked["correct"].agg(["size", "sum"]).astype(int).to_numpy()
-        ks = sorted({1, *(2**i for i in range(1, n.bit_length()) if 2**i < n), n})
+        ks = sorted({*(2**i for i in range(n.bit_length()) if 2**i < n), n})
         passed = {k: np.mean([pass_at_k(m, right, k) for m, right in counts]) for k in ks}
         votes = [(*majority(part["named"]), part["label"].iat[0]) for _, part in asked]
         hits = [name == label for name, _, label in votes]
         error = calibration_error([share for _, share, _ in votes], hits)
-        found = {
+        return {
             "samples": str(n),
             "pass@k, %": "; ".join(f"k = {k}: {percent(p)}" for k, p in passed.items()),
             "majority vote, %": percent(np.mean(hits)),
             "calibration error": f"{error:.3f}",
         }
-        return found if n > 1 else {}
 
     return per_entry(frame, tell)
 
@@ -461,15 +448,15 @@ def majority(names: Iterable[str | None]) -> tuple[str | None, float]:
     return name, count / max(len(names), 1)
 
 
-def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
-    """Expected calibration error: |right - confidence|, averaged over equally wide bins.
+def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """Expected calibration error: |right - confidence|, averaged over ten equally wide bins.
 
     Guo et al. 2017 (ICML). A confidence is in [0, 1]; 1 belongs to the last bin.
     """
     c, r = np.asarray(confidence, float), np.asarray(right, float)
     if len(c) != len(r) or not len(c) or c.min() < 0 or c.max() > 1:
         raise ValueError("give as many verdicts as confidences in [0, 1], one at least")
-    gaps = np.bincount(np.minimum((c * bins).astype(int), bins - 1), weights=r - c)
+    gaps = np.bincount(np.minimum((c * 10).astype(int), 9), weights=r - c)
     return float(np.abs(gaps).sum() / len(c))
 
 
@@ -481,22 +468,23 @@ def pick_samples(frame: pd.DataFrame) -> list[dict]:
     whoever comes next. Fewer where there are not so many.
     """
     found = entries(frame[frame["task"] == "open"])
-    stage = next((who for who in list(STAGES.values())[:0:-1] if who in found), None)
-    if stage is None:
+    stages = [who for who in list(STAGES.values())[1:] if who in found]
+    if not stages:
         return []
-    records = sorted(first_seed(found[stage]).to_dict("records"), key=_hash)
+    records = sorted(first_seed(found[stages[-1]]).to_dict("records"), key=by_hash)
     chosen = []
     for right in (1, 0):
         kind = [r for r in records if r["correct"] == right]
-        heads = [r for split in SPLITS for r in [r for r in kind if r["split"] == split][:1]]
+        firsts = {r["split"]: r for r in reversed(kind)}
+        heads = [firsts[split] for split in SPLITS if split in firsts]
         chosen += [*heads, *(r for r in kind if r not in heads)][:PER_KIND]
     return chosen
 
 
 def by_length(rows: pd.DataFrame, bins: int = 5) -> pd.DataFrame:
-    """Rows in bins of about equal size by tokens, short first: shortest, longest, accuracy, n.
+    """Rows in bins of about equal size by tokens: shortest, longest, accuracy, n.
 
-    Completions of one length are never split over two bins.
+    Short ones first; completions of one length are never split over two bins.
     """
     edges = np.unique(rows["tokens"].quantile(np.linspace(0, 1, bins + 1)[1:-1]))
     by = rows.groupby(np.searchsorted(edges, rows["tokens"]))

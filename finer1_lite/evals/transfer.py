@@ -1,9 +1,8 @@
 """Does naming help with what cannot be seen? One mark is covered, and asked for.
 
-In the manner of ImageWikiQA, whose questions about a picture need the name first: a mark of
-the bird is covered by a patch, in every picture in the same shape whatever lies below, and
-the student is asked for the marks. The others identify the species, so that whoever
-recognises it and knows the field guide knows the covered mark too.
+In the manner of ImageWikiQA: a patch of one shape covers a mark of the bird, and the student is
+asked for the marks. The others identify the species, so that whoever recognises it and knows
+the field guide knows the covered mark too.
 
 In this world a species is its genus' prototype with one mark changed, so a mark that the
 others identify is always the prototype's: recognising the *genus* is enough. The control
@@ -27,14 +26,10 @@ Complete = Callable[[Sequence[str], Sequence[Image.Image] | None], list[str]]
 Covered = tuple[Photo, str, Image.Image]
 
 
-def identified(world: World, name: str, mark: str) -> bool:
-    """Whether the other marks tell this species from all others."""
-    return all(world.differing(name, other) != [mark] for other in world.names if other != name)
-
-
 def hideable(world: World, name: str) -> list[str]:
     """Marks of the plumage that can be known without being seen; none of a prototype."""
-    return [mark for mark in PLUMAGE if identified(world, name, mark)]
+    differing = [world.differing(name, other) for other in world.names if other != name]
+    return [mark for mark in PLUMAGE if [mark] not in differing]
 
 
 def covered(marks: dict[str, str], mark: str, name: str) -> Image.Image:
@@ -61,15 +56,9 @@ def said_of(text: str, mark: str) -> str | None:
     return None
 
 
-def most_frequent(world: World, names: Sequence[str], mark: str) -> str:
-    """The value that most of these species have; the first of `PLUMAGE` where some tie."""
-    counts = Counter(world.marks[name][mark] for name in names)
-    return max(PLUMAGE[mark], key=lambda value: counts[value])
-
-
-def cover(world: World, photos: Sequence[Photo], seed: int = 0) -> list[Covered]:
+def cover(world: World, photos: Sequence[Photo]) -> list[Covered]:
     """(photo, mark, picture without it), the mark by chance; without species that have none."""
-    rng = random.Random(f"covered/{seed}")
+    rng = random.Random("covered/0")
     chosen = [(p, rng.choice(found)) for p in photos if (found := hideable(world, p.species))]
     return [(p, mark, covered(world.marks[p.species], mark, p.id)) for p, mark in chosen]
 
@@ -120,12 +109,17 @@ def _row(world: World, way: str, photo: Photo, mark: str, _: Image.Image, text: 
 
 
 def control_rows(world: World, rows: Sequence[dict]) -> list[dict]:
-    """The same questions answered by counting, in the genus or in all species: image-free."""
+    """The same questions answered by counting, in the genus or in all species: image-free.
+
+    The value that most of these species have; the first of `PLUMAGE` where some tie.
+    """
     found = []
     for row in rows:
+        mark = row["mark"]
         genus = [n for n in world.names if world.genus[n] == world.genus[row["label"]]]
         for way, among in (("most frequent in the genus", genus), ("most frequent", world.names)):
-            said = most_frequent(world, among, row["mark"])
+            counts = Counter(world.marks[name][mark] for name in among)
+            said = max(PLUMAGE[mark], key=counts.__getitem__)
             right = {"said": said, "correct": said == row["wanted"]}
             found.append(row | {"measure": f"covered mark, {way}", "completion": ""} | right)
     return found

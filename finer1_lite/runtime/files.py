@@ -4,6 +4,7 @@ A line that cannot be read is named with its number; a last line that a kill cut
 has no line end, may be dropped.
 """
 
+import codecs
 import hashlib
 import json
 import logging
@@ -65,7 +66,7 @@ def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tu
 
 def _lines(path: Path | str) -> Iterator[tuple[int, bytes, bool]]:
     """(number, bytes, whether its line end is there); only a line feed ends a line."""
-    lines = Path(path).read_bytes().split(b"\n")
+    lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, line, number < len(lines)

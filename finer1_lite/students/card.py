@@ -91,10 +91,11 @@ def relative(path: Path | str, folder: Path | str) -> str:
     """A local path as it is written on the card of `folder`; a hub name stays as it is."""
     if not Path(path).exists():
         return str(path)
+    way = Path(path).expanduser().resolve()
     try:
-        return Path(os.path.relpath(Path(path).resolve(), Path(folder).resolve())).as_posix()
-    except ValueError:  # Windows: on another drive
-        return Path(path).resolve().as_posix()
+        return Path(os.path.relpath(way, Path(folder).resolve())).as_posix()
+    except ValueError:  # another drive of Windows: there is no relative way
+        return way.as_posix()
 
 
 def resolved(written: str, folder: Path | str) -> str:

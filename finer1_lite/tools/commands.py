@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Preset, Quantize, Size
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
@@ -18,21 +19,21 @@ Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabCommand:
+class LabCommand(PhotoOptions):
     """The whole job: chains, SFT, TAPO, evaluation, report.
 
     Writes OUT/NAME/report.html. Killed and started again, it resumes.
     """
 
     computes = True
+    template: bool = option(
+        False, "only write DIR/descriptions.csv with every class of --photos, for you to fill in"
+    )
     name: str | None = option(None, "name of the run (default: lab, or the photo folder's)")
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
     preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
     student: str | None = option(None, "folder or hub name of the model, instead of the preset's")
-    photos: Path | None = option(None, "photographs, DIR/<class>/*.jpg, instead of paper birds")
-    descriptions: Path | None = option(None, "for --photos (default: DIR/descriptions.csv)")
-    coarse: str | None = option(None, 'what the pictures show, in a word ("bird")')
     world_seed: int = option(0, "which paper birds; without a shipped student, pretrains one first")
     seeds: tuple[int, ...] = option((0, 1, 2), "training seeds")
     workers: int = option(0, "seeds trained at a time; 0 chooses")
@@ -62,7 +63,7 @@ class LabCommand:
         preset = getattr(Preset, self.preset)()
         if self.preset == "lab" and not birds:
             preset = Preset.lab_photos()
-        changes = given(self, "student", "quantize", "test_pictures")
+        changes = given(self, "student", "quantize", "test_pictures", "shots")
         changes |= given(self, sft_steps="sft__steps", tapo_steps="tapo__steps")
         seeds, workers = list(self.seeds), self.workers
         if len(set(seeds)) < len(seeds) or workers < 0:
@@ -72,9 +73,11 @@ class LabCommand:
         return Run(
             folder=self.out / (self.name or ("lab" if birds else self.photos.resolve().name)),
             preset=preset.with_(**changes).with_(**read_key_values(self.settings)),
-            coarse=self.coarse or ("bird" if birds else "product"),
+            coarse=self.word,
+            reading=self.reading(),
             chains=read_chains(self.chains) if self.chains else None,
             **given(self, "seeds", "world_seed", "photos", "descriptions", "report_to"),
+            **given(self, "unseen_share"),
         )
 
     def taught(self, job: Run) -> Run:
@@ -100,6 +103,9 @@ class LabCommand:
         from finer1_lite.evals.report import write_report
         from finer1_lite.runtime import distributed, trackers
 
+        if self.template:
+            self.write_template()
+            return
         trackers.require(self.report_to)  # now, and not when stage 2 begins
         job = self.job()
         if self.teacher:
@@ -109,6 +115,14 @@ class LabCommand:
             found = job.collection()[0]
             photos = {photo.id: photo for photo in (*found.test, *found.train)}
             print(f"report: {write_report(folder, lambda name: photos[name].image())}")
+
+    def write_template(self) -> None:
+        """Write the table of descriptions that is to be filled in, and name it."""
+        from finer1_lite.data.folders import write_template
+
+        if self.photos is None:
+            raise ValueError("--template needs --photos")
+        print(f"fill in: {write_template(self.photos.expanduser(), self.reading())}")
 
 
 def read_chains(path: Path) -> dict[str, tuple[str, ...]]:

@@ -163,6 +163,21 @@ def test_all_faults_of_a_table_are_named_and_nothing_is_taken_over(state, tmp_pa
         state.read_csv(table)
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_saved_by_any_spreadsheet_program_is_read(state, tmp_path, delimiter, encoding):
+    table = tmp_path / "review.csv"
+    state.write_csv(table)
+    edited = state.records["c1"].chain.replace("fits", "fits; \u201cwell\u201d, as said")
+    fill(table, c0=("keep", ""), c1=("edit", edited))
+    with table.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.reader(stream))
+    with table.open("w", encoding=encoding, newline="") as stream:
+        csv.writer(stream, delimiter=delimiter).writerows(rows)
+    assert state.read_csv(table) == 2 and state.decisions["c0"].action == "keep"
+    assert state.current("c1").chain == edited and not state.problems("c1")
+
+
 # --- the panel's Python side -----------------------------------------------------------------
 
 

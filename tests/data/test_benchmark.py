@@ -78,6 +78,9 @@ def test_as_drawn_keeps_the_order_of_pictures_and_of_options(birds):
     asked = benchmark.questions(drawn, Condition("answer", "closed", order="shuffle"))
     assert [one.photo for one in asked] == [photo.id for photo in few.test]
     assert [list(one.options) for one in asked] == [few.options(photo) for photo in few.test]
+    plain = benchmark.questions(Benchmark.of_collection(few), Condition("answer", "closed"))
+    first = {one.photo: list(one.options) for one in plain if one.rotation == 0}
+    assert first == {photo.id: few.options(photo) for photo in few.test}  # what lab asks
     turned = benchmark.questions(drawn, Condition("answer", "closed"))
     assert len(turned) == 4 * len(asked) and turned[0].options == asked[0].options
 

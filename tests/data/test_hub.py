@@ -388,6 +388,34 @@ def test_columns_that_do_not_fit(tmp_path, features, words):
     assert all(word in told for word in words), told
 
 
+def test_labels_in_words_are_labels(tmp_path):
+    """What most hub sets have; also Hugging Face's metadata.csv beside pictures."""
+    features = {"image": datasets.Image(), "text": datasets.Value("string")}
+    features["breed"] = datasets.Value("string")
+    names = ("pug", "great dane", "beagle")
+    for split, number in (("train", 12), ("test", 6)):  # no beagle is in the test
+        cells = [{"bytes": png(i + 50 * number), "path": None} for i in range(number)]
+        breeds = [names[i % (3 if split == "train" else 2)] for i in range(number)]
+        rows = {"image": cells, "text": ["a dog"] * number, "breed": breeds}
+        made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        made.to_parquet(tmp_path / "hub" / f"{split}.parquet")
+    job = wanted(tmp_path / "hub")
+    record = fetch(job, tmp_path / "out", allow_missing=True)
+    assert record["pictures"] == {"train": 8, "test": 6}
+    assert load_folder(tmp_path / "out").names == ["great dane", "pug"]
+    assert "columns of pictures called 'x'" in problems_of(
+        wanted(tmp_path / "hub", image_column="x"), tmp_path / "none"
+    )
+    for i in range(8):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / "files" / f"{i}.png").write_bytes(png(i))
+    lines = [f"{i}.png,{names[i % 2]}" for i in range(8)]
+    (tmp_path / "files" / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    assert fetch(wanted(tmp_path / "files"), tmp_path / "own")["pictures"] == {"all": 8}
+    assert load_folder(tmp_path / "own", shots=2).names == ["great dane", "pug"]
+
+
 def test_a_column_that_is_asked_for_beats_the_usual_spelling(tmp_path):
     """Of aircraft "variant" is taken, unless another column of labels is named."""
     kinds = datasets.ClassLabel(names=["a", "b"])

@@ -98,8 +98,8 @@ def test_a_table_says_names_and_what_is_seen(tmp_path):
     root = with_classes(tmp_path / "birds", SAID)
     for share in (0.0, 0.4):
         birds = load_folder(root, unseen_share=share, seed=share > 0)
-        assert birds.seen_names == ["Kite/Black", "barn owl"]
-        assert birds.unseen_names == ["red kite", "tawny owl"]
+        assert birds.seen_names == ["Kite/Black", "barn-owl"]
+        assert birds.unseen_names == ["red-kite", "tawny-owl"]
     # descriptions may name a class by its folder or by its name
     (root / "descriptions.csv").write_text(DESCRIBED.replace("black-kite", "Kite/Black"))
     assert load_folder(root).of("Kite/Black").description == "a bird"

@@ -9,6 +9,7 @@ from hostile import Moods, server
 from finer1_lite import evaluate, prompts
 from finer1_lite.__main__ import main, read_command
 from finer1_lite.chains.client import data_url
+from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evals.endpoint import NO_ANSWER, EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.runtime import files
@@ -45,7 +46,8 @@ def seeing(three):
 def ask(moods, three, folder, condition=OPEN, **changed):
     """One start of one condition; (rows, questions left, ledger)."""
     with server(moods) as url:
-        there = Remote(url, ("m",), **({"timeout": 10, "workers": 2, "tries": 2} | changed))
+        service = EndpointOptions(**({"timeout": 10, "workers": 2, "tries": 2} | changed))
+        there = Remote(url, ("m",), service)
         real = Remote.endpoint
 
         def same_place(self, *args):  # the port is another each time; the memory must not care

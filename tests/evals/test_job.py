@@ -41,6 +41,7 @@ def test_a_run_is_answered_reported_resumed_and_guarded(saved, tmp_path, caplog,
     page = (run / "report.md").read_text()
     for said in ("novice, no picture", "always the first option", "baseline vision_tower"):
         assert said in page
+    assert json.loads((run / "timing.json").read_text())["device"] in page
     answers = run / "answers" / "novice" / "answer-open.jsonl"
     answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[:7]))
     for name in ("records.jsonl", "report.md"):

@@ -8,7 +8,7 @@ from paths import SHARED
 from PIL import Image
 
 from finer1_lite.__main__ import main
-from finer1_lite.data import benchmark, hubsets, scoring
+from finer1_lite.data import benchmark, duplicates, hubsets, scoring
 from finer1_lite.evals import audit, controls
 from finer1_lite.evals import questions as question_files
 from finer1_lite.runtime.files import DataError
@@ -213,8 +213,23 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path):
     assert (finding.count, finding.total) == (1, 1)
 
 
+def test_audit_shows_a_few_examples_or_all(tmp_path, capsys):
+    for name in ("kite", "owl"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            (tmp_path / name / f"{i}.jpg").write_bytes(b"broken")
+    assert main(["audit", str(tmp_path)]) == 0
+    assert "and 9 more (--all)" in capsys.readouterr().out
+    assert main(["audit", "--all", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("is no picture") == 10 and "more (" not in shown
+
+
 def test_hashes_differ_in_the_bits_that_differ():
-    assert audit.near_duplicates({"a": 0b1011}, {"b": 0b0011, "c": 2**64 - 1}) == [("a", "b", 1)]
+    grey = np.zeros((8, 8, 3), np.uint8)
+    one, *others = (duplicates.Look(code, grey) for code in (0b1011, 0b0011, 2**64 - 1))
+    assert duplicates.pairs([one], others) == [(0, 0, 1)]
+    assert not duplicates.pairs([one], [duplicates.Look(0b1011, grey + 90)])
 
 
 # --- controls --------------------------------------------------------------------------

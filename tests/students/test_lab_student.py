@@ -91,6 +91,25 @@ def test_processor_comes_back_from_a_folder(student, birds, tmp_path):
         assert torch.equal(batches[0][key], batches[1][key]), key
 
 
+def test_a_saved_processor_names_stock_classes_and_older_folders_are_read(student, tmp_path):
+    """They name PictureProcessor, which transformers does not know."""
+    student.processor.save_pretrained(tmp_path)
+    files = sorted(tmp_path.glob("*.json"))
+    assert not [f for f in files if "Picture" in f.read_text(encoding="utf-8")]
+    named = load_processor(tmp_path, family="qwen3_vl")
+    named.save_pretrained(tmp_path / "qwen3")
+    found = json.loads((tmp_path / "qwen3" / "processor_config.json").read_text())
+    assert found["processor_class"] == "Qwen3VLProcessor"
+    assert found["image_processor"]["image_processor_type"] == "Qwen2VLImageProcessor"
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("Qwen2_5_VLProcessor", "PictureProcessor"), encoding="utf-8")
+    (tmp_path / "video_preprocessor_config.json").unlink()
+    old = load_processor(tmp_path)
+    assert isinstance(old, PictureProcessor)
+    assert old.image_processor.size == student.processor.image_processor.size
+
+
 def test_pixel_budget_reduces_a_picture(student, birds, tmp_path):
     student.processor.save_pretrained(tmp_path)
     picture = birds.test[0].image().resize((300, 200))

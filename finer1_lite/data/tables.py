@@ -1,0 +1,183 @@
+"""Tables as people have them: CSV of any spreadsheet program, or JSON lines.
+
+UTF-8 and UTF-16 with and without a byte-order mark, Windows-1252; commas, semicolons, tabs.
+Names are compared by `name_key`, to which curly quotes, dashes, and the signs that no folder can
+hold make no difference.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finer1_lite.runtime.files import DataError
+
+log = logging.getLogger("finer1_lite")
+
+DELIMITERS = ",;\t|"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_SIGNS = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u02b9\u2032\u00b4`\uff07", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\uff02", '"')
+    | {"\u00d7": "x"}
+)
+# no difference between two names: spaces, dashes, and what file systems refuse
+_NO_DIFFERENCE = re.compile(r'[\s_\-\u2010-\u2015\u2212/\\:*?"<>|\u2044\u2215]+')
+
+
+@dataclass
+class Table:
+    """The rows of a table as (line, {column: text}), and the problems of single lines.
+
+    Lines are counted as a spreadsheet does, whatever line ends a text holds. Columns are in
+    lower case, with "_" for spaces and dashes.
+    """
+
+    path: Path
+    columns: list[str]
+    rows: list[tuple[int, dict[str, str]]] = field(repr=False)
+    problems: list[str] = field(default_factory=list)
+
+    def first_of(self, names: Iterable[str]) -> str:
+        """The first of these columns that is there, or ""."""
+        return next((name for name in names if name in self.columns), "")
+
+    def say_unused(self, used: Iterable[str]) -> None:
+        """Log the columns that nobody reads: one of them may be a slip of the pen."""
+        unused = [name for name in self.columns if name not in set(used)]
+        if unused:
+            log.info("%s: columns that are not used: %s", self.path, ", ".join(unused))
+
+
+def name_key(name: str) -> str:
+    """What spellings of one name have in common."""
+    text = unicodedata.normalize("NFKC", name.translate(_SIGNS)).casefold()
+    return _NO_DIFFERENCE.sub("", unicodedata.normalize("NFC", text)).rstrip(".")
+
+
+def column_key(name: str) -> str:
+    """How a column is called here: "Product Description" -> "product_description"."""
+    return re.sub(r"[\s\-]+", "_", unicodedata.normalize("NFC", name).strip().lower())
+
+
+def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) -> Table:
+    """Read a CSV file or JSON lines (by the ending .jsonl).
+
+    Args:
+        path: The file.
+        needed: Columns that must be there, each as its accepted spellings.
+        exact: Keep the texts as they are; else they are stripped and in NFC.
+
+    Raises:
+        DataError: The file cannot be read or lacks columns; all of these are named.
+    """
+    text = _text(path)
+    names = [{column_key(one) for one in spellings} for spellings in needed]
+    table = _json_lines(path, text) if path.suffix.lower() == ".jsonl" else _csv(path, text, names)
+    lacking = [
+        " or ".join(n) for n, k in zip(needed, names, strict=True) if not k & {*table.columns}
+    ]
+    if lacking:
+        given = f"its first line gives {table.columns}"
+        problem = f"{path}: lacks the column {', the column '.join(lacking)}; {given}"
+        raise DataError([problem, *table.problems], "this table cannot be used:")
+    if not exact:
+        for _, row in table.rows:
+            row.update({n: unicodedata.normalize("NFC", t).strip() for n, t in row.items()})
+    return table
+
+
+def _text(path: Path) -> str:
+    """The text of a file in the encoding that its bytes show; one that is not UTF-8 is logged."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError([f"{path}: cannot be read ({error.strerror})"], "no table:") from error
+    encoding = "utf-16" if data.startswith(_UTF_16) else "utf-8-sig"
+    if encoding == "utf-8-sig" and b"\0" in data[:200]:  # Latin letters in UTF-16, without a mark
+        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    for one in (encoding, "cp1252"):
+        try:
+            text = data.decode(one)
+        except UnicodeDecodeError:
+            continue
+        if one != "utf-8-sig":
+            log.info("%s: read as %s, not as UTF-8", path, one)
+        return text
+    mend = "save it as 'CSV UTF-8'"
+    raise DataError([f"{path}: is neither UTF-8 nor UTF-16 nor Windows-1252; {mend}"], "no table:")
+
+
+def _csv(path: Path, text: str, needed: Sequence[set[str]]) -> Table:
+    """The rows of a CSV text, whatever separates its values."""
+    hint = re.match(r"sep=(.)\r?\n", text)  # a line that Excel writes and reads
+    start = hint.end() if hint else 0
+    delimiter = hint[1] if hint else _delimiter(text, needed)
+    reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
+    try:
+        numbered = enumerate(reader, 2 if hint else 1)
+        lines = [(line, row) for line, row in numbered if any(map(str.strip, row))]
+    except csv.Error as error:
+        problem = f"{path}: cannot be read ({error}); save it as CSV again"
+        raise DataError([problem], "no table:") from error
+    header = [column_key(name) for name in lines[0][1]] if lines else []
+    while header and not header[-1]:
+        header.pop()
+    table = Table(path, header, [])
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        table.problems.append(f"{path}: two columns are called {', '.join(twice)}; keep one")
+    for line, values in lines[1:]:
+        while len(values) > len(header) and not values[-1].strip():
+            values.pop()
+        if len(values) == len(header):
+            table.rows.append((line, dict(zip(header, values, strict=True))))
+            continue
+        what = f"the values do not fit the {len(header)} columns"
+        mend = (
+            f"put a text with {'commas' if delimiter == ',' else repr(delimiter)} in double quotes"
+        )
+        table.problems.append(f"{path}, line {line}: {what}; {mend}")
+    return table
+
+
+def _delimiter(text: str, needed: Sequence[set[str]]) -> str:
+    """What separates the values: it finds most of the needed columns, or else most columns."""
+
+    def found(delimiter: str) -> tuple[int, int]:
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        columns = {column_key(name) for name in header}
+        return sum(bool(names & columns) for names in needed), len(header)
+
+    return max(DELIMITERS, key=found)
+
+
+def _json_lines(path: Path, text: str) -> Table:
+    """The rows of JSON lines; nothing and lists are empty texts."""
+    table = Table(path, [], [])
+    if text.lstrip().startswith("["):
+        mend = "write one object a line (jq -c '.[]')"
+        raise DataError([f"{path}: is one JSON array; {mend}"], "no table:")
+    for line, one in enumerate(text.split("\n"), 1):
+        if not one.strip():
+            continue
+        try:
+            row = json.loads(one)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            table.problems.append(f"{path}, line {line}: is no JSON object; mend or delete it")
+            continue
+        texts = {column_key(name): value for name, value in row.items()}
+        table.columns += [name for name in texts if name not in table.columns]
+        table.rows.append((line, {n: "" if v is None else str(v) for n, v in texts.items()}))
+    for _, row in table.rows:
+        row.update({name: "" for name in table.columns if name not in row})
+    return table

@@ -1,0 +1,115 @@
+"""Tables of any spreadsheet program: one reader, every problem of a file at once."""
+
+import json
+import logging
+
+import pytest
+from photo_folders import four_classes
+
+from finer1_lite.data import tables
+from finer1_lite.runtime.files import DataError, scan
+from finer1_lite.species import load_folder
+
+NEEDED = [("class",), ("description", "product_description")]
+ROWS = [("Snow drop", "white, small"), ("M\u00e4dchenauge", "yellow; large")]
+
+
+def csv_of(delimiter: str, rows=ROWS, header=("Class", "Product Description")) -> str:
+    lines = [header, *rows]
+    return "".join(delimiter.join(f'"{cell}"' for cell in line) + "\r\n" for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_every_encoding_and_delimiter_gives_the_same_rows(tmp_path, encoding, delimiter):
+    path = tmp_path / "table.csv"
+    path.write_bytes(csv_of(delimiter).encode(encoding))
+    table = tables.read(path, NEEDED)
+    assert table.columns == ["class", "product_description"] and not table.problems
+    assert [tuple(row.values()) for _, row in table.rows] == ROWS
+    assert [line for line, _ in table.rows] == [2, 3]
+
+
+def test_what_excel_adds_is_no_row(tmp_path):
+    """Its line `sep=;`, columns without a name, and rows without a text."""
+    path = tmp_path / "table.csv"
+    path.write_text("sep=;\nclass;description;;\nrose;red;;\n;;;\nwren;\u201cbrown\u201d;;\n\n")
+    table = tables.read(path, NEEDED)
+    assert table.rows == [
+        (3, {"class": "rose", "description": "red"}),
+        (5, {"class": "wren", "description": "\u201cbrown\u201d"}),
+    ]
+
+
+def test_an_encoding_that_is_guessed_is_said(tmp_path, caplog):
+    path = tmp_path / "table.csv"
+    path.write_bytes(csv_of(";").encode("cp1252"))
+    with caplog.at_level(logging.INFO, logger="finer1_lite"):
+        tables.read(path).say_unused(["class"])
+    assert "read as cp1252" in caplog.text and "not used: product_description" in caplog.text
+    path.write_bytes(b"class,\x81\x8d\xff")
+    with pytest.raises(DataError, match="CSV UTF-8"):
+        tables.read(path)
+
+
+def test_all_problems_of_a_file_come_together(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("class,class,text\na,b\na,b,c\na,b,c,d\n")
+    with pytest.raises(DataError) as caught:
+        tables.read(path, NEEDED)
+    told = "\n".join(caught.value.problems)
+    for words in ("lacks the column description or", "called class", "line 2", "line 4"):
+        assert words in told
+
+
+def test_json_lines_are_rows_too(tmp_path):
+    path = tmp_path / "metadata.jsonl"
+    rows = [{"file_name": "a.jpg", "label": None}, {"file_name": "b.jpg", "Count": 3}]
+    path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)) + "\n{half\n[1]\n")
+    table = tables.read(path, [("file_name",)])
+    assert [row for _, row in table.rows] == [
+        {"file_name": "a.jpg", "label": "", "count": ""},
+        {"file_name": "b.jpg", "label": "", "count": "3"},
+    ]
+    assert [problem.split(":")[0][-6:] for problem in table.problems] == ["line 3", "line 4"]
+    path.write_text(json.dumps(rows, indent=1))
+    with pytest.raises(DataError, match="one JSON array") as caught:
+        tables.read(path)
+    assert len(caught.value.problems) == 1
+
+
+def test_lines_of_other_files_may_begin_with_a_mark_too(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('\ufeff{"a": 1}\n')
+    assert list(scan(path)) == [(1, {"a": 1}, "")]
+
+
+@pytest.mark.parametrize(
+    "name, others",
+    [
+        ("colt's foot", ["colt\u2019s foot", "Colt\u02bcs_Foot", "colt\u00b4s-foot"]),
+        ("F-16A/B", ["F-16A-B", "f 16a\u2215b", "F\u201116A\u2044B"]),
+        ("\u201cRed\u201d \u00d7 blue", ['"red" x blue', "Red x blue", "\u00abRed\u00bb x Blue"]),
+        ("Carex sp.", ["Carex sp", "carex SP."]),
+        ("M\u00e4use", ["Ma\u0308use"]),
+    ],
+)
+def test_spellings_of_one_name(name, others):
+    assert {tables.name_key(other) for other in others} == {tables.name_key(name)}
+
+
+def test_names_that_differ_stay_apart():
+    names = ["snake's-head", "snakeshead", "C+", "C", "rose 1", "rose 2", "\u7fbd", "\u9ce5"]
+    assert len({tables.name_key(name) for name in names}) == len(names)
+
+
+def test_a_description_from_excel_in_one_round(tmp_path):
+    root = four_classes(tmp_path)
+    (root / "red-kite").rename(root / "kite\u2019s red-dish")
+    names = ["black-kite", "kite's red\u2010dish", "barn owl", "Tawny\u2215Owl"]
+    text = "Class;Description\r\n" + "".join(
+        f"{n};\u201ca bird\u201d, K\u00e4uzchen\r\n" for n in names
+    )
+    (root / "descriptions.csv").write_bytes(text.encode("cp1252", "replace").replace(b"?", b"/"))
+    birds = load_folder(root)
+    assert {one.description for one in birds.species} == {"\u201ca bird\u201d, K\u00e4uzchen"}
