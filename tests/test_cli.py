@@ -186,15 +186,11 @@ OPTIONS = {
         --fresh = False
         --preset {lab,t4,l4,a100}
         --photos Path
-        --files Path x*
-        --images Path
-        --allow-missing = False
         --world-seed int
         --unseen-share float
         --coarse
         --test-pictures int
         --max-new-tokens int
-        --batch int
     """,
     "fetch": """
         source
