@@ -187,7 +187,7 @@ def evaluate(
             who = {"model": answerer.name, "seed": answerer.seed, "sample": i % samples}
             row = record(benchmark, condition, part[i // samples], completion, **who)
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(lines))
         yield start + len(part)
 
