@@ -88,9 +88,9 @@ class Study:
 
     folder: Path
     preset: Preset
-    rows: tuple[str, ...] = tuple(ROWS)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    worlds: tuple[int, ...] = (0, 1)
+    rows: tuple[str, ...]
+    seeds: tuple[int, ...]
+    worlds: tuple[int, ...]
 
     def tasks(self, row: str, rate: float, seeds: Sequence[int]) -> list["Task"]:
         """A row's trainings in every world, world by world."""
@@ -106,7 +106,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Task:
-    """One training and its evaluation."""
+    """One training and its evaluation: open world, under the prompt of its training."""
 
     study: Study
     world: int
@@ -128,7 +128,7 @@ class Task:
 
     @property
     def condition(self) -> Condition:
-        """How it is evaluated: open world, under the prompt of its training."""
+        """How it is evaluated."""
         row = ROWS.get(self.row)
         return Condition(row.preset(self.study.preset, 1.0).tapo.prompt if row else "think", "open")
 

@@ -162,21 +162,22 @@ def faithfulness(
     Asked of the pictures that were named rightly at first (and cite such a mark).
     """
     rng = random.Random(0)
-    images = [p.image() for p in photos]
-    labels = [p.species for p in photos]
+    images = dict(enumerate(photo.image() for photo in photos))
+    labels = [photo.species for photo in photos]
 
     def told(which: Sequence[int], shown: Mapping, begun: Mapping | None = None) -> list[str]:
         prompt_texts = [prompts.question("think", "bird")] * len(which)
         starts = begun and [begun[i] for i in which]
         return complete(student, max_new_tokens, prompt_texts, [shown[i] for i in which], starts)
 
-    first = told(range(len(photos)), dict(enumerate(images)))
-    rows = []
-    for photo, text in zip(photos, first, strict=True):
-        right = _named(text, world.names) == photo.species
-        row = {"measure": "named after a chain", "item": photo.id, "label": photo.species}
-        rows.append(row | {"correct": right, "completion": text})
-    kept = [i for i, row in enumerate(rows) if row["correct"]]
+    first = told(range(len(photos)), images)
+    right = [_named(first[i], world.names) == label for i, label in enumerate(labels)]
+    rows = [
+        {"measure": "named after a chain", "item": p.id, "label": p.species, "correct": r}
+        | {"completion": text}
+        for p, r, text in zip(photos, right, first, strict=True)
+    ]
+    kept = [i for i in images if right[i]]
     rivals = {i: _rival(world, labels[i], rng) for i in kept}
     swapped = {i: paperbirds.photo(world, rivals[i], "swap", n).image() for n, i in enumerate(kept)}
     changed = {i: edit_chain(first[i], _marks_to(world, labels[i], rivals[i])) for i in kept}

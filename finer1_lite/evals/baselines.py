@@ -118,9 +118,6 @@ def extract(features: Features, images: Sequence[Callable]) -> np.ndarray:
     return np.concatenate([features([image() for image in part]) for part in batches])
 
 
-# --- answerers -------------------------------------------------------------------------------
-
-
 @dataclass
 class Baseline:
     """Names the best class among the options; loads and looks when it is first asked."""
@@ -174,11 +171,11 @@ def make(
     name: str,
     benchmark: Benchmark,
     train: Sequence[Photo] | None,
-    student: Callable[[], Student],
+    student: Callable[[], Student] | None,
 ) -> Baseline:
-    """A baseline by its name; DataError where there is none, or no shots for it.
+    """A baseline by its name; DataError where there is none, or no training shots for it.
 
-    train: the training shots; student: loads the model of `vision_tower`.
+    student: loads the model of `vision_tower`.
     """
     known = {
         "lite0": (lite0_features, prototype_scores),
@@ -189,9 +186,6 @@ def make(
     if train is None:
         raise DataError([f"{name}: question files bring no training shots"], "no baseline:")
     return Baseline(f"baseline {name}", benchmark, train, *known[name])
-
-
-# --- beside a lab run ------------------------------------------------------------------------
 
 
 def beside(
@@ -242,9 +236,9 @@ def _measure(folder: Path, frame: pd.DataFrame, picture: Callable[[str], Image.I
     classes = {items[0].dataset: sorted({*frame["label"], *options.explode()})}
     groups = dict(zip(frame["label"], frame["group"], strict=True))
     asked = Benchmark(items, classes, groups, as_drawn=True)
-    kind, load = ("lite0", lite0_features) if has_lite0() else ("tower_prototypes", None)
-    load = load or partial(_tower_of, folder)
-    baseline = Baseline(f"baseline {kind}", asked, shots, load, prototype_scores)
+    kind = "lite0" if has_lite0() else "tower_prototypes"
+    features = lite0_features() if has_lite0() else _tower_of(folder)
+    baseline = Baseline(f"baseline {kind}", asked, shots, lambda: features, prototype_scores)
     conditions = [Condition(NO_PROMPT, task, order="shuffle") for task in frame["task"].unique()]
     evaluate_all(baseline, asked, conditions, folder, len(items))
 

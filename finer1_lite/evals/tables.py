@@ -306,22 +306,6 @@ def per_entry(frame: pd.DataFrame, tell: Callable[[pd.DataFrame], dict]) -> pd.D
     return text_table(lines)
 
 
-def error_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Where completions go: the right class, one of its group (genus), another group, none."""
-
-    def tell(rows: pd.DataFrame) -> dict[str, str]:
-        right, none = rows["correct"] == 1, rows["named"].isna()
-        inside = ~right & ~none & (rows["group"] == rows["named_group"])
-        return {
-            "right, %": percent(right.mean()),
-            "wrong class of the right group, %": percent(inside.mean()),
-            "other group, %": percent((~right & ~none & ~inside).mean()),
-            "no class, %": percent(none.mean()),
-        }
-
-    return per_entry(frame[frame["group"] != ""], tell)
-
-
 def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of every class, lowest first, and what it is called instead."""
     by = rows.groupby("label")
@@ -330,6 +314,7 @@ def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for label, one in classes.sort_values(["share", "label"]).head(MAX_CLASSES).iterrows():
         called, share = majority(rows[(rows["label"] == label) & (rows["correct"] == 0)]["named"])
+        often = f"{called} ({percent(share)} % of its errors)" if called else ""
         low, high = metrics.wilson(one["right"], one["n"])
         lines.append(
             {
@@ -337,7 +322,7 @@ def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
                 "split": one["split"],
                 "right": f"{one['right']:.0f} of {one['n']}",
                 "% [95 %]": percent(one["share"], {"low": low, "high": high}),
-                "most often called": f"{called} ({percent(share)} % of its errors)" * bool(called),
+                "most often called": often,
             }
         )
     mean = percent(classes["share"].mean())

@@ -85,9 +85,8 @@ def measure(complete: Complete, world: World, shown: Sequence[Covered]) -> list[
         looks = dict(zip(known, completions, strict=True))
         for one, name, text in zip(shown, named, first, strict=True):
             row = _row(world, f"in two steps ({kind})", *one, looks.get(name, ""))
-            wanted = row["label"]
             right = {"measure": f"named with a mark covered ({kind})", "said": name}
-            right |= {"wanted": wanted, "correct": name == wanted, "completion": text}
+            right |= {"wanted": row["label"], "correct": name == row["label"], "completion": text}
             rows += [row | right, row]
     return rows
 

@@ -172,7 +172,8 @@ def test_evaluate_gives_the_completions_of_lab(tmp_path, monkeypatch, caplog):
     assert main(["report", str(run)]) == 0
     assert main(["report", str(run), str(tmp_path / "runs" / "evaluation")]) == 0
     page = (tmp_path / "runs" / "evaluation" / "compared-with-owls.md").read_text()
-    assert "## Before you compare" in page and "two names of data sets" in page
+    assert "evaluation: tapo (think) minus owls: TAPO (think) | unseen | +0.0 [+0.0, +0.0]" in page
+    assert "What is compared" not in page  # one data set under two names, asked alike
     paths = sorted(run.glob("seed0/*/card.json"))
     texts = [path.read_text() for path in paths]
     for path in paths:  # as an older version left it
