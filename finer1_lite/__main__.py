@@ -30,7 +30,10 @@ COMMANDS = {  # name -> what it is for (docstring), its options (fields), what i
     "merge": tools.MergeCommand,
     "demo": tools.DemoCommand,
 }
-DEVICE_HELP = "auto: CUDA where there is a GPU, else the CPU (default: the variable FINER1_DEVICE)"
+DEVICE_HELP = (
+    "auto: CUDA where there is a GPU, else the CPU; mps: a Mac's GPU, never tried on a real one "
+    "(default: the variable FINER1_DEVICE, else auto)"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

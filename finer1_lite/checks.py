@@ -89,4 +89,4 @@ def assert_not_all_truncated(rollouts: Rollouts | Sequence) -> float:
         f"all {len(truncated)} completions were truncated at the length limit, so none has an "
         "answer to score: raise max_new_tokens, or look whether the model ever ends its turn.",
     )
-    return truncated.double().mean().item()
+    return truncated.cpu().double().mean().item()  # mps has no float64

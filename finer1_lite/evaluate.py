@@ -6,6 +6,7 @@ of a benchmark under a condition, batch by batch. Every completion, scored by
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +187,7 @@ def evaluate(
             who = {"model": answerer.name, "seed": answerer.seed, "sample": i % samples}
             row = record(benchmark, condition, part[i // samples], completion, **who)
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(lines))
         yield start + len(part)
 
@@ -218,8 +219,8 @@ def evaluate_all(
 
 
 def answers_folder(folder: Path, model: str) -> Path:
-    """Where a run keeps the records of a model, whatever slashes its name has."""
-    return folder / "answers" / model.replace("/", "--")
+    """Where a run keeps the records of a model, whatever its name has ("qwen2.5vl:7b")."""
+    return folder / "answers" / re.sub(r'[<>:"\\|?*]', "-", model.replace("/", "--"))
 
 
 def join(*folders: Path) -> str:

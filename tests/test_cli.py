@@ -71,7 +71,7 @@ OPTIONS = {
     """,
     "plan": """
         --model
-        --gpu GIB float = 15.0
+        --gpu GIB = 15
         --preset {lab,t4,l4,a100} = t4
         --set KEY=VALUE x+
         --text-tokens int = 96
@@ -186,15 +186,11 @@ OPTIONS = {
         --fresh = False
         --preset {lab,t4,l4,a100}
         --photos Path
-        --files Path x*
-        --images Path
-        --allow-missing = False
         --world-seed int
         --unseen-share float
         --coarse
         --test-pictures int
         --max-new-tokens int
-        --batch int
     """,
     "fetch": """
         source

@@ -180,3 +180,9 @@ def test_a_file_cut_inside_a_letter_is_continued(student, seven, tmp_path):
     path = tmp_path / f"{OPEN.name}.jsonl"
     path.write_bytes(whole[: whole.index(b"\n") + 1] + '{"completion": "ö'.encode()[:-1])
     assert answer(student, seven, OPEN, tmp_path) == whole
+
+
+def test_a_model_of_any_name_has_a_folder_that_every_system_knows(tmp_path):
+    names = {"owner/name": "owner--name", "qwen2.5vl:7b": "qwen2.5vl-7b", r"C:\m": "C--m"}
+    for name, folder in names.items():
+        assert evaluate.answers_folder(tmp_path, name) == tmp_path / "answers" / folder

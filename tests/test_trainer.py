@@ -11,17 +11,29 @@ from transformers import Trainer, TrainingArguments
 
 from finer1_lite.trainer import Loop, last_checkpoint
 
-# What transformers' Trainer writes, and what our loop writes.
+# What transformers' Trainer writes, alone and on engines, and what our loop writes.
 FILES = {
     "trainer": ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"),
     "loop": ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "trained.safetensors"),
+    "deepspeed": (  # it keeps the schedule in its own states, and names them in `latest`
+        "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "latest",
+        "rng_state_0.pth",
+        "adapter_model.safetensors",
+    ),
+    "fsdp": (  # in shards
+        "optimizer_0/.metadata",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "pytorch_model_fsdp_0/.metadata",
+    ),
 }
 
 
 def checkpoint(work: Path, step: int, kind: str = "trainer") -> Path:
     folder = work / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
     for name in (*FILES[kind], "trainer_state.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps({"global_step": step}))
     return folder
 

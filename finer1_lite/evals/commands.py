@@ -59,31 +59,27 @@ class JobOptions(PhotoOptions):
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
     preset: Size | None = option(None, "lab: a CPU, others: a GPU (default: as the card says)")
-    files: tuple[Path, ...] = option((), "released question files", nargs="*")
-    images: Path | None = option(None, "folder of the pictures that --files name")
-    allow_missing: bool = option(False, "leave out and count questions whose picture is missing")
     world_seed: int | None = option(None, "paper birds: which world (default: as the card says)")
     test_pictures: int | None = option(None, "fresh paper birds a split")
     max_new_tokens: int | None = option(None, "limit of a completion (default: as the card says)")
-    batch: int | None = option(None, "questions answered at a time")
 
-    def make_job(self, limit: int | None = None, **own: Any) -> Job:
-        """A job with settings of its own; ValueError lists every option that makes no sense.
+    def make_job(self, limit: int | None = None, batch: int | None = None, **own: Any) -> Job:
+        """A job with settings of its own.
 
-        limit: of tokens, where neither --max-new-tokens nor a card says it.
+        limit: of tokens, where neither --max-new-tokens nor a card says it. batch: questions
+        answered at a time.
         """
         from finer1_lite.evals.facts import settle, weights_of
         from finer1_lite.evals.job import Job
 
-        require_sense(self.problems())
         models = tuple(weights_of(model) for model in self.models)
         preset = getattr(Preset, self.preset or "lab")()
         sized = {"quantize": preset.quantize} if self.preset else {}
         names = ("photos", "descriptions", "coarse", "unseen_share", "world_seed", *OF_PRESET)
-        asked = sized | given(self, *names, batch="eval_batch")
+        asked = sized | given(self, *names) | ({"eval_batch": batch} if batch is not None else {})
         if self.reading() != Reading():
             asked["reading"] = self.reading()
-        settled = settle(models, asked, own=bool(self.files or own.get("questions")))
+        settled = settle(models, asked, own=bool(own.get("files") or own.get("questions")))
         settled.setdefault("max_new_tokens", limit or preset.max_new_tokens)
         changes = {name: settled.pop(name) for name in SETTLED if name in settled}
         settled.setdefault("coarse", "object" if settled.get("photos") else "bird")
@@ -92,13 +88,9 @@ class JobOptions(PhotoOptions):
             models=models,
             preset=preset.with_(**changes),
             **settled,
-            **given(self, "base", "files", "images", "allow_missing"),
+            **given(self, "base"),
             **own,
         )
-
-    def problems(self) -> list[str]:
-        """What makes no sense in these options."""
-        return [ONE_OF] if self.photos and self.files else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +120,10 @@ class EvaluateCommand(JobOptions):
     letters: bool = option(False, "put (A), (B) before options; letters count")
     samples: int = option(1, "completions a question; more than 1 are drawn at temperature 1")
     no_blind: bool = option(False, "leave out the model without the picture")
+    files: tuple[Path, ...] = option((), "released question files", nargs="*")
+    images: Path | None = option(None, "folder of the pictures that --files name")
+    allow_missing: bool = option(False, "leave out and count questions whose picture is missing")
+    batch: int | None = option(None, "questions answered at a time")
     questions: tuple[Path, ...] = option(
         (),
         "of your own about pictures: JSON lines with image, question, answer and, where wanted, "
@@ -141,10 +137,11 @@ class EvaluateCommand(JobOptions):
     )
 
     def job(self) -> Job:
-        """What is to be evaluated."""
+        """What is to be evaluated. ValueError lists every option that makes no sense."""
         from finer1_lite.data.benchmark import Condition
         from finer1_lite.evals.endpoint import Remote
 
+        require_sense(self.problems())
         order = "as_is" if self.protocol == "released" else self.order
         pictures = (True,) if self.no_blind else (True, False)
         kinds = product(dict.fromkeys(self._prompts()), dict.fromkeys(self.tasks), pictures)
@@ -153,6 +150,7 @@ class EvaluateCommand(JobOptions):
             limit=ENDPOINT_TOKENS if remote else None,
             conditions=tuple(Condition(*k, order, self.letters, self.samples) for k in kinds),
             endpoint=remote,
+            **given(self, "batch", "files", "images", "allow_missing"),
             **given(self, "questions", "baselines", "similarity"),
         )
 

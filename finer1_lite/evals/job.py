@@ -172,9 +172,6 @@ def run_analysis(job: Job, fresh: bool = False) -> Path:
     A part that was measured is kept, so that a killed analysis goes on with the next.
     """
     collection = job.collection()
-    if collection is None:
-        problem = "--files: bring no descriptions and no training pictures; give --photos"
-        raise DataError([problem], "nothing to analyse:")
     _checked_names(job)
     open_folder(job.folder, job.config(job.benchmark(collection), "an analysis"), fresh)
     world = None if job.photos else paperbirds.make_world(job.world_seed)

@@ -141,7 +141,7 @@ def _name_all(
             some = {(str(path), _digest(path)): path for path in paths[at : at + namer.batch]}
             new = {key: path for key, path in some.items() if key not in rows}
             made = dict(zip(new, _name_some(namer, new, samples), strict=True))
-            with store.open("a", encoding="utf-8") as file:
+            with store.open("a", encoding="utf-8", newline="\n") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in made.values()))
             yield from (rows.get(key) or made[key] for key in some)
             bar.update(len(some))

@@ -9,9 +9,16 @@ from finer1_lite.runtime import distributed
 
 log = logging.getLogger("finer1_lite")
 
-# Of a checkpoint of ours, and of transformers' Trainer; the last one is written last.
+# Of a checkpoint of ours, and of transformers' Trainer, alone, on DeepSpeed, on FSDP in shards:
+# one of each row. The last one is written last.
 STATE = "trainer_state.json"
-CHECKPOINT_FILES = ("optimizer.*", "scheduler.*", "r*_state*", "*.safetensors", STATE)
+CHECKPOINT_FILES = (
+    ("optimizer.*", "global_step*/*optim_states*", "optimizer_*/.metadata"),
+    ("scheduler.*", "latest"),
+    ("r*_state*",),
+    ("*.safetensors", "pytorch_model_fsdp_*/.metadata"),
+    (STATE,),
+)
 
 
 def last_checkpoint(work: Path) -> str | None:
@@ -34,4 +41,4 @@ def _is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES)
+    return all(any(any(checkpoint.glob(n)) for n in names) for names in CHECKPOINT_FILES)

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -37,12 +38,14 @@ def hide_bars() -> None:
 
 
 def quiet() -> None:
-    """Our own decisions on the screen, the libraries' chatter not."""
+    """Our own decisions on the screen, the libraries' chatter not; letters it lacks as codes."""
     import warnings
 
     import datasets
     import transformers
 
+    if hasattr(sys.stdout, "reconfigure"):  # Windows: into a file, a code page of few letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     transformers.logging.set_verbosity_error()

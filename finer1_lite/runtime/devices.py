@@ -26,8 +26,9 @@ def asked() -> str:
     """What `--device` or the variable names ("auto"); DataError where that is not here."""
     name = os.environ.get(VARIABLE) or "auto"
     here = available()
-    if name.partition(":")[0] not in {"auto", *here}:
+    if name not in {"auto", *here}:
         allowed = f"choose of {', '.join(DEVICES)}; this machine has {', '.join(here)}"
+        allowed += "; CUDA_VISIBLE_DEVICES chooses a card" if "cuda" in here else ""
         raise DataError([f"{name!r}: {allowed}"], f"--device, or {VARIABLE}, cannot be used:")
     return name
 
@@ -53,7 +54,10 @@ def choose_device() -> torch.device:
         why += "; --device mps uses this Mac's GPU" if "mps" in available() else ""
     device = torch.device(distributed.device_name(name))
     if device.type == "cuda":
-        why = torch.cuda.get_device_name(device)
+        gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+        why = f"{torch.cuda.get_device_name(device)}, {gib:.0f} GiB"
+    elif device.type == "mps":
+        why = "this Mac's GPU; nobody has tried this on one yet"
     log.info("device %s: %s", device, why)
     return device
 

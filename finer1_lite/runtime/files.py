@@ -168,9 +168,11 @@ def nothing_left_of_a_failed_start() -> Iterator[None]:
         for folder, (made, keep) in reversed(_begun.items()):
             files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
             if {path.parts[0] for path in files} <= {CONFIG, keep}:
-                with suppress(OSError):  # a folder that is not empty stays
-                    (folder / CONFIG).unlink(missing_ok=True)
-                    for path in made:
+                with suppress(OSError):  # no folder at all: a file is in its place
+                    (folder / CONFIG).unlink()
+                within = (path for path in folder.rglob("*") if path.is_dir())
+                for path in (*sorted(within, reverse=True), *made):
+                    with suppress(OSError):  # one that is not empty stays
                         path.rmdir()
         raise
 

@@ -61,6 +61,8 @@ class Limits:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        elif torch.backends.mps.is_available():
+            torch.mps.empty_cache()
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps."""

@@ -205,7 +205,7 @@ class PlanCommand:
     """
 
     model: str | None = option(None, "hub name, folder, or random:NAME (default: the preset's)")
-    gpu: float = option(15.0, "memory of the card", metavar="GIB")
+    gpu: str = option("15", "memory of the card, or its name: T4, A100-40, RTX 3060", metavar="GIB")
     preset: Size = option("t4", "settings to start from")
     settings: tuple[str, ...] = key_values(
         "other settings, such as tapo.groups=2 max_new_tokens=256"
@@ -218,14 +218,15 @@ class PlanCommand:
         from finer1_lite.runtime.files import write_atomically
         from finer1_lite.tools import plan
 
-        if not (0 < self.gpu < 10_000 and self.text_tokens > 0):
-            raise ValueError(f"--gpu {self.gpu}, --text-tokens {self.text_tokens}: above 0")
+        gib = plan.card_gib(self.gpu)
+        if not (0 < gib < 10_000 and self.text_tokens > 0):
+            raise ValueError(f"--gpu {gib}, --text-tokens {self.text_tokens}: above 0")
         changes = read_key_values(self.settings) | given(self, model="student")
         preset = getattr(Preset, self.preset)().with_(**changes)
-        found = plan.memory_plan(preset, gpu_gib=self.gpu, text_tokens=self.text_tokens)
+        found = plan.memory_plan(preset, gpu_gib=gib, text_tokens=self.text_tokens)
         if self.json is not None:
             write_atomically(self.json, json.dumps(found.to_dict(), indent=1).encode())
-        print(found)
+        print(found, "" if self.preset == "lab" else plan.choices(changes), sep="\n\n")
 
 
 @dataclass(frozen=True, kw_only=True)

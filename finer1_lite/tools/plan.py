@@ -7,9 +7,11 @@ settings that fit, and what to lower first.
 
 import bisect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
+from typing import Any
 
 import pandas as pd
 import torch
@@ -36,8 +38,22 @@ MILDEST_FIRST = (  # the first four change no result
     "max_new_tokens",
 )
 COUNTS = tuple(name for name in MILDEST_FIRST if name != CHECKPOINTING)
+CARDS = {  # GiB that CUDA has of a card
+    "t4": 14.6,
+    "l4": 22.0,
+    "a10": 22.0,
+    "a100-40": 39.4,
+    "a100": 79.1,
+    "h100": 79.1,
+    "h200": 139.8,
+    "v100": 15.7,
+    "3060": 11.7,
+    "3090": 23.6,
+    "4090": 23.5,
+}
 LIMITS = {"pixels": 16_384 * 28 * 28, "max_new_tokens": 32_768}  # of Qwen2.5-VL
 LARGEST = 4096  # of a setting that has no limit of its own
+SMALL_CARDS = (6, 8, 12)  # GiB
 
 
 @dataclass(frozen=True)
@@ -207,6 +223,24 @@ def memory_plan(
         config = random_weights.find_config(source)
     sizes = memory.count(meta_student(config, preset, dtype), dtype.itemsize)
     return Plan(Load(sizes, preset, text_tokens), int(gpu_gib * GIB), preset.student)
+
+
+def card_gib(named: str) -> float:
+    """GiB of a card: a number, or a name of `CARDS`. ValueError with the names otherwise."""
+    known = CARDS.get(named.casefold().removeprefix("rtx").strip(" -"))
+    try:
+        return known or float(named)
+    except ValueError:
+        raise ValueError(f"--gpu {named}: GiB, or one of {', '.join(CARDS)}") from None
+
+
+def choices(changes: Mapping[str, Any]) -> str:
+    """Which presets of a GPU, so changed, fit the cards that people have; a line a size."""
+    needed = {}
+    for name in ("t4", "l4", "a100"):
+        needed[name] = memory_plan(getattr(Preset, name)().with_(**changes)).needed / GIB
+    fit = {gib: [name for name, least in needed.items() if least <= gib] for gib in SMALL_CARDS}
+    return "\n".join(f"presets for {g} GiB: {', '.join(fit[g]) or 'none'}" for g in fit)
 
 
 def meta_student(config: PretrainedConfig, preset: Preset, dtype: torch.dtype) -> Student:

@@ -200,9 +200,3 @@ def test_an_analysis_is_kept_resumed_and_remade_from_its_rows(saved, tmp_path, m
     (run / "report.md").unlink()
     assert main(["report", str(run)]) == 0
     assert (run / "report.md").read_text() == page
-
-
-def test_analyse_needs_pictures_to_learn_from(saved, tmp_path, caplog):
-    (tmp_path / "bird_seen.jsonl").write_text("")
-    said = refused(caplog, "analyse", saved, saved, "--files", tmp_path / "bird_seen.jsonl")
-    assert "give --photos" in said

@@ -2,13 +2,14 @@
 
 import argparse
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from finer1_lite import models
 from finer1_lite.__main__ import build_parser, main
-from finer1_lite.runtime import devices
+from finer1_lite.runtime import devices, files
 from finer1_lite.tools.commands import LabCommand
 
 
@@ -19,6 +20,8 @@ def machine(monkeypatch):
     def have(*there: str) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
+        size = SimpleNamespace(total_memory=14.6 * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
         devices.choose_device.cache_clear()
 
@@ -39,9 +42,8 @@ def started(monkeypatch) -> list[str]:
     [
         ((), "auto", "cpu", "device cpu: no CUDA GPU was found, so the CPU is used"),
         (("mps",), "auto", "cpu", "the CPU is used; --device mps uses this Mac's GPU"),
-        (("mps",), "mps", "mps", "device mps: as --device or FINER1_DEVICE says"),
-        (("cuda",), "auto", "cuda", "device cuda: NVIDIA T4"),
-        (("cuda",), "cuda:1", "cuda", "device cuda:1: NVIDIA T4"),
+        (("mps",), "mps", "mps", "device mps: this Mac's GPU; nobody has tried"),
+        (("cuda",), "auto", "cuda", "device cuda: NVIDIA T4, 15 GiB"),
         (("cuda",), "cpu", "cpu", "device cpu: as --device or FINER1_DEVICE says"),
     ],
 )
@@ -59,6 +61,14 @@ def test_a_device_that_is_not_here_is_named_with_those_that_are(machine, wrong, 
     assert main(["lab", "--device", wrong, "--out", str(tmp_path / "runs")]) == 2
     assert wrong in caplog.text and "auto, cuda, mps, cpu; this machine has cpu" in caplog.text
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("wrong", ["cuda:7", "cuda:x"])
+def test_one_of_several_cards_is_chosen_by_cudas_own_variable(machine, monkeypatch, wrong):
+    machine("cuda")
+    monkeypatch.setenv(devices.VARIABLE, wrong)
+    with pytest.raises(files.DataError, match=f"{wrong}.*has cuda, cpu; CUDA_VISIBLE_DEVICES"):
+        devices.choose_device()
 
 
 @pytest.mark.parametrize("preset", ["t4", "l4", "a100"])

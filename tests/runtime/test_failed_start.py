@@ -75,6 +75,19 @@ def test_a_run_that_goes_on_and_fails_stays(tmp_path, monkeypatch):
     assert tree(tmp_path) == before == {"lab", "lab/config.json"}
 
 
+def test_empty_folders_within_go_too(tmp_path, monkeypatch):
+    """Else the name would be lost: a folder that is not empty and holds no run."""
+
+    def fail(preset, folder, *_):
+        (folder / "answers" / "tapo").mkdir(parents=True)
+        raise ValueError("x")
+
+    monkeypatch.setattr(lab, "prepare_base", fail)
+    words = ["lab", "--test-pictures", "36", "--out", str(tmp_path / "runs")]
+    assert [main(words), main(words)] == [2, 2]
+    assert tree(tmp_path) == set()
+
+
 def test_chains_that_were_made_for_it_stay(tmp_path, monkeypatch):
     words = failing(monkeypatch, ValueError("x"), "chains/reviewed.jsonl")
     assert main([*words, str(tmp_path)]) == 2

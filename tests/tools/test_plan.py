@@ -157,12 +157,29 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert f"{written['peak'] / GIB:.2f} GiB" in shown
 
 
+@pytest.mark.parametrize("named", ["T4", "a100-40", "RTX 3060", "rtx-4090", "24", "7.5"])
+def test_a_card_is_named_or_measured(named):
+    word = named.casefold().removeprefix("rtx").strip(" -")
+    assert plan.card_gib(named) == (plan.CARDS.get(word) or float(named))
+
+
+def test_presets_for_small_cards(capsys):
+    """A 3B model, then a 7B one, which is large for them."""
+    lines = [f"presets for {g} GiB: {names}" for g, names in ((6, "t4"), (8, "t4, l4"))]
+    assert plan.choices({}).splitlines()[:2] == lines
+    seven = plan.choices({"student": SEVEN.student})
+    assert "8 GiB: none" in seven and "12 GiB: t4" in seven
+    assert main(["plan", "--gpu", "T4"]) == 0
+    assert "on 14.6 GiB" in (shown := capsys.readouterr().out) and lines[0] in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--model", "Qwen/Qwen9-VL"], "no configuration of 'Qwen/Qwen9-VL'.*no connection"),
         (["--gpu", "-1"], "--gpu -1.0"),
         (["--gpu", "nan"], "--gpu nan"),
+        (["--gpu", "T5"], "--gpu T5: GiB, or one of t4, l4"),
         (["--set", "tapo.groups=0"], "tapo.groups = 0"),
         (["--set", "quantize=int3"], "quantize = 'int3'"),
     ],
