@@ -106,7 +106,7 @@ def test_every_command_that_computes_has_the_option():
                     found |= names(one, f"{above} {name}".strip())
         return found
 
-    computing = "lab, pretrain, ablate, bench, cot make, evaluate, analyse, predict"
+    computing = "lab, pretrain, ablate, bench, cot make, evaluate, analyse, predict, demo"
     assert names(build_parser()) == set(computing.split(", "))
 
 
