@@ -162,7 +162,8 @@ def oracle_replies(world, two):
         kept = re.search(r"be seen: (.+)", text)[1].split("; ")
         prompt = TeacherPrompt("write", text, name[1], tuple(listed), tuple(kept))
         chain = oracle.ask(photo, prompt, [0])[0].text
-        return chain.replace("analysis: ", f"analysis: view {request['seed']}, {kept[0]}, ")
+        said = f"analysis: view {request['seed']}, {', '.join(kept)}\n"  # and nothing else
+        return re.sub("analysis: .*\n", said, chain)
 
     return reply
 
