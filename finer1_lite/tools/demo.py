@@ -1,14 +1,11 @@
 """A page on this machine: drop a photograph, see its name, how sure that is, why, look-alikes.
 
-`Answers` writes the HTML, without gradio and all of it escaped; `serve` puts it behind a page
-that only this machine can open. Nothing is kept: an upload is deleted once it is named, their
-folder when the page ends; gradio makes no link, no statistics, no record in the browser.
+`Answers` writes the HTML, all escaped; `serve` shows it to this machine alone. An upload is deleted
+once it is named, the folder at the end; gradio makes no link, no statistics, no record.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import os
 import shutil
@@ -18,7 +15,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jinja2
@@ -26,6 +22,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from finer1_lite import predict
+from finer1_lite.chains.client import data_url
 from finer1_lite.chains.panel import chain_html
 from finer1_lite.data import images
 from finer1_lite.data.images import PictureError
@@ -87,20 +84,11 @@ class Answers:
 def read(path: Path) -> Image.Image:
     """An uploaded photograph; PictureError, without the folder's name, for what cannot be used."""
     try:
-        size = path.stat().st_size
-        if size > MEGABYTES * 2**20:
-            raise PictureError(f"is {size / 2**20:.0f} MB large; {MEGABYTES} MB are read at most")
+        if path.stat().st_size > MEGABYTES * 2**20:
+            raise PictureError(f"is too large; {MEGABYTES} MB are read at most")
         return images.decode(path)
     except (PictureError, OSError) as error:
         raise PictureError(f"{path.name} {str(error).removeprefix(f'{path}: ')}") from error
-
-
-def data_url(picture: Image.Image, side: int) -> str:
-    """A picture as an address that holds it, so that no file is needed; side: pixels."""
-    small, data = picture.copy(), io.BytesIO()
-    small.thumbnail((side, side))
-    small.save(data, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def gallery(namer: Namer, photos: Path | None = None) -> dict[str, list[Photo]]:
@@ -115,31 +103,36 @@ def gallery(namer: Namer, photos: Path | None = None) -> dict[str, list[Photo]]:
             raise
         log.warning("no pictures of look-alikes, --photos DIR names their folder: %s", error)
         return {}
-    by_class: dict[str, list[Photo]] = {name: [] for name in namer.names}
-    for photo in (*found.train, *found.test):
-        by_class.get(photo.species, []).append(photo)
-    without = [name for name, its in by_class.items() if not its]
-    if without:
+    every = [*found.train, *found.test]
+    by_class = {name: [one for one in every if one.species == name] for name in namer.names}
+    if without := [name for name, its in by_class.items() if not its]:
         log.warning("no picture of %d of %d classes: %s", len(without), len(by_class), without)
     return by_class
 
 
-# --- behind gradio ------------------------------------------------------------------------------
-
-
-def require_gradio(folder: Path | str) -> ModuleType:
+def require_gradio(folder: Path | str) -> Any:
     """Import gradio, told to keep to this machine and to `folder`; DataError where it is absent."""
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.update(GRADIO_TEMP_DIR=str(folder), GRADIO_ANALYTICS_ENABLED="False")
     try:
         import gradio
-    except ImportError:
-        what = "gradio is not installed: pip install -r requirements-demo.txt"
-        raise DataError([what], "no page:") from None
+    except ImportError as error:
+        raise DataError([f"{error}: pip install -r requirements-demo.txt"], "no page:") from None
     return gradio
 
 
-def build(gr: ModuleType, answers: Answers, folder: Path) -> Any:
+def refusal(path: str, headers: Mapping[str, str], folder: Path) -> str:
+    """Why a request is not served, "" where it is: of another site's page, or too many uploads."""
+    host = headers.get("host", "")
+    own = host.rpartition(":")[0] in (HOST, "localhost")  # no name that leads here by DNS
+    if not own or headers.get("origin", f"http://{host}") != f"http://{host}":
+        return "only the page itself may ask"
+    large = int(headers.get("content-length", 2**40)) > (MEGABYTES + 1) * 2**20
+    if path.endswith("/upload") and (large or len(list(folder.glob("*/*"))) > WAITING):
+        return "too large, or too many photographs wait: try again with one"
+    return ""
+
+
+def build(gr: Any, answers: Answers, folder: Path) -> Any:
     """The page, gradio.Blocks; folder: where gradio puts uploads, each deleted once it is named."""
 
     def name(upload: str) -> tuple[None, str]:
@@ -150,9 +143,8 @@ def build(gr: ModuleType, answers: Answers, folder: Path) -> Any:
             if folder.resolve() in path.parent.parents:
                 shutil.rmtree(path.parent, ignore_errors=True)
 
-    card = answers.namer.card
-    title = f"Which {card.coarse} is it?"
-    lead = f"{len(card.classes)} kinds are known. Nothing leaves this machine or is kept."
+    title = f"Which {answers.namer.card.coarse} is it?"
+    lead = f"{len(answers.namer.names)} kinds are known. Nothing leaves this machine or is kept."
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, 600)) as page:
         gr.HTML(f"<div class='f1'><h2>{escape(title)}</h2><p>{lead}</p></div>")
         drop = gr.File(label=f"a photograph, {MEGABYTES} MB at most", height=150, elem_id="drop")
@@ -161,13 +153,20 @@ def build(gr: ModuleType, answers: Answers, folder: Path) -> Any:
     return page.queue(max_size=WAITING, api_open=False)
 
 
-def launch(page: Any, port: int, **settings: Any) -> None:
-    """Open the page to this machine alone, until it is stopped."""
+def launch(page: Any, folder: Path, port: int, **settings: Any) -> None:
+    """Open the page to this machine alone, until it is stopped; folder: that of `build`."""
+    from gradio.routes import HTTPException
+
+    def user(request: Any) -> str:
+        if why := refusal(request.url.path, request.headers, folder):
+            raise HTTPException(403, why)
+        return ""
+
     log.info("open http://%s:%d (Ctrl-C ends it)", HOST, port)
     off = ("share", "run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa")
     settings |= dict.fromkeys(off, False) | {"quiet": True, "footer_links": []}
     settings |= {"server_name": HOST, "server_port": port, "max_file_size": MEGABYTES * 2**20}
-    page.launch(css_paths=HERE / "demo.css", **settings)
+    page.launch(css_paths=HERE / "demo.css", auth_dependency=user, **settings)
 
 
 def serve(source: Path, port: int, photos: Path | None = None, unknown: float = 0.5) -> None:
@@ -177,4 +176,5 @@ def serve(source: Path, port: int, photos: Path | None = None, unknown: float = 
         gr = require_gradio(folder)
         namer = predict.load(source)
         predictions.calibrate(namer)
-        launch(build(gr, Answers(namer, gallery(namer, photos), unknown), Path(folder)), port)
+        answers = Answers(namer, gallery(namer, photos), unknown)
+        launch(build(gr, answers, Path(folder)), Path(folder), port)

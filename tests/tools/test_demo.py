@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from types import SimpleNamespace
 
@@ -100,6 +101,9 @@ def test_names_confidence_chain_and_agreement(photo):
 )
 def test_a_chain_that_does_not_lead_to_its_answer(photo, agrees, words):
     assert words in answers("wren", "heron", agrees=agrees).of(photo)
+    assert ("by the comparison" in answers("wren", "heron", agrees=agrees).of(photo)) == (
+        agrees is False
+    )
 
 
 def test_an_answer_that_is_not_the_likeliest_name_is_told(photo):
@@ -161,6 +165,52 @@ def test_a_file_that_is_too_large_is_not_even_opened(tmp_path, monkeypatch):
         file.truncate(demo.MEGABYTES * 2**20 + 1)
     monkeypatch.setattr(demo.images, "decode", lambda path: pytest.fail("decoded"))
     assert "20 MB are read at most" in answers("wren", "heron").of(tmp_path / "large.jpg")
+
+
+OWN = {"host": "127.0.0.1:7860", "content-length": "5000"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"origin": "http://127.0.0.1:7860"},
+        {"host": "localhost:9000", "origin": "http://localhost:9000"},  # through a tunnel
+    ],
+)
+def test_the_page_itself_is_served(tmp_path, told):
+    assert demo.refusal("/gradio_api/upload", OWN | told, tmp_path) == ""
+    assert demo.refusal("/gradio_api/queue/join", OWN | told, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"host": "evil.example:7860"},  # a name that leads to this machine
+        {"host": "evil.example:7860", "origin": "http://evil.example:7860"},
+        {"host": ""},
+        {"origin": "http://evil.example"},
+        {"origin": "http://127.0.0.1:8000"},  # another program of this machine
+        {"origin": "null"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join", "/config"])
+def test_another_sites_page_is_served_nothing(tmp_path, told, path):
+    assert "only the page itself" in demo.refusal(path, OWN | told, tmp_path)
+
+
+def test_uploads_are_limited_in_size_and_number(tmp_path):
+    def refused(**told) -> bool:
+        return "try again" in demo.refusal("/gradio_api/upload", OWN | told, tmp_path)
+
+    assert refused(**{"content-length": str(2 * demo.MEGABYTES * 2**20)})
+    assert "try again" in demo.refusal("/upload", {"host": OWN["host"]}, tmp_path)  # no length
+    for n in range(demo.WAITING + 1):
+        assert not refused()
+        (tmp_path / str(n)).mkdir()
+        (tmp_path / str(n) / "bird.jpg").write_bytes(b"x")
+    assert refused()
+    assert demo.refusal("/gradio_api/queue/join", OWN, tmp_path) == ""
 
 
 @pytest.fixture
@@ -314,7 +364,7 @@ def test_hostile_names_stay_text_and_bad_files_are_refused(tmp_path, photo, monk
     folder.mkdir()
     page_ = demo.build(demo.require_gradio(folder), answers(HOSTILE, "heron"), folder)
     port = free_port()
-    demo.launch(page_, port, prevent_thread_lock=True)
+    demo.launch(page_, folder, port, prevent_thread_lock=True)
     url = f"http://127.0.0.1:{port}/"
     (tmp_path / "text.jpg").write_bytes(b"hello")
     (tmp_path / "large.jpg").write_bytes(bytes(demo.MEGABYTES * 2**20 + 1))
@@ -329,6 +379,9 @@ def test_hostile_names_stay_text_and_bad_files_are_refused(tmp_path, photo, monk
             page.set_input_files("#drop input[type=file]", str(tmp_path / "large.jpg"))
             page.get_by_text("exceed").first.wait_for()
             assert page.locator("#answer .f1").count() == 0
+        elsewhere = urllib.request.Request(f"{url}config", headers={"Host": f"evil.example:{port}"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(elsewhere)
         assert [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size] == []
     finally:
         page_.close()
