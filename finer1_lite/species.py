@@ -8,9 +8,7 @@ nothing is written), and all problems come in one `DataError`.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import random
 import re
@@ -22,8 +20,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from finer1_lite.data import duplicates, folders, images
-from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.data import duplicates, folders, images, tables
+from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
 
@@ -217,12 +215,9 @@ def write_attribution(collection: Collection, path: Path) -> None:
     """
     if not collection.credits:
         return
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(["file", "class", "licence", "observer", "source"])
     photos = (*collection.train, *collection.test)
-    rows.writerows([p.id, p.species, *collection.credits.get(p.id, ("", "", ""))] for p in photos)
-    write_atomically(path, text.getvalue().encode("utf-8-sig"))  # the mark is for Excel
+    rows = ([p.id, p.species, *collection.credits.get(p.id, ("", "", ""))] for p in photos)
+    tables.write(path, ("file", "class", "licence", "observer", "source"), rows)
 
 
 def _say(root: Path, found: Collection, shots: int, why: str) -> None:

@@ -4,8 +4,6 @@
 computer that dies loses nothing. The same decisions can be made in a CSV file.
 """
 
-import csv
-import io
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,7 +12,7 @@ from pathlib import Path
 from finer1_lite.chains import checks, formats
 from finer1_lite.chains.formats import Record
 from finer1_lite.data import tables
-from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.runtime.files import DataError
 from finer1_lite.runtime.files import read as read_lines
 
 log = logging.getLogger("finer1_lite")
@@ -137,15 +135,13 @@ class Review:
 
     def write_csv(self, path: Path) -> None:
         """Write a row a chain; a person fills in keep, drop or edit, and the text of an edit."""
-        stream = io.StringIO(newline="")
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
         decisions = self.decisions
+        rows = []
         for id_, record in self.records.items():
             made = decisions.get(id_, Decision())
             found = "; ".join(map(str, self.problems(id_)))
-            writer.writerow([id_, record.species, found, record.chain, made.action, made.chain])
-        write_atomically(path, stream.getvalue().encode("utf-8-sig"))
+            rows.append([id_, record.species, found, record.chain, made.action, made.chain])
+        tables.write(path, COLUMNS, rows)
 
     def read_csv(self, path: Path) -> int:
         """Take over what the table says anew; returns how many decisions that was.

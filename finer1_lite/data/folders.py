@@ -7,9 +7,7 @@ sentence names the file or value and the mend.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import logging
 import re
 from collections import Counter, defaultdict
@@ -28,7 +26,7 @@ from finer1_lite.data.layouts import (
     Reading,
 )
 from finer1_lite.data.tables import name_key
-from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.runtime.files import DataError
 
 __all__ = ["CLASSES", "DESCRIPTIONS", "INDEX", "PLAIN", "ClassFolder", "File", "Reading"]
 
@@ -76,11 +74,7 @@ def write_template(root: Path, reading: Reading = PLAIN) -> Path:
     classes = [] if problems else _scan(root, reading, problems)
     if not classes:
         raise DataError(problems, "no template was written:")
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(["class", TEXT_COLUMNS[0]])
-    rows.writerows(sorted([one.folder, ""] for one in classes))
-    write_atomically(path, text.getvalue().encode("utf-8-sig"))  # the mark is for Excel
+    tables.write(path, ("class", TEXT_COLUMNS[0]), sorted([one.folder, ""] for one in classes))
     return path
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finer1_lite.runtime import files
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, write_atomically
 
 log = logging.getLogger("finer1_lite")
 
@@ -91,6 +91,15 @@ def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) 
         for _, row in table.rows:
             row.update({n: unicodedata.normalize("NFC", t).strip() for n, t in row.items()})
     return table
+
+
+def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file in one step, in UTF-8 with the mark by which Excel knows it."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode("utf-8-sig"))
 
 
 def _text(path: Path) -> str:
