@@ -122,5 +122,5 @@ class FetchCommand:
         print(f"use it with --photos {self.out}" + (f" --coarse {hubset.coarse}" if hubset else ""))
         print(
             "lab and the table teacher want descriptions.csv (class,description) there; "
-            "cot make --teacher local or endpoint and evaluate do without"
+            "cot make --teacher local or endpoint, lab --chains and evaluate do without"
         )
