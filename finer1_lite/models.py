@@ -21,7 +21,7 @@ from finer1_lite.presets import Preset
 from finer1_lite.runtime.devices import choose_device, choose_dtype
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students import random_weights, selftest, unsloth
-from finer1_lite.students.card import ADAPTER, is_hub_name, read_card, resolved
+from finer1_lite.students.card import ADAPTER, is_adapter, is_hub_name, read_card, resolved
 from finer1_lite.students.families import LORA_TARGETS, VISION_TARGETS, check_family
 from finer1_lite.students.lab_student import PictureProcessor, asset_folder
 
@@ -164,6 +164,16 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     return Student(model.eval(), processor)
 
 
+def load_trained(source: str | Path, preset: Preset, base: str | None = None) -> Student:
+    """A student from a model's folder, a hub name, or an adapter's folder, which finds its base.
+
+    base: the model below the adapter, instead of the one that `base_of` finds.
+    """
+    if not is_adapter(source):
+        return load_student(source, preset)
+    return load_adapter(load_student(base_of(source, base), preset), Path(source))
+
+
 def load_adapter_on(model: nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
     """A plain model with a saved adapter. ValueError where it was made for another base."""
     try:
@@ -212,7 +222,7 @@ def base_of(folder: str | Path, asked: str | None = None) -> str:
     and never asked of a hub. DataError naming --base where it is nowhere.
     """
     folder = Path(folder)
-    if not (folder / ADAPTER).is_file():
+    if not is_adapter(folder):
         raise DataError([f"{folder}: holds no adapter ({ADAPTER})"], "no base:")
     if asked:
         return asked

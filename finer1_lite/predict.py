@@ -168,9 +168,7 @@ def load(source: str | Path, preset: Preset | None = None, base: str | None = No
         raise DataError([what], "which classes this model knows is not written anywhere:")
     kept = {k: card.settings[k] for k in ("quantize", "eval_batch") if k in card.settings}
     preset = preset or Preset(pixels=card.pixels, **kept)
-    adapter = (folder / cards.ADAPTER).is_file()
-    student = models.load_student(models.base_of(folder, base) if adapter else folder, preset)
-    student = models.load_adapter(student, folder) if adapter else student
+    student = models.load_trained(folder, preset, base)
     return Namer(student, card, folder, min(AT_ONCE, preset.eval_batch))
 
 

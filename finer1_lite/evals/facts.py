@@ -11,6 +11,7 @@ from typing import Any
 
 from finer1_lite.data.folders import Reading
 from finer1_lite.runtime.files import DataError
+from finer1_lite.species import Collection, with_descriptions
 from finer1_lite.students.card import ADAPTER, Card, adapter_of, hashes, read_card, resolved
 
 log = logging.getLogger("finer1_lite")
@@ -95,6 +96,13 @@ def _facts(card: Card, model: str, own: bool) -> dict[str, Any]:
     facts |= {"unseen_share": card.unseen_share, "reading": Reading(**card.folder_options)}
     ways = {"photos": card.photos, "descriptions": card.descriptions}
     return facts | {name: Path(resolved(way, model)) for name, way in ways.items() if way}
+
+
+def described(models: Iterable[str], collection: Collection) -> Collection:
+    """Classes that the folder does not describe, as the cards do: the training's look-alikes."""
+    known = {one.name: one.description for c in cards_of(models).values() for one in c.classes}
+    bare = [one.name for one in collection.species if not one.description]
+    return with_descriptions(collection, {name: known[name] for name in bare if name in known})
 
 
 def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:

@@ -20,7 +20,7 @@ from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
 from finer1_lite.species import Collection, load_folder
-from finer1_lite.students.card import adapter_of, read_card, relative
+from finer1_lite.students.card import adapter_of, is_adapter, read_card, relative
 
 log = logging.getLogger("finer1_lite")
 
@@ -59,6 +59,7 @@ class Job:
         own = ("unseen_share", "descriptions", "coarse", "reading")
         words = {name: getattr(self, name) for name in own}
         found = load_folder(self.photos, shots=shots, **words)
+        found = facts.described(self.models, found)
         trained = facts.trained_on(self.models, {photo.id: photo.source for photo in found.test})
         return replace(found, test=tuple(p for p in found.test if p.id not in trained))
 
@@ -208,11 +209,6 @@ def model_names(job: Job) -> dict[str, str]:
     return names | {m: m for m in (job.endpoint.models if job.endpoint else ())}
 
 
-def is_adapter(source: str) -> bool:
-    """Whether this is the folder of an adapter."""
-    return (Path(source) / "adapter_config.json").is_file()
-
-
 def _unusable(source: str, job: Job) -> str:
     """Why a model cannot be loaded, as far as files tell; "" for a hub name."""
     path = Path(source)
@@ -233,7 +229,4 @@ def load(source: str, job: Job) -> Student:
     preset = job.preset
     if card := read_card(source):
         preset = preset.with_(pixels=card.pixels)
-    if not is_adapter(source):
-        return models.load_student(source, preset)
-    base = models.load_student(models.base_of(source, job.base), preset)
-    return models.load_adapter(base, Path(source))
+    return models.load_trained(source, preset, job.base)

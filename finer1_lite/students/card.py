@@ -120,6 +120,11 @@ def is_hub_name(name: str) -> bool:
     return "/" in name
 
 
+def is_adapter(folder: Path | str) -> bool:
+    """Whether this is the folder of an adapter."""
+    return (Path(folder) / ADAPTER).is_file()
+
+
 def adapter_of(source: Path | str) -> Path:
     """The folder of the weights that are meant.
 
@@ -127,13 +132,13 @@ def adapter_of(source: Path | str) -> Path:
     seed; a folder of an adapter or a model is itself. DataError for anything else.
     """
     folder = Path(source)
-    if (folder / ADAPTER).is_file():
+    if is_adapter(folder):
         return folder
     seeds = [seed for seed in folder.glob("seed*") if seed.name[4:].isdecimal()]
     seeds.sort(key=lambda seed: int(seed.name[4:]))
     for place in (folder, *seeds):
         for stage in reversed(STAGES):
-            if (place / stage / ADAPTER).is_file():
+            if is_adapter(place / stage):
                 return place / stage
     if seeds:
         raise DataError([f"{folder}: no stage is trained yet; start its `lab` again"], "no model:")
@@ -146,7 +151,7 @@ def adapter_of(source: Path | str) -> Path:
 
 def write_card(folder: Path, card: Card) -> None:
     """Put card.json and README.md into the folder of an adapter or model, each in one step."""
-    write_atomically(folder / README, model_card(card, (folder / ADAPTER).is_file()).encode())
+    write_atomically(folder / README, model_card(card, is_adapter(folder)).encode())
     write_atomically(folder / FILE, card.model_dump_json(indent=1).encode())
 
 

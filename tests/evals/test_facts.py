@@ -111,6 +111,18 @@ def test_what_was_trained_on_is_left_out_by_its_bytes(tmp_path, photos, caplog):
         job_of(source, *asked).benchmark(None)
 
 
+def test_look_alikes_are_those_of_the_training_where_the_folder_describes_nothing(tmp_path, photos):
+    """A run on given chains alone: its classes are described by their analyses, on the card."""
+    bare = job_of(student(tmp_path / "a", photos="../photos")).collection()
+    first, *others = bare.names
+    near = bare.neighbours(first)[-1]  # the last becomes the nearest
+    text = "red bill, forked tail, pale crown, dark back, barred belly, long wings, yellow legs"
+    alike = tuple(CardClass(name=n, seen=True, description=text) for n in (first, near))
+    told = job_of(student(tmp_path / "b", photos="../photos", classes=alike)).collection()
+    assert told.neighbours(first)[0] == near != bare.neighbours(first)[0]
+    assert [one.description for one in told.species if one.name not in (first, near)] == ["", ""]
+
+
 def test_a_configuration_knows_the_words_of_its_questions(tmp_path, photos):
     """Otherwise completions to other questions would be used again."""
     source = student(tmp_path / "a", photos="../photos")
