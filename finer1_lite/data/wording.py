@@ -16,11 +16,14 @@ NEGATION = re.compile(
     r"hardly|rarely|seldom)\b|\bnon-|-free\b",
     re.IGNORECASE,
 )
-_OPENS = r"without|no|lack(?:s|ing|ed)?|neither|devoid|free\s+(?:of|from)|absence"
+_DEGREE = ("almost", "nearly", "virtually", "practically", "often", "usually", "mostly")
+_WHOLE = "".join(rf"(?<!\b{word})" for word in _DEGREE)
+_OPENS = rf"(?:(?:{'|'.join(_DEGREE)})\s+)?"  # "almost no neck" stays whole
+_OPENS += r"(?:without|no|lack(?:s|ing|ed)?|neither|devoid|free\s+(?:of|from)|absence)"
 _EITHER = re.compile(r"(?:\b(?:occurs?|comes?)\s+)?\bwith\s+(?:and|or)\s+without\b[^,.;]*", re.I)
 _SCOPE = re.compile(
     r"[;:!?()\n<>]|\.(?!\d)|\bfor\s+(?:example|instance)\b|,(?!\s*n?or\b)(?![^,.;:]{1,40},?\s+n?or\b)"
-    rf"|\s(?=(?:but|while|whereas|though|although|{_OPENS})\b)"
+    rf"|{_WHOLE}\s(?=(?:but|while|whereas|though|although|{_OPENS})\b)"
     r"|\s(?=and\s+(?:has|have|is|are|shows?|with|without|no|not|never)\b)",
     re.IGNORECASE,
 )

@@ -26,6 +26,9 @@ DENIED = {  # description -> (its clauses, what nobody may say that it has)
     "free of spots": (["free of spots"], "spots"),
     "seed-free flesh": (["seed-free flesh"], "seed"),
     "non-glossy leaves": (["non-glossy leaves"], "glossy leaves"),
+    "round, almost no neck": (["round", "almost no neck"], "neck"),
+    "head with nearly no neck": (["head", "nearly no neck"], "neck"),
+    "usually without a ring": (["usually without a ring"], "ring"),
     "rarely has a ring": (["rarely has a ring"], "ring"),
 }
 
