@@ -27,7 +27,7 @@ import fsspec
 import httpx
 import pandas as pd
 
-from finer1_lite.data import folders, hubsets, images, labels, layouts
+from finer1_lite.data import folders, hubsets, images, labels, layouts, tables
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
 
@@ -517,7 +517,7 @@ def _write_tables(
         shutil.rmtree(partial / folder, ignore_errors=True)
     written = {None: "", True: "yes", False: "no"}
     rows = sorted((one.folder, one.name, written[one.seen]) for one in kept)
-    table = pd.DataFrame(rows, columns=["class", "name", "seen"])
-    table.to_csv(partial / folders.CLASSES, index=False)
+    tables.write(partial / folders.CLASSES, ("class", "name", "seen"), rows)
     if "all" not in set(files["split"]):
-        files[["file", "split"]].to_csv(partial / folders.INDEX, index=False)
+        rows = files[["file", "split"]].to_numpy().tolist()
+        tables.write(partial / folders.INDEX, ("file", "split"), rows)

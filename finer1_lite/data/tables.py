@@ -23,6 +23,8 @@ from finer1_lite.runtime.files import DataError, write_atomically
 log = logging.getLogger("finer1_lite")
 
 DELIMITERS = ",;\t|"
+# how a text begins that a spreadsheet would compute
+_FORMULA = re.compile(r"'*[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-]")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _SIGNS = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u02b9\u2032\u00b4`\uff07", "'")
@@ -94,12 +96,16 @@ def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) 
 
 
 def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV file in one step, in UTF-8 with the mark by which Excel knows it."""
+    """Write a CSV file in one step, in UTF-8 with the mark by which Excel knows it.
+
+    A text that a spreadsheet would compute gets the sign ' before it, which `read` takes away.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode("utf-8-sig"))
+    for row in rows:
+        writer.writerow(f"'{v}" if isinstance(v, str) and _FORMULA.match(v) else v for v in row)
+    write_atomically(path, text.getvalue().encode("utf-8-sig", "surrogatepass"))
 
 
 def _text(path: Path) -> str:
@@ -146,7 +152,8 @@ def _csv(path: Path, needed: Sequence[Sequence[str]]) -> Table:
         while len(values) > len(header) and not values[-1].strip():
             values.pop()
         if len(values) == len(header):
-            table.rows.append((line, dict(zip(header, values, strict=True))))
+            plain = (v[1:] if v[:1] == "'" and _FORMULA.match(v) else v for v in values)
+            table.rows.append((line, dict(zip(header, plain, strict=True))))
             continue
         what = f"the values do not fit the {len(header)} columns"
         mend = f"put a text with {'commas' if delimiter == ',' else delimiter} in double quotes"

@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from finer1_lite import predict
-from finer1_lite.data import images
+from finer1_lite.data import images, tables
 from finer1_lite.data.images import PictureError
 from finer1_lite.data.layouts import Walk
 from finer1_lite.evals.report import Page
@@ -54,8 +54,12 @@ class Found:
 
     def name(self, row: dict[str, Any], threshold: float) -> str:
         """What a row is called: a class, or `UNKNOWN` under the threshold, or `BROKEN`."""
-        name, confidence = row["ranked"][0] if row["ranked"] else (BROKEN, 1.0)
-        return name if confidence >= threshold else UNKNOWN
+        guess = UNKNOWN if row["ranked"] else BROKEN
+        return row["ranked"][0][0] if self.known(row, threshold) else guess
+
+    def known(self, row: dict[str, Any], threshold: float) -> bool:
+        """Whether a row has a class; a class may be called `UNKNOWN`, so names do not tell."""
+        return bool(row["ranked"]) and row["ranked"][0][1] >= threshold
 
 
 def run(
@@ -176,9 +180,6 @@ def _name_some(
         yield row | {"note": one if broken else "was trained on" * (digest in trained)}
 
 
-# --- what is written and said -------------------------------------------------------------------
-
-
 def write_csv(found: Found, path: Path, top: int, threshold: float) -> None:
     """A line a photograph, in UTF-8 as spreadsheets expect it."""
     fitted = "calibrated" if found.namer.fitted(found.samples) else "not calibrated"
@@ -189,23 +190,20 @@ def write_csv(found: Found, path: Path, top: int, threshold: float) -> None:
         line |= {"confidence": names[0][1], "confidence is": fitted, "best guess": names[0][0]}
         for place, (name, confidence) in enumerate(names[1:top], 2):
             line |= {f"name {place}": name, f"confidence {place}": confidence}
-        lines.append(line | {k: row[k] for k in ("agrees", "answer", "completion", "note")})
-    text = pd.DataFrame(lines).to_csv(index=False, float_format="%.4f")
-    write_atomically(path, text.encode("utf-8-sig", "surrogatepass"))
+        line |= {k: row[k] for k in ("agrees", "answer", "completion", "note")}
+        lines.append({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()})
+    tables.write(path, list(lines[0]), (line.values() for line in lines))
 
 
 def summary(found: Found, threshold: float) -> str:
     """How many are named, what how often, and how far that can be trusted, a line each."""
-    by_name = _counts(found, threshold)
-    unknown, broken = by_name.pop(UNKNOWN, 0), by_name.pop(BROKEN, 0)
-    head = f"{len(found.rows)} photographs: {by_name.total()} named, {unknown} unknown (confidence "
+    named = Counter(found.name(r, threshold) for r in found.rows if found.known(r, threshold))
+    broken = sum(not row["ranked"] for row in found.rows)
+    unknown = len(found.rows) - named.total() - broken
+    head = f"{len(found.rows)} photographs: {named.total()} named, {unknown} unknown (confidence "
     head += f"under {threshold:g}), {broken} could not be read"
-    names = ", ".join(f"{name} {n}" for name, n in by_name.most_common())
+    names = ", ".join(f"{name} {n}" for name, n in named.most_common())
     return "\n".join(filter(None, [head, names, found.namer.reliability(found.samples)]))
-
-
-def _counts(found: Found, threshold: float) -> Counter[str]:
-    return Counter(found.name(row, threshold) for row in found.rows)
 
 
 def write_page(found: Found, path: Path, top: int, threshold: float) -> None:
@@ -216,13 +214,14 @@ def write_page(found: Found, path: Path, top: int, threshold: float) -> None:
     page = Page(f"{len(found.rows)} photographs named")
     page.add("How sure the names are", note=found.namer.reliability(found.samples))
     page.add("Calibration", _calibration_table(found.namer.fitted(found.samples)))
-    names = _counts(found, threshold).most_common()
+    called = Counter((found.name(r, threshold), found.known(r, threshold)) for r in found.rows)
+    names = [(name, n) for (name, _), n in called.most_common()]
     page.add("Names", pd.DataFrame(names, columns=["name", "photographs"]).astype(str))
     broken = [(row["file"], row["note"]) for row in found.rows if not row["ranked"]]
     page.add("Files without a name", pd.DataFrame(broken, columns=["file", "reason"]))
     rows = sorted((r for r in found.rows if r["ranked"]), key=lambda row: row["ranked"][0][1])
     samples = [
-        _sample(page, f"{place}.jpg", row, found.name(row, threshold), top)
+        _sample(page, f"{place}.jpg", row, found.known(row, threshold), top)
         for place, row in enumerate(rows[:SHOWN])
     ]
     note = f"The least sure first. {len(rows) - len(samples)} more stand in the table alone."
@@ -246,11 +245,11 @@ def _calibration_table(fit: dict[str, Any] | None) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _sample(page: Page, place: str, row: dict[str, Any], name: str, top: int) -> dict[str, Any]:
+def _sample(page: Page, place: str, row: dict[str, Any], known: bool, top: int) -> dict[str, Any]:
     """A photograph of the page: its picture, facts and completion."""
     ranked = [f"{one} {100 * confidence:.0f} %" for one, confidence in row["ranked"][:top]]
     agrees = {True: "agree", False: "do not agree", None: "there is no chain"}[row["agrees"]]
-    facts = {"name": f"unknown (best guess {ranked[0]})" if name == UNKNOWN else ranked[0]}
+    facts = {"name": ranked[0] if known else f"unknown (best guess {ranked[0]})"}
     facts |= {"then": ", ".join(ranked[1:]), "answer": row["answer"] or "none that can be read"}
     facts |= {"chain and answer": agrees, "photo": row["file"]}
     if row["share"] is not None:
@@ -261,7 +260,7 @@ def _sample(page: Page, place: str, row: dict[str, Any], name: str, top: int) ->
     except PictureError:  # it is gone since
         place = ""
     said = {"completion": row["completion"]}
-    return {"right": name != UNKNOWN, "facts": facts, "completions": said, "picture": place}
+    return {"right": known, "facts": facts, "completions": said, "picture": place}
 
 
 def _thumbnail(path: Path) -> bytes:

@@ -1,5 +1,6 @@
 """Tables of any spreadsheet program: one reader, every problem of a file at once."""
 
+import csv
 import json
 import logging
 
@@ -61,6 +62,17 @@ def test_all_problems_of_a_file_come_together(tmp_path):
     told = "\n".join(caught.value.problems)
     for words in ("lacks the column description or", "called class", "line 2", "line 4"):
         assert words in told
+
+
+def test_what_a_spreadsheet_would_compute_is_a_text_and_comes_back(tmp_path):
+    path = tmp_path / "table.csv"
+    cells = ["=1+1", "+1", "-1", "@a", "\ta", "\uff1d1", "'=1", "''-", "'s", "a=1", ""]
+    tables.write(path, ("class", "="), ([cell, "x"] for cell in cells))
+    for row in csv.reader(path.read_text("utf-8-sig").splitlines()[1:]):
+        assert row[0][:1] not in set("=+-@\t\uff1d") - {""}
+    assert [row["class"] for _, row in tables.read(path, exact=True).rows] == cells
+    tables.write(path, ("n",), [[-0.5]])
+    assert tables.read(path).rows == [(2, {"n": "-0.5"})]  # a number is none
 
 
 def test_json_lines_are_rows_too(tmp_path):

