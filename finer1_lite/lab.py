@@ -40,6 +40,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     if job.chains is not None:
         check_chains(collection, job.chains)
     preset = job.preset
+    log.info("the student sees a picture in %d pixels at most (--set pixels=N)", preset.pixels)
     config = job.config(collection)
     main = distributed.on_main_process
     main(lambda: open_folder(job.folder, config, fresh, keep="chains"))

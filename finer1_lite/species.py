@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from finer1_lite.data import duplicates, folders, images, tables
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, near
 
 log = logging.getLogger("finer1_lite")
 
@@ -181,7 +181,7 @@ def load_folder(
     (class; name to show; aliases; seen: yes or no, instead of `unseen_share`).
     The same seed and files give the same collection. Raises DataError with every problem found.
     """
-    root = Path(folder).expanduser()
+    root = near(Path(folder).expanduser())
     table = Path(descriptions).expanduser() if descriptions else None
     classes, faults = folders.read_folder(root, shots=shots, descriptions=table, reading=reading)
     problems = _argument_problems(shots, unseen_share) + faults

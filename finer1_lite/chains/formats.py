@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from finer1_lite.data.chain_text import Chain
+from finer1_lite.data.layouts import file_of
 from finer1_lite.runtime.files import DataError, write_atomically, write_lines
 from finer1_lite.runtime.files import read as read_lines
 
@@ -268,12 +269,13 @@ def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
     import pyarrow.parquet as pq
 
     names = {name for r in rows for name in (r.anchor, r.positive, r.negative)}
-    missing = [root / name for name in sorted(names) if not (root / name).is_file()]
+    files = {name: file_of(root, name) for name in sorted(names)}
+    missing = [f"{f}: there is no such picture" for f in files.values() if not f.is_file()]
     if missing:
-        raise DataError([f"{path}: there is no such picture" for path in missing], "no parquet:")
+        raise DataError(missing, "no parquet; --pictures names the folder that paths start from:")
 
     def picture(name: str) -> list[dict]:
-        return [{"bytes": (root / name).read_bytes(), "path": name}]
+        return [{"bytes": files[name].read_bytes(), "path": name}]
 
     columns = {
         "images": [picture(r.anchor) for r in rows],

@@ -89,6 +89,16 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def file_of(root: Path, name: str) -> Path:
+    """Where the file of an id should lie; its name on disk may spell the same in Unicode."""
+    path = root
+    for part in Path(name).parts:
+        if path.is_dir() and not (path / part).exists():
+            part = next((p.name for p in path.iterdir() if nfc(p.name) == nfc(part)), part)
+        path /= part
+    return path
+
+
 def display(folder: str) -> str:
     """The name to show for a folder: 'Granny-Smith-Apple' and 'granny_smith' get spaces.
 
@@ -271,5 +281,7 @@ def too_few_classes(walk: Walk, classes: Sequence[ClassFolder]) -> str:
     need = "2 or more are needed, with each class's pictures directly inside"
     if tables:
         need += f"; or, if {tables[0]} says what each picture shows, --table {tables[0]}"
+    elif not classes and walk.pictures:
+        need += "; photographs without labels are for `predict`"
     others = dict(walk.skipped) or "nothing"
     return f"{walk.root} holds {len(classes)} class folders; {need} (skipped: {others})"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from finer1_lite.data.folders import Reading
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import CONFIG, DataError, run_config
 from finer1_lite.species import Collection, with_descriptions
 from finer1_lite.students.card import ADAPTER, Card, adapter_of, hashes, read_card, resolved
 
@@ -126,9 +124,7 @@ def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:
 
 def photos_of(run: Path) -> Path | None:
     """The folder of photographs of a run of `lab` or `evaluate`; None where no file says it."""
-    written, folder = None, run
-    with suppress(OSError, ValueError, AttributeError):
-        written = json.loads((run / "config.json").read_text(encoding="utf-8")).get("photos")
+    written, folder = (run_config(run / CONFIG) or {}).get("photos"), run
     if not written:
         try:
             folder = adapter_of(run)

@@ -29,9 +29,10 @@ from PIL import Image
 from finer1_lite import metrics, paperbirds, plots
 from finer1_lite.data import images
 from finer1_lite.data.chain_text import pieces
+from finer1_lite.data.layouts import file_of
 from finer1_lite.evals import advice, baselines, changes, facts, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
-from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.runtime.files import CONFIG, DataError, run_config, write_atomically
 
 log = logging.getLogger("finer1_lite")
 MAX_SHOWN = 4000  # characters of one completion on the page
@@ -149,9 +150,9 @@ def photo_source(root: Path | None = None) -> Photos:
         if len(parts) == 5 and parts[0] == "paperbirds" and parts[1].isdecimal():
             marks = paperbirds.make_world(int(parts[1])).marks[parts[3].replace("-", " ")]
             return paperbirds.draw(marks, random.Random(name))
-        if root is None or not (root / name).is_file():
+        if root is None or not (path := file_of(root, name)).is_file():
             raise KeyError(name)
-        return images.decode(root / name)
+        return images.decode(path)
 
     return picture
 
@@ -269,8 +270,7 @@ def _add_advice(
     """
     told, remarks, more, names = [], [], {}, None
     if frame is None:
-        config = _read(folder / "config.json", _read_object, []) or {}
-        names = config.get("species")
+        names = (run_config(folder / CONFIG) or {}).get("species")
     elif student := tables.last_student(frame):
         tools = frame
         if photos is not None:
@@ -438,7 +438,7 @@ def _asked_otherwise(folders: Sequence[Path], names: Sequence[str]) -> list[str]
     """A sentence for each thing in which the questions of two runs differ, as their files tell."""
     asked = []
     for folder in folders:
-        preset = (_read(folder / "config.json", _read_object, []) or {}).get("preset", {})
+        preset = (run_config(folder / CONFIG) or {}).get("preset", {})
         words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
         asked.append(
             {

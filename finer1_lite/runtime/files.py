@@ -88,6 +88,12 @@ def write_lines(path: Path, rows: Iterable[Mapping]) -> None:
     write_atomically(path, text.encode("utf-8", "surrogatepass"))
 
 
+def near(path: Path) -> Path:
+    """The path as seen from the working folder, where it lies below that; else as it is."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +116,7 @@ def open_folder(
     what to do about another run.
     """
     path = folder / CONFIG
-    held = _run_config(path)
+    held = run_config(path)
     if fresh and held:
         if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
             what = f"{folder} holds {held.get('job') or 'a lab run'}: choose another --name"
@@ -137,7 +143,7 @@ def _clear(folder: Path, keep: str) -> None:
 
 def require_usable(folder: Path, keep: str = "", held: dict | None = None) -> None:
     """Raise a DataError where no run can be kept in this folder; creates it where it can."""
-    problem = _unusable(folder, keep, held or _run_config(folder / CONFIG))
+    problem = _unusable(folder, keep, held or run_config(folder / CONFIG))
     if problem:
         raise DataError([f"{problem}: choose another --out or --name"], "no run folder")
 
@@ -177,7 +183,7 @@ def nothing_left_of_a_failed_start() -> Iterator[None]:
         raise
 
 
-def _run_config(path: Path) -> dict | None:
+def run_config(path: Path) -> dict | None:
     """The configuration of the run that a folder holds; a model's config.json is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, near
 from finer1_lite.students import families
 from finer1_lite.students.card import adapter_of, moved, read_card, write_card
 
@@ -37,11 +37,8 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     if problems:
         raise DataError(problems, "nothing to merge:")
     families.check_family(named)
-    log.info(
-        "merged into %s as it is saved, not into 4 bits: completions may differ a little from "
-        "those of an adapter trained on 4 bits",
-        named,
-    )
+    said = "merged into %s as it is saved; an adapter trained on 4 bits may answer a bit otherwise"
+    log.info(said, near(Path(named)))
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

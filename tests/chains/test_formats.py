@@ -252,11 +252,18 @@ def test_a_parquet_cannot_write_outside_its_folder(triplets, tmp_path):
     assert (tmp_path / "deep" / "out" / row.positive).read_bytes() == b"y"
 
 
+def test_a_picture_whose_name_is_spelt_otherwise_on_the_disk_is_packed(tmp_path):
+    Image.new("RGB", (8, 9)).save(tmp_path / "u\u0308.png")
+    row = TripletRow(*["\u00fc.png"] * 3, "Name it.", "a")
+    formats.write_parquet(tmp_path / "t.parquet", [row], tmp_path)
+    assert formats.read_parquet(tmp_path / "t.parquet", tmp_path / "out") == [row]
+
+
 def test_missing_pictures_and_columns_are_all_named(triplets, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pytest.raises(DataError, match="a/0.png(.|\n)*b/1.png"):
+    with pytest.raises(DataError, match="--pictures(.|\n)*a/0.png(.|\n)*b/1.png"):
         formats.write_parquet(tmp_path / "t.parquet", triplets, tmp_path)
     assert not (tmp_path / "t.parquet").exists()
     pq.write_table(pa.table({"images": [[]]}), tmp_path / "t.parquet")

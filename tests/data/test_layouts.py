@@ -129,6 +129,18 @@ def test_one_folder_too_high_names_the_layer_and_the_way(tmp_path):
     assert load_folder(root / "images").names == sorted(FOUR)
 
 
+def test_photographs_without_labels_are_for_predict(tmp_path):
+    noise(tmp_path / "1.png")
+    assert "`predict`" in only_problem(tmp_path)
+
+
+def test_a_folder_is_called_as_it_is_seen_from_here(tmp_path, said, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    four_classes(tmp_path / "owls")
+    load_folder(tmp_path / "owls")  # so are the places that a card tells
+    assert "owls: 8 photographs train" in said() and str(tmp_path) not in said()
+
+
 def test_too_few_pictures_name_both_mends(tmp_path):
     root = four_classes(tmp_path)
     for i in range(3, 6):

@@ -144,7 +144,7 @@ def test_the_photographs_of_a_run_are_found(tmp_path, photos):
     assert facts.photos_of(tmp_path / "run") == photos
     (tmp_path / "evaluation").mkdir()
     assert facts.photos_of(tmp_path / "evaluation") is None
-    (tmp_path / "evaluation" / "config.json").write_text('{"photos": "../photos"}')
+    (tmp_path / "evaluation" / "config.json").write_text('{"photos": "../photos", "preset": {}}')
     assert facts.photos_of(tmp_path / "evaluation") == photos
     photos.rename(tmp_path / "gone")
     assert facts.photos_of(tmp_path / "run") is None

@@ -3,10 +3,12 @@
 import itertools
 import json
 import time
+import unicodedata
 
 import numpy as np
 import pytest
 from hostile_texts import HOSTILE
+from photo_folders import noise
 from scored import NAMES, record, rotated
 
 from finer1_lite import evaluate
@@ -90,6 +92,7 @@ def test_the_open_table_names_the_encoder():
     similarity.add(rows, similarity.TextEncoder("toy", lambda texts: np.eye(len(texts))))
     line = main_table(rows, "open")["m", "think"]
     assert line["similarity (toy), %"] == "50.0" and line["seen, %"].startswith("50.0")
+    assert ("control: a guess out of 1 names", "none") in main_table(rows, "open")
 
 
 def test_every_data_set_stands_by_itself():
@@ -339,6 +342,14 @@ def test_a_paper_bird_is_drawn_again_from_its_name(birds):
     for name in ("kite/1.jpg", "paperbirds/0/test/dodo/0"):
         with pytest.raises(KeyError):
             report.photo_source(None)(name)
+
+
+def test_a_photograph_is_found_however_its_name_is_spelt_on_the_disk(tmp_path):
+    name = "Gr\u00fcne Paprika/f\u00fcr 1.png"  # an id is in NFC, a Mac may write NFD
+    noise(tmp_path / unicodedata.normalize("NFD", name))
+    assert report.photo_source(tmp_path)(name).size == (16, 12)
+    with pytest.raises(KeyError):
+        report.photo_source(tmp_path)("Gr\u00fcne Paprika/2.png")
 
 
 def test_broken_records_are_all_named(tmp_path):
