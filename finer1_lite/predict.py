@@ -25,11 +25,12 @@ from scipy.special import log_softmax
 
 from finer1_lite import generation, logprobs, models, paperbirds, prompts, rewards
 from finer1_lite.data import calibration, chain_text, folders, images
+from finer1_lite.data.runs import Pictures
 from finer1_lite.generation import PromptBatch, Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Collection, Photo, load_folder
+from finer1_lite.species import Collection, Photo
 from finer1_lite.students import card as cards
 from finer1_lite.students.card import Card
 
@@ -210,13 +211,10 @@ def collection_of(card: Card, folder: Path, photos: Path | None = None) -> Colle
 
     photos: their folder, where it is another. DataError where they cannot be read.
     """
-    if not (photos or card.photos):
-        return paperbirds.collection(paperbirds.make_world(card.world_seed or 0))
-    told = {"shots": card.shots, "unseen_share": card.unseen_share, "seed": card.split_seed}
-    if card.folder_options:
-        told["reading"] = folders.Reading(**card.folder_options)
-    root = photos or Path(cards.resolved(card.photos, folder))
-    return load_folder(root, coarse=card.coarse, **told)
+    root = photos or (card.photos and Path(cards.resolved(card.photos, folder)))
+    told = {"world_seed": card.world_seed or 0, "reading": folders.Reading(**card.folder_options)}
+    found = Pictures(photos=root, coarse=card.coarse, unseen_share=card.unseen_share, **told)
+    return found.pictures(card.shots, seed=card.split_seed)
 
 
 def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Photo], str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Quantize
-from finer1_lite.runtime.options import REQUIRED, argument, given, option
+from finer1_lite.runtime.options import REQUIRED, argument, given, option, require_sense
 
 if TYPE_CHECKING:
     from finer1_lite.chains.client import Ledger, Teacher
@@ -97,8 +97,7 @@ class MakeCommand:
             problems.append("--teacher oracle knows paper birds only: choose another for --photos")
         if kind in ("local", "endpoint") and not self.model:
             problems.append(f"--teacher {kind} needs --model")
-        if problems:
-            raise ValueError("; ".join(problems))
+        require_sense(problems)
         world = None
         if collection is None:
             collection, world = self.pictures.pictures()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from finer1_lite.data.folders import Reading
 from finer1_lite.data.hubsets import HUBSETS
@@ -63,16 +63,19 @@ class PhotoOptions:
             inside = place / self.table.expanduser()
             found = inside if inside.is_file() else self.table.expanduser()
             table = Path(os.path.relpath(found, place)).as_posix()
-        own = given(self, "recursive", "file_column", "label_column")
-        own |= given(self, "research_grade", "names", "skip_broken")
-        return Reading(table=table, **own)
+        own = {one.name: getattr(self, one.name) for one in fields(Reading)}
+        return Reading(**own | {"table": table})
+
+    def origin(self) -> dict[str, Any]:
+        """The fields of `data.runs.Pictures`."""
+        told = given(self, "photos", "descriptions", "unseen_share")
+        return told | {"coarse": self.word, "reading": self.reading()}
 
     def collection(self) -> Collection:
         """The photographs of the folder."""
-        from finer1_lite.species import load_folder
+        from finer1_lite.data.runs import Pictures
 
-        words = given(self, "descriptions", "shots", "unseen_share")
-        return load_folder(self.photos, coarse=self.word, reading=self.reading(), **words)
+        return Pictures(**self.origin()).pictures(**given(self, "shots"))
 
 
 @dataclass(frozen=True, kw_only=True)

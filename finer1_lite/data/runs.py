@@ -10,35 +10,46 @@ from finer1_lite.data import given_chains
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import fingerprint
+from finer1_lite.runtime.options import given
 from finer1_lite.species import Collection, load_folder
 
 
-@dataclass(frozen=True)
-class Run:
-    """The main job, `lab.run`: its settings, its data, its seeds, its folder."""
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Where pictures come from: a folder of photographs and how it is read, or paper birds."""
 
-    folder: Path
-    preset: Preset
-    seeds: tuple[int, ...] = (0, 1, 2)
-    world_seed: int = 0
     photos: Path | None = None  # a folder of photographs instead of paper birds
     descriptions: Path | None = None
     coarse: str = "bird"
     unseen_share: float = 0.4  # of the photographs' classes
     reading: Reading = Reading()  # how the folder of photographs is read
+    world_seed: int = 0
+
+    def pictures(self, shots: int = 4, test: int = 432, seed: int = 0) -> Collection:
+        """The pictures, divided; test: birds a split; seed: of the photographs' division."""
+        if self.photos is None:
+            return paperbirds.collection(
+                paperbirds.make_world(self.world_seed), shots=shots, test=test
+            )
+        own = given(self, "unseen_share", "descriptions", "coarse", "reading")
+        return load_folder(self.photos, shots=shots, seed=seed, **own)
+
+
+@dataclass(frozen=True)
+class Run(Pictures):
+    """The main job, `lab.run`: its settings, its data, its seeds, its folder."""
+
+    folder: Path
+    preset: Preset
+    seeds: tuple[int, ...] = (0, 1, 2)
     chains: cot.Chains | None = None  # of stage 1, written elsewhere; None: the teacher's
     report_to: str = "none"  # tracker that stage 2 is logged to: train_tapo's `report_to`
 
     def collection(self) -> tuple[Collection, cot.ChainWriter]:
         """The data and the teacher that writes chains about them."""
-        shots = self.preset.shots
+        found = self.pictures(self.preset.shots, self.preset.test_pictures)
         if self.photos is None:
-            world = paperbirds.make_world(self.world_seed)
-            birds = paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
-            return birds, cot.oracle(world)
-        own = ("unseen_share", "descriptions", "coarse", "reading")
-        words = {name: getattr(self, name) for name in own}
-        found = load_folder(self.photos, shots=shots, **words)
+            return found, cot.oracle(paperbirds.make_world(self.world_seed))
         if self.chains is None:
             cot.require_descriptions(found, f"{self.photos}: the teacher")
         else:

@@ -11,6 +11,7 @@ from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
+from finer1_lite.runtime import options
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class EvaluateCommand(JobOptions):
         from finer1_lite.data.benchmark import Condition
         from finer1_lite.evals.endpoint import Remote
 
-        require_sense(self.problems())
+        options.require_sense(self.problems())
         order = "as_is" if self.protocol == "released" else self.order
         pictures = (True,) if self.no_blind else (True, False)
         kinds = product(dict.fromkeys(self._prompts()), dict.fromkeys(self.tasks), pictures)
@@ -299,7 +300,7 @@ class PredictCommand:
             f"--samples {self.samples}: give 0 or more": self.samples >= 0,
             f"--batch {self.batch}: give 1 or more": self.batch is None or self.batch > 0,
         }
-        require_sense([text for text, holds in rules.items() if not holds])
+        options.require_sense([text for text, holds in rules.items() if not holds])
         folder = self.out / self.name
         asked = given(self, "samples", "batch", "base", "fresh")
         found = predictions.run(self.model, self.photos, folder, **asked)
@@ -308,9 +309,3 @@ class PredictCommand:
         predictions.write_csv(found, table, self.top, self.unknown)
         predictions.write_page(found, page, self.top, self.unknown)
         print(f"{predictions.summary(found, self.unknown)}\ntable: {table}\npage: {page}")
-
-
-def require_sense(problems: list[str]) -> None:
-    """ValueError that lists every option that makes no sense."""
-    if problems:
-        raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))

@@ -9,7 +9,7 @@ from pathlib import Path
 from finer1_lite import models, paperbirds
 from finer1_lite.data import benchmark as benchmarks
 from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
-from finer1_lite.data.folders import Reading
+from finer1_lite.data.runs import Pictures
 from finer1_lite.evals import analysis, baselines, facts, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
 from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join
@@ -19,14 +19,14 @@ from finer1_lite.runtime import files
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
-from finer1_lite.species import Collection, load_folder
+from finer1_lite.species import Collection
 from finer1_lite.students.card import adapter_of, is_adapter, read_card, relative
 
 log = logging.getLogger("finer1_lite")
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Pictures):
     """What is evaluated, on what, and where the records go."""
 
     folder: Path
@@ -34,31 +34,21 @@ class Job:
     preset: Preset
     conditions: tuple[Condition, ...] = ()
     base: str | None = None  # under an adapter; None: as the adapter says
-    world_seed: int = 0
-    photos: Path | None = None
-    descriptions: Path | None = None
     files: tuple[Path, ...] = ()
     questions: tuple[Path, ...] = ()  # of one's own about pictures
     images: Path | None = None
     allow_missing: bool = False
-    unseen_share: float = 0.4
-    coarse: str = "bird"
-    reading: Reading = Reading()
     baselines: tuple[str, ...] = ()
     similarity: str = "none"  # none, or one of the encoders of `similarity`
     endpoint: Remote | None = None  # models that answer over HTTP
 
     def collection(self) -> Collection | None:
         """The pictures with their training shots; None for question files."""
-        shots = self.preset.shots
         if self.files or self.questions:
             return None
+        found = self.pictures(self.preset.shots, self.preset.test_pictures)
         if self.photos is None:
-            world = paperbirds.make_world(self.world_seed)
-            return paperbirds.collection(world, shots=shots, test=self.preset.test_pictures)
-        own = ("unseen_share", "descriptions", "coarse", "reading")
-        words = {name: getattr(self, name) for name in own}
-        found = load_folder(self.photos, shots=shots, **words)
+            return found
         found = facts.described(self.models, found)
         trained = facts.trained_on(self.models, {photo.id: photo.source for photo in found.test})
         return replace(found, test=tuple(p for p in found.test if p.id not in trained))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Preset, Quantize, Size
+from finer1_lite.runtime import options
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -74,11 +75,9 @@ class LabCommand(PhotoOptions):
         return Run(
             folder=self.out / (self.name or ("lab" if birds else self.photos.resolve().name)),
             preset=preset.with_(**changes).with_(**read_key_values(self.settings)),
-            coarse=self.word,
-            reading=self.reading(),
             chains=read_chains(self.chains) if self.chains else None,
-            **given(self, "seeds", "world_seed", "photos", "descriptions", "report_to"),
-            **given(self, "unseen_share"),
+            **given(self, "seeds", "world_seed", "report_to"),
+            **self.origin(),
         )
 
     def taught(self, job: Run) -> Run:
@@ -188,8 +187,7 @@ class BenchCommand:
         problems = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
         if not problems and self.full and models.choose_device().type != "cuda":
             problems = ["--full needs a CUDA GPU and there is none here; `bench` without it runs"]
-        if problems:
-            raise ValueError(", ".join(problems))
+        options.require_sense(problems)
         if self.full:
             bench.measure_full(bench.full_preset(groups), steps=self.steps, json_path=self.json)
         else:
@@ -267,8 +265,7 @@ class DemoCommand:
             f"--port {self.port}: is in use, give another": not _answers(self.port),
             f"--unknown {self.unknown}: give 0 to 1": 0 <= self.unknown <= 1,
         }
-        if not all(rules.values()):
-            raise ValueError("; ".join(rule for rule, kept in rules.items() if not kept))
+        options.require_sense([rule for rule, kept in rules.items() if not kept])
         from finer1_lite.tools import demo
 
         demo.serve(self.model, self.port, self.photos, self.unknown)

@@ -80,7 +80,7 @@ def test_help_explains_every_option(capsys):
 
 def test_bad_counts_are_refused_together(caplog):
     assert cli.main(["bench", "--steps", "0", "--groups", "-1"]) == 2
-    assert "--steps 0: 1 or more, --groups -1: 1 or more" in caplog.text
+    assert "- --steps 0: 1 or more\n- --groups -1: 1 or more" in caplog.text
 
 
 # --- the same work for all -----------------------------------------------------------
