@@ -64,12 +64,9 @@ def mentions(concept: str, stems_of_clauses: Sequence[frozenset[str]]) -> bool:
     A denied concept ("without a disc") is mentioned where it is denied, any other where it is not.
     """
     words = stems(concept)
-    return bool(words) and any(_within(words, clause) for clause in stems_of_clauses)
-
-
-def _within(words: frozenset[str], others: frozenset[str]) -> bool:
-    """Whether all words are among the others, and both deny or neither does."""
-    return words <= others and (NEGATED in words) == (NEGATED in others)
+    denied = NEGATED in words
+    found = (words <= others and denied == (NEGATED in others) for others in stems_of_clauses)
+    return bool(words) and any(found)
 
 
 # --- extraction and merging ----------------------------------------------------------------

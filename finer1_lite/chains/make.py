@@ -233,7 +233,7 @@ class ChainJob:
             "this start": self.ledger.to_dict(),
             "all paid": self._paid(),
             "stopped": list(stopped),
-            "review": review.summary(review.apply_review(self.folder)),
+            "review": review.summary(review.apply_review(self.folder)) if chains else {},
         }
         write_json(self.folder / "report.json", report)
         return report

@@ -189,12 +189,9 @@ def apply_review(folder: Path, undecided: bool = True) -> Review:
 
     undecided: chains that passed the checks and that nobody looked at stay too.
     """
-    if not (folder / "chains.jsonl").exists():
-        return Review((), folder / "decisions.jsonl")
     review = open_review(folder)
     table = folder / "review.csv"
-    taken = review.read_csv(table) if table.exists() else 0
-    if taken:
+    if table.exists() and (taken := review.read_csv(table)):
         log.info("%s: %d new decisions", table, taken)
     review.write_csv(table)
     for reason in review.turned_down().values():

@@ -16,19 +16,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from finer1_lite.data import duplicates, images, labels, layouts, tables
-from finer1_lite.data.layouts import (
-    CLASSES,
-    DESCRIPTIONS,
-    INDEX,
-    PLAIN,
-    ClassFolder,
-    File,
-    Reading,
-)
+from finer1_lite.data.layouts import CLASSES, DESCRIPTIONS, INDEX, PLAIN, ClassFolder, File, Reading
 from finer1_lite.data.tables import name_key
 from finer1_lite.runtime.files import DataError
-
-__all__ = ["CLASSES", "DESCRIPTIONS", "INDEX", "PLAIN", "ClassFolder", "File", "Reading"]
 
 log = logging.getLogger("finer1_lite")
 

@@ -175,7 +175,8 @@ class _Labels:
             log.warning("rows left out: %d\n%s", len(self.lost), "\n".join(self.lost))
         else:
             self.walk.problems += self.lost
-        splits = {one: held[2] or _split_folder(one) for one, held in self.said.items()}
+        above = {one: [p for p in one.split("/")[:-1] if p.lower() in SPLITS] for one in self.said}
+        splits = {one: held[2] or "".join(above[one][:1]) for one, held in self.said.items()}
         named = roles(dict.fromkeys(splits.values()))
         strange = sorted({s for s in splits.values() if s and s.lower() not in SPLITS})
         if strange:
@@ -201,11 +202,6 @@ class _Labels:
             own.aliases = tuple(sorted(self.aliases[name] - shared))
             if shared:
                 log.info("%s: also called %s, as another class is; no alias", name, sorted(shared))
-
-
-def _split_folder(name: str) -> str:
-    """The split folder that a picture lies in, or ""."""
-    return next((part for part in name.split("/")[:-1] if part.lower() in SPLITS), "")
 
 
 def _ends(name: str) -> list[str]:

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from finer1_lite import cot
+from finer1_lite.__main__ import main
 from finer1_lite.chains import formats, review
 from finer1_lite.chains.formats import Record
 from finer1_lite.chains.panel import COLOURS, KEYS, Panel, chain_html, problems_html
@@ -97,6 +98,11 @@ def test_edits_that_are_turned_down_are_counted_and_named_with_their_row(records
     }
     assert "review.csv, row 3 (c1): tags: " in caplog.text and "row 4" not in caplog.text
     assert [r.id for r in formats.read_records(tmp_path / "reviewed.jsonl")] == ["c0", "c2", "c3"]
+
+
+def test_a_folder_without_chains_is_refused(tmp_path, caplog):
+    assert main(["cot", "review", str(tmp_path / "nowhere")]) == 2
+    assert "run `cot make` first" in caplog.text and not (tmp_path / "nowhere").exists()
 
 
 def test_filters(state):
