@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationC
 
 from finer1_lite import evaluate, models, prompts
 from finer1_lite.__main__ import main
+from finer1_lite.students.card import read_card, resolved
 from finer1_lite.students.lab_student import STOCK, asset_folder
 from finer1_lite.tools import publish
 
@@ -91,6 +92,10 @@ def test_the_shipped_adapter_merges_from_the_command_line(birds, tmp_path, capsy
         gap = logits(adapted, plain.float(), birds).log_softmax(-1) - expected
         gaps.append(gap.abs().max().item())
     assert gaps[0] < 1e-4 < gaps[1] < 0.1
+    given, kept = read_card(SHIPPED), read_card(tmp_path / "short")
+    assert kept.classes == given.classes and kept.settings["quantize"] == "none"
+    assert resolved(kept.base, tmp_path / "short") == resolved(given.base, SHIPPED)
+    assert "A merged model" in (tmp_path / "short" / "README.md").read_text("utf-8")
 
 
 def test_an_adapter_of_four_bits_merges_into_the_base_itself(birds, tmp_path):
