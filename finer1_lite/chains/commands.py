@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Quantize
-from finer1_lite.runtime.options import REQUIRED, argument, given, option, require_sense
+from finer1_lite.runtime.files import require_sense
+from finer1_lite.runtime.options import REQUIRED, argument, given, option
 
 if TYPE_CHECKING:
     from finer1_lite.chains.client import Ledger, Teacher

@@ -23,7 +23,7 @@ from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data import wording
 from finer1_lite.data.chain_text import fold
 from finer1_lite.runtime import files
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, require_sense
 from finer1_lite.species import Collection, Photo
 
 log = logging.getLogger("finer1_lite")
@@ -50,9 +50,7 @@ class Settings:
             wrong["extract"] = "one of teacher, yake"
         if not 0 <= self.beta <= 1:
             wrong["beta"] = "from 0 to 1 (at 1 no concept is worth its price)"
-        if wrong:
-            problems = [f"{name} = {getattr(self, name)!r}: {m}" for name, m in wrong.items()]
-            raise DataError(problems, "settings that make no sense:")
+        require_sense([f"{name} = {getattr(self, name)!r}: {m}" for name, m in wrong.items()])
 
 
 @dataclass

@@ -29,7 +29,7 @@ import pandas as pd
 
 from finer1_lite.data import folders, hubsets, images, labels, layouts, tables
 from finer1_lite.runtime.console import progress_bar
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, require_sense
 
 log = logging.getLogger("finer1_lite")
 
@@ -172,8 +172,7 @@ def _check(wanted: Wanted) -> None:
     problems = [f"--{name} {n}: 0 (all) or more" for name, n in counts.items() if n < 0]
     if wanted.classes == 1:
         problems.append("--classes 1: 2 or more, or 0 for all")
-    if problems:
-        raise DataError(problems, "settings that make no sense:")
+    require_sense(problems)
 
 
 def _emptied(partial: Path) -> Path:
@@ -519,5 +518,5 @@ def _write_tables(
     rows = sorted((one.folder, one.name, written[one.seen]) for one in kept)
     tables.write(partial / folders.CLASSES, ("class", "name", "seen"), rows)
     if "all" not in set(files["split"]):
-        rows = files[["file", "split"]].to_numpy().tolist()
+        rows = files[["file", "split"]].to_numpy()
         tables.write(partial / folders.INDEX, ("file", "split"), rows)

@@ -175,8 +175,10 @@ class _Labels:
             log.warning("rows left out: %d\n%s", len(self.lost), "\n".join(self.lost))
         else:
             self.walk.problems += self.lost
-        above = {one: [p for p in one.split("/")[:-1] if p.lower() in SPLITS] for one in self.said}
-        splits = {one: held[2] or "".join(above[one][:1]) for one, held in self.said.items()}
+        splits = {}
+        for one, held in self.said.items():
+            above = (part for part in one.split("/")[:-1] if part.lower() in SPLITS)
+            splits[one] = held[2] or next(above, "")
         named = roles(dict.fromkeys(splits.values()))
         strange = sorted({s for s in splits.values() if s and s.lower() not in SPLITS})
         if strange:

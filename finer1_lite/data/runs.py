@@ -28,9 +28,8 @@ class Pictures:
     def pictures(self, shots: int = 4, test: int = 432, seed: int = 0) -> Collection:
         """The pictures, divided; test: birds a split; seed: of the photographs' division."""
         if self.photos is None:
-            return paperbirds.collection(
-                paperbirds.make_world(self.world_seed), shots=shots, test=test
-            )
+            world = paperbirds.make_world(self.world_seed)
+            return paperbirds.collection(world, shots=shots, test=test)
         own = given(self, "unseen_share", "descriptions", "coarse", "reading")
         return load_folder(self.photos, shots=shots, seed=seed, **own)
 

@@ -11,7 +11,7 @@ from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
-from finer1_lite.runtime import options
+from finer1_lite.runtime.files import require_sense
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class EvaluateCommand(JobOptions):
         from finer1_lite.data.benchmark import Condition
         from finer1_lite.evals.endpoint import Remote
 
-        options.require_sense(self.problems())
+        require_sense(self.problems())
         order = "as_is" if self.protocol == "released" else self.order
         pictures = (True,) if self.no_blind else (True, False)
         kinds = product(dict.fromkeys(self._prompts()), dict.fromkeys(self.tasks), pictures)
@@ -300,7 +300,7 @@ class PredictCommand:
             f"--samples {self.samples}: give 0 or more": self.samples >= 0,
             f"--batch {self.batch}: give 1 or more": self.batch is None or self.batch > 0,
         }
-        options.require_sense([text for text, holds in rules.items() if not holds])
+        require_sense([text for text, holds in rules.items() if not holds])
         folder = self.out / self.name
         asked = given(self, "samples", "batch", "base", "fresh")
         found = predictions.run(self.model, self.photos, folder, **asked)

@@ -33,6 +33,12 @@ class DataError(ValueError):
         return "\n".join([self.headline, *(f"- {problem}" for problem in self.problems)])
 
 
+def require_sense(problems: Sequence[str]) -> None:
+    """DataError that lists every setting that makes no sense."""
+    if problems:
+        raise DataError(problems, "settings that make no sense:")
+
+
 def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
     """Yield (line number, value, problem) of each line that is not blank; problem "" if none."""
     for number, line, _ in _lines(path):

@@ -6,7 +6,7 @@ A field's type says what is read: `Literal` offers choices, `tuple[X, ...]` take
 
 import json
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import MISSING as REQUIRED
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -90,9 +90,3 @@ def read_key_values(items: Iterable[str]) -> dict[str, Any]:
         except ValueError:
             found[key.replace(".", "__")] = value
     return found
-
-
-def require_sense(problems: Sequence[str]) -> None:
-    """ValueError that lists every option that makes no sense."""
-    if problems:
-        raise ValueError("settings that make no sense:\n- " + "\n- ".join(problems))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Preset, Quantize, Size
-from finer1_lite.runtime import options
+from finer1_lite.runtime.files import require_sense
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class BenchCommand:
         problems = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
         if not problems and self.full and models.choose_device().type != "cuda":
             problems = ["--full needs a CUDA GPU and there is none here; `bench` without it runs"]
-        options.require_sense(problems)
+        require_sense(problems)
         if self.full:
             bench.measure_full(bench.full_preset(groups), steps=self.steps, json_path=self.json)
         else:
@@ -265,7 +265,7 @@ class DemoCommand:
             f"--port {self.port}: is in use, give another": not _answers(self.port),
             f"--unknown {self.unknown}: give 0 to 1": 0 <= self.unknown <= 1,
         }
-        options.require_sense([rule for rule, kept in rules.items() if not kept])
+        require_sense([rule for rule, kept in rules.items() if not kept])
         from finer1_lite.tools import demo
 
         demo.serve(self.model, self.port, self.photos, self.unknown)
