@@ -26,7 +26,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +66,8 @@ ROLLOUTS = {
 }
 CASE = ("rollouts", "completion_tokens", "picture_side")  # keys of a row: what was measured at
 FULL_ROWS = (TRL, "dapo", "tapo")  # TRL's and our DAPO first: what ratios refer to
+# A forked process cannot use a card that its parent has touched: bitsandbytes does so on import.
+FRESH = multiprocessing.get_context("spawn")
 COPIED = 2**28  # bytes of the copy that measures bandwidth
 GB = 1e9
 Readings = list[dict[str, float]]  # of one trainer's steps
@@ -90,7 +91,7 @@ def measure_full(preset: Preset, *, steps: int = 3, json_path: Path | None = Non
     A trainer whose process stops is left out and named; without TRL's there are no ratios
     to it. Raises ChildProcessError where none was measured.
     """
-    with ProcessPoolExecutor(1, context()) as alone:  # no memory of the card is kept here
+    with ProcessPoolExecutor(1, FRESH) as alone:  # no memory of the card is kept here
         machine = alone.submit(machine_facts).result()
     jobs = jobs_of(preset, steps, FULL_ROWS)
     loads = {job.trainer: load_of(job, machine) for job in jobs}
@@ -154,8 +155,8 @@ def readings(jobs: list[Job], bar: tqdm) -> list[Readings]:
 @contextmanager
 def worker(job: Job) -> Iterator[Connection]:
     """The pipe to a process for a job; it ends with this block, or with this process."""
-    ours, theirs = context().Pipe()
-    process = context().Process(target=bench_row.work, args=(theirs, job), daemon=True)
+    ours, theirs = FRESH.Pipe()
+    process = FRESH.Process(target=bench_row.work, args=(theirs, job), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -164,15 +165,6 @@ def worker(job: Job) -> Iterator[Connection]:
         ours.close()
         process.join(10)
         process.kill()
-
-
-def context() -> BaseContext:
-    """Fresh processes; where the system can fork, they share one import of the libraries."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    methods = multiprocessing.get_context("forkserver")
-    methods.set_forkserver_preload([bench_row.__name__])
-    return methods
 
 
 def next_step(pipe: Connection, job: Job) -> dict[str, float]:
