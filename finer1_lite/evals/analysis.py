@@ -1,15 +1,14 @@
 """Better use of knowledge, or more knowledge? Measured on a student before and after.
 
-Linear probes and CKA of features, a quiz in words, faithfulness to chain and picture, a covered
-mark (`transfer`): the questions of Fine-R1 (arXiv 2602.07605, on what improves), which printed
-probe accuracies and one p-value. Everything measured is a row, so that tables and figures
+Linear probes and CKA of features, a quiz in words, faithfulness to chain and picture: the
+questions of Fine-R1 (arXiv 2602.07605, on what improves), which printed probe accuracies and one
+p-value. Everything measured is a row, so that tables and figures
 (`changes`) come with n and intervals, and "unchanged" can be told from "too few to see".
 """
 
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,6 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from finer1_lite import generation, paperbirds, prompts, rewards
 from finer1_lite.data.chain_text import edit_chain, opening
-from finer1_lite.evals import transfer
 from finer1_lite.evals.baselines import extract, tower_features, unit
 from finer1_lite.evals.changes import FAITH
 from finer1_lite.generation import PromptBatch, Student
@@ -222,8 +220,8 @@ def parts(
 ) -> dict[str, Callable[[], Rows]]:
     """Name -> function that measures a part and returns its rows (`changes`).
 
-    students: "before" and "after". Faithfulness and the covered mark need a world whose
-    marks are known and are left out without one.
+    students: "before" and "after". Faithfulness needs a world whose marks are known and is left
+    out without one.
     """
     photos = collection.test
     question = prompts.question("answer", collection.coarse)
@@ -234,12 +232,6 @@ def parts(
     def language(student: Student, photos: Sequence[Photo]) -> np.ndarray:
         return language_states(student, photos, question)
 
-    def cover() -> Rows:
-        shown = transfer.cover(world, photos)
-        rows = dated(lambda s: transfer.measure(partial(complete, s, max_new_tokens), world, shown))
-        one_step = [r for r in rows if r["when"] == "before" and r["measure"].endswith("one step")]
-        return rows + [r | {"when": "control"} for r in transfer.control_rows(world, one_step)]
-
     def faith() -> Rows:
         return dated(lambda s: faithfulness(s, world, photos, max_new_tokens))
 
@@ -248,4 +240,4 @@ def parts(
         "language": lambda: features_moved("language", students, photos, language),
         "quiz": lambda: dated(lambda s: quiz(s, collection)),
     }
-    return always | ({} if world is None else {"faithfulness": faith, "covered mark": cover})
+    return always | ({} if world is None else {"faithfulness": faith})

@@ -1,6 +1,6 @@
 """Rows of an analysis (`analysis.measure`) -> what changed, as numbers and tables. Pure.
 
-A row is one thing that was measured once: measure, when (before, after, control), item, and
+A row is one thing that was measured once: measure, when (before, after), item, and
 correct; rows of faithfulness have changes and follows, rows of CKA a value.
 """
 
@@ -36,7 +36,7 @@ def change(before: Sequence[bool], after: Sequence[bool]) -> dict:
 
 
 def summary(rows: Sequence[Mapping]) -> dict:
-    """Measure -> `change`, value of CKA, or share of a control; "faithfulness <when>" -> shares."""
+    """Measure -> `change`, or value of CKA; "faithfulness <when>" -> shares."""
     found: dict = {}
     for measure in dict.fromkeys(row["measure"] for row in rows):
         own = [row for row in rows if row["measure"] == measure]
@@ -48,8 +48,6 @@ def summary(rows: Sequence[Mapping]) -> dict:
                 cell = {key: share_of([r[key] for r in part]) for key in ("changes", "follows")}
                 name = measure.removeprefix(FAITH)
                 found.setdefault(f"faithfulness {when}", {})[name] = cell
-        elif own[0]["when"] == "control":
-            found[measure] = share_of([row["correct"] for row in own])
         else:
             sides = [{r["item"]: r["correct"] for r in own if r["when"] == when} for when in WHENS]
             both = [item for item in sides[0] if item in sides[1]]
@@ -59,20 +57,18 @@ def summary(rows: Sequence[Mapping]) -> dict:
 
 def tables(found: Mapping) -> dict[str, pd.DataFrame]:
     """Heading -> table of what `summary` returned; those with nothing in them are empty."""
-    lines, controls, moved, faith = [], [], [], []
+    lines, moved, faith = [], [], []
     for name, cell in found.items():
         if not isinstance(cell, Mapping):
             moved.append({"features": name, "linear CKA": f"{cell:.3f}"})
         elif "before" in cell:
             lines.append({"measured": name} | _changed(cell))
-        elif "share" in cell:
-            controls.append({"measured": name, "before, %": _share(cell), "n": str(cell["n"])})
         for way, shares in cell.items() if name.startswith("faithfulness ") else ():
             line = {"training": name.removeprefix("faithfulness "), "what was done": way}
             line |= {f"answer {key}, %": _share(shares[key]) for key in ("changes", "follows")}
             faith.append(line | {"n": str(shares["changes"]["n"])})
     return {
-        "Better use of knowledge, or more?": text_table([*lines, *controls]),
+        "Better use of knowledge, or more?": text_table(lines),
         "How far features moved": text_table(moved),
         "Faithfulness": text_table(faith),
     }

@@ -212,7 +212,7 @@ class AnalyseCommand(JobOptions):
     """Better use of knowledge, or more? Probes, quiz, faithfulness.
 
     Before and after training: linear probes, CKA, a quiz in words, whether answers follow chain
-    and picture, a covered mark. Writes OUT/NAME/report.html. Killed and started again, it resumes.
+    and picture. Writes OUT/NAME/report.html. Killed and started again, it resumes.
     """
 
     computes = True

@@ -32,21 +32,19 @@ def ablation(found: Mapping) -> Figure:
 
 
 def changes(found: Mapping) -> Figure:
-    """Each measurement before and after training with 95 % intervals; controls as crosses.
+    """Each measurement before and after training with 95 % intervals.
 
     found: as `changes.summary` returns it.
     """
     cells = {name: cell for name, cell in found.items() if isinstance(cell, Mapping)}
-    cells = {name: cell for name, cell in cells.items() if {"before", "share"} & cell.keys()}
+    cells = {name: cell for name, cell in cells.items() if "before" in cell}
     figure, (axis,) = plots.panels(("all",), len(cells), 0.34)
-    handles = [plots.legend_key("control", marker="x", linestyle="")]
+    handles = []
     for when, colour, shift in zip(("after", "before"), plots.PAIR, (0.15, -0.15), strict=True):
         handles.insert(0, plots.legend_key(f"{when} training", colour, marker="o"))
         for y, cell in enumerate(cells.values()):
-            if cell.get(when, {}).get("n"):
+            if cell[when]["n"]:
                 plots.interval(axis, y + shift, cell[when], "share", colour)
-            elif "share" in cell:
-                axis.plot(100 * cell["share"], y, "x", color=plots.INK)
     axis.set_xlim(-2, 102)
     plots.name_lines(axis, cells, "right, %")
     return plots.with_legend(figure, handles)

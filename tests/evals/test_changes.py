@@ -38,14 +38,13 @@ def test_the_page_holds_every_kind_of_row():
         {"measure": "CKA, vision", "when": "both", "value": 0.5},
         {**faith, "when": "before", "follows": True},
         {**faith, "when": "after", "follows": False},
-        {"measure": "guess", "when": "control", "item": "0", "correct": True},
     ]
     found = changes.summary(some)
     first, second, third = (table.to_dict("records") for table in changes.tables(found).values())
     assert (first[0]["measured"], first[0]["before, %"]) == ("quiz", "66.7 [20.8, 93.9]")
     assert first[0]["difference, points"].startswith("+33.3 [")
     assert first[0]["gained / lost"] == "1 / 0"
-    assert [v for v in first[1].values() if v] == ["guess", "100.0 [20.7, 100.0]", "1"]
+    assert len(first) == 1
     assert second == [{"features": "CKA, vision", "linear CKA": "0.500"}]
     assert [(line["training"], line["what was done"]) for line in third] == [
         ("before", "edited marks"),
@@ -53,7 +52,7 @@ def test_the_page_holds_every_kind_of_row():
     ]
     assert [line["answer follows, %"].partition(" ")[0] for line in third] == ["100.0", "0.0"]
     axis = figures.changes(found).axes[0]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["quiz", "guess"]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["quiz"]
 
 
 def test_a_measure_of_nothing_says_so():
