@@ -109,7 +109,6 @@ def train_tapo(
         weight_decay=0.01,
         micro_batch=s.micro_batch,
         save_every=save_every + -save_every % s.updates,  # never within a batch of rollouts
-        states=(miner,) if isinstance(miner, triplets.ByConfusion) else (),
         report_to=report_to,
         on_step=on_step,
     )
@@ -141,8 +140,6 @@ def train_tapo(
 def choose_miner(student: Student, collection: Collection, preset: Preset) -> Miner | str:
     """What `triplets.make_triplet` takes as the hard negative."""
     s = preset.tapo
-    if s.negative == "confused":
-        return triplets.ByConfusion()
     if s.negative != "embedding":
         fixed = {"nearest": triplets.nearest, "random": triplets.at_random, "masked": "masked"}
         return fixed[s.negative]
@@ -184,11 +181,6 @@ def sample_groups(
             (kept if keep else dropped).append(group)
         if len(kept) == s.groups:
             break
-    if isinstance(miner, triplets.ByConfusion):
-        for group in kept + dropped:
-            for answer in map(rewards.parse_answer, group.completions):
-                named = rewards.match_class(answer, collection.names, collection.aliases)
-                miner.note(group.triplet.anchor.species, named)
     return kept, dropped
 
 

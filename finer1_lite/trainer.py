@@ -53,7 +53,6 @@ class Loop:
     schedule: str = "constant_with_warmup"
     warmup_steps: int = 3
     betas: tuple[float, float] = (0.9, 0.999)
-    states: tuple[Any, ...] = ()  # have state_dict and load_state_dict; go into checkpoints
     report_to: str | GeneralTracker = "none"  # see `runtime.trackers`
     on_step: Callable[[int, dict], object] | None = None  # after a step, before its checkpoint
     done: int = 0
@@ -74,7 +73,7 @@ class Loop:
         optimizer = torch.optim.AdamW(groups, self.learning_rate, self.betas, fused=True)
         scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, self.steps)
         self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
-        self.accelerator.register_for_checkpointing(self.limits, *self.states)
+        self.accelerator.register_for_checkpointing(self.limits)
 
     def __iter__(self) -> Iterator[int]:
         """The numbers of the steps that are left, from 0 on."""

@@ -1,7 +1,6 @@
 """Anchor, positive, hard negative: the three pictures that a TAPO group is made of."""
 
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,38 +59,6 @@ class ByEmbedding:
         """Among `others` the one most like `name`."""
         row = self.likeness[self.names.index(name)]
         return max(others, key=lambda other: float(row[self.names.index(other)]))
-
-
-class ByConfusion:
-    """The class that the policy itself answers most often in place of the right one.
-
-    `nearest` until a class was first confused. The counts travel with the checkpoints, so that
-    a resumed run mines the same negatives.
-    """
-
-    def __init__(self) -> None:
-        self.counts: dict[str, Counter] = {}
-
-    def note(self, label: str, named: str | None) -> None:
-        """Count an answer to a picture of `label`; a right one or none is no confusion."""
-        if named is not None and named != label:
-            self.counts.setdefault(label, Counter())[named] += 1
-
-    def __call__(
-        self, collection: Collection, name: str, others: list[str], rng: random.Random
-    ) -> str:
-        """Among `others` the one most often named in place of `name`."""
-        seen = {other: self.counts.get(name, {}).get(other, 0) for other in others}
-        most = max(seen.values())
-        return nearest(collection, name, [o for o, n in seen.items() if n == most], rng)
-
-    def state_dict(self) -> dict[str, dict[str, int]]:
-        """What a checkpoint keeps: label -> name -> count."""
-        return {name: dict(row) for name, row in self.counts.items()}
-
-    def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
-        """What a checkpoint kept."""
-        self.counts = {name: Counter(row) for name, row in state.items()}
 
 
 # --- pictures made from the anchor -------------------------------------------------------

@@ -1,6 +1,5 @@
 """Which class is the hard negative, and the pictures that are made from the anchor."""
 
-import json
 import random
 from collections import Counter
 
@@ -12,7 +11,6 @@ from PIL import Image
 from finer1_lite.data import augment
 from finer1_lite.species import Collection, Photo, Species
 from finer1_lite.triplets import (
-    ByConfusion,
     ByEmbedding,
     at_random,
     distorted,
@@ -86,45 +84,9 @@ def test_random_negatives_are_any_class_but_the_anchors(colours):
     assert min(drawn.values()) > 60  # of 100 expected
 
 
-def test_until_a_class_is_confused_its_nearest_is_the_negative(colours):
-    mine, rng = ByConfusion(), random.Random(0)
-    mine.note("blue", "red")
-    for name in ("red", "orange", "lime", "violet"):
-        choices = others(colours, name)
-        assert mine(colours, name, choices, rng) == nearest(colours, name, choices, rng)
-    assert mine(colours, "blue", others(colours, "blue"), rng) == "red"
-
-
-def test_the_class_named_most_often_is_the_negative(colours):
-    mine, rng = ByConfusion(), random.Random(0)
-    choices = others(colours, "blue")
-    for named in ("violet", "red", "violet"):
-        mine.note("blue", named)
-    assert mine(colours, "blue", choices, rng) == "violet"
-    for named in (None, "blue", "blue", "blue"):  # unreadable and right answers are no confusion
-        mine.note("blue", named)
-    for _ in range(9):
-        mine.note("blue", "grey")  # not seen: training must not touch it
-    assert mine(colours, "blue", choices, rng) == "violet"
-    mine.note("blue", "red")  # a tie: the nearer of the two
-    tied = sorted(("red", "violet"), key=colours.neighbours("blue").index)
-    assert mine(colours, "blue", choices, rng) == tied[0]
-
-
-def test_confusions_travel_through_a_checkpoint(colours):
-    mine, rng = ByConfusion(), random.Random(0)
-    for named in ("violet", "red", "violet"):
-        mine.note("blue", named)
-    again = ByConfusion()
-    again.load_state_dict(json.loads(json.dumps(mine.state_dict())))
-    assert again.counts == mine.counts
-    again.note("lime", "red")  # and go on being counted
-    assert again(colours, "lime", others(colours, "lime"), rng) == "red"
-
-
-@pytest.mark.parametrize("how", ["masked", "mined", "random"])
+@pytest.mark.parametrize("how", ["masked", "random"])
 def test_options_too_depend_on_seed_step_and_round_alone(birds, how):
-    negative = {"masked": "masked", "mined": ByConfusion(), "random": at_random}[how]
+    negative = {"masked": "masked", "random": at_random}[how]
     options = {"negative": negative, "positive": "distorted"}
 
     def pictures(step):

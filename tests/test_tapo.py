@@ -244,14 +244,14 @@ def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypa
 
 
 def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monkeypatch):
-    """In the reward, among the confusions and in the evaluation alike."""
+    """In the reward and in the evaluation alike."""
     known = replace(birds.species[0], aliases=("Tiny Trill",))
     birds = replace(birds, species=(known, *birds.species[1:]))
     photo = next(p for p in (*birds.train, *birds.test) if p.species == known.name)
     text = "<think>\nx\n</think>\n<answer>tiny trill</answer>"
     verdict = scoring.judge(text, known.name, birds.names, aliases=birds.aliases)
     assert verdict.named == known.name and verdict.correct
-    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__negative="confused"))
+    stage = Stage(fresh, birds, tmp_path, TINY)
     triplets = draw_triplets(birds, 2, seed=0, step=0)
     triplets[0] = replace(triplets[0], anchor=photo)
     real = generation.generate
@@ -266,7 +266,6 @@ def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monk
     stage.change(draws=1)
     stage.sample()
     assert [g.accuracy.tolist() for g in stage.dropped] == [[1.0] * 4, [0.0] * 4]
-    assert stage.miner.counts == {triplets[1].anchor.species: {known.name: 4}}
 
 
 @pytest.mark.parametrize(

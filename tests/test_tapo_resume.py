@@ -19,7 +19,7 @@ PRESET = TINY.with_(
     tapo__steps=8,
     tapo__learning_rate=1e-2,
     tapo__updates=2,
-    tapo__negative="confused",
+    tapo__negative="random",
     tapo__scored_on="own",
     tapo__draws=1,
 )
@@ -79,12 +79,12 @@ def negatives(draws) -> list[str]:
     return [t.negative.id for draw in draws for t in draw]
 
 
-def test_a_killed_run_goes_on_bit_by_bit_with_shared_batches_and_mined_negatives(
+def test_a_killed_run_goes_on_bit_by_bit_with_shared_batches_and_random_negatives(
     student, few, spread, drawn, tmp_path
 ):
     """Killed after step 7: its batch of rollouts was half used, the checkpoint is of step 6.
 
-    The confusions that were counted until then decide which negatives step 7 has.
+    The negatives drawn by chance are the same ones.
     """
     whole, killed, resumed = Watch(), Watch(kill=7), Watch()
     train(student, few, tmp_path / "whole", whole)
@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_bit_by_bit_with_shared_batches_and_mined_negatives
     assert len(drawn) == 4  # eight steps, two to a batch
     nearest = [t.negative.id for at in range(4) for t in triplets.draw_triplets(few, 2, 0, at)]
     drawn.clear()
-    assert expected[:2] == nearest[:2] and expected[-2:] != nearest[-2:]
+    assert expected != nearest
     with pytest.raises(Killed):
         train(student, few, tmp_path / "killed", killed)
     drawn.clear()
