@@ -88,7 +88,10 @@ def peak_gib() -> float:
 # --- one student, both sizes ---------------------------------------------------------
 
 
-def test_the_plan_counts_the_weights_that_are_there(student, size):
+def test_the_plan_counts_the_weights_that_are_there(size):
+    cuda = models.choose_device().type == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else 0  # workspaces of earlier tests
+    student = models.add_adapter(models.load_student(size.student, size), size, seed=0)
     sizes = memory.count(student)
     config = student.model.get_base_model().config
     dtype = models.choose_dtype(student.device)
@@ -96,7 +99,7 @@ def test_the_plan_counts_the_weights_that_are_there(student, size):
     if student.device.type == "cuda":
         there = sum(sizes.weights.values()) + sizes.adapter
         gc.collect()
-        assert torch.cuda.memory_allocated() == pytest.approx(there, rel=0.02)
+        assert torch.cuda.memory_allocated() - before == pytest.approx(there, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -119,11 +122,12 @@ def test_gradients_reach_every_adapter_through_four_bits(student, checkpointing)
             assert weight.grad is None, name
 
 
-@pytest.mark.parametrize(
-    ("dtype", "mean", "most"), [(torch.bfloat16, 0.03, 0.3), (torch.float16, 0.004, 0.04)]
-)
-def test_log_probs_in_16_bits_are_near_float32s(size, dtype, mean, most, monkeypatch):
-    """The same 4-bit weights, computed in 16 and in 32 bits."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_log_probs_in_16_bits_are_near_float32s(size, dtype, monkeypatch):
+    """The same 4-bit weights, computed in 16 and in 32 bits: apart by rounding alone.
+
+    An H200 was 5.0 epsilons apart in the mean and 14 at most at the true size, in both dtypes.
+    """
     cuda = models.choose_device().type == "cuda"
     if cuda and dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this card has no bfloat16")
@@ -135,8 +139,9 @@ def test_log_probs_in_16_bits_are_near_float32s(size, dtype, mean, most, monkeyp
         long = widened(short)
         expected = logprobs.log_probs(long.model, prompts_of(long), tokens, mask, [0, 0])
     gap = (found - expected).abs()[mask.bool()]
-    print(f"{dtype}: mean gap {gap.mean():.4f}, largest {gap.max():.4f}")
-    assert 0 < gap.mean() < mean and gap.max() < most
+    gap /= torch.finfo(dtype).eps
+    print(f"{dtype}: mean gap {gap.mean():.1f} epsilons, largest {gap.max():.1f}")
+    assert 0 < gap.mean() < 8 and gap.max() < 30
 
 
 def test_a_few_steps_of_each_stage(student, size, tmp_path, spread):
