@@ -71,7 +71,7 @@ class TAPOSettings(Settings):
     scored_on: Literal["anchor", "own"] = setting("anchor", "what scores a positive's rollout")
     prompt: Literal["think", "answer"] = setting("think", "a key of prompts.QUESTIONS")
     positive: Literal["class", "distorted"] = setting("class", "distorted: the anchor with noise")
-    negative: Literal["nearest", "random", "embedding", "masked"] = setting(
+    negative: Literal["nearest", "random", "masked"] = setting(
         "nearest", "how another species is chosen; masked: the anchor without some patches"
     )
     baseline: Literal["group", "picture"] = setting("group", "whose mean advantages compare with")

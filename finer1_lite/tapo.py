@@ -99,7 +99,7 @@ def train_tapo(
     """
     models.prepare_for_stage_two(student, preset)
     s = preset.tapo
-    miner = choose_miner(student, collection, preset)
+    miner = triplets.NEGATIVES[s.negative]
     save_every = max(5, s.steps // 4)
     loop = Loop(
         student.model,
@@ -135,21 +135,6 @@ def train_tapo(
 
 
 # --- rollouts and rewards ----------------------------------------------------------------
-
-
-def choose_miner(student: Student, collection: Collection, preset: Preset) -> Miner | str:
-    """What `triplets.make_triplet` takes as the hard negative."""
-    s = preset.tapo
-    if s.negative != "embedding":
-        fixed = {"nearest": triplets.nearest, "random": triplets.at_random, "masked": "masked"}
-        return fixed[s.negative]
-    questions = [prompts.question(s.prompt, collection.coarse)]
-
-    def embed(image: Image.Image) -> Tensor:
-        batch = generation.encode_prompts(student.model, student.processor, questions, [image])
-        return batch.image_features[0].float().mean(0)
-
-    return triplets.ByEmbedding(collection, embed)
 
 
 def sample_groups(

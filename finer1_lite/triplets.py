@@ -5,10 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from finer1_lite.data import augment
 from finer1_lite.species import Collection, Photo
 
@@ -38,27 +34,7 @@ def at_random(collection: Collection, name: str, others: list[str], rng: random.
     return rng.choice(others)
 
 
-class ByEmbedding:
-    """The class whose training pictures look most alike to a vision tower."""
-
-    def __init__(self, collection: Collection, embed: Callable[[Image.Image], Tensor]) -> None:
-        """Embed each training picture once; `embed`: a picture -> (width,)."""
-        vectors = {
-            name: torch.stack([embed(p.image()) for p in collection.train if p.species == name])
-            for name in collection.seen_names
-        }
-        centre = torch.cat(list(vectors.values())).mean(0)  # what all pictures share
-        means = [(v - centre).mean(0) for v in vectors.values()]
-        alike = torch.nn.functional.normalize(torch.stack(means), dim=-1)
-        self.names = list(vectors)
-        self.likeness = alike @ alike.T  # (classes, classes)
-
-    def __call__(
-        self, collection: Collection, name: str, others: list[str], rng: random.Random
-    ) -> str:
-        """Among `others` the one most like `name`."""
-        row = self.likeness[self.names.index(name)]
-        return max(others, key=lambda other: float(row[self.names.index(other)]))
+NEGATIVES: dict[str, Miner | str] = {"nearest": nearest, "random": at_random, "masked": "masked"}
 
 
 # --- pictures made from the anchor -------------------------------------------------------

@@ -9,6 +9,7 @@ p-value. Everything measured is a row, so that tables and figures
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from finer1_lite import generation, paperbirds, prompts, rewards
 from finer1_lite.data.chain_text import edit_chain, opening
 from finer1_lite.evals.baselines import extract, tower_features, unit
 from finer1_lite.evals.changes import FAITH
-from finer1_lite.generation import PromptBatch, Student
+from finer1_lite.generation import Student
 from finer1_lite.species import Collection, Photo
 
 BATCH = 32
@@ -93,28 +94,12 @@ def complete(
         shown = images[part] if images is not None else None
         batch = generation.encode_prompts(model, processor, questions[part], shown)
         if begun is not None:
-            batch = continue_with(batch, begun[part], processor.tokenizer)
+            encode = partial(processor.tokenizer.encode, add_special_tokens=False)
+            batch = generation.extended(batch, [encode(text) for text in begun[part]])
         made = generation.generate(model, processor, batch, max_new_tokens=max_new_tokens)
         completions += made.completions
     starts = begun if begun is not None else [""] * len(questions)
     return [start + text for start, text in zip(starts, completions, strict=True)]
-
-
-def continue_with(batch: PromptBatch, begun: Sequence[str], tokenizer: object) -> PromptBatch:
-    """The prompts with the beginning of a completion behind each, padded on the left again."""
-    rows = []
-    for p, text in enumerate(begun):
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        more = torch.tensor(tokens, dtype=torch.long, device=batch.input_ids.device)
-        keep = batch.attention_mask[p].bool()
-        ids = torch.cat([batch.input_ids[p, keep], more])
-        kinds = torch.cat([batch.mm_token_type_ids[p, keep], torch.zeros_like(more)])
-        ahead = batch.position_ids[:, p].max() + 1 + torch.arange(len(more), device=more.device)
-        places = torch.cat([batch.position_ids[:, p, keep], ahead.expand(3, -1)], 1)
-        picture = batch.image_features[p : p + 1]
-        whole = torch.ones_like(ids)
-        rows.append(PromptBatch(ids[None], whole[None], kinds[None], places[:, None], picture))
-    return generation.join(rows)
 
 
 def features_moved(

@@ -85,7 +85,7 @@ def test_an_answer_goes_on_exactly_where_it_was_cut(student, few):
     again = [student.processor.tokenizer.encode(text, add_special_tokens=False) for text in begun]
     rows = zip(again, whole.completion_ids, kept, strict=True)
     same = [ids == row[:n].tolist() for ids, row, n in rows]
-    more = analysis.continue_with(batch, begun, student.processor.tokenizer)
+    more = generation.extended(batch, again)
     for p, ids in enumerate(again):
         real = more.attention_mask[p].bool()
         assert (

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from finer1_lite import logprobs, models, prompts, tapo
+from finer1_lite import logprobs, models, prompts, tapo, triplets
 from finer1_lite.presets import Preset
 from finer1_lite.trainer import Loop
 
@@ -53,7 +53,7 @@ class Stage:
             | settings
         )
         self.loop = Loop(self.model, folder / "checkpoints", **settings)
-        self.miner = tapo.choose_miner(self.student, birds, preset)
+        self.miner = triplets.NEGATIVES[preset.tapo.negative]
         self.kept, self.dropped = [], []
         self.batch, self.parts = None, {}
 
@@ -69,7 +69,7 @@ class Stage:
         """Other settings of TAPO; the groups stay."""
         self.preset = self.preset.with_(**{f"tapo__{k}": v for k, v in settings.items()})
         if "negative" in settings:
-            self.miner = tapo.choose_miner(self.student, self.birds, self.preset)
+            self.miner = triplets.NEGATIVES[self.settings.negative]
 
     def rollout(self, triplets, generator):
         return tapo.rollout(self.student, triplets, self.birds, self.preset, generator)
