@@ -1,4 +1,4 @@
-"""Rows of an analysis (`analysis.measure`) -> what changed, as numbers and tables. Pure.
+"""Rows of an analysis (`analysis.parts`) -> what changed, as numbers and tables. Pure.
 
 A row is one thing that was measured once: measure, when (before, after), item, and
 correct; rows of faithfulness have changes and follows, rows of CKA a value.
