@@ -66,7 +66,7 @@ ROLLOUTS = {
 }
 CASE = ("rollouts", "completion_tokens", "picture_side")  # keys of a row: what was measured at
 FULL_ROWS = (TRL, "dapo", "tapo")  # TRL's and our DAPO first: what ratios refer to
-# A forked process cannot use a card that its parent has touched: bitsandbytes does so on import.
+# A forked process cannot use a card that was touched before, and the imports alone touch it.
 FRESH = multiprocessing.get_context("spawn")
 COPIED = 2**28  # bytes of the copy that measures bandwidth
 GB = 1e9
