@@ -24,7 +24,7 @@ from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.oom import Limits
 from finer1_lite.species import Collection
 from finer1_lite.trainer import LOWER, MICRO, Loop, save_trained
-from finer1_lite.triplets import Miner, Triplet
+from finer1_lite.triplets import Triplet
 
 
 @dataclass
@@ -99,7 +99,6 @@ def train_tapo(
     """
     models.prepare_for_stage_two(student, preset)
     s = preset.tapo
-    miner = triplets.NEGATIVES[s.negative]
     save_every = max(5, s.steps // 4)
     loop = Loop(
         student.model,
@@ -116,7 +115,7 @@ def train_tapo(
         seconds = 0.0
         if step % s.updates == 0:  # so many steps share a batch of rollouts
             kept, dropped = sample_groups(
-                student, collection, preset, seed, step // s.updates, miner, loop.limits
+                student, collection, preset, seed, step // s.updates, loop.limits
             )
             seconds = loop.seconds()
             batch = make_batch(kept, s)
@@ -143,7 +142,6 @@ def sample_groups(
     preset: Preset,
     seed: int,
     step: int,
-    miner: Miner | str = triplets.nearest,
     limits: Limits | None = None,
 ) -> tuple[list[Group], list[Group]]:
     """Dynamic sampling (DAPO, arXiv 2503.14476): the (kept, dropped) groups of a step.
@@ -155,9 +153,8 @@ def sample_groups(
     kept: list[Group] = []
     dropped: list[Group] = []
     for round_ in range(s.draws):
-        drawn = triplets.draw_triplets(
-            collection, s.groups, seed, step, round_, positive=s.positive, negative=miner
-        )
+        how = {"positive": s.positive, "negative": triplets.NEGATIVES[s.negative]}
+        drawn = triplets.draw_triplets(collection, s.groups, seed, step, round_, **how)
         dice = f"rollouts/{seed}/{step}/{round_}"
         groups = _rollout_by_all(student, drawn, collection, preset, dice, limits or Limits())
         varied = advantages.keep_group(torch.stack([g.accuracy for g in groups]))

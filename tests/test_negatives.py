@@ -10,13 +10,7 @@ from PIL import Image
 
 from finer1_lite.data import augment
 from finer1_lite.species import Collection, Photo, Species
-from finer1_lite.triplets import (
-    at_random,
-    distorted,
-    draw_triplets,
-    make_triplet,
-    masked,
-)
+from finer1_lite.triplets import at_random, distorted, draw_triplets, make_triplet, masked
 
 COLOURS = {
     "red": (220, 20, 20),
@@ -34,7 +28,7 @@ def flat(name: str, i: int) -> Image.Image:
 
 @pytest.fixture
 def colours() -> Collection:
-    """Classes that are near one another by the length of their names, not by their colour."""
+    """Five seen classes of flat pictures, and an unseen one."""
     train = tuple(
         Photo(f"{n}/{i}", n, lambda n=n, i=i: flat(n, i)) for n in COLOURS for i in (0, 1)
     )
@@ -46,7 +40,7 @@ def others(collection, name):
     return [n for n in collection.seen_names if n != name]
 
 
-# --- mining --------------------------------------------------------------------------
+# --- which class ---------------------------------------------------------------------
 
 
 def test_random_negatives_are_any_class_but_the_anchors(colours):

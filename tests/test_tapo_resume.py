@@ -9,7 +9,7 @@ import torch
 from killed import Killed
 from tiny_tapo import TINY, Stage, gradients, weights
 
-from finer1_lite import models, rewards
+from finer1_lite import models, rewards, triplets
 from finer1_lite.generation import Student
 from finer1_lite.tapo import train_tapo
 from finer1_lite.trainer import Loop
@@ -38,6 +38,19 @@ class Watch:
 
 
 @pytest.fixture
+def drawn(monkeypatch):
+    """The triplets of every draw, in order."""
+    found, real = [], triplets.draw_triplets
+
+    def spy(*args, **how):
+        found.append(real(*args, **how))
+        return found[-1]
+
+    monkeypatch.setattr(triplets, "draw_triplets", spy)
+    return found
+
+
+@pytest.fixture
 def few(birds, monkeypatch):
     """Four species, so that each comes round again within a few steps.
 
@@ -62,16 +75,29 @@ def train(student, birds, folder, watch):
     train_tapo(mine, birds, PRESET, 0, folder, on_step=watch)
 
 
+def negatives(draws) -> list[str]:
+    return [t.negative.id for draw in draws for t in draw]
+
+
 def test_a_killed_run_goes_on_bit_by_bit_with_shared_batches_and_random_negatives(
-    student, few, spread, tmp_path
+    student, few, spread, drawn, tmp_path
 ):
-    """Killed after step 7: its batch of rollouts was half used, the checkpoint is of step 6."""
+    """Killed after step 7: its batch of rollouts was half used, the checkpoint is of step 6.
+
+    The negatives drawn by chance are the same ones.
+    """
     whole, killed, resumed = Watch(), Watch(kill=7), Watch()
     train(student, few, tmp_path / "whole", whole)
+    expected = negatives(drawn)
+    assert len(drawn) == 4  # eight steps, two to a batch
+    nearest = [t.negative.id for at in range(4) for t in triplets.draw_triplets(few, 2, 0, at)]
+    drawn.clear()
+    assert expected != nearest
     with pytest.raises(Killed):
         train(student, few, tmp_path / "killed", killed)
+    drawn.clear()
     train(student, few, tmp_path / "killed", resumed)
-    assert list(resumed.steps) == [7, 8]
+    assert list(resumed.steps) == [7, 8] and negatives(drawn) == expected[-2:]
     for step in (7, 8):
         for name, weight in whole.steps[step].items():
             assert torch.equal(resumed.steps[step][name], weight), (step, name)

@@ -2,14 +2,13 @@
 
 Linear probes and CKA of features, a quiz in words, faithfulness to chain and picture: the
 questions of Fine-R1 (arXiv 2602.07605, on what improves), which printed probe accuracies and one
-p-value. Everything measured is a row, so that tables and figures
-(`changes`) come with n and intervals, and "unchanged" can be told from "too few to see".
+p-value. Everything measured is a row, so that tables and figures (`changes`) come with n and
+intervals, and "unchanged" can be told from "too few to see".
 """
 
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -94,8 +93,8 @@ def complete(
         shown = images[part] if images is not None else None
         batch = generation.encode_prompts(model, processor, questions[part], shown)
         if begun is not None:
-            encode = partial(processor.tokenizer.encode, add_special_tokens=False)
-            batch = generation.extended(batch, [encode(text) for text in begun[part]])
+            ids = processor.tokenizer(list(begun[part]), add_special_tokens=False)["input_ids"]
+            batch = generation.extended(batch, ids)
         made = generation.generate(model, processor, batch, max_new_tokens=max_new_tokens)
         completions += made.completions
     starts = begun if begun is not None else [""] * len(questions)

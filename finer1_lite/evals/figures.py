@@ -36,8 +36,7 @@ def changes(found: Mapping) -> Figure:
 
     found: as `changes.summary` returns it.
     """
-    cells = {name: cell for name, cell in found.items() if isinstance(cell, Mapping)}
-    cells = {name: cell for name, cell in cells.items() if "before" in cell}
+    cells = {n: cell for n, cell in found.items() if isinstance(cell, Mapping) and "before" in cell}
     figure, (axis,) = plots.panels(("all",), len(cells), 0.34)
     handles = []
     for when, colour, shift in zip(("after", "before"), plots.PAIR, (0.15, -0.15), strict=True):

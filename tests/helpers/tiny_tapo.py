@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from finer1_lite import logprobs, models, prompts, tapo, triplets
+from finer1_lite import logprobs, models, prompts, tapo
 from finer1_lite.presets import Preset
 from finer1_lite.trainer import Loop
 
@@ -53,7 +53,6 @@ class Stage:
             | settings
         )
         self.loop = Loop(self.model, folder / "checkpoints", **settings)
-        self.miner = triplets.NEGATIVES[preset.tapo.negative]
         self.kept, self.dropped = [], []
         self.batch, self.parts = None, {}
 
@@ -68,15 +67,13 @@ class Stage:
     def change(self, **settings) -> None:
         """Other settings of TAPO; the groups stay."""
         self.preset = self.preset.with_(**{f"tapo__{k}": v for k, v in settings.items()})
-        if "negative" in settings:
-            self.miner = triplets.NEGATIVES[self.settings.negative]
 
     def rollout(self, triplets, generator):
         return tapo.rollout(self.student, triplets, self.birds, self.preset, generator)
 
     def sample(self, step=0) -> None:
         self.kept, self.dropped = tapo.sample_groups(
-            self.student, self.birds, self.preset, self.seed, step, self.miner, self.loop.limits
+            self.student, self.birds, self.preset, self.seed, step, self.loop.limits
         )
 
     def prepare(self):

@@ -69,6 +69,13 @@ def student(size):
     torch.cuda.empty_cache()
 
 
+@pytest.fixture
+def held_before(size):
+    """Bytes of the card that earlier tests hold: workspaces stay."""
+    gc.collect()
+    return torch.cuda.memory_allocated() if models.choose_device().type == "cuda" else 0
+
+
 def on_device(student, rows: int, length: int):
     """A prompt with a picture of 64 visual tokens, and answers to it."""
     tokens, mask = answers(rows, length)
@@ -88,10 +95,7 @@ def peak_gib() -> float:
 # --- one student, both sizes ---------------------------------------------------------
 
 
-def test_the_plan_counts_the_weights_that_are_there(size):
-    cuda = models.choose_device().type == "cuda"
-    before = torch.cuda.memory_allocated() if cuda else 0  # workspaces of earlier tests
-    student = models.add_adapter(models.load_student(size.student, size), size, seed=0)
+def test_the_plan_counts_the_weights_that_are_there(held_before, student, size):
     sizes = memory.count(student)
     config = student.model.get_base_model().config
     dtype = models.choose_dtype(student.device)
@@ -99,7 +103,7 @@ def test_the_plan_counts_the_weights_that_are_there(size):
     if student.device.type == "cuda":
         there = sum(sizes.weights.values()) + sizes.adapter
         gc.collect()
-        assert torch.cuda.memory_allocated() - before == pytest.approx(there, rel=0.02)
+        assert torch.cuda.memory_allocated() - held_before == pytest.approx(there, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -122,11 +126,13 @@ def test_gradients_reach_every_adapter_through_four_bits(student, checkpointing)
             assert weight.grad is None, name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_log_probs_in_16_bits_are_near_float32s(size, dtype, monkeypatch):
-    """The same 4-bit weights, computed in 16 and in 32 bits: apart by rounding alone.
+@pytest.mark.parametrize(
+    ("dtype", "mean", "most"), [(torch.bfloat16, 0.03, 0.3), (torch.float16, 0.004, 0.04)]
+)
+def test_log_probs_in_16_bits_are_near_float32s(size, dtype, mean, most, monkeypatch):
+    """The same 4-bit weights, computed in 16 and in 32 bits.
 
-    An H200 was 5.0 epsilons apart in the mean and 14 at most at the true size, in both dtypes.
+    At the true size an H200 missed the mean's bound: 0.040 and 0.0049, 5 epsilons in both.
     """
     cuda = models.choose_device().type == "cuda"
     if cuda and dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
@@ -139,9 +145,8 @@ def test_log_probs_in_16_bits_are_near_float32s(size, dtype, monkeypatch):
         long = widened(short)
         expected = logprobs.log_probs(long.model, prompts_of(long), tokens, mask, [0, 0])
     gap = (found - expected).abs()[mask.bool()]
-    gap /= torch.finfo(dtype).eps
-    print(f"{dtype}: mean gap {gap.mean():.1f} epsilons, largest {gap.max():.1f}")
-    assert 0 < gap.mean() < 8 and gap.max() < 30
+    print(f"{dtype}: mean gap {gap.mean():.4f}, largest {gap.max():.4f}")
+    assert 0 < gap.mean() < mean and gap.max() < most
 
 
 def test_a_few_steps_of_each_stage(student, size, tmp_path, spread):
