@@ -33,17 +33,29 @@ def candidates(names: list[str], right: str, rng: random.Random) -> list[str]:
     return chosen
 
 
-def oracle_chain(world: paperbirds.World, name: str, rng: random.Random) -> str:
+def oracle_chain(
+    world: paperbirds.World,
+    name: str,
+    rng: random.Random,
+    seen: Mapping[str, str] | None = None,
+    options: Sequence[str] | None = None,
+) -> str:
     """Write the true chain of a paper bird, as a teacher that knows its marks would.
 
     Candidates are neighbours of the same genus, seen and unseen alike; ties fall by chance.
+    The comparison recites what each candidate looks like before it says what tells it from
+    the bird. seen: the marks that are seen of the bird, where some are mistaken; options: the
+    choices of a closed world, which are then the candidates.
     """
+    seen = seen or world.marks[name]
     genus = [n for n in world.names if world.genus[n] == world.genus[name] and n != name]
     rng.shuffle(genus)
-    nearest = sorted(genus, key=lambda n: len(world.differing(n, name)))
-    chosen = candidates(nearest, name, rng)
-    remarks = [marks_against(world, name, c) for c in chosen]
-    return prompts.chain(paperbirds.knowledge(world, name), chosen, remarks, name)
+    nearest = sorted(genus, key=lambda n: len(paperbirds.differing(seen, world.marks[n])))
+    chosen = list(options) if options else candidates(nearest, name, rng)
+    remarks = [
+        paperbirds.recite(world, c) + ", " + marks_against(seen, world.marks[c]) for c in chosen
+    ]
+    return prompts.chain(paperbirds.describe(seen), chosen, remarks, name)
 
 
 def oracle(world: paperbirds.World) -> ChainWriter:
@@ -51,9 +63,9 @@ def oracle(world: paperbirds.World) -> ChainWriter:
     return lambda photo, rng: oracle_chain(world, photo.species, rng)
 
 
-def marks_against(world: paperbirds.World, name: str, candidate: str) -> str:
-    """List the candidate's marks that the bird does not have, or say that it fits."""
-    against = [f"{m} {world.marks[candidate][m]}" for m in world.differing(name, candidate)]
+def marks_against(seen: Mapping[str, str], candidate: Mapping[str, str]) -> str:
+    """List the candidate's marks that are not seen, or say that it fits."""
+    against = [f"{m} {candidate[m]}" for m in paperbirds.differing(seen, candidate)]
     return "has " + ", ".join(against) if against else "fits"
 
 

@@ -71,16 +71,13 @@ class StudentAnswerer:
             samples=condition.samples,
             generator=torch.Generator(self.student.device).manual_seed(start),
         )
-        completions = (completion for batch in batches for completion in _completions(batch))
+        columns = ((b.completions, b.lengths.tolist(), b.truncated.tolist()) for b in batches)
+        completions = (Completion(*one) for batch in columns for one in zip(*batch, strict=True))
         return [
             Completion(error=image) if isinstance(image, str) else next(completions)
             for image in images
             for _ in range(condition.samples)
         ]
-
-
-def _completions(out: Rollouts) -> Iterator[Completion]:
-    return map(Completion, out.completions, out.lengths.tolist(), out.truncated.tolist())
 
 
 def ask(
@@ -92,12 +89,19 @@ def ask(
     batch_size: int = 128,
     samples: int = 1,
     generator: torch.Generator | None = None,
+    begun: Sequence[str] | None = None,
 ) -> Iterator[Rollouts]:
-    """Completions in order, one batch after the other; greedy unless `samples` are several."""
+    """Completions in order, one batch after the other; greedy unless `samples` are several.
+
+    begun: the words that each completion must go on from, not among those returned.
+    """
     for at in range(0, len(questions), batch_size):
         part = slice(at, at + batch_size)
         shown = images[part] if images is not None else None
         batch = generation.encode_prompts(student.model, student.processor, questions[part], shown)
+        if begun is not None:
+            words = student.processor.tokenizer(list(begun[part]), add_special_tokens=False)
+            batch = generation.extended(batch, words["input_ids"])
         yield generation.generate(
             student.model,
             student.processor,
@@ -107,6 +111,17 @@ def ask(
             temperature=1.0 if samples > 1 else 0.0,
             generator=generator,
         )
+
+
+def complete(
+    student: Student,
+    questions: Sequence[str],
+    images: Sequence[Image.Image] | None = None,
+    **settings: Any,
+) -> list[str]:
+    """The greedy completions that `ask` (which takes the settings) yields in batches."""
+    batches = ask(student, questions, images, **settings)
+    return [completion for batch in batches for completion in batch.completions]
 
 
 def read_image(image: Callable[[], Image.Image]) -> Image.Image | str:
@@ -140,6 +155,7 @@ def record(
         prompt=condition.prompt,
         aliases=benchmark.aliases,
         released_path=question.photo if benchmark.released else "",
+        chain=not question.about,
     )
     return {
         "model": model,
@@ -159,7 +175,7 @@ def record(
         "rotation": question.rotation,
         "sample": sample,
         "completion": completion.text,
-        **vars(verdict),  # answer, named, correct, included
+        **vars(verdict),
         "tokens": completion.tokens,
         "truncated": completion.truncated,
         "error": completion.error,

@@ -17,7 +17,7 @@ from typing import Any
 from finer1_lite import cot, metrics, models
 from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.data.given_chains import check_chains
-from finer1_lite.data.runs import Run, chain_lines
+from finer1_lite.data.runs import Run, chain_lines, write_attribution
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files
@@ -25,7 +25,7 @@ from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
-from finer1_lite.species import Collection, write_attribution
+from finer1_lite.species import Collection
 from finer1_lite.students.card import STAGES, read_card, write_card
 from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.students.run_cards import card_of, write_cards
@@ -123,7 +123,7 @@ def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, 
             collection = replace(
                 collection, train=tuple(p for p in collection.train if p.id in chains)
             )
-        rows = chain_rows(collection, chains)
+        rows = chain_rows(collection, chains, job.preset.sft)
         train_sft(student, rows, job.preset, seed, folder / stage)
     else:
         student = models.load_adapter(student, folder / "sft", trainable=True)

@@ -23,15 +23,11 @@ from finer1_lite.runtime import files
 log = logging.getLogger("finer1_lite")
 
 PHOTO = ["dataset", "photo"]  # what names a photo
-
-
 DIFFERENCES = (
     *(("sft", "base"), ("tapo", "sft"), ("tapo", "base")),
     *(("sft", "base_think"), ("tapo", "base_think")),  # the same prompt on both sides
 )
-
-
-_NUMBERS = ("correct", "included", "truncated", "tokens", "similarity")
+_NUMBERS = ("correct", "included", "listed", "agrees", "truncated", "tokens", "similarity")
 _PAGES_ONLY = {"included", "not_offered", "similarity", "only_a", "only_b", "p"}
 
 
@@ -41,11 +37,11 @@ def read_records(path: Path | str) -> list[dict]:
 
 
 def table(records: Iterable[Mapping], schema: type[Record] = Record) -> pd.DataFrame:
-    """The records, a row each: the columns of `Record` and four more.
+    """The records, a row each: the columns of `Record` and five more.
 
-    question: what two entries are compared on; invalid: names no class; not_offered: names one
-    that was no option; chance: 1 / number of options. ValueError lists every record that does
-    not fit the schema.
+    question: what two entries are compared on; for_its_reason: right, and the chain leads to it;
+    invalid: names no class; not_offered: names one that was no option; chance: 1 / number of
+    options. ValueError lists every record that does not fit the schema.
     """
     rows = list(records)
     problems = _problems(rows, schema)
@@ -57,6 +53,7 @@ def table(records: Iterable[Mapping], schema: type[Record] = Record) -> pd.DataF
     asked = frame[[*PHOTO, "task", "options", "sample"]]
     frame["question"] = list(asked.itertuples(index=False, name=None))
     frame["invalid"] = frame["named"].isna().astype(float)
+    frame["for_its_reason"] = frame["correct"] * frame["agrees"]
     pairs = list(zip(frame["named"], frame["options"], strict=True))
     frame["not_offered"] = [float(name is not None and name not in offer) for name, offer in pairs]
     frame["chance"] = [1 / len(offer) if offer else math.nan for _, offer in pairs]
@@ -119,7 +116,7 @@ def photo_means(frame: pd.DataFrame) -> pd.DataFrame:
     model has the seed -1.
     """
     seeds = frame["seed"].fillna(-1).astype(int)
-    shares = [*_NUMBERS, "invalid", "not_offered", "chance"]
+    shares = [*_NUMBERS, "for_its_reason", "invalid", "not_offered", "chance"]
     means = frame.groupby([seeds, *PHOTO])[shares].mean()
     count = means.groupby(level=PHOTO)["tokens"].transform("size")
     whole = means[count == seeds.nunique()]
@@ -135,7 +132,8 @@ def accuracy(frame: pd.DataFrame) -> dict:
 
     accuracy: mean over training seeds and photos, a fraction; low, high: its 95 % interval over
     the n photos; seeds: the accuracy of each. tokens is a mean length, the others are shares of
-    completions (invalid: names no class). What was not measured is absent.
+    completions (invalid: names no class; listed, agrees, for_its_reason: of the chain). What
+    was not measured is absent.
     """
     means = photo_means(frame)
     if means.empty:

@@ -9,6 +9,7 @@ large variance inside a class. The name says nothing about the marks.
 
 import math
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,7 +61,12 @@ class World:
 
     def differing(self, a: str, b: str) -> list[str]:
         """The marks in which two species differ, in the order of `MARKS`."""
-        return [m for m in MARKS if self.marks[a][m] != self.marks[b][m]]
+        return differing(self.marks[a], self.marks[b])
+
+
+def differing(marks: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """The marks in which two birds differ, in the order of `MARKS`."""
+    return [m for m in MARKS if marks[m] != others[m]]
 
 
 def make_world(seed: int = 0) -> World:
@@ -234,11 +240,16 @@ def collection(world: World, *, shots: int = 4, test: int = 432, split: str = "t
     return Collection("bird", tuple(species), tuple(train), tuple(tests), distance)
 
 
-def describe(marks: dict[str, str]) -> str:
-    """The marks as a student or a field guide writes them."""
-    return ", ".join(f"{mark} {marks[mark]}" for mark in MARKS)
+def describe(marks: Mapping[str, str], which: Iterable[str] = MARKS) -> str:
+    """The marks, or some of them, as a student or a field guide writes them."""
+    return ", ".join(f"{mark} {marks[mark]}" for mark in which)
 
 
 def knowledge(world: World, species: str) -> str:
     """The field guide's entry of one species."""
     return describe(world.marks[species])
+
+
+def recite(world: World, species: str) -> str:
+    """Its plumage alone, in which the species of a genus differ."""
+    return describe(world.marks[species], PLUMAGE)

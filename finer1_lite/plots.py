@@ -100,7 +100,11 @@ def interval(
 PANELS = (  # title, stage, {label of the line: key of the log}
     ("SFT: loss", "sft", {"": "loss"}),
     ("TAPO: reward of rollouts", "tapo", {"": "reward"}),
-    ("TAPO: rollouts right, %", "tapo", {"": "accuracy"}),
+    (
+        "TAPO: rollouts right, %",
+        "tapo",
+        {"all": "accuracy", "for their reason": "right_and_agrees"},
+    ),
     ("TAPO: groups kept, %", "tapo", {"": "share_kept"}),
     (
         "TAPO: entropy, nats a token",
@@ -121,11 +125,11 @@ def learning_curves(tapo_logs: Logs, sft_logs: Logs) -> Figure:
     covers the steps that all seeds have; where it is a running mean, the axis says so.
     """
     logs = {"sft": _by_step(sft_logs), "tapo": _by_step(tapo_logs)}
-    drawn = [
-        (title, COLOURS[stage], {label: _series(logs[stage], key) for label, key in lines.items()})
-        for title, stage, lines in PANELS
-    ]
-    drawn = [panel for panel in drawn if any(len(line) for line in panel[2].values())]
+    drawn = []
+    for title, stage, lines in PANELS:
+        series = {label: _series(logs[stage], key) for label, key in lines.items()}
+        there = {label: line for label, line in series.items() if len(line)}
+        drawn += [(title, COLOURS[stage], there)] if there else []
     columns = min(3, max(len(drawn), 1))
     rows = max(math.ceil(len(drawn) / columns), 1)
     figure = Figure(figsize=(WIDTH, 2.3 * rows + 0.4), layout="constrained")
@@ -185,7 +189,8 @@ def _curves(axis: Axes, title: str, first: str, lines: Mapping[str, pd.DataFrame
     axis.set_title(title, fontsize=10)
     axis.set_xlabel(f"step{smoothed}", fontsize=8)
     if percent:
-        axis.set_ylim(-3, 103)
+        axis.set_ylim(-3, 103 if len(lines) == 1 else 128)  # room for the names above the lines
+        axis.set_yticks(range(0, 101, 20))
     axis.locator_params(axis="x", nbins=5, integer=True)
     axis.tick_params(labelsize=8)
     tidy(axis)

@@ -11,7 +11,6 @@ Names behind the chain: negative log-likelihood 0.70 on paper birds; straight be
 import hashlib
 import logging
 import os
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,20 +22,18 @@ import torch
 from PIL import Image
 from scipy.special import log_softmax
 
-from finer1_lite import generation, logprobs, models, paperbirds, prompts, rewards
-from finer1_lite.data import calibration, chain_text, folders, images
-from finer1_lite.data.runs import Pictures
+from finer1_lite import generation, logprobs, models, prompts, rewards
+from finer1_lite.data import calibration, chain_text, images
 from finer1_lite.generation import PromptBatch, Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Collection, Photo
+from finer1_lite.species import Photo
 from finer1_lite.students import card as cards
 from finer1_lite.students.card import Card
 
 log = logging.getLogger("finer1_lite")
 AT_ONCE = 16  # photographs in memory, of any size
-HELD_OUT = 200  # photographs that a calibration takes, at most
 ROUGH = 50  # below so many its numbers are called rough
 
 Picture = Image.Image | Path | str
@@ -150,7 +147,8 @@ class Namer:
             order = np.argsort(-row, kind="stable")
             ranked = [(self.names[i], float(row[i])) for i in order]
             answer = rewards.parse_answer(texts[0])
-            chain = chain_text.agreement(texts[0], answer, self.names)
+            aliases = {one.name: one.aliases for one in self.card.classes}
+            chain = chain_text.agreement(texts[0], answer, self.names, aliases=aliases)
             agrees = chain["agrees"] if chain["predicted"] else None
             share = float(self._shares(texts[1:])[order[0]]) if samples else None
             yield Prediction(*ranked[0], ranked, texts[0], answer, agrees, share)
@@ -204,37 +202,6 @@ def name_logps(
 
 
 # --- calibration ------------------------------------------------------------------------------
-
-
-def collection_of(card: Card, folder: Path, photos: Path | None = None) -> Collection:
-    """The photographs of the card's folder, divided as it says; without one, paper birds.
-
-    photos: their folder, where it is another. DataError where they cannot be read.
-    """
-    root = photos or (card.photos and Path(cards.resolved(card.photos, folder)))
-    told = {"world_seed": card.world_seed or 0, "reading": folders.Reading(**card.folder_options)}
-    found = Pictures(photos=root, coarse=card.coarse, unseen_share=card.unseen_share, **told)
-    return found.pictures(card.shots, seed=card.split_seed)
-
-
-def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Photo], str]:
-    """Photographs of the card's classes that were not trained on, and what they are, in words.
-
-    By the card's folder of photographs, without those of the same content as one trained on; or
-    paper birds of a split of their own. DataError where they are not there or cannot be read.
-    """
-    if card.photos is None:
-        world = paperbirds.make_world(card.world_seed or 0)
-        photos = paperbirds.collection(world, test=limit, split="val").test
-        where = f"fresh paper birds of world {world.seed}"
-    else:
-        found = collection_of(card, folder)
-        trained = set(card.trained_on.values())
-        hashed = cards.hashes((p.id, p.source) for p in (*found.train, *found.test))
-        photos = [p for p in (*found.train, *found.test) if hashed[p.id] not in trained]
-        where = f"those of {Path(card.photos).name} that were not trained on"
-    usable = [photo for photo in photos if photo.species in card.names]
-    return random.Random(0).sample(usable, min(limit, len(usable))), where
 
 
 def calibrate(

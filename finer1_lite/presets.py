@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from finer1_lite.prompts import WITH_CHAIN
+
 Size = Literal["lab", "t4", "l4", "a100"]  # presets that a command line offers
 Quantize = Literal["none", "nf4"]
 Count = Annotated[int, Field(ge=1)]
@@ -17,6 +19,9 @@ RECIPES = {  # named methods: settings of one trainer, nothing else
     "tapo": {},
     # DAPO (arXiv 2503.14476): all rollouts on the anchor, no negative.
     "dapo": ALONE | NO_NEGATIVE,
+    # The two with a reward for the right name only where the chain leads to it.
+    "tapo_agreement": dict(reward_agreement=True),
+    "dapo_agreement": dict(reward_agreement=True) | ALONE | NO_NEGATIVE,
     # GRPO (arXiv 2402.03300): symmetric clip, no dual clip, every group kept.
     "grpo": dict(clip_high=0.2, clip_dual=math.inf, keep="all", draws=1) | ALONE | NO_NEGATIVE,
     # CLS-RL (arXiv 2503.16188): DAPO on bare answers, no thinking.
@@ -42,10 +47,12 @@ class Settings(BaseModel):
 class SFTSettings(Settings):
     """Stage 1. Released: full fine-tuning, 10 epochs, lr 5e-6, batch 64."""
 
-    steps: Count = setting(20, "optimiser steps")
+    steps: Count = setting(70, "optimiser steps")
     batch: Count = setting(16, "chains a step")
     learning_rate: float = setting(1e-3, "highest rate of AdamW; a cosine follows")
     micro_batch: Count = setting(16, "chains in one forward and backward pass, at most")
+    with_options: bool = setting(True, "each chain also answers a choice among its candidates")
+    with_descriptions: bool = setting(True, "each analysis also answers a request to describe")
 
 
 class TAPOSettings(Settings):
@@ -60,6 +67,7 @@ class TAPOSettings(Settings):
     learning_rate: float = setting(1e-3, "rate of AdamW, constant after a warm-up")
     accuracy_weight: float = setting(0.9, "of the right name in the reward")
     format_weight: float = setting(0.1, "of the right form in the reward")
+    reward_agreement: bool = setting(False, "the right name pays only where the chain leads to it")
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - clip_low", ge=0, le=1)
     clip_high: float = setting(0.28, "and above 1 + clip_high", ge=0)
     clip_dual: float = setting(3.0, "of negative advantages; inf: off", gt=1, allow_inf_nan=True)
@@ -69,7 +77,11 @@ class TAPOSettings(Settings):
     negative_grad: bool = setting(False, "released: the negative's log-probs are constants")
     negative_rollouts: CountOrNone = setting(2, "scored on the negative too; 0: the whole group")
     scored_on: Literal["anchor", "own"] = setting("anchor", "what scores a positive's rollout")
+    positive_ratio: Literal["one", "clipped"] = setting(
+        "one", "of a positive's rollout on the anchor; clipped: its importance weight"
+    )
     prompt: Literal["think", "answer"] = setting("think", "a key of prompts.QUESTIONS")
+    with_options: bool = setting(True, "every second group is a choice among four names")
     positive: Literal["class", "distorted"] = setting("class", "distorted: the anchor with noise")
     negative: Literal["nearest", "random", "masked"] = setting(
         "nearest", "how another species is chosen; masked: the anchor without some patches"
@@ -102,8 +114,8 @@ class Preset(Settings):
     gradient_checkpointing: bool = setting(False, "recompute layers in backward: memory for time")
     lora_rank: Count = setting(16, "of the adapters")
     lora_vision: bool = setting(False, "adapters on the vision tower: learnt in stage 1 alone")
-    max_new_tokens: Count = setting(96, "length limit of a completion")
-    test_pictures: Count = setting(432, "fresh paper birds a split; folders give what they have")
+    max_new_tokens: Count = setting(160, "length limit of a completion")
+    test_pictures: Count = setting(288, "fresh paper birds a split; folders give what they have")
     eval_batch: Count = setting(144, "questions answered at a time")
     sft: SFTSettings = setting(SFTSettings(), "stage 1")
     tapo: TAPOSettings = setting(TAPOSettings(), "stage 2")
@@ -129,7 +141,7 @@ class Preset(Settings):
         """Real photographs with the lab student: new words, longer chains."""
         sft = SFTSettings(steps=80)
         tapo = TAPOSettings(steps=12, groups=4, learning_rate=2e-4)
-        own = dict(warm_up_steps=200, max_new_tokens=160, eval_batch=76)
+        own = dict(warm_up_steps=200, eval_batch=76)
         return cls(name="lab-photos", sft=sft, tapo=tapo, **own)
 
     @classmethod
@@ -179,12 +191,6 @@ class Preset(Settings):
         """Every setting by its name; those of a stage in a dictionary of their own."""
         return self.model_dump()
 
-    def __str__(self) -> str:
-        rows = [f"{k} = {v}" for k, v in self.to_dict().items() if not isinstance(v, dict)]
-        for part in ("sft", "tapo"):
-            rows += [f"{part}.{k} = {v}" for k, v in self.to_dict()[part].items()]
-        return "\n".join(rows)
-
 
 def _problem(error: Any) -> str:
     """A value and what is wanted in its place, from an error of pydantic's."""
@@ -212,6 +218,10 @@ def _contradictions(values: dict[str, Any], faulty: Container[str]) -> dict[str,
         "baseline": (s["baseline"] == "picture" and 1 in counts, "two rollouts a picture at least"),
         "updates": (s["updates"] > s["groups"], f"at most tapo.groups, {s['groups']}: one each"),
         "overlong_tokens": (s["overlong_tokens"] > limit, f"at most {limit}, the limit"),
+        "reward_agreement": (
+            s["reward_agreement"] is True and s["prompt"] not in WITH_CHAIN,
+            f"needs a prompt with a chain: {', '.join(WITH_CHAIN)}",
+        ),
     }
     wrong = {f"tapo.{name}": (s[name], text) for name, (is_so, text) in rules.items() if is_so}
     return {name: f"{v!r}: {text}" for name, (v, text) in wrong.items() if name not in faulty}

@@ -11,7 +11,6 @@ MAX_CANDIDATES = 4
 
 DESCRIBE = "Describe the {coarse}."
 LIST = "List the marks of the {coarse}."
-LOOK = "Describe the {coarse}. Think inside <think></think>: analysis."
 CAPTION = "Caption the picture."
 LOOKS = "What does the {name} look like?"
 _NAME = "Name the exact kind of {coarse}."
@@ -32,6 +31,7 @@ COMPARISONS = {
     "no_think": "Name the exact kind of {coarse}. Reply with its name and nothing else.",
 }
 PROMPTS = (*QUESTIONS, *COMPARISONS)
+WITH_CHAIN = ("think",)  # those whose completion holds a chain of thought
 
 # Around a question of somebody else's about a picture, whose answer needs the name.
 _GIVE = "Give only the answer inside <answer></answer>."
@@ -60,7 +60,7 @@ def question(
     words = QUESTIONS | COMPARISONS
     if kind not in words:
         raise ValueError(f"unknown prompt {kind!r}: choose one of {sorted(words)}")
-    return words[kind].format(coarse=coarse, fine=fine) + _offered(options, letters)
+    return words[kind].format(coarse=coarse, fine=fine) + offered(options, letters)
 
 
 def about(
@@ -69,10 +69,10 @@ def about(
     """Put a question of one's own about a picture into the same form; kind: a key of `ABOUT`."""
     if kind not in ABOUT:
         raise ValueError(f"prompt {kind!r} asks for a name: choose one of {sorted(ABOUT)}")
-    return f"{text.strip()} {ABOUT[kind]}" + _offered(options, letters)
+    return f"{text.strip()} {ABOUT[kind]}" + offered(options, letters)
 
 
-def _offered(options: Sequence[str] | None, letters: bool) -> str:
+def offered(options: Sequence[str] | None, letters: bool = False) -> str:
     """The options as they end a question; nothing in the open world."""
     if options is None:
         return ""
@@ -93,11 +93,6 @@ def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], n
     parts = (analysis, ", ".join(candidates), remarks, name)
     body = "\n".join(f"{head} {part}" for head, part in zip(SECTIONS, parts, strict=True))
     return f"<think>\n{body}\n</think>\n{answer(name)}"
-
-
-def look(analysis: str) -> str:
-    """Write the first part of a chain alone: what a describing student thinks."""
-    return f"<think>\n{SECTIONS[0]} {analysis}\n</think>"
 
 
 def answer(name: str) -> str:

@@ -29,7 +29,6 @@ _FULL_STOPS = (".", "\u3002", "\u06d4")
 # CPython sorts a run of combining marks in quadratic time (100,000 of them: seconds).
 # Pieces of this length bound it, and no class name is longer.
 _PIECE = 512
-_WORD = re.compile(r"[^\W_]+")
 
 
 def _fold(text: str) -> str:
@@ -155,39 +154,6 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
     if not buffer:
         return 0.0
     return -min(1.0, max(0.0, (length - (limit - buffer)) / buffer))
-
-
-def section_reward(completion: str, prompt: str = "", *, headings: Sequence[str]) -> float:
-    """Share of the chain's sections (`prompts.SECTIONS`) that are there, in order, with words.
-
-    A shaped variant, not part of the paper's reward. Inside the one ``<think>`` each
-    heading pays 1 / len(headings) if it occurs once, after the headings paid before
-    it, and its text (up to the next heading) has a word and is no part of `prompt`.
-    Leave a question's options out of `prompt`, or a bare name counts as copied.
-    """
-    marks = [_fold(heading) for heading in headings]
-    if not marks or "" in marks or len(set(marks)) < len(marks):
-        raise ValueError(f"headings must be one or more different texts: {headings!r}")
-    parts = _split(completion, "think")
-    chain = _fold(parts[1]) if parts else ""
-    given = _words(_fold(prompt))
-    end = 0
-    paid = 0
-    for mark in marks:
-        start = chain.find(mark, end)
-        if start < 0 or chain.count(mark) != 1:
-            continue
-        end = start + len(mark)
-        following = [chain.find(other, end) for other in marks]
-        stop = min((at for at in following if at >= 0), default=len(chain))
-        text = _words(chain[end:stop])
-        paid += text not in given  # a text without words is in every text
-    return paid / len(marks)
-
-
-def _words(folded: str) -> str:
-    """The words with one space round each, so that ``in`` respects where they end."""
-    return f" {' '.join(_WORD.findall(folded))} ".replace("  ", " ")
 
 
 def _text(completion: Completion) -> str:

@@ -1,6 +1,6 @@
 """Stage 1: supervised fine-tuning on chains, with TRL's SFTTrainer and LoRA."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from finer1_lite import cot, models, prompts
+from finer1_lite.data.chain_text import Chain, agreement
 from finer1_lite.generation import Student
-from finer1_lite.presets import Preset
+from finer1_lite.presets import Preset, SFTSettings
 from finer1_lite.runtime import distributed, oom
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.distributed import one_card
@@ -26,27 +27,42 @@ from finer1_lite.trainer import last_checkpoint, save_trained
 MICRO = "sft.micro_batch"
 
 
-def chain_rows(collection: Collection, chains: cot.Chains) -> Dataset:
+def chain_rows(
+    collection: Collection, chains: cot.Chains, settings: SFTSettings | None = None
+) -> Dataset:
     """Training pictures and their chains in TRL's conversational prompt-completion form.
 
-    chains: photo id -> chain, or several. Raises ValueError naming photos without a chain.
+    chains: photo id -> chain, or several; settings: what else is asked of each beside the name,
+    a choice among the chain's own candidates or a description; None: nothing. Raises ValueError
+    naming photos without a chain.
     """
     missing = [p.id for p in collection.train if p.id not in chains]
     if missing:
         raise ValueError(f"no chain for {len(missing)} training pictures: {', '.join(missing[:5])}")
-    question = prompts.question("think", collection.coarse)
     rows = [
         {
             "images": [photo.image()],
             "prompt": [{"role": "user", "content": question}],
-            "completion": [{"role": "assistant", "content": chain}],
+            "completion": [{"role": "assistant", "content": reply}],
         }
         for photo in collection.train
         for chain in cot.several(chains[photo.id])
+        for question, reply in _asked(chain, collection.coarse, settings)
     ]
     turn = [{"role": Value("string"), "content": Value("string")}]
     features = Features({"images": List(Image()), "prompt": turn, "completion": turn})
     return Dataset.from_list(rows, features=features)
+
+
+def _asked(chain: str, coarse: str, settings: SFTSettings | None) -> Iterator[tuple[str, str]]:
+    """(question, reply) of a chain."""
+    yield prompts.question("think", coarse), chain
+    read = Chain(chain)
+    found = agreement(chain, read.answer)
+    if settings and settings.with_options and found["distinct"] and found["listed"]:
+        yield prompts.question("think", coarse, read.listed), chain
+    if settings and settings.with_descriptions and "analysis" in read.parts:
+        yield prompts.DESCRIBE.format(coarse=coarse), read.parts["analysis"]
 
 
 class SavedLimits(TrainerCallback, ExportableState, oom.Limits):

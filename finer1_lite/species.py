@@ -14,13 +14,13 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from finer1_lite.data import duplicates, folders, images, tables
+from finer1_lite.data import duplicates, folders, images
 from finer1_lite.runtime.files import DataError, near
 
 log = logging.getLogger("finer1_lite")
@@ -208,18 +208,6 @@ def load_folder(
     return found
 
 
-def write_attribution(collection: Collection, path: Path) -> None:
-    """Write whose photographs these are, and under which licence, where their table tells it.
-
-    A CSV file with a row a photograph; none is written where nothing is known.
-    """
-    if not collection.credits:
-        return
-    photos = (*collection.train, *collection.test)
-    rows = ([p.id, p.species, *collection.credits.get(p.id, ("", "", ""))] for p in photos)
-    tables.write(path, ("file", "class", "licence", "observer", "source"), rows)
-
-
 def _say(root: Path, found: Collection, shots: int, why: str) -> None:
     """Log in plain words how many photographs go where, and which classes are never taught."""
     taught, never = found.seen_names, found.unseen_names
@@ -235,14 +223,6 @@ def _say(root: Path, found: Collection, shots: int, why: str) -> None:
 def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:
     """The distance between two classes by the words of their names and descriptions."""
     return partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
-
-
-def with_descriptions(collection: Collection, texts: Mapping[str, str]) -> Collection:
-    """The same photos, these classes (name -> text) described anew; likeness goes by words."""
-    species = tuple(
-        replace(one, description=texts.get(one.name, one.description)) for one in collection.species
-    )
-    return replace(collection, species=species, distance=by_words(species))
 
 
 def _argument_problems(shots: int, unseen_share: float) -> list[str]:

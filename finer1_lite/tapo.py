@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from finer1_lite import advantages, generation, logprobs, losses, models, prompts, rewards, triplets
+from finer1_lite.data.chain_text import agreement
 from finer1_lite.generation import PromptBatch, Rollouts, Student
 from finer1_lite.presets import Preset, TAPOSettings
 from finer1_lite.runtime import distributed, trackers
@@ -37,7 +38,9 @@ class Group:
     completion_mask: Tensor  # (n+m, T)
     completions: list[str]
     truncated: Tensor  # (n+m,)
-    accuracy: Tensor  # (n+m,)
+    right: Tensor  # (n+m,) names the anchor's class
+    agrees: Tensor  # (n+m,) the chain leads to the answer: `chain_text.agreement`
+    accuracy: Tensor  # (n+m,) what is paid as right: both, where agreement is rewarded
     format: Tensor  # (n+m,)
     reward: Tensor  # (n+m,)
 
@@ -54,9 +57,10 @@ class Batch:
     advantages: Tensor  # (B,)
     correct: Tensor  # (B,)
     scored_on: Tensor  # (B,) the prompt that a completion is scored on
+    sampled_on: Tensor  # (B,) the prompt that it was written to
     negative: Tensor  # (B,) the prompt that pushes it away
     negative_weights: Tensor  # (B,) weight in the terms of the negative, 0: not scored there
-    old_logps: Tensor | None = None  # (B, T) where several updates share the batch
+    old_logps: Tensor | None = None  # (B, T) where the ratio does not begin at 1
 
     def rows(self, rows: slice | Tensor) -> "Batch":
         """Some completions, with the same prompts."""
@@ -119,7 +123,7 @@ def train_tapo(
             )
             seconds = loop.seconds()
             batch = make_batch(kept, s)
-            if batch and s.updates > 1:  # later steps meet a policy that has moved
+            if batch:
                 batch.old_logps = old_log_probs(student, batch, preset, loop.limits)
             for tracker in loop.accelerator.trackers:
                 trackers.log_table(tracker, rollout_rows((kept + dropped)[0], s), step + 1)
@@ -154,6 +158,7 @@ def sample_groups(
     dropped: list[Group] = []
     for round_ in range(s.draws):
         how = {"positive": s.positive, "negative": triplets.NEGATIVES[s.negative]}
+        how |= {"offer": s.with_options}
         drawn = triplets.draw_triplets(collection, s.groups, seed, step, round_, **how)
         dice = f"rollouts/{seed}/{step}/{round_}"
         groups = _rollout_by_all(student, drawn, collection, preset, dice, limits or Limits())
@@ -216,7 +221,8 @@ def rollout(
     size = sum(counts)
     parts = ["anchor", "positive"][: len(counts)] + ["negative"] * s.reads_negative
     images = [getattr(t, part).image() for t in drawn for part in parts]
-    questions = [prompts.question(s.prompt, collection.coarse)] * len(images)
+    asked = [prompts.question(s.prompt, collection.coarse, t.options or None) for t in drawn]
+    questions = [question for question in asked for _ in parts]
     batch = generation.encode_prompts(student.model, student.processor, questions, images)
     rows = [range(g * len(parts), (g + 1) * len(parts)) for g in range(len(drawn))]
     with progress_bar(preset.max_new_tokens, f"{size * len(drawn)} rollouts", inner=True) as bar:
@@ -244,20 +250,26 @@ def reward_group(
     s = preset.tapo
     labels = [triplet.anchor.species] * len(out.completions)
     right = rewards.accuracy(out.completions, labels, collection.names, collection.aliases)
+    named = (collection.names, labels[0], collection.aliases)
+    said = ((text, rewards.parse_answer(text)) for text in out.completions)
+    agrees = [float(agreement(text, answer, *named)["agrees"]) for text, answer in said]
+    accuracy = [r * a for r, a in zip(right, agrees, strict=True)] if s.reward_agreement else right
     formed = rewards.format(out.completions)
     penalties = [
         rewards.overlong_penalty(length, preset.max_new_tokens, s.overlong_tokens)
         for length in out.lengths.tolist()
     ]
     paid = [
-        s.accuracy_weight * accuracy + s.format_weight * form + penalty
-        for accuracy, form, penalty in zip(right, formed, penalties, strict=True)
+        s.accuracy_weight * name + s.format_weight * form + penalty
+        for name, form, penalty in zip(accuracy, formed, penalties, strict=True)
     ]
     return Group(
         triplet,
         batch,
         **vars(out),
-        accuracy=torch.tensor(right),
+        right=torch.tensor(right),
+        agrees=torch.tensor(agrees),
+        accuracy=torch.tensor(accuracy),
         format=torch.tensor(formed),
         reward=torch.tensor(paid),
     )
@@ -280,7 +292,7 @@ def make_batch(kept: Sequence[Group], settings: TAPOSettings) -> Batch | None:
     mask = pad_sequence([row for g in kept for row in g.completion_mask], batch_first=True)
     if s.mask_cut:
         mask = mask * ~torch.cat([g.truncated for g in kept])[:, None]
-    scored_on, negative = prompt_rows(kept, s)
+    scored_on, sampled_on, negative = prompt_rows(kept, s)
     return Batch(
         generation.join([g.prompts for g in kept]),
         sum(counts),
@@ -290,26 +302,29 @@ def make_batch(kept: Sequence[Group], settings: TAPOSettings) -> Batch | None:
         advantage.to(mask.device),
         torch.cat([g.accuracy for g in kept]).to(mask.device),
         scored_on.to(mask.device),
+        sampled_on.to(mask.device),
         negative.to(mask.device),
         negative_weights(s).repeat(len(kept)).to(mask.device),
     )
 
 
-def prompt_rows(kept: Sequence[Group], settings: TAPOSettings) -> tuple[Tensor, Tensor]:
-    """Which of the joined prompts scores each completion, and which pushes it away: (B,) each.
+def prompt_rows(kept: Sequence[Group], settings: TAPOSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the joined prompts scores each completion, led to it, pushes it away: (B,) each.
 
     The vision tower is frozen, so what it made of the pictures for the rollouts still holds.
     """
     n, m = settings.anchor_rollouts, settings.positive_rollouts
-    separate = settings.scored_on == "own" and m > 0
+    separate = settings.scored_on == "own"
     scored_on: list[int] = []
+    sampled_on: list[int] = []
     negative: list[int] = []
     first = 0
     for group in kept:
         scored_on += [first] * n + [first + separate] * m
+        sampled_on += [first] * n + [first + 1] * m
         first += len(group.prompts.input_ids)
         negative += [first - 1] * (n + m)
-    return torch.tensor(scored_on), torch.tensor(negative)
+    return torch.tensor(scored_on), torch.tensor(sampled_on), torch.tensor(negative)
 
 
 def negative_weights(settings: TAPOSettings) -> Tensor:
@@ -362,13 +377,22 @@ def score_on_negative(student: Student, batch: Batch, preset: Preset) -> Tensor:
     return logps.new_zeros(batch.completion_ids.shape).index_copy(0, chosen, logps)
 
 
-def old_log_probs(student: Student, batch: Batch, preset: Preset, limits: Limits) -> Tensor:
-    """What the policy thinks of the completions before it moves: (B, T)."""
+def old_log_probs(student: Student, batch: Batch, preset: Preset, limits: Limits) -> Tensor | None:
+    """What the policy thinks of the completions before it moves: (B, T).
+
+    None where every ratio begins at 1 and no later step shares the batch. Where `positive_ratio`
+    is clipped, a positive's under the picture that it was written to: the ratio to what is scored
+    on the anchor is then its importance weight, which the loss clips.
+    """
+    clipped = preset.tapo.positive_ratio == "clipped"
+    on = "sampled_on" if clipped else "scored_on"
+    if preset.tapo.updates == 1 and not clipped:
+        return None
 
     @torch.no_grad()
     def score_all(size: int) -> list[Tensor]:
         parts = batch.micro_batches(size)
-        return [_score(student, part, part.scored_on, preset) for part in parts]
+        return [_score(student, part, getattr(part, on), preset) for part in parts]
 
     parts = limits.fit(MICRO, preset.tapo.micro_batch, score_all, LOWER, together=True)
     shares = distributed.gather(parts, student.device)
@@ -402,7 +426,9 @@ def step_log(
 ) -> dict[str, float]:
     """What `log.jsonl` says of a step; `parts` of the loss are missing where it was skipped."""
     groups = [*kept, *dropped]
-    right = torch.stack([g.accuracy for g in groups])
+    paid = torch.stack([g.accuracy for g in groups])
+    right = torch.stack([g.right for g in groups])
+    agrees = torch.stack([g.agrees for g in groups])
     lengths = torch.cat([g.completion_mask.sum(-1) for g in groups]).float()
     log = {
         "reward": torch.stack([g.reward for g in groups]).mean(),
@@ -415,10 +441,12 @@ def step_log(
         "skipped": not parts,
         "generate_s": generate_s,
     }
+    if settings.prompt in prompts.WITH_CHAIN:
+        log |= {"agrees": agrees.mean(), "right_and_agrees": (right * agrees).mean()}
     if generate_s:
         log["tokens_per_second"] = lengths.sum() / generate_s
     if settings.positive_rollouts:  # kept groups without variance inside any picture
-        sides = right.split((settings.anchor_rollouts, settings.positive_rollouts), dim=1)
+        sides = paid.split((settings.anchor_rollouts, settings.positive_rollouts), dim=1)
         longest = torch.arange(max(side.shape[1] for side in sides))
         even = [side[:, longest % side.shape[1]] for side in sides]  # repeated: no new variance
         log["flat_share"] = advantages.share_without_variance(torch.stack(even, 1))

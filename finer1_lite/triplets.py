@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finer1_lite.data import augment
@@ -19,6 +19,7 @@ class Triplet:
     anchor: Photo
     positive: Photo  # another picture of the anchor's class: intra-class augmentation
     negative: Photo  # a picture of the most similar other class: inter-class augmentation
+    options: tuple[str, ...] = ()  # names to choose from, none in the open world
 
 
 # --- which class is the hard negative ----------------------------------------------------
@@ -88,9 +89,17 @@ def make_triplet(
 
 
 def draw_triplets(
-    collection: Collection, count: int, seed: int, step: int, round_: int = 0, **how: Any
+    collection: Collection,
+    count: int,
+    seed: int,
+    step: int,
+    round_: int = 0,
+    offer: bool = False,
+    **how: Any,
 ) -> list[Triplet]:
     """The triplets of one step: a function of (seed, step, round) alone.
+
+    offer: every second one has four names to choose from, of seen classes.
 
     Round 0 walks through shuffled epochs, so that every anchor has its turn; later rounds
     (dynamic sampling drew again) take anchors at random. how: see `make_triplet`.
@@ -101,7 +110,11 @@ def draw_triplets(
         anchors = [rng.choice(pool) for _ in range(count)]
     else:
         anchors = [_epoch_item(pool, seed, step * count + i) for i in range(count)]
-    return [make_triplet(collection, anchor, rng, **how) for anchor in anchors]
+    drawn = [make_triplet(collection, anchor, rng, **how) for anchor in anchors]
+    for i in range(1, count, 2) if offer else ():
+        options = collection.options(anchors[i], seed=step, among=collection.seen_names)
+        drawn[i] = replace(drawn[i], options=tuple(options))
+    return drawn
 
 
 def _epoch_item(pool: list[Photo], seed: int, position: int) -> Photo:

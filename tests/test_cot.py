@@ -9,6 +9,7 @@ import pytest
 
 from finer1_lite import cot, paperbirds, prompts, rewards
 from finer1_lite.data.chain_text import Chain, names_in
+from finer1_lite.presets import Preset
 from finer1_lite.species import Collection, Photo, Species
 
 FORM = re.compile(
@@ -63,7 +64,8 @@ def test_oracle_tells_the_true_marks(world):
         assert name not in parts["analysis"]
         for candidate, remark in parts["comparison"].items():
             against = [f"{m} {world.marks[candidate][m]}" for m in world.differing(name, candidate)]
-            assert remark == ("has " + ", ".join(against) if candidate != name else "fits")
+            verdict = "has " + ", ".join(against) if candidate != name else "fits"
+            assert remark == f"{paperbirds.recite(world, candidate)}, {verdict}"
 
 
 def test_candidates_are_the_nearest_of_seen_and_unseen_alike(world):
@@ -170,3 +172,10 @@ def test_unusable_chains_are_listed(table):
 
     with pytest.raises(ValueError, match="^2 chains are unusable: red kite/0, barn owl/0$"):
         cot.make_chains(table, teacher, seed=0)
+
+
+def test_the_longest_chain_fits_into_a_completion_of_the_lab(student, world):
+    tokenizer, limit = student.processor.tokenizer, Preset.lab().max_new_tokens
+    for name in world.names:
+        chain = cot.oracle_chain(world, name, random.Random(name)) + tokenizer.eos_token
+        assert len(tokenizer(chain).input_ids) < limit

@@ -116,7 +116,7 @@ def test_nothing_evaluated_is_ever_trained_on(world):
         for kind in (pretrain.describe_row, pretrain.caption_row)
         for _ in range(300)
     ]
-    pretrained = {pixels(picture) for _, picture, _ in rows}
+    pretrained = {pixels(row.picture) for row in rows}
     assert len(pretrained) == 600 and len(probed) == 240
     for a, b in itertools.combinations((tested, shown, probed, pretrained), 2):
         assert not a & b
@@ -128,7 +128,8 @@ def test_pretraining_shows_no_picture_with_a_chain(world):
     rng = random.Random(0)
     for kind, row in pretrain.ROWS.items():
         for _ in range(100):
-            _, picture, reply = row(world, rng)
+            _, picture, reply, begun = row(world, rng)
+            assert picture is None or not begun
             assert (picture is not None) == (kind in ("describe", "caption"))
             marks = any(f"{mark} " in reply for mark in MARKS)
             named = any(name in reply for name in world.names)

@@ -49,7 +49,9 @@ def stage_with_groups(student, birds, folder, preset):
 def dapo(student, birds, tmp_path_factory):
     fresh = Student(copy.deepcopy(student.model), student.processor)
     folder = tmp_path_factory.mktemp("dapo")
-    return stage_with_groups(fresh, birds, folder, TINY.recipe("dapo"))
+    return stage_with_groups(
+        fresh, birds, folder, TINY.recipe("dapo").with_(tapo__with_options=False)
+    )
 
 
 # --- TRL -----------------------------------------------------------------------------

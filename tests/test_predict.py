@@ -16,6 +16,7 @@ from finer1_lite.predict import Evidence, Namer
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Photo, load_folder
 from finer1_lite.students import card as cards
+from finer1_lite.students import run_cards
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_three_lines_from_a_run(tmp_path, birds):
     folder = tmp_path / "run" / "seed0" / "tapo"
     shutil.copytree(ROOT / "assets/adapters-world0/tapo", folder)
     base = cards.relative(ROOT / "assets/lab-student-world0", folder)
-    cards.write_card(folder, card(birds.names, base=base, max_new_tokens=96))
+    cards.write_card(folder, card(birds.names, base=base, max_new_tokens=160))
     path = tmp_path / "a.png"
     birds.test[0].image().save(path)
 
@@ -178,16 +179,16 @@ def test_what_was_trained_on_is_never_held_out(tmp_path):
     names = load_folder(root).names
     trained = {f"old/{i}": digest(p) for i, p in enumerate(sorted(root.glob("*/[0-3].png")))}
     made = card(names[:3], photos="photos", trained_on=trained, world_seed=None, split_seed=5)
-    found, where = predict.held_out(made, tmp_path)
+    found, where = run_cards.held_out(made, tmp_path)
     assert {p.source.stem for p in found} == {"4", "5"} and len(found) == 6
     assert {p.species for p in found} == set(names[:3]) and "photos" in where
-    assert len(predict.held_out(made, tmp_path, limit=4)[0]) == 4
+    assert len(run_cards.held_out(made, tmp_path, limit=4)[0]) == 4
     with pytest.raises(DataError, match="gone"):
-        predict.held_out(made.model_copy(update={"photos": "gone"}), tmp_path)
+        run_cards.held_out(made.model_copy(update={"photos": "gone"}), tmp_path)
 
 
 def test_birds_are_held_out_in_a_split_of_their_own(tmp_path, birds):
-    found, where = predict.held_out(card(birds.names), tmp_path, limit=20)
+    found, where = run_cards.held_out(card(birds.names), tmp_path, limit=20)
     assert len(found) == 20 and "world 0" in where
     assert {photo.id.split("/")[2] for photo in found} == {"val"}
     assert paperbirds.make_world(0).names == birds.names

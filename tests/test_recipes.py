@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from tiny_tapo import OFF, TINY, Stage, all_wrong, gradients
 
-from finer1_lite import losses, prompts, rewards
+from finer1_lite import losses, prompts, rewards, tapo
 from finer1_lite.presets import RECIPES, Preset, TAPOSettings
 
 CHOICES = {
@@ -20,6 +20,8 @@ PRESETS = [Preset.lab, Preset.lab_photos, Preset.t4, Preset.l4, Preset.a100]
 ROWS = {
     "tapo": (2, 2, 2, "think"),
     "dapo": (4, 0, 1, "think"),
+    "tapo_agreement": (2, 2, 2, "think"),
+    "dapo_agreement": (4, 0, 1, "think"),
     "grpo": (4, 0, 1, "think"),
     "cls_rl": (4, 0, 1, "answer"),
     "papo": (4, 0, 2, "think"),
@@ -55,8 +57,11 @@ def test_dapo_is_tapo_with_everything_off():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_trains_by_the_same_functions(name, fresh, birds, spread, tmp_path):
+def test_every_recipe_trains_by_the_same_functions(
+    name, fresh, birds, spread, tmp_path, monkeypatch
+):
     """One step of each: what it asks, which pictures it answers and scores, what it moves."""
+    monkeypatch.setattr(tapo, "agreement", lambda *_: {"agrees": True})
     stage = Stage(fresh, birds, tmp_path, TINY.recipe(name))
     assert gradients(stage).abs().max() > 0
     anchors, positives, pictures, question = ROWS[name]
@@ -68,7 +73,7 @@ def test_every_recipe_trains_by_the_same_functions(name, fresh, birds, spread, t
         assert t.positive.id.endswith("#distorted") == (name == "noisy_rollout")
         assert t.negative.id.endswith("#masked") == (name == "papo")
     pushed = stage.parts["inter_class_kl"] > 0
-    assert pushed == (name in ("tapo", "papo"))
+    assert pushed == (name in ("tapo", "tapo_agreement", "papo"))
     assert ("flat_share" in stage.log()) == (positives > 0)
 
 
@@ -135,7 +140,7 @@ WRONG = [
     (dict(tapo__top_p=0.0), "tapo.top_p"),
     (dict(tapo__top_p=1.1), "tapo.top_p"),
     (dict(tapo__learning_rate=math.nan), "tapo.learning_rate"),
-    (dict(tapo__overlong_tokens=97), "tapo.overlong_tokens"),  # of 96: short answers would pay
+    (dict(tapo__overlong_tokens=161), "tapo.overlong_tokens"),  # of 160: short ones would pay
 ]
 
 
@@ -143,6 +148,12 @@ WRONG = [
 def test_numbers_that_a_step_would_choke_on_are_refused_before_it(changes, name):
     (problem,) = problems_of(**changes)
     assert problem.startswith(f"- {name} = ")
+
+
+def test_agreement_is_rewarded_only_where_there_is_a_chain():
+    """Else no rollout would ever be paid, and every step be skipped."""
+    (problem,) = problems_of(tapo__reward_agreement=True, tapo__prompt="answer")
+    assert problem.startswith("- tapo.reward_agreement = True: needs a prompt with a chain: think")
 
 
 def test_faults_of_every_kind_come_together():

@@ -10,7 +10,6 @@ from paths import SHARED
 
 from finer1_lite import rewards
 from finer1_lite.presets import TAPOSettings
-from finer1_lite.prompts import SECTIONS
 from finer1_lite.rewards import (
     accuracy_reward,
     format_reward,
@@ -18,7 +17,6 @@ from finer1_lite.rewards import (
     normalise,
     overlong_penalty,
     parse_answer,
-    section_reward,
 )
 
 GOLDEN = SHARED / "golden" / "reward_cases.json"
@@ -195,37 +193,6 @@ def test_trl_signature():
         rewards.accuracy([bad, bad], ["Rose"], CLASSES)
 
 
-CHAIN = "Analysis: red. candidates: A, B. comparison: A is red. prediction: it is A."
-
-
-@pytest.mark.parametrize(
-    ("chain", "prompt", "share"),
-    [
-        (CHAIN, "", 1.0),
-        (CHAIN.replace("red.", "", 1), "", 0.75),  # an empty section
-        (CHAIN.replace("red.", " ... ", 1), "", 0.75),  # no word in it
-        (CHAIN, "Think. Candidates are a, b; say it.", 0.75),  # copied
-        (CHAIN, "reddish", 1.0),  # part of a word is no copy
-        (CHAIN + " analysis: again", "", 0.75),  # twice
-        ("prediction: it is A. analysis: red", "", 0.25),  # order
-        ("analysis: candidates: comparison: prediction:", "", 0.0),
-        ("it is red", "", 0.0),
-    ],
-)
-def test_section_reward(chain, prompt, share):
-    assert (
-        section_reward(f"<think>{chain}</think><answer>A</answer>", prompt, headings=SECTIONS)
-        == share
-    )
-    assert section_reward(chain, prompt, headings=SECTIONS) == 0.0  # outside <think>
-
-
-def test_section_reward_takes_other_headings():
-    assert section_reward("<think>one: a two: b</think>", headings=["one:", "two:"]) == 1.0
-    with pytest.raises(ValueError, match="different"):
-        section_reward("", headings=["One:", "one:"])
-
-
 MANY = 100_000
 HOSTILE = {
     "opened": "<think>" * MANY,
@@ -245,7 +212,6 @@ HOSTILE = {
 def test_hostile_lengths_take_bounded_time(name):
     start = time.perf_counter()
     assert score(HOSTILE[name]) == (0.0, 0.0)
-    section_reward(HOSTILE[name], HOSTILE[name], headings=SECTIONS)
     assert time.perf_counter() - start < 5.0
 
 

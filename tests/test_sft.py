@@ -11,6 +11,7 @@ from peft import PeftModel
 from trl import SFTTrainer
 
 from finer1_lite import cot, generation, models, prompts, sft
+from finer1_lite.data.chain_text import Chain
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
@@ -60,6 +61,28 @@ def test_rows_are_conversations_with_a_picture_a_question_and_a_chain(few, chain
         assert row["completion"] == [{"role": "assistant", "content": chains[photo.id]}]
         (picture,) = row["images"]
         assert picture.tobytes() == photo.image().tobytes()
+
+
+def test_a_chain_also_answers_a_choice_among_its_candidates_and_a_request_to_describe(few, chains):
+    """Options are then no news, what is offered no substitute for looking, describing kept."""
+    rows = sft.chain_rows(few, chains, TINY.sft)
+    assert len(rows) == 3 * len(few.train)
+    for photo, at in zip(few.train, range(0, len(rows), 3), strict=True):
+        asked = [rows[at + i]["prompt"][0]["content"] for i in range(3)]
+        said = [rows[at + i]["completion"][0]["content"] for i in range(3)]
+        chain = Chain(chains[photo.id])
+        options = prompts.question("think", "bird", chain.listed)
+        assert asked == [prompts.question("think", "bird"), options, "Describe the bird."]
+        assert said == [chain.text, chain.text, chain.parts["analysis"]]
+
+
+@pytest.mark.parametrize(
+    "written", ["", "candidates: either a wren, or, perhaps, a robin\n", "candidates: wren, wren\n"]
+)
+def test_what_is_no_choice_is_not_offered(few, written):
+    """No candidates, a sentence instead of names, one name twice."""
+    bare = {p.id: f"<think>\n{written}</think>\n<answer>wren</answer>" for p in few.train}
+    assert len(sft.chain_rows(few, bare, TINY.sft)) == len(few.train)
 
 
 def test_pictures_without_a_chain_are_named(few, chains):

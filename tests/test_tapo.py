@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -28,8 +29,19 @@ from tiny_tapo import (
     weights,
 )
 
-from finer1_lite import advantages, generation, logprobs, models, rewards, tapo, trainer
+from finer1_lite import (
+    advantages,
+    cot,
+    generation,
+    logprobs,
+    models,
+    prompts,
+    rewards,
+    tapo,
+    trainer,
+)
 from finer1_lite.data import scoring
+from finer1_lite.data.chain_text import Chain
 from finer1_lite.runtime import console, distributed, trackers
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import draw_triplets
@@ -189,7 +201,19 @@ def test_sampling_draws_again_for_what_is_missing(fresh, birds, tmp_path, sample
     drawn = sample_with(stage, [[none, half], [full, none], [half, half]])
     assert len(drawn) == 3 and len(stage.kept) == 2 and len(stage.dropped) == 4
     assert [g.triplet for g in stage.kept] == [drawn[0][1], drawn[2][0]]
-    assert drawn == [draw_triplets(birds, 2, 0, 0, round_) for round_ in range(3)]
+    assert drawn == [draw_triplets(birds, 2, 0, 0, round_, offer=True) for round_ in range(3)]
+
+
+def test_a_choice_among_names_is_asked_of_all_pictures_of_its_group(fresh, birds, tmp_path):
+    """Of the negative too: its names are part of the question that it is compared under."""
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__keep="all", tapo__draws=1))
+    stage.sample(0)
+    for group in stage.kept:
+        asked = stage.student.processor.tokenizer.batch_decode(group.prompts.input_ids)
+        options = prompts.offered(group.triplet.options or None)
+        assert len(asked) == 3 and all(options in one for one in asked)
+        assert bool(options) == all("Options" in one for one in asked)
+    assert [len(group.triplet.options) for group in stage.kept] == [0, 4]
 
 
 def test_sampling_gives_up_after_the_last_round_and_keeps_what_it_has(
@@ -241,6 +265,55 @@ def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypa
     group = stage.rollout(triplets, torch.Generator())[0]
     assert group.accuracy.tolist() == [1, 1, 0, 0] and group.format.tolist() == [1, 0, 0, 1]
     assert group.reward.tolist() == pytest.approx([0.8, 0.7, 0, 0.1])
+
+
+def test_agreement_is_watched_always_and_paid_where_it_is_asked_for(
+    fresh, birds, world, tmp_path, monkeypatch
+):
+    """A right name beside a chain that leads to another one is right by chance."""
+    triplets = draw_triplets(birds, 2, seed=0, step=0)
+    label = triplets[0].anchor.species
+    good = cot.oracle_chain(world, label, random.Random(0))
+    other = next(c for c in Chain(good).listed if c != label)
+    beside = good.replace(f"prediction: {label}", f"prediction: {other}")
+    said = [good, beside, "nothing", good.replace(f"<answer>{label}", f"<answer>{other}")]
+    real = generation.generate
+
+    def speak(*args, **settings):
+        out = real(*args, **settings)
+        out.completions = said * 2
+        return out
+
+    monkeypatch.setattr(generation, "generate", speak)
+    for paid, earned in ((False, [1, 1, 0, 0]), (True, [1, 0, 0, 0])):
+        stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__reward_agreement=paid))
+        group = stage.rollout(triplets, torch.Generator())[0]
+        assert group.right.tolist() == [1, 1, 0, 0] and group.agrees.tolist() == [1, 0, 0, 0]
+        assert group.accuracy.tolist() == earned
+        assert group.reward.tolist() == pytest.approx([1, 0.9 * earned[1] + 0.1, 0, 0.1])
+        stage.kept = [group]
+        log = stage.log()
+        assert (log["accuracy"], log["agrees"], log["right_and_agrees"]) == (0.5, 0.25, 0.25)
+
+
+def test_a_positives_ratio_is_its_importance_weight_where_that_is_asked_for(
+    fresh, birds, spread, tmp_path
+):
+    """pi(y | anchor) / pi(y | positive); by default it is left at 1, as in the released code."""
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__positive_ratio="clipped"))
+    stage.sample()
+    batch = stage.prepare()
+    old = tapo.old_log_probs(stage.student, batch, stage.preset, stage.loop.limits)
+    stage.change(positive_ratio="one")
+    assert tapo.old_log_probs(stage.student, batch, stage.preset, stage.loop.limits) is None
+    stage.change(updates=2)
+    anchor = tapo.old_log_probs(stage.student, batch, stage.preset, stage.loop.limits)
+    own = replace(batch, scored_on=batch.sampled_on)
+    positive = tapo.old_log_probs(stage.student, own, stage.preset, stage.loop.limits)
+    from_positive = torch.tensor([0, 0, 1, 1] * 2, dtype=torch.bool)
+    assert (batch.sampled_on - batch.scored_on).tolist() == from_positive.int().tolist()
+    assert torch.equal(old, positive) and torch.equal(old[~from_positive], anchor[~from_positive])
+    assert (old[from_positive] != anchor[from_positive]).any()
 
 
 def test_a_further_name_of_the_species_is_right_too(fresh, birds, tmp_path, monkeypatch):

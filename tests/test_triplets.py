@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,20 @@ def test_a_step_depends_on_seed_step_and_round_alone(birds):
     assert draw_triplets(birds, 8, seed=2, step=5, round_=1) == first
     for other in ((3, 5, 1), (2, 6, 1), (2, 5, 0), (2, 5, 2)):
         assert draw_triplets(birds, 8, *other) != first
+
+
+def test_every_second_group_may_choose_among_four_seen_names(birds):
+    """The anchor's own among them, in any place; the pictures are those of the open world."""
+    places = Counter()
+    for step in range(60):
+        plain = draw_triplets(birds, 4, 0, step)
+        offered = draw_triplets(birds, 4, 0, step, offer=True)
+        assert [replace(t, options=()) for t in offered] == plain
+        assert [len(t.options) for t in offered] == [0, 4, 0, 4]
+        for t in offered[1::2]:
+            assert set(t.options) <= set(birds.seen_names) and len(set(t.options)) == 4
+            places[t.options.index(t.anchor.species)] += 1
+    assert set(places) == {0, 1, 2, 3} and min(places.values()) > 15
 
 
 def test_every_anchor_comes_once_an_epoch_in_another_order_each_time(birds):

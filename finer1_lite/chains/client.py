@@ -8,7 +8,6 @@ out of every text that comes back or is shown. Loads no torch.
 
 import base64
 import hashlib
-import io
 import json
 import os
 import threading
@@ -27,6 +26,7 @@ import openai
 from PIL import Image
 
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
+from finer1_lite.data.images import small
 from finer1_lite.runtime.files import write_atomically
 from finer1_lite.species import Photo
 
@@ -134,7 +134,9 @@ class Cached:
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
         """Return the replies, from disk where they are there; raises as the teacher does."""
         picture = picture_digest(photo.image()) if photo else ""
-        paths = {sample: self._path(picture, prompt, sample) for sample in samples}
+        given = self.identity | {"picture": picture, "text": prompt.text}
+        keys = {s: digest(json.dumps(given | {"sample": s}, sort_keys=True)) for s in samples}
+        paths = {s: self.folder / key[:2] / f"{key}.json" for s, key in keys.items()}
         missing = [sample for sample in samples if not paths[sample].exists()]
         self.ledger.count("from cache", len(samples) - len(missing))
         together = getattr(self.teacher, "together", False) and missing
@@ -145,11 +147,6 @@ class Cached:
                 write_atomically(paths[sample], json.dumps(asdict(reply)).encode())
                 self.ledger.count_reply(reply)
         return [Reply(**json.loads(paths[s].read_text(encoding="utf-8"))) for s in samples]
-
-    def _path(self, picture: str, prompt: TeacherPrompt, sample: int) -> Path:
-        given = {"picture": picture, "text": prompt.text, "sample": sample}
-        key = digest(json.dumps(self.identity | given, sort_keys=True))
-        return self.folder / key[:2] / f"{key}.json"
 
 
 def picture_digest(image: Image.Image) -> str:
@@ -228,9 +225,10 @@ class Endpoint:
                 f"--url for {parts.hostname} holds a name, password or query: they would end in "
                 f"files; put the key into the environment variable {self.key_env}"
             )
+        self._key = os.environ.get(self.key_env, "").strip()
         self._client = openai.OpenAI(
             base_url=self.url,
-            api_key=self._key() or NO_KEY,
+            api_key=self._key or NO_KEY,
             max_retries=self.tries - 1,
             timeout=self.timeout,
             http_client=_BoundedClient(self.ledger, self.timeout),
@@ -275,11 +273,8 @@ class Endpoint:
             self.ledger.count("oversized answer")
         return reply
 
-    def _key(self) -> str:
-        return os.environ.get(self.key_env, "").strip()
-
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key(), HIDDEN) if self._key() else text
+        return text.replace(self._key, HIDDEN) if self._key else text
 
 
 class _BoundedClient(openai.DefaultHttpxClient):
@@ -335,8 +330,4 @@ def read_reply(body: bytes) -> Reply:
 
 def data_url(image: Image.Image, max_side: int) -> str:
     """Write the picture as a PNG inside a URL, its longer side at most `max_side` pixels."""
-    image = image.copy()
-    image.thumbnail((max_side, max_side))
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(small(image, max_side)).decode()

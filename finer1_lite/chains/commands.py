@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Quantize
-from finer1_lite.runtime.files import require_sense
+from finer1_lite.runtime.files import require
 from finer1_lite.runtime.options import REQUIRED, argument, given, option
 
 if TYPE_CHECKING:
@@ -93,12 +93,10 @@ class MakeCommand:
 
         photos = self.pictures.photos
         kind = self.teacher or ("oracle" if photos is None else "table")
-        problems = []
-        if kind == "oracle" and photos is not None:
-            problems.append("--teacher oracle knows paper birds only: choose another for --photos")
-        if kind in ("local", "endpoint") and not self.model:
-            problems.append(f"--teacher {kind} needs --model")
-        require_sense(problems)
+        birds = "--teacher oracle knows paper birds only: choose another for --photos"
+        named = bool(self.model) or kind not in ("local", "endpoint")
+        require({birds: kind != "oracle" or photos is None})
+        require({f"--teacher {kind} needs --model": named})
         world = None
         if collection is None:
             collection, world = self.pictures.pictures()

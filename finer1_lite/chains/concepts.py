@@ -21,7 +21,6 @@ from scipy.special import entr
 from finer1_lite.data import wording
 
 Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 BETA = 0.7  # price of a bit about the single picture, in bits about the class
 LEAST = 3  # concepts kept at least (SelfSynthX)
@@ -158,14 +157,9 @@ def select_count(
 
     own, others: (J,) mean rates; scores: (J,).
     """
-    usable = own > others  # a mark that only the others have cannot be seen here
-    ranked = np.where(usable, scores, -np.inf)
-    return _selection(concepts, ranked, usable & (scores > 0), least)
-
-
-def _selection(concepts: Sequence[str], scores: Floats, good: Bools, least: int) -> Selection:
-    ranked = [int(j) for j in np.argsort(-scores, kind="stable") if np.isfinite(scores[j])]
-    kept = [j for place, j in enumerate(ranked) if good[j] or place < least]
+    # a mark that only the others have cannot be seen here
+    ranked = [int(j) for j in np.argsort(-scores, kind="stable") if own[j] > others[j]]
+    kept = [j for place, j in enumerate(ranked) if scores[j] > 0 or place < least]
     dropped = tuple(c for j, c in enumerate(concepts) if j not in kept)
     by_name = {concepts[j]: float(scores[j]) for j in ranked}
     return Selection(tuple(concepts[j] for j in kept), dropped, by_name)

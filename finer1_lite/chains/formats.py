@@ -14,7 +14,7 @@ from pathlib import Path
 
 from finer1_lite.data.chain_text import Chain
 from finer1_lite.data.layouts import file_of
-from finer1_lite.runtime.files import DataError, write_atomically, write_lines
+from finer1_lite.runtime.files import DataError, require_none, write_atomically, write_lines
 from finer1_lite.runtime.files import read as read_lines
 
 VERSION = 1
@@ -113,8 +113,7 @@ def _convert(path: Path, rows: Iterable[tuple[object, object]], convert: Callabl
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             said = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
             problems.append(f"{path}, {where}: {said}")
-    if problems:
-        raise DataError(problems, f"{len(problems)} rows cannot be used:")
+    require_none(problems, f"{len(problems)} rows cannot be used:")
     return found
 
 
@@ -211,23 +210,19 @@ def read_any(path: Path) -> tuple[list[Record], str]:
     """Read chains of any format, and tell which one by the content: ours, trl or sharegpt."""
     path = Path(path)
     if path.suffix == ".json":
-        rows = [(f"entry {i}", (row, str(i))) for i, row in enumerate(_json_list(path))]
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError([f"{path}: is no JSON ({error})"], "cannot be read:") from None
+        if not isinstance(found, list):
+            raise DataError([f"{path}: is no list of conversations"], "cannot be read:")
+        rows = [(f"entry {i}", (row, str(i))) for i, row in enumerate(found)]
         return _convert(path, rows, lambda pair: from_sharegpt(*pair)), "sharegpt"
     lines = read_lines(path)
     if lines and isinstance(lines[0][1], dict) and "completion" in lines[0][1]:
         rows = [(f"line {n}", (row, str(n))) for n, row in lines]
         return _convert(path, rows, lambda pair: from_trl(*pair)), "trl"
     return read_records(path), "ours"
-
-
-def _json_list(path: Path) -> list:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError([f"{path}: is no JSON ({error})"], "cannot be read:") from None
-    if not isinstance(rows, list):
-        raise DataError([f"{path}: is no list of conversations"], "cannot be read:")
-    return rows
 
 
 def write_records(
@@ -271,8 +266,7 @@ def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
     names = {name for r in rows for name in (r.anchor, r.positive, r.negative)}
     files = {name: file_of(root, name) for name in sorted(names)}
     missing = [f"{f}: there is no such picture" for f in files.values() if not f.is_file()]
-    if missing:
-        raise DataError(missing, "no parquet; --pictures names the folder that paths start from:")
+    require_none(missing, "no parquet; --pictures names the folder that paths start from:")
 
     def picture(name: str) -> list[dict]:
         return [{"bytes": files[name].read_bytes(), "path": name}]

@@ -19,11 +19,10 @@ from finer1_lite import cot, prompts
 from finer1_lite.chains import checks, concepts, formats, review, teacher_prompts
 from finer1_lite.chains.client import Ledger, Teacher, TeacherError, in_parallel
 from finer1_lite.chains.concepts import Selection
-from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data import wording
 from finer1_lite.data.chain_text import fold
 from finer1_lite.runtime import files
-from finer1_lite.runtime.files import DataError, require_sense
+from finer1_lite.runtime.files import require_none
 from finer1_lite.species import Collection, Photo
 
 log = logging.getLogger("finer1_lite")
@@ -50,7 +49,7 @@ class Settings:
             wrong["extract"] = "one of teacher, yake"
         if not 0 <= self.beta <= 1:
             wrong["beta"] = "from 0 to 1 (at 1 no concept is worth its price)"
-        require_sense([f"{name} = {getattr(self, name)!r}: {m}" for name, m in wrong.items()])
+        require_none([f"{name} = {getattr(self, name)!r}: {m}" for name, m in wrong.items()])
 
 
 @dataclass
@@ -87,9 +86,8 @@ class ChainJob:
         except TeacherError as error:
             stopped = [str(error)]
         report = self._report(stopped)
-        if stopped:
-            headline = f"not all is done ({self.folder}); what is done is kept, and the same "
-            raise DataError(stopped, headline + "command goes on from here:")
+        headline = f"not all is done ({self.folder}); what is done is kept, and the same "
+        require_none(stopped, headline + "command goes on from here:")
         return report
 
     # --- descriptions and concepts -----------------------------------------------------------
@@ -117,8 +115,14 @@ class ChainJob:
         own: dict[str, list[list[str]]] = {}
         for photo in self.collection.train:
             own.setdefault(photo.species, []).append(described[photo.id])
-        phrases = {c: self._phrases([t for texts in own[c] for t in texts]) for c in own}
-        selected = {}
+        phrases, selected = {}, {}
+        for name, pictures in own.items():
+            every = list(dict.fromkeys(text for texts in pictures for text in texts))
+            if self.settings.extract == "yake":
+                phrases[name] = concepts.extract(every)
+            else:
+                (reply,) = self.teacher.ask(None, teacher_prompts.concepts_prompt(every), [0])
+                phrases[name] = concepts.read_list(reply.text)
         for name in own:
             near = self.collection.neighbours(name, list(own))[: self.settings.neighbours]
             every = concepts.merge(p for c in (name, *near) for p in phrases[c])
@@ -128,13 +132,6 @@ class ChainJob:
         rows = {name: asdict(selection) for name, selection in selected.items()}
         write_json(self.folder / "concepts.json", rows)
         return selected
-
-    def _phrases(self, texts: Sequence[str]) -> list[str]:
-        texts = list(dict.fromkeys(texts))
-        if self.settings.extract == "yake":
-            return concepts.extract(texts)
-        (reply,) = self.teacher.ask(None, teacher_prompts.concepts_prompt(texts), [0])
-        return concepts.read_list(reply.text)
 
     # --- chains ------------------------------------------------------------------------------
 
@@ -183,21 +180,16 @@ class ChainJob:
         for sample in range(self.settings.rounds * needed):
             if len(self._thoughts[photo.id]) >= needed:
                 return
-            prompt = self._prompt(photo, kept, selection.dropped, sample)
+            rng = random.Random(f"candidates/{self.settings.seed}/{photo.id}/{sample}")
+            chosen = cot.candidates(self.collection.neighbours(photo.species), photo.species, rng)
+            given = (self.collection.coarse, photo.species, chosen, kept)
+            prompt = replace(teacher_prompts.chain_prompt(*given), dropped=selection.dropped)
+            if self.settings.guess:
+                prompt = teacher_prompts.guess_prompt(self.collection.coarse, chosen)
             (reply,) = self.teacher.ask(photo, prompt, [sample])
             made = {"chain": reply.text.strip(), "candidates": prompt.candidates}
             with self._lock:
                 self._accept(replace(plan, id=f"{photo.id}#{sample}", sample=sample, **made))
-
-    def _prompt(
-        self, photo: Photo, kept: Sequence[str], dropped: Sequence[str], sample: int
-    ) -> TeacherPrompt:
-        rng = random.Random(f"candidates/{self.settings.seed}/{photo.id}/{sample}")
-        chosen = cot.candidates(self.collection.neighbours(photo.species), photo.species, rng)
-        if self.settings.guess:
-            return teacher_prompts.guess_prompt(self.collection.coarse, chosen)
-        prompt = teacher_prompts.chain_prompt(self.collection.coarse, photo.species, chosen, kept)
-        return replace(prompt, dropped=tuple(dropped))
 
     def _accept(self, record: formats.Record) -> None:
         """Append a chain to the good ones, or to the others with its problems."""
@@ -221,6 +213,11 @@ class ChainJob:
         chains = [formats.from_row(row).parsed() for row in self._sorted_rows("chains.jsonl")]
         rejected = self._sorted_rows("rejected.jsonl")
         reasons = Counter(f["code"] for row in rejected for f in row["findings"])
+        paid = Ledger(self.ledger.price_in, self.ledger.price_out)  # over all starts
+        for path in (self.folder / "cache").glob("*/*.json"):
+            reply = json.loads(path.read_text(encoding="utf-8"))
+            tokens = {name: reply[name] for name in ("tokens_in", "tokens_out")}
+            paid.counts.update(answers=1, **tokens)
         report = {
             "pictures": len(self.collection.train),
             "chains": len(chains),
@@ -229,7 +226,7 @@ class ChainJob:
             "habit": checks.habit(chains),
             "place of the label": dict(sorted(Counter(c.place for c in chains).items())),
             "this start": self.ledger.to_dict(),
-            "all paid": self._paid(),
+            "all paid": paid.to_dict(),
             "stopped": list(stopped),
             "review": review.summary(review.apply_review(self.folder)) if chains else {},
         }
@@ -246,15 +243,6 @@ class ChainJob:
         rows = sorted(once.values(), key=lambda row: (order[row["photo"]], row["sample"]))
         files.write_lines(path, rows)
         return rows
-
-    def _paid(self) -> dict:
-        """Replies and tokens over all starts, from the cache on disk."""
-        counts: Counter[str] = Counter()
-        for path in (self.folder / "cache").glob("*/*.json"):
-            reply = json.loads(path.read_text(encoding="utf-8"))
-            counts.update(answers=1, tokens_in=reply["tokens_in"], tokens_out=reply["tokens_out"])
-        whole = Ledger(self.ledger.price_in, self.ledger.price_out, counts=counts)
-        return dict(counts) | {"cost": round(whole.cost, 6)}
 
 
 def write_json(path: Path, value: object) -> None:

@@ -64,15 +64,12 @@ class Panel(w.VBox):
         middle = [self.chain, self.problems, self.editor]
         super().__init__([head, pictures, *middle, buttons, w.HTML(HELP), self.shortcuts])
         self.add_class("finer1-review")
-        self._listen()
-        self.show(next(iter(state.ids("undecided") or state.ids()), None))
-
-    def _listen(self) -> None:
         for name, button in self.buttons.items():
             button.add_class(f"finer1-{name}")
             button.on_click(lambda _, name=name: self.act(name))
         self.shortcuts.observe(lambda change: self.act(KEYS[change["new"][0]]), "pressed")
         self.filter.observe(lambda _: self._refilter(), "value")
+        self.show(next(iter(state.ids("undecided") or state.ids()), None))
 
     # --- what is done --------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from finer1_lite.chains import checks, formats
 from finer1_lite.chains.formats import Record
 from finer1_lite.data import tables
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, require_none
 from finer1_lite.runtime.files import read as read_lines
 
 log = logging.getLogger("finer1_lite")
@@ -161,8 +161,7 @@ class Review:
             decision = Decision(action, chain if action == "edit" else "")
             if action and decisions.get(row["id"]) != decision:
                 new.append((row["id"], action, chain))
-        if problems:
-            raise DataError(problems, "no decision was taken over; to mend:")
+        require_none(problems, "no decision was taken over; to mend:")
         for decided in new:
             self.decide(*decided)
         return len(new)

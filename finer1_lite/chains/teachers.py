@@ -63,7 +63,7 @@ class Oracle:
     def _write(self, photo: Photo, prompt: TeacherPrompt, rng: random.Random) -> str:
         name, marks = photo.species, self.world.marks[photo.species]
         cited = [f"{m} {v}" for m, v in marks.items() if f"{m} {v}" in prompt.concepts]
-        remarks = [cot.marks_against(self.world, name, c) for c in prompt.candidates]
+        remarks = [cot.marks_against(marks, self.world.marks[c]) for c in prompt.candidates]
         analysis = ", ".join(cited) or paperbirds.describe(marks)
         return prompts.chain(analysis, prompt.candidates, remarks, name)
 
@@ -159,14 +159,13 @@ class Local:
             do_sample=self.temperature > 0,
             **(sampling if self.temperature > 0 else {}),
         )[:, length:]
-        return [self._reply(row, length) for row in completion_ids.tolist()]
-
-    def _reply(self, completion_ids: list[int], tokens_in: int) -> Reply:
-        tokenizer = self.processor.tokenizer
-        ended = tokenizer.eos_token_id in completion_ids
-        end = completion_ids.index(tokenizer.eos_token_id) if ended else len(completion_ids)
-        text = tokenizer.decode(completion_ids[:end], skip_special_tokens=True).strip()
-        return Reply(text, tokens_in, end + ended, "stop" if ended else "length")
+        tokenizer, replies = self.processor.tokenizer, []
+        for row in completion_ids.tolist():
+            ended = tokenizer.eos_token_id in row
+            end = row.index(tokenizer.eos_token_id) if ended else len(row)
+            text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+            replies.append(Reply(text, length, end + ended, "stop" if ended else "length"))
+        return replies
 
 
 def load_local(

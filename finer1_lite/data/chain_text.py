@@ -97,39 +97,69 @@ def edit_chain(completion: str, changes: Mapping[str, str]) -> str | None:
 
 
 def agreement(
-    completion: str, answer: str | None, names: Sequence[str], label: str | None = None
+    completion: str,
+    answer: str | None,
+    names: Sequence[str] = (),
+    label: str | None = None,
+    aliases: rewards.Aliases = None,
 ) -> dict[str, bool | str | None]:
     """Whether a completion's thought leads to its answer; names are compared as in scoring.
 
-    Returns a dict: parts (all four are there), listed (the label or, given no truth, the answer
-    is among the candidates), distinct (two candidates or more, each once), picked (the one
-    candidate of which the comparison says that it fits; None for none or several), compared
-    (there is such a one, and it was listed), predicted (spelled as in `names` where it is one of
-    them), agrees (prediction equals answer, and so does the pick where there is one).
+    names: of the classes, with their aliases, which stand for them. Returns a dict: parts (all
+    four are there), listed (the label or, given no truth, the answer is among the candidates),
+    distinct (two candidates or more, each once), picked (the one name that the comparison leaves,
+    see `_picked`; None for none or several), compared (there is such a one, and each candidate
+    has one remark), predicted, agrees (all of that, and pick, prediction and answer are one name).
     """
-    wanted = fold(answer or "")
-    candidates = [fold(c) for c in section(completion, "candidates").split(",") if c.strip()]
-    spelled = {fold(name): name for name in names}
-    picked = _picked(section(completion, "comparison"))
+    spelled = {fold(n): name for name in names for n in (name, *(aliases or {}).get(name, ()))}
+
+    def one(name: str) -> str:
+        return fold(spelled.get(fold(name), name))
+
+    candidates = [one(c) for c in section(completion, "candidates").split(",") if c.strip()]
+    remarks = [(one(name), said) for name, said in remarks_of(section(completion, "comparison"))]
+    picked = _picked(remarks)
     predicted = section(completion, "prediction").partition("\n")[0].strip()
-    sought = wanted if label is None else fold(label)
-    return {
+    wanted = one(answer or "")
+    sought = wanted if label is None else one(label)
+    found = {
         "parts": len(spans(completion)) == len(PARTS),
         "listed": bool(sought) and sought in candidates,
         "distinct": len(set(candidates)) == len(candidates) > 1,
-        "compared": picked is not None and fold(picked) in candidates,
-        "picked": picked and spelled.get(fold(picked), picked),
+        "compared": picked is not None and sorted(n for n, _ in remarks) == sorted(candidates),
+        "picked": picked and spelled.get(picked, picked),
         "predicted": spelled.get(fold(predicted), predicted) or None,
-        "agrees": bool(wanted) and all(fold(n) == wanted for n in (predicted, picked or wanted)),
     }
+    whole = found["parts"] and found["distinct"] and found["compared"]
+    return found | {"agrees": whole and bool(wanted) and one(predicted) == picked == wanted}
 
 
-def _picked(comparison: str) -> str | None:
-    """The name whose remark alone says that it fits."""
-    remarks = [row.partition(":") for row in re.split(r"[;\n]", comparison)]
-    fitting = {name.strip() for name, _, said in remarks if _FITS.search(said)}
-    fitting -= {name.strip() for name, _, said in remarks if _FITS_NOT.search(said)}
+def _picked(remarks: Sequence[tuple[str, str]]) -> str | None:
+    """The name whose remark alone says that it fits.
+
+    Where none does and every remark lists what its candidate `has` otherwise behind what it
+    looks like ("crown red, back blue, has back blue"), the name with the shortest list.
+    """
+    fitting = {name for name, said in remarks if _FITS.search(said)}
+    fitting -= {name for name, said in remarks if _FITS_NOT.search(said)}
+    against = {name: _lacking(said) for name, said in remarks}
+    if not fitting and all(against.values()):
+        least = min(against.values(), default=0)
+        fitting = {name for name, n in against.items() if n == least}
     return fitting.pop() or None if len(fitting) == 1 else None
+
+
+def _lacking(remark: str) -> int:
+    """How many marks, two words each, a remark lists behind its recital; 0: none, or prose."""
+    recital, _, listed = remark.rpartition(", has ")
+    marks = listed.split(", ")
+    return len(marks) if "," in recital and all(len(m.split()) == 2 for m in marks) else 0
+
+
+def remarks_of(comparison: str) -> list[tuple[str, str]]:
+    """The comparison's (candidate, remark), as they are written."""
+    halves = [row.partition(":") for row in re.split(r"[;\n]", comparison)]
+    return [(name.strip(), said.strip()) for name, colon, said in halves if colon]
 
 
 # --- a chain that is judged ------------------------------------------------------------------
@@ -199,9 +229,7 @@ class Chain:
     @cached_property
     def remarks(self) -> dict[str, str]:
         """Candidate, folded -> what the comparison says of it, in our form."""
-        rows = re.split(r"[;\n]", self.parts.get("comparison", ""))
-        halves = [row.partition(":") for row in rows]
-        return {fold(name): remark.strip() for name, colon, remark in halves if colon}
+        return {fold(name): said for name, said in remarks_of(self.parts.get("comparison", ""))}
 
     @cached_property
     def prediction(self) -> str:

@@ -4,8 +4,6 @@ Two signs must agree. The difference hash (dHash) tells what rises from left to 
 copy of 9 x 8 pixels; the thumbnail tells colours, for pictures of little structure share a hash.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +25,7 @@ class Look:
     thumbnail: np.ndarray
 
     @classmethod
-    def of(cls, image: Image.Image) -> Look:
+    def of(cls, image: Image.Image) -> "Look":
         """The look of an upright RGB picture."""
         small = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX)
         return cls(difference_hash(image), np.asarray(small, dtype=np.uint8))

@@ -5,8 +5,6 @@ Plain facts only: which picture goes to training and which class stays unseen is
 sentence names the file or value and the mend.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import re
@@ -201,26 +199,21 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
         if seen and seen not in SEEN:
             problems.append(f"{where}: seen is {seen!r}; write yes or no")
         one.seen = SEEN.get(seen)
-    problems += _alias_problems(path, classes)
-    silent = [one.folder for one in classes if one.seen is None]
-    if 0 < len(silent) < len(classes):
-        problems.append(f"{path}: does not say yes or no in `seen` of {', '.join(silent)}; fill in")
-    if not silent and not any(one.seen for one in classes):
-        problems.append(f"{path}: no class is seen; training needs one or more")
-
-
-def _alias_problems(path: Path, classes: list[ClassFolder]) -> list[str]:
-    """Aliases that are a name or an alias of another class too."""
     owners = defaultdict(set)
     for one in classes:
         for name in (one.name, *one.aliases):
             owners[name_key(name)].add(one.folder)
-    return [
+    problems += [
         f"{path}: the alias {alias!r} of {one.folder} stands for {', '.join(others)} too; keep one"
         for one in classes
         for alias in one.aliases
         if (others := sorted(owners[name_key(alias)] - {one.folder}))
     ]
+    silent = [one.folder for one in classes if one.seen is None]
+    if 0 < len(silent) < len(classes):
+        problems.append(f"{path}: does not say yes or no in `seen` of {', '.join(silent)}; fill in")
+    if not silent and not any(one.seen for one in classes):
+        problems.append(f"{path}: no class is seen; training needs one or more")
 
 
 def _check_pictures(classes: list[ClassFolder], problems: list[str], skip_broken: bool) -> None:

@@ -1,13 +1,14 @@
 """Chains of stage 1 that were written elsewhere: whether they fit the photographs of a run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from finer1_lite import cot, rewards
 from finer1_lite.data.chain_text import section
 from finer1_lite.data.folders import unknown
-from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Collection, with_descriptions
+from finer1_lite.runtime.files import require_none
+from finer1_lite.species import Collection, by_words
 
 log = logging.getLogger("finer1_lite")
 
@@ -28,9 +29,8 @@ def check_chains(collection: Collection, chains: cot.Chains) -> None:
     bare = [photo for photo in train if photo not in chains]
     if len(bare) == len(train):
         problems.append(f"none of the {len(train)} training photographs has a chain")
-    if problems:
-        headline = "these chains cannot be trained on (a chain of a test photograph is a leak):"
-        raise DataError(problems, headline)
+    headline = "these chains cannot be trained on (a chain of a test photograph is a leak):"
+    require_none(problems, headline)
     if bare:
         said = "%d of %d training photographs have no chain: they are in stage 2 only: %s"
         log.warning(said, len(bare), len(train), ", ".join(bare))
@@ -79,3 +79,11 @@ def described_by(collection: Collection, chains: cot.Chains) -> Collection:
         said = "%d classes without a description: look-alikes go by the chains of %d"
         log.info(said, len(bare), told)
     return with_descriptions(collection, found)
+
+
+def with_descriptions(collection: Collection, texts: Mapping[str, str]) -> Collection:
+    """The same photos, these classes (name -> text) described anew; likeness goes by words."""
+    species = tuple(
+        replace(one, description=texts.get(one.name, one.description)) for one in collection.species
+    )
+    return replace(collection, species=species, distance=by_words(species))

@@ -8,10 +8,7 @@ uniform draw without replacement, the same for any order of the rows and any cut
 filled as OUT.partial and appears in one step, when it is whole.
 """
 
-from __future__ import annotations
-
 import hashlib
-import heapq
 import json
 import logging
 import os
@@ -28,8 +25,9 @@ import httpx
 import pandas as pd
 
 from finer1_lite.data import folders, hubsets, images, labels, layouts, tables
+from finer1_lite.data.hubsets import Wanted
 from finer1_lite.runtime.console import progress_bar
-from finer1_lite.runtime.files import DataError, require_sense
+from finer1_lite.runtime.files import DataError, require, require_none
 
 log = logging.getLogger("finer1_lite")
 
@@ -37,46 +35,6 @@ FORMATS = ("parquet", "arrow", "imagefolder")
 RECORD = "fetch.json"  # empty until the pass is finished
 TOO_BROKEN = 1000  # pictures; more is no data set
 NETWORK = (OSError, httpx.HTTPError)  # what `datasets` raises when a hub fails in the middle
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to fetch; the fields are the options of the command.
-
-    `source` is a key of HUBSETS, a hub name or a local folder; `origin` reads a key's pictures
-    from elsewhere. Empty columns and splits mean: find out. The numbers are pictures a class
-    for training and for the test, and classes; 0 is all. Unseen classes of a released list need
-    no training pictures.
-    """
-
-    source: str
-    origin: str = ""
-    train: int = 16
-    test: int = 0
-    classes: int = 0
-    seed: int = 0
-    image_column: str = ""
-    label_column: str = ""
-    train_splits: tuple[str, ...] = ()
-    test_splits: tuple[str, ...] = ()
-    config: str = ""
-    revision: str = ""
-
-    @property
-    def hubset(self) -> hubsets.HubSet | None:
-        """What is known of a key; None for any other source."""
-        return hubsets.HUBSETS.get(self.source)
-
-    @property
-    def place(self) -> str:
-        """The hub name or folder that is read."""
-        return self.origin or (self.hubset.repository if self.hubset else self.source)
-
-    @property
-    def limits(self) -> dict[str, int]:
-        """Pictures a class to keep in each role; 0 is all."""
-        undivided = self.train + self.test if self.train and self.test else 0
-        return {"train": self.train, "test": self.test, "all": undivided}
 
 
 @dataclass(frozen=True)
@@ -107,15 +65,11 @@ class Stream:
         try:
             for row in self.rows:
                 picture, label = (row[column] for column in self.columns)
-                yield picture_bytes(picture), self._label(label)
+                if isinstance(label, int):
+                    label = self.names[label] if 0 <= label < len(self.names) else None
+                yield picture_bytes(picture), label or None
         except NETWORK as error:
             raise OSError(f"{self.split}: {error}; give the same command again") from error
-
-    def _label(self, found: int | str | None) -> str | None:
-        """The label of a row; None where it has none."""
-        if isinstance(found, str) or found is None:
-            return found or None
-        return self.names[found] if 0 <= found < len(self.names) else None
 
 
 def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
@@ -127,7 +81,9 @@ def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
     settings = json.loads(json.dumps(asdict(wanted)))
     if out.exists():
         return _finished(out, settings)
-    _check(wanted)
+    counts = {"train": wanted.train, "test": wanted.test, "classes": wanted.classes}
+    rules = {f"--{name} {n}: 0 (all) or more": n >= 0 for name, n in counts.items()}
+    require(rules | {"--classes 1: 2 or more, or 0 for all": wanted.classes != 1})
     streams = open_streams(wanted)
     classes, mismatched = choose_classes(wanted, streams[0].names, allow_missing)
     partial = _emptied(out.with_name(out.name + ".partial"))
@@ -137,7 +93,15 @@ def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
     files, two_labels = _kept_files(partial)
     short = _short(classes.values(), files, undivided=streams[0].role == "all")
     kept = [one for one in classes.values() if one.folder not in short]
-    _require_enough(wanted, rows, short, allow_missing and len(kept) > 1)
+    problems = [
+        f"the split {split} is empty; choose others with --train-splits and --test-splits"
+        for split, count in rows.items()
+        if not count
+    ]
+    if not (allow_missing and len(kept) > 1):
+        mend = "leave such classes out with --allow-missing"
+        problems += [f"{folder}: {lack}; {mend}" for folder, lack in short.items()]
+    require_none(problems, f"{wanted.place}: not enough; to mend: {len(problems)}")
     files = files[~files["folder"].isin(short)]
     _write_tables(partial, kept, short, files)
     kinds = {True: "seen", False: "unseen", None: "seen or unseen by the seed"}
@@ -164,15 +128,6 @@ def _finished(out: Path, settings: dict) -> dict:
         raise DataError([problem], "nothing fetched:")
     log.info("%s is complete already", out)
     return record
-
-
-def _check(wanted: Wanted) -> None:
-    """DataError unless the numbers make sense."""
-    counts = {"train": wanted.train, "test": wanted.test, "classes": wanted.classes}
-    problems = [f"--{name} {n}: 0 (all) or more" for name, n in counts.items() if n < 0]
-    if wanted.classes == 1:
-        problems.append("--classes 1: 2 or more, or 0 for all")
-    require_sense(problems)
 
 
 def _emptied(partial: Path) -> Path:
@@ -212,7 +167,13 @@ def open_streams(wanted: Wanted) -> list[Stream]:
         rows = splits[split]
         columns = _columns(wanted, rows.features or {}, split, problems)
         if len(columns) == 2:
-            names = _label_names(rows, columns[1])
+            kind = rows.features[columns[1]]
+            if isinstance(kind, datasets.ClassLabel):
+                names = kind.names
+            else:
+                log.info("%s: labels in words, which are gathered first", columns[1])
+                words = rows.select_columns(columns[1:])
+                names = sorted({row[columns[1]] for row in words if row[columns[1]]})
             rows = rows.select_columns(columns)
             rows = rows.cast_column(columns[0], datasets.Image(decode=False))
             streams.append(Stream(role, split, rows, columns, names, totals.get(split)))
@@ -229,8 +190,7 @@ def open_streams(wanted: Wanted) -> list[Stream]:
             f"the splits {', '.join(stream.split for stream in streams)} number their classes "
             "differently; give splits of one numbering"
         )
-    if problems:
-        raise DataError(problems, f"{wanted.place} cannot be read; to mend: {len(problems)}")
+    require_none(problems, f"{wanted.place} cannot be read; to mend: {len(problems)}")
     return streams
 
 
@@ -272,15 +232,6 @@ def _why_not(place: str, error: Exception) -> str:
             "--from FOLDER (parquet files, save_to_disk, or FOLDER/<class>/*.jpg)"
         )
     return f"{place}: {reason}: {mend}"
-
-
-def _label_names(rows: datasets.Dataset | datasets.IterableDataset, column: str) -> list[str]:
-    """The names of the classes; of labels in words those that stand in the rows, read once."""
-    kind = rows.features[column]
-    if isinstance(kind, datasets.ClassLabel):
-        return kind.names
-    log.info("%s: labels in words, which are gathered first", column)
-    return sorted({row[column] for row in rows.select_columns([column]) if row[column]})
 
 
 def _roles(wanted: Wanted, splits: list[str]) -> list[tuple[str, str]]:
@@ -348,7 +299,10 @@ def choose_classes(
         counts = Counter(names.values())
         names = {label: name for label, name in names.items() if counts[name] == 1}
     names = _draw_classes(wanted, names, seen)
-    classes = {label: Class(folder_name(n), n, seen.get(n)) for label, n in names.items()}
+    classes = {}
+    for label, name in names.items():  # a folder of any file system: "F-16A/B" -> "F-16A-B"
+        folder = re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "-", name).strip(" .")
+        classes[label] = Class(folder, name, seen.get(name))
     same = defaultdict(list)
     for label, one in classes.items():
         same[one.folder.casefold()].append(repr(label))
@@ -359,10 +313,9 @@ def choose_classes(
     ]
     if len(classes) < 2:
         problems.append(f"{len(classes)} classes can be fetched; 2 or more are needed")
-    if problems:
-        mend = "try another copy with --from, or leave out what does not match: --allow-missing"
-        headline = f"{wanted.place}: {len(problems)} problems of classes; {mend}"
-        raise DataError(problems, headline)
+    mend = "try another copy with --from, or leave out what does not match: --allow-missing"
+    headline = f"{wanted.place}: {len(problems)} problems of classes; {mend}"
+    require_none(problems, headline)
     return classes, left_out
 
 
@@ -376,11 +329,6 @@ def _draw_classes(wanted: Wanted, names: dict[str, str], seen: dict[str, bool]) 
         placed |= {label: ((i + 0.5) / len(half), label) for i, label in enumerate(half)}
     chosen = sorted(placed, key=placed.get)[: wanted.classes or len(placed)]
     return {label: name for label, name in names.items() if label in chosen}
-
-
-def folder_name(name: str) -> str:
-    """A name as a folder of any file system can be called: "F-16A/B" -> "F-16A-B"."""
-    return re.sub(r'[\x00-\x1f<>:"/\\|?*]+', "-", name).strip(" .")
 
 
 # The pass --------------------------------------------------------------------------------
@@ -402,8 +350,7 @@ class Draw:
         self.folder = folder
         self.limits = limits
         self.seed = seed
-        self._heaps: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-        self._files: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # by digest
+        self._kept: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # by rank
         self._tested: dict[str, set[str]] = defaultdict(set)  # digest -> classes
 
     def offer(self, role: str, own: str, data: bytes) -> str:
@@ -415,24 +362,22 @@ class Draw:
         digest = hashlib.sha256(data).hexdigest()[:32]
         if role == "train" and self._tested.get(digest):
             return ", ".join(sorted(self._tested[digest]))
-        heap, files = self._heaps[role, own], self._files[role, own]
-        entry = (-int(rank(self.seed, digest), 16), digest)  # a heap has the worst in front
-        full = 0 < self.limits[role] <= len(heap)
-        if digest in files or (full and entry < heap[0]):
+        kept, place = self._kept[role, own], rank(self.seed, digest)
+        worst = max(kept) if 0 < self.limits[role] <= len(kept) else ""
+        if place in kept or (worst and place > worst):
             return ""
         checked = images.check_bytes(data)
         if checked.problem:
             raise images.PictureError(checked.problem)
-        files[digest] = self.folder / own / f"{role}-{digest}{images.ending(data)}"
-        files[digest].parent.mkdir(parents=True, exist_ok=True)
-        files[digest].write_bytes(data)
-        heapq.heappush(heap, entry)
+        kept[place] = self.folder / own / f"{role}-{digest}{images.ending(data)}"
+        kept[place].parent.mkdir(parents=True, exist_ok=True)
+        kept[place].write_bytes(data)
         if role == "test":
             self._tested[digest].add(own)
-        if full:
-            _, worst = heapq.heappop(heap)
-            files.pop(worst).unlink()
-            self._tested[worst].discard(own)
+        if worst:
+            file = kept.pop(worst)
+            file.unlink()
+            self._tested[file.stem.removeprefix(f"{role}-")].discard(own)
         return ""
 
 
@@ -490,22 +435,6 @@ def _short(classes: Iterable[Class], files: pd.DataFrame, undivided: bool) -> di
         if lack:
             short[one.folder] = ", ".join(lack)
     return short
-
-
-def _require_enough(
-    wanted: Wanted, rows: dict[str, int], short: dict[str, str], leave_out: bool
-) -> None:
-    """DataError for splits without rows and, unless they are left out, for classes too small."""
-    problems = [
-        f"the split {split} is empty; choose others with --train-splits and --test-splits"
-        for split, count in rows.items()
-        if not count
-    ]
-    if not leave_out:
-        mend = "leave such classes out with --allow-missing"
-        problems += [f"{folder}: {lack}; {mend}" for folder, lack in short.items()]
-    if problems:
-        raise DataError(problems, f"{wanted.place}: not enough; to mend: {len(problems)}")
 
 
 def _write_tables(

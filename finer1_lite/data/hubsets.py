@@ -8,8 +8,6 @@ Hub repositories spell the same classes in their own ways ("001.Black_footed_Alb
 What is known of the repositories comes from their public cards; none was downloaded here.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re
@@ -17,6 +15,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from finer1_lite.runtime.options import argument, option
 
 _RELEASED = Path(__file__).with_name("released_classes.json")
 COARSE = {  # data set -> (coarse word, what the fine name is called)
@@ -74,6 +74,52 @@ HUBSETS = {
         makers=("Boeing", "Airbus"),
     ),
 }
+
+
+KEYS = "; ".join(f"{name}: {one.repository} ({one.licence})" for name, one in HUBSETS.items())
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `hub.fetch` is to fetch; the fields are the options of the command.
+
+    Empty columns and splits mean: find out. Unseen classes of a released list need no training
+    pictures.
+    """
+
+    source: str = argument(
+        "a key, for which the released classes are known, or any hub name or local folder of "
+        f"`datasets` with a column of pictures and one of class labels. Keys: {KEYS}"
+    )
+    origin: str = option(
+        "", "place of a key's pictures instead: hub name or folder", "--from", metavar="PLACE"
+    )
+    train: int = option(16, "training pictures a class to keep; 0: all")
+    test: int = option(0, "test pictures a class to keep; 0: all")
+    classes: int = option(0, "classes to keep, drawn by the seed; 0: all")
+    seed: int = option(0, "of the draw")
+    image_column: str = option("", "of the pictures, where there are several")
+    label_column: str = option("", "of the class labels, where there are several")
+    train_splits: tuple[str, ...] = option((), "splits to draw training pictures from")
+    test_splits: tuple[str, ...] = option((), "splits to draw test pictures from")
+    config: str = option("", "of a data set that has several")
+    revision: str = option("", "branch or commit; refs/convert/parquet: the hub's own conversion")
+
+    @property
+    def hubset(self) -> HubSet | None:
+        """What is known of a key; None for any other source."""
+        return HUBSETS.get(self.source)
+
+    @property
+    def place(self) -> str:
+        """The hub name or folder that is read."""
+        return self.origin or (self.hubset.repository if self.hubset else self.source)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Pictures a class to keep in each role; 0 is all."""
+        undivided = self.train + self.test if self.train and self.test else 0
+        return {"train": self.train, "test": self.test, "all": undivided}
 
 
 @functools.cache

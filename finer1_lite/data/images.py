@@ -5,8 +5,6 @@ folder is loaded, so that what passes the check cannot fail in the middle of a t
 Nothing is written: pictures are converted in memory each time they are read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re
@@ -147,6 +145,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def small(image: Image.Image, side: int, form: str = "PNG", **settings: int) -> bytes:
+    """The picture as a file, its longer side at most `side` pixels; settings: of the form."""
+    image = image.copy()
+    image.thumbnail((side, side))
+    stream = io.BytesIO()
+    image.save(stream, form, **settings)
+    return stream.getvalue()
 
 
 def _decode(data: bytes) -> tuple[Image.Image, list[str]]:

@@ -4,8 +4,6 @@ Any CSV of files and labels, Hugging Face's metadata files, and observations exp
 iNaturalist.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -188,22 +186,19 @@ class _Labels:
             shown = " ".join(name.split()) if self.aliases[name] else display(name)
             file = self.walk.file(self.files[one], named.get(splits[one], ""), credit)
             classes.setdefault(name, ClassFolder(shown, name)).files.append(file)
-        self._give_aliases(classes)
-        if classes and all(name.isdigit() for name in classes):
-            log.warning("the labels are numbers; a column `name` in classes.csv gives names")
-        silent = len(self.files) - len(self.said)
-        if silent:
-            self.walk.skipped["pictures that no row names"] = silent
-        return list(classes.values())
-
-    def _give_aliases(self, classes: dict[str, ClassFolder]) -> None:
-        """The other name of an observation, where no second class has it."""
+        # the other name of an observation is an alias where no second class has it
         owners = Counter(tables.name_key(a) for n in classes for a in (n, *self.aliases[n]))
         for name, own in classes.items():
             shared = {a for a in self.aliases[name] if owners[tables.name_key(a)] > 1}
             own.aliases = tuple(sorted(self.aliases[name] - shared))
             if shared:
                 log.info("%s: also called %s, as another class is; no alias", name, sorted(shared))
+        if classes and all(name.isdigit() for name in classes):
+            log.warning("the labels are numbers; a column `name` in classes.csv gives names")
+        silent = len(self.files) - len(self.said)
+        if silent:
+            self.walk.skipped["pictures that no row names"] = silent
+        return list(classes.values())
 
 
 def _ends(name: str) -> list[str]:

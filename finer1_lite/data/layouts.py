@@ -4,8 +4,6 @@ DIR/<class>/*, DIR/<split>/<class>/*, pictures in folders inside a class folder,
 pictures with a table. Nothing is decoded here; every sentence in `problems` names the mend.
 """
 
-from __future__ import annotations
-
 import logging
 import unicodedata
 from collections import Counter
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from finer1_lite.data import duplicates, hubsets, images
+from finer1_lite.runtime.options import option
 
 log = logging.getLogger("finer1_lite")
 
@@ -35,19 +34,20 @@ BESIDE = " beside the class folders"
 class Reading:
     """How a folder of photographs is read; the defaults are those of one folder a class.
 
-    recursive: pictures in folders inside a class folder belong to the class; table: a table of
-    files and labels, as seen from the folder; its columns, "" for the usual names;
-    research_grade and names: of an iNaturalist export; skip_broken: go on without pictures that
-    cannot be used, or that carry two labels.
+    The fields are options of commands, but for the table: a path as seen from the folder.
     """
 
-    recursive: bool = False
+    recursive: bool = option(False, "pictures in folders inside a class folder are of that class")
     table: str = ""
-    file_column: str = ""
-    label_column: str = ""
-    research_grade: bool = False
-    names: Literal["scientific", "common"] = "scientific"
-    skip_broken: bool = False
+    file_column: str = option("", "of --table (default: the usual names, such as file or image)")
+    label_column: str = option("", "of --table (default: the usual names, such as label or class)")
+    research_grade: bool = option(False, "iNaturalist: research-grade observations alone")
+    names: Literal["scientific", "common"] = option(
+        "scientific", "iNaturalist: what to call the classes; the other name is an alias"
+    )
+    skip_broken: bool = option(
+        False, "go on without pictures that cannot be used or carry two labels, and list them"
+    )
 
 
 PLAIN = Reading()
@@ -108,11 +108,8 @@ def display(folder: str) -> str:
     text = nfc(folder)
     first, *others = text.split("-")
     word = first[:1].isupper() and first[1:2].islower()
-    if (
-        word
-        and not set(" _") & set(text)
-        and all(o[:1].isupper() or o[:1].isdigit() for o in others)
-    ):
+    capitals = all(o[:1].isupper() or o[:1].isdigit() for o in others)
+    if word and capitals and not set(" _") & set(text):
         text = text.replace("-", " ")
     return " ".join(text.replace("_", " ").split())
 
@@ -205,7 +202,11 @@ class Walk:
 
 def from_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     """The classes of a folder of class folders, divided into splits or not."""
-    tops = _split_folders(walk)
+    # the folders train, val, test ... that hold class folders; none where the classes are above
+    places = {path.relative_to(walk.root).parts[:-1] for path in walk.pictures}
+    direct = {parts[0] for parts in places if len(parts) == 1}
+    tops = sorted({p[0] for p in places if len(p) > 1 and p[0].lower() in SPLITS} - direct)
+    tops = tops if all(name.lower() in SPLITS for name in direct) else []
     named = roles(tops)
     level = 2 if tops else 1  # folders from the root to a class folder, itself among them
     classes: dict[str, ClassFolder] = {}
@@ -238,27 +239,14 @@ def from_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
             walk.skipped["pictures in folders inside class folders (--recursive takes them)"] += 1
     if tops:
         log.info("%s: split folders: %s", walk.root, named or f"{', '.join(tops)}, undivided")
-    _name(classes.values())
-    return list(classes.values())
-
-
-def _split_folders(walk: Walk) -> list[str]:
-    """The folders train, val, test ... that hold class folders; [] where the classes are above."""
-    places = {path.relative_to(walk.root).parts[:-1] for path in walk.pictures}
-    direct = {parts[0] for parts in places if len(parts) == 1}
-    tops = sorted({p[0] for p in places if len(p) > 1 and p[0].lower() in SPLITS} - direct)
-    return tops if all(name.lower() in SPLITS for name in direct) else []
-
-
-def _name(classes: Iterable[ClassFolder]) -> None:
-    """Give each class the name to show; numbers of a data set go where all folders have one."""
-    found = list(classes)
-    numbered = all(hubsets.NUMBER.match(one.folder) for one in found)
+    found = list(classes.values())
+    numbered = all(hubsets.NUMBER.match(one.folder) for one in found)  # by the data set
     for one in found:
         one.name = display(hubsets.NUMBER.sub("", one.folder) if numbered else one.folder)
     if numbered and found:
         first = f"{found[0].folder!r} is {found[0].name!r}"
         log.info("numbers before names are left out (%s); %s may say others", first, CLASSES)
+    return found
 
 
 def too_few_classes(walk: Walk, classes: Sequence[ClassFolder]) -> str:

@@ -37,7 +37,8 @@ class Record(BaseModel):
     """A scored completion: what is counted of a line of records.jsonl; more may stand there.
 
     seed: the training seed, null for a model that the run did not train; included: right by the
-    released rule; error: why there is no completion, null where there is one.
+    released rule; listed, agrees: of the chain, null where none was asked for; error: why there
+    is no completion, null where there is one.
     """
 
     model_config = ConfigDict(strict=True)
@@ -62,6 +63,8 @@ class Record(BaseModel):
     named: str | None
     correct: bool
     included: bool
+    listed: bool | None = None
+    agrees: bool | None = None
     tokens: float
     truncated: bool
     error: str | None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finer1_lite import cot, paperbirds
-from finer1_lite.data import given_chains
+from finer1_lite.data import given_chains, tables
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import fingerprint
@@ -84,3 +84,15 @@ def chain_lines(collection: Collection, chains: cot.Chains) -> list[Mapping[str,
         for photo in collection.train
         for chain in cot.several(chains.get(photo.id, ()))
     ]
+
+
+def write_attribution(collection: Collection, path: Path) -> None:
+    """Write whose photographs these are, and under which licence, where their table tells it.
+
+    A CSV file with a row a photograph; none is written where nothing is known.
+    """
+    if not collection.credits:
+        return
+    photos = (*collection.train, *collection.test)
+    rows = ([p.id, p.species, *collection.credits.get(p.id, ("", "", ""))] for p in photos)
+    tables.write(path, ("file", "class", "licence", "observer", "source"), rows)

@@ -9,7 +9,8 @@ label occurs somewhere in the answer. Both run in time linear in the completion.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finer1_lite import rewards
+from finer1_lite import prompts, rewards
+from finer1_lite.data.chain_text import agreement
 from finer1_lite.rewards import Aliases
 
 PROTOCOLS = ("ours", "released")
@@ -25,6 +26,8 @@ class Verdict:
     named: str | None  # the class that this names
     correct: bool
     included: bool  # the released rule: the label occurs in the answer
+    listed: bool | None  # the label is among the chain's candidates; None: no chain was asked for
+    agrees: bool | None  # the chain leads to the answer (`chain_text.agreement`)
 
 
 def judge(
@@ -37,13 +40,15 @@ def judge(
     prompt: str = "think",
     aliases: Aliases = None,
     released_path: str = "",
+    chain: bool = True,
 ) -> Verdict:
     """Score a completion.
 
     classes: every name that counts as a name at all; options: what was offered, in the order
     shown (None: open world). A class that was not offered is wrong, but named. In the open world
     `included` reads the whole completion where it holds no answer, as released; released_path:
-    the picture's path in a released file, from which the released rule tells cars.
+    the picture's path in a released file, from which the released rule tells cars; chain: its
+    candidates can hold the label, as those of a question about something else cannot.
     """
     answer = rewards.parse_answer(completion)
     if answer is None and prompt in WHOLE_TEXT and "<" not in completion:
@@ -56,7 +61,11 @@ def judge(
         included = released_open_inclusion(said or completion, label, released_path)
     else:
         included = released_inclusion(said, label)
-    return Verdict(answer, named, named == label, included)
+    listed = agrees = None
+    if chain and prompt in prompts.WITH_CHAIN:
+        found = agreement(completion, named or answer, classes, label, aliases)
+        listed, agrees = found["listed"], found["agrees"]
+    return Verdict(answer, named, named == label, included, listed, agrees)
 
 
 def option_of_letter(answer: str, options: Sequence[str]) -> str | None:

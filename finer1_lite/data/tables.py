@@ -5,8 +5,6 @@ Names are compared by `name_key`, to which curly quotes, dashes, and the signs t
 hold make no difference.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from finer1_lite.runtime.files import open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.species import Collection
+from finer1_lite.students.card import ADAPTER
 from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.students.probe import marks_right
 from finer1_lite.tapo import train_tapo
@@ -60,6 +61,8 @@ ROWS = {
     "cls_rl": Row("CLS-RL (answer only, no SFT)", "cls_rl", rate_of="cls_rl", from_base=True),
     "dapo": Row("DAPO", "dapo", rate_of="dapo"),
     "tapo": Row("TAPO"),
+    "dapo_agreement": Row("DAPO, agreement rewarded", "dapo_agreement", rate_of="dapo_agreement"),
+    "tapo_agreement": Row("TAPO, agreement rewarded", "tapo_agreement", rate_of="tapo_agreement"),
     "no_intra": Row(
         "TAPO without positives", changes={"anchor_rollouts": N, "positive_rollouts": 0}
     ),
@@ -74,11 +77,26 @@ ROWS = {
         f"two of {N} rollouts scored on the negative", changes={"negative_rollouts": 2}
     ),
     "random_negative": Row("random negatives", changes={"negative": "random"}),
+    "clipped_ratio": Row(
+        "positives with a clipped importance weight", changes={"positive_ratio": "clipped"}
+    ),
+    "picture_baseline": Row("advantages within each picture", changes={"baseline": "picture"}),
+    "negative_on_right": Row(
+        "right rollouts alone pushed from the negative", changes={"inter_class_on": "right"}
+    ),
 }
 RATES = (5e-4, 1e-3, 2e-3)
 SEARCH_SEED = 100
 SEARCH_WORLD = 0
 SEARCH_PICTURES = 144
+COLUMNS = ("correct", "agrees", "listed", "marks")  # what is kept of an answer
+RESULTS = "results"  # folder of a study: a small file a training
+CHAIN_SHARES = {  # seen / unseen, in %
+    "marks": "marks right",
+    "listed": "label listed",
+    "agrees": "chain and answer agree",
+    "reason": "right for its reason",
+}
 STARTS = {"sft": "SFT", "sft_long": "SFT, as many steps more"}
 
 
@@ -98,8 +116,8 @@ class Study:
 
     def finished(self, row: str, rate: float) -> list["Task"]:
         """A row's trainings of the seeds that are done in every world, whenever that was."""
-        there = {int(p.name.removeprefix("seed")) for p in self.folder.glob("world*/seed*")}
-        seeds = sorted(there - {SEARCH_SEED})
+        there = {p.name.split("-")[1] for p in (self.folder / RESULTS).glob("world*-seed*")}
+        seeds = sorted({int(name.removeprefix("seed")) for name in there} - {SEARCH_SEED})
         done = [s for s in seeds if all(task.done for task in self.tasks(row, rate, [s]))]
         return self.tasks(row, rate, done)
 
@@ -122,9 +140,21 @@ class Task:
         return self.study.folder / f"world{self.world}" / f"seed{self.seed}" / name
 
     @property
+    def result(self) -> Path:
+        """What was measured; with config.json and search.json enough to go on from elsewhere."""
+        name = f"world{self.world}-seed{self.seed}-{self.folder.name}.json"
+        return self.study.folder / RESULTS / name
+
+    @property
+    def start(self) -> "Task | None":
+        """The stage 1 that it goes on from."""
+        alone = self.row in STARTS or ROWS[self.row].from_base
+        return None if alone else replace(self, row="sft", rate=0.0)
+
+    @property
     def done(self) -> bool:
         """Whether it is trained and evaluated."""
-        return (self.folder / "finished.json").exists()
+        return self.result.exists()
 
     @property
     def condition(self) -> Condition:
@@ -179,8 +209,6 @@ def search(study: Study, workers: int) -> dict[str, float]:
 
 def do(task: Task) -> None:
     """Train and evaluate one task, or what a killed run left of it."""
-    if task.done:
-        return
     start = time.time()
     preset = task.study.preset
     world = paperbirds.make_world(task.world)
@@ -195,8 +223,8 @@ def do(task: Task) -> None:
     for _ in evaluate(answerer, benchmark, task.condition, task.folder, preset.eval_batch):
         pass
     took = {"train_minutes": (trained - start) / 60, "minutes": (time.time() - start) / 60}
-    facts = json.dumps(took | {"resumed": resumed})
-    write_atomically(task.folder / "finished.json", facts.encode())
+    facts = took | {"resumed": resumed} | answers_of(task, world)
+    write_atomically(task.result, (json.dumps(facts, indent=1) + "\n").encode())
     shutil.rmtree(checkpoints, ignore_errors=True)  # not before: evaluation may be killed
 
 
@@ -210,22 +238,31 @@ def train(task: Task, world: paperbirds.World, birds: Collection) -> Student:
             preset = preset.with_(sft__steps=preset.sft.steps + preset.tapo.steps)
         student = models.add_adapter(student, preset, task.seed)
         chains = cot.make_chains(birds, cot.oracle(world), seed=0)
-        train_sft(student, chain_rows(birds, chains), preset, task.seed, folder)
+        train_sft(student, chain_rows(birds, chains, preset.sft), preset, task.seed, folder)
     else:
         row = ROWS[task.row]
         preset = row.preset(preset, task.rate)
         if row.from_base:
             student = models.add_adapter(student, preset, task.seed)
         else:
-            student = models.load_adapter(student, folder.parent / "sft", trainable=True)
+            student = models.load_adapter(student, task.start.folder, trainable=True)
         train_tapo(student, birds, preset, task.seed, folder)
     student.model.eval()
     return student
 
 
 def do_all(tasks: list[Task], workers: int) -> None:
-    """Tasks side by side, one core each where there is no GPU, with one progress bar."""
+    """Tasks side by side, one core each where there is no GPU, with one progress bar.
+
+    Where only the result of a stage 1 travelled, its adapter is made again first, once.
+    """
     left = [task for task in tasks if not task.done]
+    starts = dict.fromkeys(task.start for task in left if task.start)
+    _run([start for start in starts if not (start.folder / ADAPTER).exists()], workers)
+    _run(left, workers)
+
+
+def _run(left: list[Task], workers: int) -> None:
     if not left:
         return
     on_gpu = models.choose_device().type != "cpu"
@@ -236,24 +273,48 @@ def do_all(tasks: list[Task], workers: int) -> None:
             bar.update()
 
 
-def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
-    """A row a completion, in order: world, seed, split, correct, marks.
+def answers_of(task: Task, world: paperbirds.World) -> dict[str, dict[str, str]]:
+    """Split -> column -> a digit a picture, in the order of the records.
 
-    marks: the share of the bird's marks that the chain's analysis names rightly.
+    correct; agrees: chain and answer (`chain_text.agreement`), listed: the label among its
+    candidates, both absent without a chain; marks: how many of the bird's marks the analysis
+    names rightly.
     """
-    rows = []
+    found: dict[str, dict[str, list]] = {}
+    for record in metrics.read_records(task.records):
+        said = section(record["completion"], "analysis").partition("\n")[0]
+        row = {"correct": record["correct"], "agrees": record.get("agrees")}
+        row |= {"listed": record.get("listed")}
+        if row["agrees"] is not None:
+            row["marks"] = marks_right(said, world.marks[record["label"]])
+        columns = found.setdefault(record["split"], {})
+        for name, value in row.items():
+            if value is not None:
+                columns.setdefault(name, []).append(str(int(value)))
+    return {split: {n: "".join(v) for n, v in c.items()} for split, c in found.items()}
+
+
+def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
+    """A row a picture, in order: world, seed, split and what `answers_of` kept of it.
+
+    reason: correct and agrees; marks: a share. NaN without a chain.
+    """
+    parts = []
     for task in tasks:
-        marks = paperbirds.make_world(task.world).marks
-        for record in metrics.read_records(task.records):
-            said = section(record["completion"], "analysis").partition("\n")[0]
-            share = marks_right(said, marks[record["label"]]) / len(paperbirds.MARKS)
-            row = {"world": task.world, "seed": task.seed, "split": record["split"]}
-            rows.append(row | {"correct": float(record["correct"]), "marks": share})
-    return pd.DataFrame(rows)
+        kept = json.loads(task.result.read_bytes())
+        for split in SPLITS:
+            columns = {name: [int(c) for c in kept[split].get(name, "")] for name in COLUMNS}
+            where = {"world": task.world, "seed": task.seed, "split": split}
+            n = len(columns["correct"])
+            parts.append(pd.DataFrame({k: v or [np.nan] * n for k, v in columns.items()}))
+            parts[-1] = parts[-1].astype(float).assign(**where)
+    found = pd.concat(parts, ignore_index=True)
+    found["marks"] /= len(paperbirds.MARKS)
+    return found.assign(reason=found["correct"] * found["agrees"])
 
 
 def measure(study: Study, rates: dict[str, float]) -> dict:
-    """Row -> accuracy, differences to SFT, DAPO and TAPO with intervals, marks, minutes."""
+    """Row -> accuracy, `CHAIN_SHARES`, differences to SFT, DAPO and TAPO, minutes."""
     records: dict[str, pd.DataFrame] = {}
     found = {}
     for name in (*STARTS, *ROWS):
@@ -273,9 +334,9 @@ def measure(study: Study, rates: dict[str, float]) -> dict:
 def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
     """What the table says of one row, apart from differences."""
     row = tasks[0].row
-    took = [json.loads((task.folder / "finished.json").read_bytes()) for task in tasks]
+    took = [json.loads(task.result.read_bytes()) for task in tasks]
     whole = [one for one in took if not one.get("resumed")]  # a resumed one knows its last start
-    worlds = records.groupby(["split", "world"])[["correct", "marks"]].mean()
+    worlds = records.groupby(["split", "world"])[["correct", *CHAIN_SHARES]].mean()
     by_world = {split: worlds.loc[split, "correct"].tolist() for split in SPLITS}
     return {
         "label": ROWS[row].label if row in ROWS else STARTS[row],
@@ -283,7 +344,11 @@ def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
         "minutes": float(np.mean([one["train_minutes"] for one in whole or took])),
         "accuracy": {split: float(np.mean(shares)) for split, shares in by_world.items()},
         "by_world": by_world,
-        "marks": {split: float(worlds.loc[split, "marks"].mean()) for split in SPLITS},
+        **{
+            key: {split: float(worlds.loc[split, key].mean()) for split in SPLITS}
+            for key in CHAIN_SHARES
+            if worlds[key].notna().all()
+        },
     }
 
 
@@ -312,10 +377,8 @@ def table(found: dict) -> pd.DataFrame:
         for other, split in (("sft", "unseen"), ("dapo", "unseen"), ("sft", "seen")):
             over = cell.get(f"over_{other}")
             line[f"{split} over {other.upper()}"] = points(over[split]) if over else ""
-        marks = " / ".join(f"{100 * cell['marks'][s]:.0f}" for s in SPLITS)
-        line["marks right in chains, seen / unseen"] = (
-            marks if cell["marks"]["seen"] else "no chain"
-        )
+        for key, words in CHAIN_SHARES.items():
+            line[words] = " / ".join(f"{100 * cell[key][s]:.0f}" for s in SPLITS if key in cell)
         rows.append(line | {"minutes": f"{cell['minutes']:.1f}"})
     return pd.DataFrame(rows)
 
@@ -333,7 +396,9 @@ def write(study: Study, rates: dict[str, float]) -> Path:
         f"of {p.tapo.groups} groups of {N} rollouts. Learning rates {searched}, searched among "
         f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
         f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
-        "training seeds, worlds fixed. Minutes: a training's, of those never interrupted if any."
+        "training seeds, worlds fixed. Of chains, seen / unseen: marks of the analysis that are "
+        "right; the label is among the candidates; the comparison leaves one, which is predicted "
+        "and answered; right in that way. Minutes: a training's, of those never interrupted if any."
     )
     page = Page("Ablation of TAPO")
     figure = page.picture("ablation", figures.ablation(found))

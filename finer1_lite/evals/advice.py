@@ -31,7 +31,7 @@ CHAINS = {  # column -> what is counted in it
     "four parts, %": "parts",
     "distinct candidates, %": "distinct",
     "label listed, %": "listed",
-    "picks one, %": "compared",
+    "compares all, picks one, %": "compared",
     "prediction = answer, %": "same",
     "right and agrees, %": "good",
 }
@@ -116,13 +116,14 @@ def better_tool(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> str:
 def judged(frame: pd.DataFrame) -> pd.DataFrame:
     """The completions that were to hold a chain, a column each of what `CHAINS` counts."""
     rows = frame[(frame["prompt"] == "think") & frame["picture"] & frame["error"].isna()]
-    said = zip(rows["completion"], rows["answer"], rows["label"], strict=True)
-    chains = [agreement(text, answer, (), label) for text, answer, label in said]
-    found = pd.DataFrame(chains, rows.index, [*agreement("", None, ())])
-    pairs = zip((chain["predicted"] for chain in chains), rows["answer"], strict=True)
+    answers = rows["named"].where(rows["named"].notna(), rows["answer"])
+    said = zip(rows["completion"], answers, rows["label"], strict=True)
+    chains = [agreement(text, answer, label=label) for text, answer, label in said]
+    found = pd.DataFrame(chains, rows.index, [*agreement("", None)])
+    pairs = zip((chain["predicted"] for chain in chains), answers, strict=True)
     found["same"] = [bool(a) and fold(p or "") == fold(a) for p, a in pairs]
     found["good"] = found["agrees"].astype(bool) & (rows["correct"] == 1)
-    return rows.join(found)
+    return rows.drop(columns=found.columns, errors="ignore").join(found)
 
 
 def agreement_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -158,11 +159,11 @@ def agreement_sentence(who: Entry, rows: pd.DataFrame) -> str:
     of = of[of["split"] == split]
     agree, right, lack = _rate(of, "agrees"), of[of["correct"] == 1], 1 - of["parts"].mean()
     told = (
-        f"Chain and answer of {who} say the same in {share(agree)} of the completions "
+        f"The chain of {who} leads to its answer in {share(agree)} of the completions "
         f"({of['task'].iat[0]} world, {split} classes; {percent(lack)} % lack a part of the chain)"
     )
     if len(right):
         told += f", and in {right['good'].sum()} of the {len(right)} right ones"
     if agree["low"] > 0.9:
         return f"{told}. The chain can be read beside the answer."
-    return f"{told}. Where they differ the chain does not explain the answer."
+    return f"{told}. Elsewhere the chain does not explain the answer."

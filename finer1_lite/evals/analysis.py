@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
@@ -21,6 +20,7 @@ from finer1_lite import generation, paperbirds, prompts, rewards
 from finer1_lite.data.chain_text import edit_chain, opening
 from finer1_lite.evals.baselines import extract, tower_features, unit
 from finer1_lite.evals.changes import FAITH
+from finer1_lite.evaluate import complete
 from finer1_lite.generation import Student
 from finer1_lite.species import Collection, Photo
 
@@ -78,29 +78,6 @@ def language_states(student: Student, photos: Sequence[Photo], question: str) ->
     return np.concatenate(parts)
 
 
-def complete(
-    student: Student,
-    max_new_tokens: int,
-    questions: Sequence[str],
-    images: Sequence[Image.Image] | None,
-    begun: Sequence[str] | None = None,
-) -> list[str]:
-    """Greedy completions; `begun` gives the words that each must begin with."""
-    model, processor = student.model, student.processor
-    completions = []
-    for at in range(0, len(questions), BATCH):
-        part = slice(at, at + BATCH)
-        shown = images[part] if images is not None else None
-        batch = generation.encode_prompts(model, processor, questions[part], shown)
-        if begun is not None:
-            ids = processor.tokenizer(list(begun[part]), add_special_tokens=False)["input_ids"]
-            batch = generation.extended(batch, ids)
-        made = generation.generate(model, processor, batch, max_new_tokens=max_new_tokens)
-        completions += made.completions
-    starts = begun if begun is not None else [""] * len(questions)
-    return [start + text for start, text in zip(starts, completions, strict=True)]
-
-
 def features_moved(
     name: str,
     students: Mapping[str, Student],
@@ -124,7 +101,7 @@ def quiz(student: Student, collection: Collection) -> Rows:
     question = prompts.question("answer", collection.coarse)
     prompt_texts = [f"A {collection.coarse} has {s.description}. {question}" for s in described]
     rows = []
-    completions = complete(student, QUIZ_TOKENS, prompt_texts, None)
+    completions = complete(student, prompt_texts, max_new_tokens=QUIZ_TOKENS)
     for one, text in zip(described, completions, strict=True):
         row = {"measure": f"quiz in words, {'seen' if one.seen else 'unseen'}"}
         right = _named(text, collection.names) == one.name
@@ -150,7 +127,9 @@ def faithfulness(
     def told(which: Sequence[int], shown: Mapping, begun: Mapping | None = None) -> list[str]:
         prompt_texts = [prompts.question("think", "bird")] * len(which)
         starts = begun and [begun[i] for i in which]
-        return complete(student, max_new_tokens, prompt_texts, [shown[i] for i in which], starts)
+        settings = {"max_new_tokens": max_new_tokens, "begun": starts, "batch_size": BATCH}
+        ends = complete(student, prompt_texts, [shown[i] for i in which], **settings)
+        return [start + end for start, end in zip(starts or [""] * len(ends), ends, strict=True)]
 
     first = told(range(len(photos)), images)
     right = [_named(first[i], world.names) == label for i, label in enumerate(labels)]
@@ -200,7 +179,7 @@ def parts(
     students: Mapping[str, Student],
     collection: Collection,
     world: paperbirds.World | None,
-    max_new_tokens: int = 96,
+    max_new_tokens: int = 160,
 ) -> dict[str, Callable[[], Rows]]:
     """Name -> function that measures a part and returns its rows (`changes`).
 

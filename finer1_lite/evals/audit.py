@@ -14,7 +14,7 @@ from finer1_lite.data import duplicates, folders, scoring
 from finer1_lite.data.benchmark import Question
 from finer1_lite.evals import controls, questions
 from finer1_lite.rewards import normalise
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, require_none
 
 EXAMPLES = 3
 
@@ -46,8 +46,7 @@ def audit_questions(paths: Iterable[Path | str]) -> list[Finding]:
     DataError for a file that is not there or is not named <data set>_<split>.jsonl.
     """
     found, broken, unreadable = questions.gather(paths)
-    if unreadable:
-        raise DataError(unreadable, "nothing to audit in:")
+    require_none(unreadable, "nothing to audit in:")
     return [
         Finding("rows that cannot be asked", len(broken), len(found) + len(broken), broken),
         *_positions(found),

@@ -62,7 +62,11 @@ def tables(found: Mapping) -> dict[str, pd.DataFrame]:
         if not isinstance(cell, Mapping):
             moved.append({"features": name, "linear CKA": f"{cell:.3f}"})
         elif "before" in cell:
-            lines.append({"measured": name} | _changed(cell))
+            line = {"measured": name} | {f"{when}, %": _share(cell[when]) for when in WHENS}
+            over = points(cell["difference"]) if "difference" in cell else ""
+            line |= {"difference, points": over}
+            line |= {"gained / lost": f"{cell['gained']} / {cell['lost']}"}
+            lines.append(line | {"McNemar p": f"{cell['p']:.3g}", "n": str(cell["before"]["n"])})
         for way, shares in cell.items() if name.startswith("faithfulness ") else ():
             line = {"training": name.removeprefix("faithfulness "), "what was done": way}
             line |= {f"answer {key}, %": _share(shares[key]) for key in ("changes", "follows")}
@@ -71,17 +75,6 @@ def tables(found: Mapping) -> dict[str, pd.DataFrame]:
         "Better use of knowledge, or more?": text_table(lines),
         "How far features moved": text_table(moved),
         "Faithfulness": text_table(faith),
-    }
-
-
-def _changed(cell: Mapping) -> dict[str, str]:
-    return {
-        "before, %": _share(cell["before"]),
-        "after, %": _share(cell["after"]),
-        "difference, points": points(cell["difference"]) if "difference" in cell else "",
-        "gained / lost": f"{cell['gained']} / {cell['lost']}",
-        "McNemar p": f"{cell['p']:.3g}",
-        "n": str(cell["before"]["n"]),
     }
 
 

@@ -11,7 +11,7 @@ from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
-from finer1_lite.runtime.files import require_sense
+from finer1_lite.runtime.files import require
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -139,13 +139,26 @@ class EvaluateCommand(JobOptions):
 
     def job(self) -> Job:
         """What is to be evaluated. ValueError lists every option that makes no sense."""
+        from finer1_lite import prompts
         from finer1_lite.data.benchmark import Condition
         from finer1_lite.evals.endpoint import Remote
 
-        require_sense(self.problems())
+        known = prompts.ABOUT if self.questions else prompts.PROMPTS
+        usual = ("think", "answer") if self.questions else ("think", "answer", "exact")
+        asked = dict.fromkeys(self.prompts or usual)
+        both = bool(self.endpoint) == bool(self.model)
+        own_classes = "--baselines: they name classes; own questions ask something else"
+        rules = {f"--prompts {one}: choose of {', '.join(known)}": one in known for one in asked}
+        rules |= {
+            f"--samples {self.samples}: give 1 or more": self.samples >= 1,
+            ONE_OF: sum(map(bool, (self.photos, self.files, self.questions))) <= 1,
+            own_classes: not (self.questions and self.baselines),
+            "--endpoint and --model: give both, or neither": both,
+        }
+        require(rules)
         order = "as_is" if self.protocol == "released" else self.order
         pictures = (True,) if self.no_blind else (True, False)
-        kinds = product(dict.fromkeys(self._prompts()), dict.fromkeys(self.tasks), pictures)
+        kinds = product(asked, dict.fromkeys(self.tasks), pictures)
         remote = Remote(self.endpoint, self.model, self.service) if self.endpoint else None
         return self.make_job(
             limit=ENDPOINT_TOKENS if remote else None,
@@ -154,28 +167,6 @@ class EvaluateCommand(JobOptions):
             **given(self, "batch", "files", "images", "allow_missing"),
             **given(self, "questions", "baselines", "similarity"),
         )
-
-    def _prompts(self) -> tuple[str, ...]:
-        """Those that were given, or else the usual ones."""
-        usual = ("think", "answer") if self.questions else ("think", "answer", "exact")
-        return self.prompts or usual
-
-    def problems(self) -> list[str]:
-        """What makes no sense in these options, alone or together."""
-        from finer1_lite import prompts
-
-        known = prompts.ABOUT if self.questions else prompts.PROMPTS
-        unknown = [name for name in self._prompts() if name not in known]
-        found = [f"--prompts {name}: choose of {', '.join(known)}" for name in unknown]
-        if self.samples < 1:
-            found.append(f"--samples {self.samples}: give 1 or more")
-        if sum(map(bool, (self.photos, self.files, self.questions))) > 1:
-            found.append(ONE_OF)
-        if self.questions and self.baselines:
-            found.append("--baselines: they name classes; own questions ask something else")
-        if bool(self.endpoint) != bool(self.model):
-            found.append("--endpoint and --model: give both, or neither")
-        return found
 
     def start(self) -> None:
         """Evaluate, and name the page."""
@@ -234,7 +225,8 @@ class AnalyseCommand(JobOptions):
 class AblateCommand:
     """What each part of TAPO contributes: rows x seeds x worlds, a table, a figure.
 
-    SFT, CLS-RL, DAPO, TAPO and TAPO without each of its parts, from the same start and budget.
+    SFT, CLS-RL, DAPO, TAPO, both with agreement rewarded, and TAPO with one part or another taken
+    away or changed, from the same start and budget.
     Killed and started again, it resumes; rows named later are added to OUT/NAME/report.html.
     """
 
@@ -300,7 +292,7 @@ class PredictCommand:
             f"--samples {self.samples}: give 0 or more": self.samples >= 0,
             f"--batch {self.batch}: give 1 or more": self.batch is None or self.batch > 0,
         }
-        require_sense([text for text, holds in rules.items() if not holds])
+        require(rules)
         folder = self.out / self.name
         asked = given(self, "samples", "batch", "base", "fresh")
         found = predictions.run(self.model, self.photos, folder, **asked)

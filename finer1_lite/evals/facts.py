@@ -1,15 +1,14 @@
 """What the cards of the models say of a job, so that no option is given twice."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finer1_lite.data.folders import Reading
-from finer1_lite.runtime.files import CONFIG, DataError, run_config
-from finer1_lite.species import Collection, with_descriptions
+from finer1_lite.data.given_chains import with_descriptions
+from finer1_lite.runtime.files import CONFIG, DataError, require_none, run_config
+from finer1_lite.species import Collection
 from finer1_lite.students.card import ADAPTER, Card, adapter_of, hashes, read_card, resolved
 
 log = logging.getLogger("finer1_lite")
@@ -52,8 +51,7 @@ def settle(models: Sequence[str], asked: Mapping[str, Any], own: bool) -> dict[s
     photos = settled.get("photos")
     if photos and "photos" not in asked and not photos.is_dir():
         problems.append(f"{photos}: these photographs are not here; give --photos")
-    if problems:
-        raise DataError(problems, "the cards of these models do not say what to ask:")
+    require_none(problems, "the cards of these models do not say what to ask:")
     others = any(asked.get("photos") != known.get("photos") for known in facts.values())
     if (asked.get("photos") and others) or asked.get("world_seed") is not None:
         settled = {k: v for k, v in settled.items() if k in asked or k not in OF_PHOTOS}

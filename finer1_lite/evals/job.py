@@ -18,7 +18,7 @@ from finer1_lite.presets import Preset
 from finer1_lite.runtime import files
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.devices import machine
-from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
+from finer1_lite.runtime.files import DataError, write_atomically
 from finer1_lite.species import Collection
 from finer1_lite.students.card import adapter_of, is_adapter, read_card, relative
 
@@ -84,8 +84,8 @@ class Job(Pictures):
             "photos": relative(self.photos, self.folder) if self.photos else None,
             "unseen_share": self.unseen_share if self.photos else None,
             "reading": asdict(self.reading),
-            "data": fingerprint([f"{i.photo}/{i.label}" for i in benchmark.items]),
-            "questions": fingerprint([f"{one.photo}/{one.text}" for one in asked]),
+            "data": files.fingerprint([f"{i.photo}/{i.label}" for i in benchmark.items]),
+            "questions": files.fingerprint([f"{one.photo}/{one.text}" for one in asked]),
             "preset": self.preset.to_dict(),
         }
 
@@ -98,7 +98,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     collection = job.collection()
     benchmark = job.benchmark(collection)
     names = _checked_names(job)
-    open_folder(job.folder, job.config(benchmark), fresh)
+    files.open_folder(job.folder, job.config(benchmark), fresh)
     for source in job.models:
         answerer = StudentAnswerer(load(source, job), names[source], job.preset.max_new_tokens)
         evaluate_all(answerer, benchmark, job.conditions, job.folder, job.preset.eval_batch)
@@ -119,8 +119,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     pictures = {item.photo: item.image for item in benchmark.items}
     pictures |= {photo.id: photo.image for photo in collection.train} if collection else {}
     page = report.write_report(job.folder, lambda name: pictures[name]())
-    if left:
-        raise DataError(left, f"not all is answered ({page}); the same command asks the rest:")
+    files.require_none(left, f"not all is answered ({page}); the same command asks the rest:")
     return page
 
 
@@ -135,8 +134,7 @@ def _checked_names(job: Job) -> dict[str, str]:
         problems.append("no model is named; give folders, hub names, or --endpoint and --model")
     if not job.models and "vision_tower" in job.baselines:
         problems.append("--baselines vision_tower: needs a model of this machine, give one")
-    if problems:
-        raise DataError(problems, "these models cannot be evaluated:")
+    files.require_none(problems, "these models cannot be evaluated:")
     for model in job.endpoint.models if job.endpoint else ():  # refuses a useless address
         job.endpoint.endpoint(model, job.endpoint.ledger(), 1, 0.0)
     return names
@@ -164,7 +162,7 @@ def run_analysis(job: Job, fresh: bool = False) -> Path:
     """
     collection = job.collection()
     _checked_names(job)
-    open_folder(job.folder, job.config(job.benchmark(collection), "an analysis"), fresh)
+    files.open_folder(job.folder, job.config(job.benchmark(collection), "an analysis"), fresh)
     world = None if job.photos else paperbirds.make_world(job.world_seed)
     both = {w: load(m, job) for w, m in zip(("before", "after"), job.models, strict=True)}
     made = analysis.parts(both, collection, world, job.preset.max_new_tokens)

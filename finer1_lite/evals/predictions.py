@@ -6,17 +6,16 @@ a time, however many there are.
 """
 
 import hashlib
-import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image
 
 from finer1_lite import predict
 from finer1_lite.data import images, tables
@@ -24,10 +23,12 @@ from finer1_lite.data.images import PictureError
 from finer1_lite.data.layouts import Walk
 from finer1_lite.evals.report import Page
 from finer1_lite.evals.tables import percent
+from finer1_lite.evaluate import read_image
 from finer1_lite.predict import Namer
 from finer1_lite.runtime import files
 from finer1_lite.runtime.console import progress_bar
-from finer1_lite.runtime.files import DataError, fingerprint, open_folder, write_atomically
+from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.students import run_cards
 from finer1_lite.students.card import relative
 
 log = logging.getLogger("finer1_lite")
@@ -86,14 +87,14 @@ def run(
         "job": "predictions",
         "name": folder.name,
         "model": relative(namer.folder, folder),
-        "card": fingerprint(
+        "card": files.fingerprint(
             [namer.card.model_copy(update={"calibration": None}).model_dump_json()]
         ),
         "calibration": {name: fit.get(name) for name in ("temperature", "agreement", "n")},
         "samples": samples,
         "preset": {},
     }
-    open_folder(folder, config, fresh)
+    files.open_folder(folder, config, fresh)
     return Found(namer, samples, list(_name_all(namer, paths, folder, samples)))
 
 
@@ -115,8 +116,7 @@ def photographs(places: Sequence[Path]) -> list[Path]:
         walk.say()
         problems += [] if walk.pictures else [f"{place}: holds no photograph"]
         found += walk.pictures
-    if problems:
-        raise DataError(problems, "photographs that cannot be named:")
+    files.require_none(problems, "photographs that cannot be named:")
     return list(dict.fromkeys(found))
 
 
@@ -125,7 +125,7 @@ def calibrate(namer: Namer, samples: int = 0) -> None:
     if namer.fitted(samples) is not None:
         return
     try:
-        photos, where = predict.held_out(namer.card, namer.folder)
+        photos, where = run_cards.held_out(namer.card, namer.folder)
         log.info("calibration, once: %d held-out photographs (%s)", len(photos), where)
         predict.calibrate(namer, photos, samples, where)
     except (DataError, PictureError) as error:
@@ -163,12 +163,7 @@ def _name_some(
     namer: Namer, some: dict[tuple[str, str], Path], samples: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each of a batch's photographs."""
-    shown: list[Image.Image | str] = []
-    for path in some.values():
-        try:
-            shown.append(images.decode(path))
-        except PictureError as error:
-            shown.append(str(error).removeprefix(f"{path}: "))
+    shown = [read_image(partial(images.decode, path)) for path in some.values()]
     said = iter(namer([one for one in shown if not isinstance(one, str)], samples))
     trained = set(namer.card.trained_on.values())
     for (file, digest), one in zip(some, shown, strict=True):
@@ -177,7 +172,8 @@ def _name_some(
         if not broken:
             named = next(said)
             row |= {"ranked": named.ranked[:KEPT]} | {name: getattr(named, name) for name in TOLD}
-        yield row | {"note": one if broken else "was trained on" * (digest in trained)}
+        note = one.removeprefix(f"{file}: ") if broken else "was trained on" * (digest in trained)
+        yield row | {"note": note}
 
 
 def write_csv(found: Found, path: Path, top: int, threshold: float) -> None:
@@ -213,7 +209,19 @@ def write_page(found: Found, path: Path, top: int, threshold: float) -> None:
     """
     page = Page(f"{len(found.rows)} photographs named")
     page.add("How sure the names are", note=found.namer.reliability(found.samples))
-    page.add("Calibration", _calibration_table(found.namer.fitted(found.samples)))
+    fit = found.namer.fitted(found.samples)  # how good each kind of evidence is, and both
+    lines = [
+        {
+            "confidence from": KINDS[kind],
+            "right, %": percent(cell["accuracy"]),
+            "mean confidence, %": percent(cell["confidence"]),
+            "calibration error, points": percent(cell["ece"]),
+            "Brier": f"{cell['brier']:.3f}",
+            "n": str(cell["n"]),
+        }
+        for kind, cell in (fit["measured"] if fit else {}).items()
+    ]
+    page.add("Calibration", pd.DataFrame(lines))
     called = Counter((found.name(r, threshold), found.known(r, threshold)) for r in found.rows)
     names = [(name, n) for (name, _), n in called.most_common()]
     page.add("Names", pd.DataFrame(names, columns=["name", "photographs"]).astype(str))
@@ -229,22 +237,6 @@ def write_page(found: Found, path: Path, top: int, threshold: float) -> None:
     write_atomically(path, page.render("html").encode())
 
 
-def _calibration_table(fit: dict[str, Any] | None) -> pd.DataFrame:
-    """How good each kind of evidence is by itself and both are together; empty without a fit."""
-    lines = [
-        {
-            "confidence from": KINDS[kind],
-            "right, %": percent(cell["accuracy"]),
-            "mean confidence, %": percent(cell["confidence"]),
-            "calibration error, points": percent(cell["ece"]),
-            "Brier": f"{cell['brier']:.3f}",
-            "n": str(cell["n"]),
-        }
-        for kind, cell in (fit["measured"] if fit else {}).items()
-    ]
-    return pd.DataFrame(lines)
-
-
 def _sample(page: Page, place: str, row: dict[str, Any], known: bool, top: int) -> dict[str, Any]:
     """A photograph of the page: its picture, facts and completion."""
     ranked = [f"{one} {100 * confidence:.0f} %" for one, confidence in row["ranked"][:top]]
@@ -256,17 +248,9 @@ def _sample(page: Page, place: str, row: dict[str, Any], known: bool, top: int) 
         facts["share of samples"] = f"{percent(row['share'])} %"
     facts |= {"note": row["note"]} if row["note"] else {}
     try:
-        page.images[place] = _thumbnail(Path(row["file"]))
+        picture = images.decode(Path(row["file"]))
+        page.images[place] = images.small(picture, THUMB, "JPEG", quality=80)
     except PictureError:  # it is gone since
         place = ""
     said = {"completion": row["completion"]}
     return {"right": known, "facts": facts, "completions": said, "picture": place}
-
-
-def _thumbnail(path: Path) -> bytes:
-    """A small JPEG of a photograph."""
-    picture = images.decode(path)
-    picture.thumbnail((THUMB, THUMB))
-    data = io.BytesIO()
-    picture.save(data, format="JPEG", quality=80)
-    return data.getvalue()

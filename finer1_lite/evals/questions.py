@@ -23,7 +23,7 @@ from finer1_lite.data import images as pictures
 from finer1_lite.data.benchmark import Benchmark, Question
 from finer1_lite.data.records import SPLITS
 from finer1_lite.runtime import files
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, require_none
 
 Scanned = Iterator[tuple[int, Question | None, str]]
 
@@ -86,35 +86,25 @@ def scan(path: Path | str) -> Scanned:
     dataset, split = dataset_of(path)
     words = dict(zip(("coarse", "fine"), hubsets.coarse_word(dataset), strict=True))
     for number, row, problem in files.scan(path):
-        problem = problem or row_problem(row)
-        if problem:
-            yield number, None, problem
-        else:
+        question = None
+        problem = problem or _texts_problem(row, ("image_path", "question", "ground_truth"))
+        problem = problem or _options_problem(row.get("options"), row["ground_truth"])
+        if not problem:
             place = (row["image_path"], dataset, split, row["ground_truth"])
-            yield number, Question(*place, options=tuple(row["options"]), **words), ""
+            question = Question(*place, options=tuple(row["options"]), **words)
+        yield number, question, problem
 
 
 def scan_own(path: Path | str) -> Scanned:
     """As `scan`, of a file of one's own questions."""
     for number, row, problem in files.scan(path):
-        problem = problem or own_problem(row)
-        if problem:
-            yield number, None, problem
-        else:
+        question, problem = None, problem or own_problem(row)
+        if not problem:
             place = (row["image"], Path(path).stem, row.get("split", "unseen"), row["answer"])
             words = {"coarse": "answer", "fine": "", "about": row["question"]}
             words |= {"aliases": tuple(row.get("aliases") or ())}
-            yield (
-                number,
-                Question(*place, options=tuple(row.get("options") or ()) or None, **words),
-                "",
-            )
-
-
-def row_problem(row: object) -> str:
-    """Why a row cannot be asked, with the mend; "" if it can."""
-    problem = _texts_problem(row, ("image_path", "question", "ground_truth"))
-    return problem or _options_problem(row.get("options"), row["ground_truth"])
+            question = Question(*place, options=tuple(row.get("options") or ()) or None, **words)
+        yield number, question, problem
 
 
 def own_problem(row: object) -> str:
@@ -178,8 +168,7 @@ def read_questions(
     problems = [*broken, *unreadable, *spelled_twice(classes_of(found))]
     if not found and not problems:
         problems.append("no questions found; give files such as bird_seen.jsonl")
-    if problems:
-        raise DataError(problems, f"these questions cannot be asked; to mend: {len(problems)}")
+    require_none(problems, f"these questions cannot be asked; to mend: {len(problems)}")
     return found
 
 

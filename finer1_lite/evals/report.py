@@ -32,7 +32,7 @@ from finer1_lite.data.chain_text import pieces
 from finer1_lite.data.layouts import file_of
 from finer1_lite.evals import advice, baselines, changes, facts, figures, tables
 from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
-from finer1_lite.runtime.files import CONFIG, DataError, run_config, write_atomically
+from finer1_lite.runtime.files import CONFIG, require_none, run_config, write_atomically
 
 log = logging.getLogger("finer1_lite")
 MAX_SHOWN = 4000  # characters of one completion on the page
@@ -174,34 +174,28 @@ def write_report(folder: Path | str, photos: Photos | None = None) -> Path:
     """Write report.html, report.md and figures/ into a run's folder; returns report.html.
 
     A run of lab or evaluate has records.jsonl (or metrics.json alone), one of analyse has
-    analysis.jsonl. photos: the picture of a photo by its id; without it paper birds are drawn,
-    and of other photos the text stands alone. What has not run yet is left out.
-    DataError lists everything that is missing or unreadable.
+    analysis.jsonl, and analysis.json is written beside it. photos: the picture of a photo by its
+    id; without it paper birds are drawn, and of other photos the text stands alone. What has not
+    run yet is left out. DataError lists everything that is missing or unreadable.
     """
     folder = Path(folder)
     problems: list[str] = []
     if (folder / "analysis.jsonl").exists():
-        page = _analysis_page(folder)
+        found = changes.summary(metrics.read_records(folder / "analysis.jsonl"))
+        write_atomically(folder / "analysis.json", json.dumps(found, indent=1).encode())
+        page = Page(f"{folder.resolve().name}: what changed")
+        figure = page.picture("changes", figures.changes(found))
+        page.add("Before and after training", figure=figure)
+        for title, table in changes.tables(found).items():
+            page.add(title, table)
     else:
         page = _run_page(folder, photos, problems)
     for name, title in FILES.items():
         found = _read(folder / name, _read_object, problems)
         if found:
             page.add(title, code=json.dumps(found, indent=1, ensure_ascii=False))
-    if problems:
-        raise DataError(problems, f"no report of {folder}:")
+    require_none(problems, f"no report of {folder}:")
     return page.write(folder)
-
-
-def _analysis_page(folder: Path) -> Page:
-    """The page of an analysis; analysis.json is written beside it."""
-    found = changes.summary(metrics.read_records(folder / "analysis.jsonl"))
-    write_atomically(folder / "analysis.json", json.dumps(found, indent=1).encode())
-    page = Page(f"{folder.resolve().name}: what changed")
-    page.add("Before and after training", figure=page.picture("changes", figures.changes(found)))
-    for title, table in changes.tables(found).items():
-        page.add(title, table)
-    return page
 
 
 def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
@@ -378,17 +372,15 @@ def _sample(page: Page, name: str, photos: Photos, records: Mapping[str, Mapping
     first = next(iter(records.values()))
     picture = thumbnail(photos, first["photo"])
     facts = {"class": f"{first['label']} ({first['split']})", "photo": first["photo"]}
+    for who, record in records.items():
+        answer = "no answer" if record["answer"] is None else record["answer"]
+        facts[who] = f"{'right' if record['correct'] else 'wrong'}: {answer}"
     return {
         "right": bool(first["correct"]),
-        "facts": facts | {who: _said(record) for who, record in records.items()},
+        "facts": facts,
         "completions": {who: record["completion"] for who, record in records.items()},
         "picture": page.picture(name, picture) if picture else "",
     }
-
-
-def _said(record: Mapping) -> str:
-    kind = "right" if record["correct"] else "wrong"
-    return f"{kind}: {'no answer' if record['answer'] is None else record['answer']}"
 
 
 def write_comparison(first: Path | str, second: Path | str, photos: Photos | None = None) -> Path:
@@ -403,8 +395,7 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
         names = [str(folder) for folder in folders]
     paths = [folder / "records.jsonl" for folder in folders]
     frames = [_read(path, read_table, problems, "missing; evaluate first") for path in paths]
-    if problems:
-        raise DataError(problems, "no comparison:")
+    require_none(problems, "no comparison:")
     page = Page(f"{names[1]} beside {names[0]}")
     photos = photo_source(facts.photos_of(folders[1])) if photos is None else photos
     frames, shared = tables.on_shared_pictures(*frames)

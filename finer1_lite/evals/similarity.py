@@ -20,7 +20,6 @@ MINILM = "all-MiniLM-L6-v2"
 SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
 MAX_CHARACTERS = 1000  # of an answer; encoders read less than this anyway
 BATCH = 64
-Embed = Callable[[Sequence[str]], np.ndarray]
 Batch = Callable[[Sequence[str]], torch.Tensor]
 
 
@@ -29,7 +28,7 @@ class TextEncoder:
     """A name for the tables and a function: texts -> rows of length 1, (N, width)."""
 
     name: str
-    embed: Embed
+    embed: Callable[[Sequence[str]], np.ndarray]
 
 
 def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarray) -> np.ndarray:
@@ -67,7 +66,14 @@ def load_encoder(name: str) -> TextEncoder:
     if name not in known:
         raise ValueError(f"text encoder {name!r}: choose one of {', '.join(known)}")
     shown, make = known[name]
-    return TextEncoder(shown, _in_batches(make()))
+    embed = make()
+
+    @torch.no_grad()
+    def in_batches(texts: Sequence[str]) -> np.ndarray:
+        batches = [embed(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
+        return torch.nn.functional.normalize(torch.cat(batches).float(), dim=-1).numpy()
+
+    return TextEncoder(shown, in_batches)
 
 
 def _siglip() -> Batch:
@@ -107,14 +113,3 @@ def _load(source: str | Path) -> tuple[Any, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     return tokenizer, AutoModel.from_pretrained(source, use_safetensors=True).eval()
-
-
-def _in_batches(embed: Batch) -> Embed:
-    """Rows of length 1 of any number of texts."""
-
-    @torch.no_grad()
-    def all_rows(texts: Sequence[str]) -> np.ndarray:
-        batches = [embed(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
-        return torch.nn.functional.normalize(torch.cat(batches).float(), dim=-1).numpy()
-
-    return all_rows

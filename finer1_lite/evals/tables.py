@@ -109,6 +109,8 @@ def _shares(of: Sequence[Mapping], encoders: str) -> dict[str, str]:
         "names no class, %": "invalid",
         "not offered, %": "not_offered" if "chance" in of[0] else "",  # nothing was
         "truncated, %": "truncated",
+        "label listed, %": "listed",
+        "right for its reason, %": "for_its_reason",
     }
     shares = {n: " / ".join(percent(c[key]) for c in of if key in c) for n, key in keys.items()}
     shares["tokens"] = " / ".join(f"{cell['tokens']:.0f}" for cell in of)
@@ -309,26 +311,21 @@ def per_entry(frame: pd.DataFrame, tell: Callable[[pd.DataFrame], dict]) -> pd.D
 def class_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of every class, lowest first, and what it is called instead."""
     by = rows.groupby("label")
-    classes = by.agg(split=("split", "first"), right=("correct", "sum"), n=("correct", "size"))
-    classes["share"] = classes["right"] / classes["n"]
+    shares = by["correct"].mean().reset_index().sort_values(["correct", "label"])
     lines = []
-    for label, one in classes.sort_values(["share", "label"]).head(MAX_CLASSES).iterrows():
-        called, share = majority(rows[(rows["label"] == label) & (rows["correct"] == 0)]["named"])
+    for label, right in shares.head(MAX_CLASSES).itertuples(index=False):
+        of = by.get_group(label)
+        called, share = majority(of[of["correct"] == 0]["named"])
+        low, high = metrics.wilson(of["correct"].sum(), len(of))
+        line = {"class": label, "split": of["split"].iat[0]}
+        line["right"] = f"{of['correct'].sum():.0f} of {len(of)}"
+        line["% [95 %]"] = percent(right, {"low": low, "high": high})
         often = f"{called} ({percent(share)} % of its errors)" if called else ""
-        low, high = metrics.wilson(one["right"], one["n"])
-        lines.append(
-            {
-                "class": label,
-                "split": one["split"],
-                "right": f"{one['right']:.0f} of {one['n']}",
-                "% [95 %]": percent(one["share"], {"low": low, "high": high}),
-                "most often called": often,
-            }
-        )
-    mean = percent(classes["share"].mean())
+        lines.append(line | {"most often called": often})
+    mean = percent(shares["correct"].mean())
     note = f"{described(who, rows['seed'].iat[0])}; lowest first; mean over classes {mean} %."
-    if len(lines) < len(classes):
-        note += f" The first {len(lines)} of {len(classes)}."
+    if len(lines) < len(shares):
+        note += f" The first {len(lines)} of {len(shares)}."
     return text_table(lines, note)
 
 
@@ -342,21 +339,17 @@ def confusions(rows: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 
 def confusion_table(who: Entry, rows: pd.DataFrame) -> pd.DataFrame:
     """The most frequent confusions, those inside a group apart."""
-    pairs = [(part, part.iloc[0], times) for part, times in confusions(rows)]
-    pairs = [pair for pair in pairs if pair[1]["group"]]
-    same = [len(part) * (one["group"] == one["named_group"]) for part, one, _ in pairs]
-    lines = [
-        {
-            "class": one["label"],
-            "called": one["named"],
-            "its group": "inside" if inside else "outside",
-            "times": times,
-        }
-        for (_, one, times), inside in zip(pairs[:CONFUSIONS], same, strict=False)
-    ]
-    wrong = sum(len(part) for part, *_ in pairs)
-    inside = f"{sum(same)} of {wrong} wrong names are of the right group (genus, kind)"
-    return text_table(lines, f"{described(who, rows['seed'].iat[0])}: {inside}.")
+    lines, counts = [], {"inside": 0, "outside": 0}
+    for part, times in confusions(rows):
+        one = part.iloc[0]
+        if one["group"]:
+            where = "inside" if one["group"] == one["named_group"] else "outside"
+            counts[where] += len(part)
+            line = {"class": one["label"], "called": one["named"]}
+            lines.append(line | {"its group": where, "times": times})
+    told = f"{counts['inside']} of {sum(counts.values())} wrong names are of the right group"
+    note = f"{described(who, rows['seed'].iat[0])}: {told} (genus, kind)."
+    return text_table(lines[:CONFUSIONS], note)
 
 
 def described(who: Entry, seed: int | None) -> str:

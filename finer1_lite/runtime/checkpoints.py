@@ -23,16 +23,13 @@ CHECKPOINT_FILES = (
 
 def last_checkpoint(work: Path) -> str | None:
     """The newest whole checkpoint in `work`; one torn by a kill is deleted."""
-    return distributed.broadcast(_last_whole(work) if distributed.is_main() else None)
-
-
-def _last_whole(work: Path) -> str | None:
-    """`last_checkpoint` of the main process."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
-    while found and not _is_whole(found[-1]):
-        shutil.rmtree(torn := found.pop())
-        log.warning("%s was torn and is deleted; going on from the one before it", torn)
-    return str(found[-1]) if found else None
+    found = []
+    if distributed.is_main():
+        found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
+        while found and not _is_whole(found[-1]):
+            shutil.rmtree(torn := found.pop())
+            log.warning("%s was torn and is deleted; going on from the one before it", torn)
+    return distributed.broadcast(str(found[-1]) if found else None)
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -52,7 +52,9 @@ def choose_device() -> torch.device:
         name = "cuda" if "cuda" in available() else "cpu"
         why = f"{NOT_FOUND}, so the CPU is used"
         why += "; --device mps uses this Mac's GPU" if "mps" in available() else ""
-    device = torch.device(distributed.device_name(name))
+    if name == "cuda" and distributed.world()[1] > 1:  # a card of its own for each process
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = torch.device(name)
     if device.type == "cuda":
         gib = torch.cuda.get_device_properties(device).total_memory / 2**30
         why = f"{torch.cuda.get_device_name(device)}, {gib:.0f} GiB"

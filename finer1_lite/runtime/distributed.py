@@ -38,11 +38,6 @@ def is_main() -> bool:
     return world()[0] == 0
 
 
-def device_name(name: str) -> str:
-    """`cuda` is a card of its own for each process of a machine."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and world()[1] > 1 else name
-
-
 def wait() -> None:
     """Until every process is here."""
     if world()[1] > 1:
@@ -75,11 +70,15 @@ def on_main_process(call: Callable[[], Any]) -> Any:
 
     What is called may ask for the others: it is told that there are none.
     """
-    box = (None, 0)
+    global _alone
+    box, before = (None, 0), _alone
     if is_main():
         try:
-            with _nobody_else():
+            _alone = True
+            try:
                 box = (call(), 0)
+            finally:
+                _alone = before
         except Exception:
             broadcast((None, 2))
             raise
@@ -87,18 +86,6 @@ def on_main_process(call: Callable[[], Any]) -> Any:
     if failed:
         raise SystemExit(failed)
     return value
-
-
-@contextmanager
-def _nobody_else() -> Iterator[None]:
-    """A world of one, for a while."""
-    global _alone
-    before = _alone
-    _alone = True
-    try:
-        yield
-    finally:
-        _alone = before
 
 
 def sum_over_processes(numbers: Mapping[str, float]) -> dict[str, float]:

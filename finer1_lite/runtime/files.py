@@ -33,10 +33,15 @@ class DataError(ValueError):
         return "\n".join([self.headline, *(f"- {problem}" for problem in self.problems)])
 
 
-def require_sense(problems: Sequence[str]) -> None:
-    """DataError that lists every setting that makes no sense."""
+def require_none(problems: Sequence[str], headline: str = "settings that make no sense:") -> None:
+    """DataError that lists every problem, where there is one."""
     if problems:
-        raise DataError(problems, "settings that make no sense:")
+        raise DataError(problems, headline)
+
+
+def require(rules: Mapping[str, bool]) -> None:
+    """DataError that names every rule for settings that is not kept; rules: text -> kept?"""
+    require_none([text for text, kept in rules.items() if not kept])
 
 
 def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
@@ -65,8 +70,7 @@ def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tu
             log.warning("%s: dropped its half-written last line", path)
         else:
             problems.append(f"{path}, line {number}: {problem}")
-    if problems:
-        raise DataError(problems, "lines that cannot be read:")
+    require_none(problems, "lines that cannot be read:")
     return found
 
 
@@ -127,37 +131,25 @@ def open_folder(
         if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
             what = f"{folder} holds {held.get('job') or 'a lab run'}: choose another --name"
             raise DataError([what], "--fresh deletes runs of its own command only:")
-        _clear(folder, keep)
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink() and entry.name != keep:
+                shutil.rmtree(entry)
+            elif entry.name != keep:
+                entry.unlink()
         held = None
     require_usable(folder, keep, held)
     if held is None:
         write_atomically(path, json.dumps(config, indent=1).encode())
         return
     differing = _differences(held, config)
-    if differing:
-        raise DataError(differing, f"{folder} holds a run of another configuration: {mend}")
-
-
-def _clear(folder: Path, keep: str) -> None:
-    """Delete what a folder holds, but for the entry `keep`."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink() and path.name != keep:
-            shutil.rmtree(path)
-        elif path.name != keep:
-            path.unlink()
+    require_none(differing, f"{folder} holds a run of another configuration: {mend}")
 
 
 def require_usable(folder: Path, keep: str = "", held: dict | None = None) -> None:
     """Raise a DataError where no run can be kept in this folder; creates it where it can."""
-    problem = _unusable(folder, keep, held or run_config(folder / CONFIG))
-    if problem:
-        raise DataError([f"{problem}: choose another --out or --name"], "no run folder")
-
-
-def _unusable(folder: Path, keep: str, held: dict | None) -> str:
-    """Why no run can be kept in this folder, or ""; creates it where it can."""
+    held, mend = held or run_config(folder / CONFIG), "choose another --out or --name"
     if folder.is_dir() and {p.name for p in folder.iterdir()} - {keep} and held is None:
-        return f"{folder} is not empty and holds no run"
+        raise DataError([f"{folder} is not empty and holds no run: {mend}"], "no run folder")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     if held is None:
         _begun.setdefault(folder, (made, keep))
@@ -166,8 +158,8 @@ def _unusable(folder: Path, keep: str, held: dict | None) -> str:
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as error:
-        return f"{folder} cannot be written ({error.strerror})"
-    return ""
+        problem = f"{folder} cannot be written ({error.strerror}): {mend}"
+        raise DataError([problem], "no run folder") from error
 
 
 @contextmanager

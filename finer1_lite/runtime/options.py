@@ -1,7 +1,8 @@
 """Options of a command line out of a dataclass: one table for the parser, its help and the job.
 
 A field's type says what is read: `Literal` offers choices, `tuple[X, ...]` takes several values,
-`X | None` may be left out, `bool` is a switch, and a dataclass is a group of options.
+`X | None` may be left out, `bool` is a switch, and a dataclass is a group of options. A field
+without a text is none.
 """
 
 import json
@@ -33,6 +34,7 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     for one in fields(options):
         if is_dataclass(hints[one.name]):
             add_options(parser, hints[one.name])
+        if not one.metadata:
             continue
         settings = _settings(one, hints[one.name])
         flag = settings.pop("flag", None)

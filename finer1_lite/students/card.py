@@ -4,8 +4,6 @@ One JSON file beside the weights (`card.json`), read by every later command, so 
 facts is given twice; and README.md, the same for people, in the form of a hub's model card.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

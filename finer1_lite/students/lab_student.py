@@ -100,7 +100,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words += [*paperbirds.EPITHETS, *paperbirds.GENERA, "bird", "fits", "the", "a", "has", "it"]
     texts = [f" {w}" for w in words] + words
     questions = [*prompts.QUESTIONS.values(), prompts.DESCRIBE, prompts.LIST]
-    questions += [prompts.LOOK, prompts.CAPTION, prompts.LOOKS]
+    questions += [prompts.CAPTION, prompts.LOOKS]
     texts += [q.replace("{coarse}", "bird").replace("{name}", "") for q in questions]
     texts += [*prompts.SECTIONS, "Options:", "user\n", "assistant\n", "A photo of a", "This is a"]
     texts += ["picture", "A bird has", "Here is the", "sitting in a tree"]

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers.processing_utils import ProcessorMixin
 
 from finer1_lite import cot, models, paperbirds, prompts
+from finer1_lite.data.chain_text import opening
 from finer1_lite.generation import Student
 from finer1_lite.paperbirds import World
 from finer1_lite.presets import Preset
@@ -32,25 +34,36 @@ from finer1_lite.students.probe import probe
 from finer1_lite.trainer import Loop
 
 log = logging.getLogger("finer1_lite")
-MIXTURE = {"describe": 28, "guide": 6, "argue": 8}  # rows in every step
+MIXTURE = {"describe": 22, "guide": 3, "argue": 22}  # rows in every step
+MISTAKEN = 0.4  # of the rows that argue have one or two wrong marks
+OFFERED = 0.3  # of the questions that may have options do
 CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture with its name
 CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
 
 
-Row = tuple[str, Image.Image | None, str]  # question, picture, reply
+class Row(NamedTuple):
+    """A question and the reply that is learnt; begun: how the reply begins, not learnt."""
+
+    question: str
+    picture: Image.Image | None
+    reply: str
+    begun: str = ""
 
 
 def describe_row(world: World, rng: random.Random) -> Row:
-    """A picture and its marks, asked for in three ways; two in three are of no real species."""
+    """A picture and its marks, asked for in two ways; two in three are of no real species.
+
+    Names that are offered say nothing of the picture: options of any genus stand behind some
+    questions. No reply has the form of a thought: to look inside a thought is left to stage 1.
+    """
     if rng.random() < 1 / 3:
         marks = world.marks[rng.choice(world.names)]
     else:
         marks = {mark: rng.choice(values) for mark, values in paperbirds.MARKS.items()}
     picture = paperbirds.draw(marks, random.Random(f"paperbirds/pretrain/{rng.random()}"))
-    question = rng.choice((prompts.DESCRIBE, prompts.LIST, prompts.LOOK))
-    description = paperbirds.describe(marks)
-    reply = prompts.look(description) if question == prompts.LOOK else description
-    return question.format(coarse="bird"), picture, reply
+    question = rng.choice((prompts.DESCRIBE, prompts.LIST)).format(coarse="bird")
+    options = _options(world, rng, rng.choice(world.names))
+    return Row(question + prompts.offered(options), picture, paperbirds.describe(marks))
 
 
 def caption_row(world: World, rng: random.Random) -> Row:
@@ -58,34 +71,59 @@ def caption_row(world: World, rng: random.Random) -> Row:
     name = rng.choice(world.names)
     picture = paperbirds.photo(world, name, "pretrain", rng.randrange(10**9)).image()
     if rng.random() < 0.5:
-        return prompts.CAPTION, picture, rng.choice(CAPTIONS).format(name)
-    return prompts.question("answer", "bird"), picture, prompts.answer(name)
+        return Row(prompts.CAPTION, picture, rng.choice(CAPTIONS).format(name))
+    return Row(prompts.question("answer", "bird"), picture, prompts.answer(name))
 
 
 def guide_row(world: World, rng: random.Random) -> Row:
     """The field guide, asked from either side; sometimes with four options."""
     name = rng.choice(world.names)
     if rng.random() < 0.5:
-        return prompts.LOOKS.format(name=name), None, paperbirds.knowledge(world, name)
-    return _text_question(world, rng, name, "answer"), None, prompts.answer(name)
+        return Row(prompts.LOOKS.format(name=name), None, paperbirds.knowledge(world, name))
+    question = prompts.question("answer", "bird", _options(world, rng, name))
+    return Row(
+        f"A bird has {paperbirds.knowledge(world, name)}. {question}", None, prompts.answer(name)
+    )
 
 
 def argue_row(world: World, rng: random.Random) -> Row:
-    """From marks given in words to a whole chain: text alone."""
+    """From marks given in words to a whole chain: text alone.
+
+    Some marks are mistaken, as eyes mistake them. The chain then goes on from what is given: it
+    says of each candidate what tells it from that, and names the nearest. In half of the rows
+    the marks stand in the question, in half in the analysis alone, so that the rest of a chain
+    is read off its analysis wherever that came from.
+    """
     name = rng.choice(world.names)
-    chain = cot.oracle_chain(world, name, rng)
-    return _text_question(world, rng, name, "think"), None, chain
+    seen = dict(world.marks[name])
+    among = [n for n in world.names if world.genus[n] == world.genus[name]]
+    if rng.random() < MISTAKEN:
+        for mark in rng.sample(list(paperbirds.MARKS), rng.choice((1, 1, 1, 1, 2))):
+            seen[mark] = rng.choice([v for v in paperbirds.MARKS[mark] if v != seen[mark]])
+    options = _options(world, rng, name)
+    name = _nearest(world, seen, options or among, rng)
+    question = prompts.question("think", "bird", options)
+    chain = cot.oracle_chain(world, name, rng, seen, options)
+    if rng.random() < 0.5:
+        return Row(f"A bird has {paperbirds.describe(seen)}. {question}", None, chain)
+    begun = opening(chain)
+    return Row(question, None, chain.removeprefix(begun), begun)
 
 
-def _text_question(world: World, rng: random.Random, name: str, kind: str) -> str:
-    """Which species has these marks? Three in ten come with four options of one genus."""
-    options = None
-    if rng.random() < 0.3:
-        genus = [n for n in world.names if world.genus[n] == world.genus[name] and n != name]
-        options = rng.sample(genus, 3) + [name]
-        rng.shuffle(options)
-    question = prompts.question(kind, "bird", options)
-    return f"A bird has {paperbirds.knowledge(world, name)}. {question}"
+def _nearest(world: World, seen: dict[str, str], among: list[str], rng: random.Random) -> str:
+    """The species that differs least from what is seen; ties fall by chance."""
+    far = {n: len(paperbirds.differing(seen, world.marks[n])) for n in among}
+    return rng.choice([n for n in among if far[n] == min(far.values())])
+
+
+def _options(world: World, rng: random.Random, name: str) -> list[str] | None:
+    """Four options of one genus, the name among them, in any order; or none."""
+    if rng.random() >= OFFERED:
+        return None
+    genus = [n for n in world.names if world.genus[n] == world.genus[name] and n != name]
+    options = rng.sample(genus, 3) + [name]
+    rng.shuffle(options)
+    return options
 
 
 ROWS = {"describe": describe_row, "guide": guide_row, "argue": argue_row}
@@ -94,10 +132,10 @@ ROWS = {"describe": describe_row, "guide": guide_row, "argue": argue_row}
 def encode(processor: ProcessorMixin, rows: Sequence[Row]) -> dict[str, Tensor]:
     """Rows of one kind -> a right-padded batch (B, T) with loss on the reply alone."""
     texts, replies, pictures = [], [], []
-    for question, picture, reply in rows:
+    for question, picture, reply, begun in rows:
         chat = prompts.messages(question, with_image=picture is not None)
         head = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        texts.append(head + reply + "<|im_end|>")
+        texts.append(head + begun + reply + "<|im_end|>")
         replies.append(len(processor.tokenizer(reply + "<|im_end|>").input_ids))
         pictures += [picture] if picture is not None else []
     batch = processor(
@@ -160,7 +198,7 @@ def train_text(
 
 
 def pretrain(
-    world_seed: int, out: Path, *, steps: int = 1800, lr: float = 1.2e-3, seed: int = 0
+    world_seed: int, out: Path, *, steps: int = 3000, lr: float = 1.2e-3, seed: int = 0
 ) -> dict:
     """Pretrain for a world and write model, processor and `record.json` to `out`.
 
@@ -231,9 +269,9 @@ def warm_up(
         for _ in range(12):
             name = rng.choice(told)
             given = f"A {collection.coarse} has {described[name]}."
-            short.append((f"{given} {answer}", None, prompts.answer(name)))
-            long.append((f"{given} {think}", None, cot.table_chain(collection, name, rng)))
-            short.append((prompts.LOOKS.format(name=name), None, described[name]))
+            short.append(Row(f"{given} {answer}", None, prompts.answer(name)))
+            long.append(Row(f"{given} {think}", None, cot.table_chain(collection, name, rng)))
+            short.append(Row(prompts.LOOKS.format(name=name), None, described[name]))
         return [short, long]
 
     train_text(student.model, student.processor, rows, work, steps=steps, lr=1e-3)
@@ -259,7 +297,7 @@ def prepare_base(
         there = [place for place in places if (place / "record.json").exists()]
         source = (there or places[-1:])[0]
         if not there:
-            about = "no student for world %d yet: pretraining one (about 20 minutes)"
+            about = "no student for world %d yet: pretraining one (about 50 minutes)"
             log.info(about, world_seed)
             pretrain(world_seed, source)
     if photos is None or not preset.warm_up_steps:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from PIL import Image
-
-from finer1_lite import paperbirds, prompts, rewards
-from finer1_lite.evaluate import ask
+from finer1_lite import paperbirds, prompts
+from finer1_lite.data import scoring
+from finer1_lite.data.chain_text import remarks_of, section
+from finer1_lite.evaluate import complete
 from finer1_lite.generation import Student
 
-LIMITS = {"answer": 24, "think": 110}  # new tokens of a prompt's completion
+LIMITS = {"answer": 24, "think": 160}  # new tokens of a prompt's completion
 
 
 def marks_right(text: str, marks: dict[str, str]) -> int:
@@ -17,13 +17,42 @@ def marks_right(text: str, marks: dict[str, str]) -> int:
     return sum(f"{mark} {value}" in named for mark, value in marks.items())
 
 
+def remarks_true(completion: str, world: paperbirds.World) -> bool:
+    """Whether each candidate has one remark, true of it and of the analysis.
+
+    The candidate's plumage stands there as in the field guide, what it `has` otherwise are its
+    marks that the analysis does not cite, all of them, and it `fits` where there are none.
+    """
+    said = _marks(section(completion, "analysis").partition("\n")[0])
+    remarks = remarks_of(section(completion, "comparison"))
+    for name, remark in remarks:
+        if name not in world.marks:
+            return False
+        recited, _, against = remark.partition("has ")
+        marks = set(_marks(paperbirds.knowledge(world, name)))
+        if not set(_marks(paperbirds.recite(world, name))) <= set(_marks(recited)) <= marks:
+            return False
+        lacking = marks - set(said)
+        if set(_marks(against)) != lacking or remark.endswith("fits") == bool(lacking):
+            return False
+    listed = [name.strip() for name in section(completion, "candidates").split(",")]
+    return sorted(name for name, _ in remarks) == sorted(listed)
+
+
+def _marks(text: str) -> list[str]:
+    """The marks that a text lists ("crown red")."""
+    parts = (part.strip(" .") for part in text.split(","))
+    return [part for part in parts if part.partition(" ")[0] in paperbirds.MARKS]
+
+
 def probe(student: Student, world: paperbirds.World, per_species: int = 4) -> dict[str, float]:
     """Shares right, seen and unseen species apart.
 
     marks: described marks; all_marks: pictures with every mark right (what the
     descriptions would allow); quiz: "which species has ...?" in words; guide: "what does
     ... look like?"; argue: a whole chain from marks given in words; direct: the name asked
-    of a picture without thinking; think: with.
+    of a picture without thinking; think: with. Of chains also how many are right and agree
+    (`chain_text.agreement`), and how many of all have true remarks.
     """
     scores = {}
     total = len(paperbirds.MARKS)
@@ -32,39 +61,44 @@ def probe(student: Student, world: paperbirds.World, per_species: int = 4) -> di
         photos = [paperbirds.photo(world, n, "probe", i) for n in names for i in range(per_species)]
         images = [photo.image() for photo in photos]
         labels = [photo.species for photo in photos]
-        describe = [prompts.DESCRIBE.format(coarse="bird")] * len(photos)
-        described = _complete(student, describe, images)
+        described = complete(
+            student,
+            [prompts.DESCRIBE.format(coarse="bird")] * len(photos),
+            images,
+            max_new_tokens=40,
+        )
         right = [marks_right(t, world.marks[n]) for t, n in zip(described, labels, strict=True)]
         scores[f"marks_{half}"] = sum(right) / (total * len(right))
         scores[f"all_marks_{half}"] = sum(r == total for r in right) / len(right)
-        for key, kind in (("quiz", "answer"), ("argue", "think")):
-            question = prompts.question(kind, "bird")
-            given = [f"A bird has {paperbirds.knowledge(world, n)}. {question}" for n in names]
-            named = _complete(student, given, None, LIMITS[kind])
-            scores[f"{key}_{half}"] = _share(named, names, world)
-        looks = _complete(student, [prompts.LOOKS.format(name=name) for name in names])
+        asked = [prompts.LOOKS.format(name=name) for name in names]
+        looks = complete(student, asked, max_new_tokens=40)
         right = [marks_right(t, world.marks[n]) for t, n in zip(looks, names, strict=True)]
         scores[f"guide_{half}"] = sum(right) / (total * len(names))
+        known = [f"A bird has {paperbirds.knowledge(world, n)}. " for n in names]
+        for key, kind in (("quiz", "answer"), ("argue", "think")):
+            asked = [text + prompts.question(kind, "bird") for text in known]
+            said = complete(student, asked, max_new_tokens=LIMITS[kind])
+            scores |= _named(key, kind, half, said, names, world)
         for key, kind in (("direct", "answer"), ("think", "think")):
-            questions = [prompts.question(kind, "bird")] * len(photos)
-            named = _complete(student, questions, images, LIMITS[kind])
-            scores[f"{key}_{half}"] = _share(named, labels, world)
+            asked = [prompts.question(kind, "bird")] * len(photos)
+            said = complete(student, asked, images, max_new_tokens=LIMITS[kind])
+            scores |= _named(key, kind, half, said, labels, world)
     return {name: round(score, 4) for name, score in scores.items()}
 
 
-def _complete(
-    student: Student,
-    questions: list[str],
-    images: list[Image.Image] | None = None,
-    max_new_tokens: int = 40,
-) -> list[str]:
-    """Greedy completions, a question each."""
-    batches = ask(student, questions, images, max_new_tokens=max_new_tokens)
-    return [completion for batch in batches for completion in batch.completions]
-
-
-def _share(completions: Sequence[str], labels: Sequence[str], world: paperbirds.World) -> float:
-    """The share of completions that name the right species."""
-    pairs = zip(completions, labels, strict=True)
-    right = [rewards.accuracy_reward(text, label, classes=world.names) for text, label in pairs]
-    return sum(right) / len(right)
+def _named(
+    key: str,
+    kind: str,
+    half: str,
+    completions: Sequence[str],
+    labels: Sequence[str],
+    world: paperbirds.World,
+) -> dict[str, float]:
+    """Shares of completions that name the right species, and of chains that lead to it."""
+    pairs = list(zip(completions, labels, strict=True))
+    verdicts = [scoring.judge(text, label, world.names, prompt=kind) for text, label in pairs]
+    shares = {key: [v.correct for v in verdicts]}
+    if kind in prompts.WITH_CHAIN:
+        shares[f"{key}_agrees"] = [bool(v.correct and v.agrees) for v in verdicts]
+        shares[f"{key}_true"] = [remarks_true(text, world) for text in completions]
+    return {f"{name}_{half}": sum(of) / len(of) for name, of in shares.items()}

@@ -1,18 +1,24 @@
-"""The cards of a run's adapters: what they were made of, and their accuracy once it is known."""
+"""The cards of a run's adapters: what they were made of, and their accuracy once it is known.
 
+And back from a card to its photographs: all of them, or those that were not trained on.
+"""
+
+import random
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from finer1_lite import metrics, models, prompts
-from finer1_lite.data.runs import Run
+from finer1_lite import metrics, models, paperbirds, prompts
+from finer1_lite.data import folders
+from finer1_lite.data.runs import Pictures, Run
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Collection
+from finer1_lite.species import Collection, Photo
 from finer1_lite.students import card as cards
 from finer1_lite.students.card import STAGES, Card, CardClass, Measured
+
+HELD_OUT = 200  # photographs that a calibration takes, at most
 
 
 def card_of(job: Run, collection: Collection, base: Path | str, stage: str, seed: int) -> Card:
@@ -21,6 +27,10 @@ def card_of(job: Run, collection: Collection, base: Path | str, stage: str, seed
     preset = job.preset
     prompt = preset.tapo.prompt if stage == "tapo" else "think"
     files = ((p.id, p.source if isinstance(p.source, Path) else None) for p in collection.train)
+    where = {"photos": job.photos, "descriptions": job.descriptions}
+    settings = preset.to_dict()
+    if settings["student"] != "assets":  # a keyword, whatever folder is called so here
+        settings["student"] = cards.relative(settings["student"], folder)
     return Card(
         base=cards.relative(base, folder),
         stage=STAGES[stage],
@@ -33,23 +43,12 @@ def card_of(job: Run, collection: Collection, base: Path | str, stage: str, seed
         pixels=preset.pixels,
         shots=preset.shots,
         trained_on=cards.hashes(files),
-        **_origin(job, folder),
-    )
-
-
-def _origin(job: Run, folder: Path) -> dict[str, Any]:
-    """The fields of a card about where the pictures came from, and the settings."""
-    where = {"photos": job.photos, "descriptions": job.descriptions}
-    settings = job.preset.to_dict()
-    if settings["student"] != "assets":  # a keyword, whatever folder is called so here
-        settings["student"] = cards.relative(settings["student"], folder)
-    return {
         **{name: cards.relative(path, folder) for name, path in where.items() if path},
-        "world_seed": None if job.photos else job.world_seed,
-        "unseen_share": job.unseen_share,
-        "folder_options": asdict(job.reading),
-        "settings": settings,
-    }
+        world_seed=None if job.photos else job.world_seed,
+        unseen_share=job.unseen_share,
+        folder_options=asdict(job.reading),
+        settings=settings,
+    )
 
 
 def write_cards(job: Run, collection: Collection) -> None:
@@ -61,7 +60,12 @@ def write_cards(job: Run, collection: Collection) -> None:
         card = cards.read_card(folder)
         if not folder.is_dir() or (card and (card.measured or not records.is_file())):
             continue
-        card = card or card_of(job, collection, _base_below(job, folder), stage, seed)
+        if not card:  # an older version left it without
+            try:
+                base = models.base_of(folder)
+            except DataError:
+                base = job.preset.student
+            card = card_of(job, collection, base, stage, seed)
         if records.is_file():
             frame = metrics.table(metrics.read_records(records)) if frame is None else frame
             rows = frame[(frame["model"] == model) & (frame["seed"] == seed)]
@@ -77,9 +81,32 @@ def measured(rows: pd.DataFrame) -> tuple[Measured, ...]:
     )
 
 
-def _base_below(job: Run, folder: Path) -> str:
-    """The base of an adapter that an older version left without a card."""
-    try:
-        return models.base_of(folder)
-    except DataError:
-        return job.preset.student
+def collection_of(card: Card, folder: Path, photos: Path | None = None) -> Collection:
+    """The photographs of the card's folder, divided as it says; without one, paper birds.
+
+    photos: their folder, where it is another. DataError where they cannot be read.
+    """
+    root = photos or (card.photos and Path(cards.resolved(card.photos, folder)))
+    told = {"world_seed": card.world_seed or 0, "reading": folders.Reading(**card.folder_options)}
+    found = Pictures(photos=root, coarse=card.coarse, unseen_share=card.unseen_share, **told)
+    return found.pictures(card.shots, seed=card.split_seed)
+
+
+def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Photo], str]:
+    """Photographs of the card's classes that were not trained on, and what they are, in words.
+
+    By the card's folder of photographs, without those of the same content as one trained on; or
+    paper birds of a split of their own. DataError where they are not there or cannot be read.
+    """
+    if card.photos is None:
+        world = paperbirds.make_world(card.world_seed or 0)
+        photos = paperbirds.collection(world, test=limit, split="val").test
+        where = f"fresh paper birds of world {world.seed}"
+    else:
+        found = collection_of(card, folder)
+        trained = set(card.trained_on.values())
+        hashed = cards.hashes((p.id, p.source) for p in (*found.train, *found.test))
+        photos = [p for p in (*found.train, *found.test) if hashed[p.id] not in trained]
+        where = f"those of {Path(card.photos).name} that were not trained on"
+    usable = [photo for photo in photos if photo.species in card.names]
+    return random.Random(0).sample(usable, min(limit, len(usable))), where

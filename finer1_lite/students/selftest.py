@@ -109,6 +109,7 @@ def _lost_gradients(model: nn.Module, ours: Tensor, negative: Tensor) -> list[st
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
         return ["no parameter is trainable: there is no adapter, or it was loaded as frozen"]
+    layers = [n.split(".lora_")[0] for n, _ in named]
     signs = ours.new_tensor([1.0, -0.5])
     mask = torch.ones_like(ours)
     loss = losses.tapo_loss(ours, ours.detach(), negative, signs, mask, negative_grad=True)
@@ -119,14 +120,12 @@ def _lost_gradients(model: nn.Module, ours: Tensor, negative: Tensor) -> list[st
         if value.requires_grad:
             weights = [p for _, p in named]
             gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-        reached = {n.split(".lora_")[0]: False for n, _ in named}  # a fresh B = 0 hides A's
-        for (name, _), gradient in zip(named, gradients, strict=True):
-            if gradient is not None and gradient.any() and torch.isfinite(gradient).all():
-                reached[name.split(".lora_")[0]] = True
-        lost = [layer for layer, well in reached.items() if not well]
-        if lost:
+        well = (g is not None and g.any() and torch.isfinite(g).all() for g in gradients)
+        reached = {layer for layer, it in zip(layers, well, strict=True) if it}
+        lost = [layer for layer in dict.fromkeys(layers) if layer not in reached]
+        if lost:  # of one adapter's two matrices one will do: a fresh B = 0 hides A's
             found.append(
-                f"the gradient of {term} does not reach {len(lost)} of {len(reached)} "
+                f"the gradient of {term} does not reach {len(lost)} of {len({*layers})} "
                 f"adapted layers, {lost[0]} the first"
             )
     return found

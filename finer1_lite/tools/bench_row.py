@@ -246,7 +246,18 @@ class Meter(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Send what was read; wait for the word to the next step."""
         self._switch("update")
-        self.pipe.send(self._reading())
+        reading = {
+            **{f"{phase}_s": self.spent[phase] for phase in PHASES},
+            "step_s": sum(self.spent.values()),
+            "cpu_s": time.process_time() - self.cpu,
+            "peak_mb": max(self.peaks.values()),
+            "start_mb": self.start_mb,
+            **{f"{phase}_mb": peak for phase, peak in self.peaks.items()},
+            "vision_calls": sum(self.calls.values()),
+            "pictures": sum(self.seen.values()),
+            "pictures_generate": self.seen["generate"],
+        }
+        self.pipe.send(reading)
         self._wait()
 
     def _wait(self) -> None:
@@ -276,19 +287,6 @@ class Meter(TrainerCallback):
     def _suppress(self, module: torch.nn.Module, args: tuple, logits: torch.Tensor) -> None:
         if not torch.is_grad_enabled():
             logits[..., self.never] = NEVER
-
-    def _reading(self) -> dict[str, float]:
-        return {
-            **{f"{phase}_s": self.spent[phase] for phase in PHASES},
-            "step_s": sum(self.spent.values()),
-            "cpu_s": time.process_time() - self.cpu,
-            "peak_mb": max(self.peaks.values()),
-            "start_mb": self.start_mb,
-            **{f"{phase}_mb": peak for phase, peak in self.peaks.items()},
-            "vision_calls": sum(self.calls.values()),
-            "pictures": sum(self.seen.values()),
-            "pictures_generate": self.seen["generate"],
-        }
 
 
 def memory_mb(device: torch.device, peak: bool = False) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import Preset, Quantize, Size
-from finer1_lite.runtime.files import require_sense
+from finer1_lite.runtime.files import require
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -100,11 +100,14 @@ class LabCommand(PhotoOptions):
     def start(self) -> None:
         """Do the job and write its page, the main process alone."""
         from finer1_lite import lab
+        from finer1_lite.data.folders import write_template
         from finer1_lite.evals.report import write_report
         from finer1_lite.runtime import distributed, trackers
 
         if self.template:
-            self.write_template()
+            if self.photos is None:
+                raise ValueError("--template needs --photos")
+            print(f"fill in: {write_template(self.photos.expanduser(), self.reading())}")
             return
         trackers.require(self.report_to)  # now, and not when stage 2 begins
         job = self.job()
@@ -115,14 +118,6 @@ class LabCommand(PhotoOptions):
             found = job.collection()[0]
             photos = {photo.id: photo for photo in (*found.test, *found.train)}
             print(f"report: {write_report(folder, lambda name: photos[name].image())}")
-
-    def write_template(self) -> None:
-        """Write the table of descriptions that is to be filled in, and name it."""
-        from finer1_lite.data.folders import write_template
-
-        if self.photos is None:
-            raise ValueError("--template needs --photos")
-        print(f"fill in: {write_template(self.photos.expanduser(), self.reading())}")
 
 
 def read_chains(path: Path) -> dict[str, tuple[str, ...]]:
@@ -184,10 +179,9 @@ class BenchCommand:
 
         groups = self.groups if self.groups is not None else 1 if self.full else 2
         counts = {"--steps": self.steps, "--groups": groups}
-        problems = [f"{name} {value}: 1 or more" for name, value in counts.items() if value < 1]
-        if not problems and self.full and models.choose_device().type != "cuda":
-            problems = ["--full needs a CUDA GPU and there is none here; `bench` without it runs"]
-        require_sense(problems)
+        require({f"{name} {value}: 1 or more": value >= 1 for name, value in counts.items()})
+        no_gpu = "--full needs a CUDA GPU and there is none here; `bench` without it runs"
+        require({no_gpu: not self.full or models.choose_device().type == "cuda"})
         if self.full:
             bench.measure_full(bench.full_preset(groups), steps=self.steps, json_path=self.json)
         else:
@@ -260,18 +254,14 @@ class DemoCommand:
 
     def start(self) -> None:
         """Show the page until Ctrl-C. ValueError for options that make no sense."""
+        with socket.socket() as one:  # does some program of this machine listen there already?
+            taken = 0 < self.port < 65536 and one.connect_ex(("127.0.0.1", self.port)) == 0
         rules = {
             f"--port {self.port}: give 1024 to 65535": 1024 <= self.port <= 65535,
-            f"--port {self.port}: is in use, give another": not _answers(self.port),
+            f"--port {self.port}: is in use, give another": not taken,
             f"--unknown {self.unknown}: give 0 to 1": 0 <= self.unknown <= 1,
         }
-        require_sense([rule for rule, kept in rules.items() if not kept])
+        require(rules)
         from finer1_lite.tools import demo
 
         demo.serve(self.model, self.port, self.photos, self.unknown)
-
-
-def _answers(port: int) -> bool:
-    """Whether some program of this machine listens there already."""
-    with socket.socket() as one:
-        return 0 < port < 65536 and one.connect_ex(("127.0.0.1", port)) == 0

@@ -4,8 +4,6 @@
 once it is named, the folder at the end; gradio makes no link, no statistics, no record.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
@@ -30,6 +28,7 @@ from finer1_lite.evals import predictions
 from finer1_lite.predict import Namer
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Photo
+from finer1_lite.students import run_cards
 
 log = logging.getLogger("finer1_lite")
 HOST = "127.0.0.1"  # no other machine reaches it
@@ -97,7 +96,7 @@ def gallery(namer: Namer, photos: Path | None = None) -> dict[str, list[Photo]]:
     photos: their folder, where it is not where the card says; DataError where it cannot be used.
     """
     try:
-        found = predict.collection_of(namer.card, namer.folder, photos)
+        found = run_cards.collection_of(namer.card, namer.folder, photos)
     except DataError as error:
         if photos:
             raise

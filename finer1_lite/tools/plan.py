@@ -121,18 +121,16 @@ class Plan:
         """
         plan = self
         while not plan.fits:
-            milder = map(plan._milder, MILDEST_FIRST)
+            milder = (
+                plan.changed(name, name == CHECKPOINTING or max(1, plan.setting(name) // 2))
+                for name in MILDEST_FIRST
+            )
             after = next((found for found in milder if found.peak < plan.peak), None)
             if after is None:
                 break
             plan = after
         values = {name: (self.setting(name), plan.setting(name)) for name in MILDEST_FIRST}
         return {name: (old, new) for name, (old, new) in values.items() if old != new}, plan
-
-    def _milder(self, name: str) -> "Plan":
-        """The plan with half of a setting, or with checkpointing; itself where that is so."""
-        new = True if name == CHECKPOINTING else max(1, self.setting(name) // 2)
-        return self.changed(name, new)
 
     def to_dict(self) -> dict:
         """For a file: bytes everywhere."""
@@ -183,8 +181,7 @@ class Plan:
             f"{CONTEXT / GIB:g} for CUDA {self.needed / GIB:.2f}: {verdict} {self.gpu / GIB:g}",
             "largest that fits, each by itself:",
         ]
-        for name in COUNTS:
-            lines.append(f"  {name}: {self.largest(name) or 'none'} (now {self.setting(name)})")
+        lines += [f"  {n}: {self.largest(n) or 'none'} (now {self.setting(n)})" for n in COUNTS]
         return "\n".join(lines)
 
     def _advice(self) -> str:
@@ -202,7 +199,6 @@ class Plan:
 
 def memory_plan(
     preset: Preset,
-    config: PretrainedConfig | None = None,
     gpu_gib: float = 15.0,
     *,
     dtype: torch.dtype | None = None,
@@ -210,17 +206,15 @@ def memory_plan(
 ) -> Plan:
     """The plan of a preset's run on a card of so many GiB.
 
-    config: of the student; None: found by the preset's `student`, see
-    `random_weights.find_config`. dtype: what the card computes in; None: 16 bits, float32 for
-    the lab. text_tokens: of a prompt beside its picture. Raises ValueError where no
-    configuration is found.
+    dtype: what the card computes in; None: 16 bits, float32 for the lab. text_tokens: of a
+    prompt beside its picture. Raises ValueError where the configuration of the preset's
+    `student` is not found.
     """
     lab = preset.student == "assets"
     if dtype is None:
         dtype = torch.float32 if lab else torch.bfloat16
-    if config is None:
-        source = str(lab_student.asset_folder(0)) if lab else preset.student
-        config = random_weights.find_config(source)
+    source = str(lab_student.asset_folder(0)) if lab else preset.student
+    config = random_weights.find_config(source)
     sizes = memory.count(meta_student(config, preset, dtype), dtype.itemsize)
     return Plan(Load(sizes, preset, text_tokens), int(gpu_gib * GIB), preset.student)
 

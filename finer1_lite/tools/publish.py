@@ -1,12 +1,10 @@
 """`merge` an adapter into a plain model, which transformers loads without this project."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path
 
-from finer1_lite.runtime.files import DataError, near
+from finer1_lite.runtime.files import DataError, near, require_none
 from finer1_lite.students import families
 from finer1_lite.students.card import adapter_of, moved, read_card, write_card
 
@@ -24,6 +22,8 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     Qwen-VL's, they want torchvision. Raises DataError listing every problem, then ValueError
     for bases that are no Qwen-VL; nothing half-written stays.
     """
+    import torch
+
     from finer1_lite import models
 
     problems = []
@@ -34,36 +34,27 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
         problems += error.problems
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         problems.append(f"{out}: is there already; name a new folder")
-    if problems:
-        raise DataError(problems, "nothing to merge:")
+    require_none(problems, "nothing to merge:")
     families.check_family(named)
     said = "merged into %s as it is saved; an adapter trained on 4 bits may answer a bit otherwise"
     log.info(said, near(Path(named)))
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _write_merged(adapter, named, dtype, part)
+        kept = "auto" if dtype == "auto" else getattr(torch, dtype)
+        model = models.read_weights(named, torch.device("cpu"), kept)
+        model = models.load_adapter_on(model, adapter).merge_and_unload(safe_merge=True)
+        model.save_pretrained(part)  # with its generation config
+        own = (adapter / "processor_config.json").is_file()  # the pixel budget of the training
+        family = model.config.model_type
+        models.load_processor(adapter if own else named, family=family).save_pretrained(part)
+        if card := read_card(adapter):
+            settings = card.settings | {"quantize": "none"}
+            here = moved(card, adapter, part).model_copy(update={"settings": settings})
+            write_card(part, here)
         if out.exists():
             out.rmdir()
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
-
-
-def _write_merged(adapter: Path, base: str, dtype: str, part: Path) -> None:
-    """Model, generation config, processor and card into the folder `part`."""
-    import torch
-
-    from finer1_lite import models
-
-    kept = "auto" if dtype == "auto" else getattr(torch, dtype)
-    model = models.read_weights(base, torch.device("cpu"), kept)
-    model = models.load_adapter_on(model, adapter).merge_and_unload(safe_merge=True)
-    model.save_pretrained(part)  # with its generation config
-    own = (adapter / "processor_config.json").is_file()  # the pixel budget of the training
-    family = model.config.model_type
-    models.load_processor(adapter if own else base, family=family).save_pretrained(part)
-    if card := read_card(adapter):
-        settings = card.settings | {"quantize": "none"}
-        write_card(part, moved(card, adapter, part).model_copy(update={"settings": settings}))

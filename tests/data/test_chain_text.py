@@ -63,17 +63,53 @@ def test_a_good_chain_agrees_with_its_answer():
         (("", ""), None, {"listed", "agrees"}),
         (("prediction: b", "prediction: a owl"), "b", {"agrees"}),
         (("prediction: b\n", ""), "b", {"parts", "agrees"}),
-        (("a owl, b", "b, b, b"), "b", {"distinct"}),
-        (("a owl, b", "a owl, c"), "b", {"listed", "compared"}),
-        (("a owl: has crown red", "a owl: fits"), "b", {"compared"}),
-        (("b: fits", "b: does not fit"), "b", {"compared"}),
+        (("a owl, b", "b, b, b"), "b", {"distinct", "compared", "agrees"}),
+        (("a owl, b", "a owl, c"), "b", {"listed", "compared", "agrees"}),
+        (("a owl: has crown red", "a owl: fits"), "b", {"compared", "agrees"}),
+        (("b: fits", "b: does not fit"), "b", {"compared", "agrees"}),
         (("b: fits", "c: fits"), "b", {"compared", "agrees"}),  # picks what nobody listed
         (("a owl: has crown red", "a owl: no match, but close"), "b", set()),
+        (("a owl: has crown red; ", ""), "b", {"compared", "agrees"}),  # one was not compared
+        (("a owl: has crown red; ", "b: fits not; "), "b", {"compared", "agrees"}),
+        (("b: fits", "b: fits; B: fits"), "b", {"compared", "agrees"}),  # remarked on twice
+        (("analysis: crown red, back blue\n", ""), "b", {"parts", "agrees"}),
     ],
 )
 def test_each_way_in_which_a_chain_does_not_lead_to_its_answer(change, answer, wrong):
     found = chain_text.agreement(GOOD.replace(*change), answer, ["a owl", "b"])
     assert {key for key, value in found.items() if value is False} == wrong
+
+
+@pytest.mark.parametrize(
+    ("comparison", "picked"),
+    [
+        ("a: crown red, back blue, has crown red; b: crown blue, back blue, fits", "b"),
+        ("a: crown red, back tan, has crown red; b: wing tan, bill dot, has bill dot, tail x", "a"),
+        ("a: crown red, back tan, has crown red; b: crown blue, back tan, has crown blue", None),
+        ("a: crown red, back tan, has crown red; b: crown blue, back tan", None),
+        ("a: crown red, fits; b: crown red, fits", None),
+        ("a: has a red crown; b: has a blue crown, a short tail", None),  # prose: no recital
+        ("a: streaked, has long tail; b: rufous, has grey face, red eyes", None),
+        ("a: red, tall, has a long tail; b: blue, tall, has grey face, red eyes", None),
+    ],
+)
+def test_the_comparison_picks_what_fits_or_else_what_differs_least(comparison, picked):
+    chain = GOOD.replace("a owl, b", "a, b").replace("a owl: has crown red; b: fits", comparison)
+    found = chain_text.agreement(chain, "b", [])
+    assert found["picked"] == picked and found["compared"] == (picked is not None)
+    assert found["agrees"] == (picked == "b")
+
+
+def test_another_name_of_a_class_stands_for_it():
+    names, aliases = ["A owl", "b"], {"b": ("the bee", "Apis")}
+    for text, answer in (
+        (GOOD, "apis"),
+        (GOOD.replace("b: fits", "bee: fits"), "B"),
+        (GOOD.replace("a owl, b", "a owl, apis"), "b"),
+    ):
+        found = chain_text.agreement(text, answer, names, "b", aliases)
+        assert found["agrees"] and found["listed"] and found["picked"] == "b"
+        assert not chain_text.agreement(text, answer, names)["agrees"] or text == GOOD == answer
 
 
 @pytest.mark.parametrize(

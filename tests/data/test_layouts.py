@@ -14,7 +14,8 @@ from PIL import Image
 from finer1_lite.__main__ import main, read_command
 from finer1_lite.data import images, layouts
 from finer1_lite.data.folders import Reading
-from finer1_lite.species import load_folder, write_attribution
+from finer1_lite.data.runs import write_attribution
+from finer1_lite.species import load_folder
 
 
 def counts(photos) -> Counter:

@@ -1,11 +1,14 @@
 """The ablation: settings alone tell its rows apart, and its table is made of answers."""
 
 import json
+import random
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from finer1_lite import metrics, paperbirds
+from finer1_lite import cot, metrics, paperbirds
 from finer1_lite.evals import ablate, figures, job
 from finer1_lite.presets import Preset
 
@@ -68,6 +71,11 @@ def test_rows_differ_from_tapo_in_what_their_label_says():
     assert changed("own_scored") == {"scored_on"}
     assert changed("negative_grad") == {"negative_grad"}
     assert changed("random_negative") == {"negative"}
+    assert changed("tapo_agreement") == {"reward_agreement"}
+    assert changed("dapo_agreement") == changed("dapo") | {"reward_agreement"}
+    assert changed("clipped_ratio") == {"positive_ratio"}
+    assert changed("picture_baseline") == {"baseline"}
+    assert changed("negative_on_right") == {"inter_class_on"}
     assert changed("cls_rl") - changed("dapo") == {"prompt", "accuracy_weight", "format_weight"}
 
 
@@ -86,7 +94,7 @@ def test_rows_named_later_have_their_rates_searched_too(study, monkeypatch):
 
 
 def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
-    monkeypatch.setattr(ablate, "do_all", lambda tasks, workers: [ablate.do(t) for t in tasks])
+    monkeypatch.setattr(ablate, "_run", lambda left, workers: [ablate.do(t) for t in left])
     path = ablate.run_study(study)
     found = json.loads((study.folder / "ablation.json").read_text())
     assert set(found["rows"]) == {"sft", "sft_long", "dapo", "tapo"}
@@ -107,7 +115,9 @@ def finish(study, world, seed, row, rate, right):
     task = ablate.Task(study, world, seed, row, rate)
     task.folder.mkdir(parents=True)
     task.records.write_text(answers([right] * 2, world))
-    (task.folder / "finished.json").write_text('{"train_minutes": 2}')
+    task.result.parent.mkdir(exist_ok=True)
+    kept = ablate.answers_of(task, paperbirds.make_world(world))
+    task.result.write_text(json.dumps({"train_minutes": 2} | kept))
 
 
 def test_rows_are_compared_on_the_seeds_that_both_have(study):
@@ -155,7 +165,47 @@ def test_a_training_killed_in_its_evaluation_is_not_done_again(study, monkeypatc
     monkeypatch.setattr(ablate, "evaluate", real)
     ablate.do(task)
     assert task.done and not (task.folder / "checkpoints").exists()
-    assert json.loads((task.folder / "finished.json").read_text("utf-8"))["resumed"] is True
+    assert json.loads(task.result.read_text("utf-8"))["resumed"] is True
+
+
+def test_a_study_goes_on_elsewhere_from_its_results(study, monkeypatch):
+    """They travel with two small files; the adapter of stage 1 is made again, once, the same."""
+    ran = []
+    monkeypatch.setattr(
+        ablate, "_run", lambda left, workers: [ran.append(t) or ablate.do(t) for t in left]
+    )
+    ablate.run_study(replace(study, rows=("tapo",)))
+    first = ablate.Task(study, 0, 0, "sft")
+    assert first.done and first.result.stat().st_size < 1000
+    weights = (first.folder / "adapter_model.safetensors").read_bytes()
+    for path in study.folder.iterdir():
+        if path.name not in (ablate.RESULTS, "config.json", "search.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    ran.clear()
+    ablate.run_study(replace(study, rows=("tapo", "random_negative", "no_entropy")))
+    assert [task.row for task in ran] == ["sft", "random_negative", "no_entropy"]
+    assert (first.folder / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_what_is_kept_of_an_answer_is_what_was_asked(study, world):
+    """Without a chain there is no agreement, which is not the same as none of it."""
+    task = ablate.Task(study, 0, 0, "sft")
+    name = world.names[0]
+    chain = cot.oracle_chain(world, name, random.Random(0))
+    row = {"split": "seen", "correct": True, "completion": chain, "label": name}
+    rows = [row | {"agrees": True, "listed": True}, row | {"agrees": False, "listed": True}]
+    task.folder.mkdir(parents=True)
+    task.records.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    kept = ablate.answers_of(task, world)
+    assert kept == {"seen": {"correct": "11", "agrees": "10", "listed": "11", "marks": "66"}}
+    task.result.parent.mkdir()
+    task.result.write_text(json.dumps({"unseen": {"correct": "01"}} | kept))
+    found = ablate.records_of([task])
+    assert found["reason"].tolist()[:2] == [1, 0] and found["marks"].tolist()[:2] == [1, 1]
+    assert (
+        found["correct"].tolist() == [1, 1, 0, 1]
+        and found["reason"].isna().tolist()[2:] == [True] * 2
+    )
 
 
 def test_two_worlds_settle_more_than_one():

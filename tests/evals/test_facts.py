@@ -89,7 +89,7 @@ def test_folders_without_a_card_are_named_once(tmp_path, caplog):
     source = student(tmp_path / "a")
     (tmp_path / "a" / "card.json").unlink()
     job = job_of(source, "owner/name")
-    assert (job.coarse, job.world_seed, job.preset.max_new_tokens) == ("bird", 0, 96)
+    assert (job.coarse, job.world_seed, job.preset.max_new_tokens) == ("bird", 0, 160)
     (record,) = caplog.records
     assert "a: no card says" in record.getMessage() and "owner/name" not in record.getMessage()
 

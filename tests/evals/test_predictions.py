@@ -16,6 +16,7 @@ from finer1_lite.data import tables
 from finer1_lite.evals import predictions
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students import card as cards
+from finer1_lite.students import run_cards
 
 FIT = {"accuracy": 0.5, "confidence": 0.6, "ece": 0.1, "brier": 0.4, "n": 8}
 CALIBRATED = {
@@ -214,7 +215,7 @@ def test_the_first_job_calibrates_and_the_second_finds_it(photos, namer, tmp_pat
         calls.append(folder)
         return [predict.Photo(p.name, NAMES[int(p.stem) % 3], p) for p in red], "six photographs"
 
-    monkeypatch.setattr(predict, "held_out", held_out)
+    monkeypatch.setattr(run_cards, "held_out", held_out)
     for _ in range(2):
         run(photos, tmp_path)
     assert calls == [namer.folder] and namer.asked == 12

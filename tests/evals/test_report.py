@@ -31,7 +31,8 @@ PHOTOS = {f"paperbirds/7/test/bird-{i % 7}/{i}": i for i in range(60)}
 
 def chain(name):
     return (
-        f"<think>\nanalysis: crown red\ncandidates: {name}, other\ncomparison: {name}: fits\n"
+        f"<think>\nanalysis: crown red\ncandidates: {name}, other\n"
+        f"comparison: {name}: fits; other: no\n"
         f"prediction: {name}\n</think>\n<answer>{name}</answer>"
     )
 

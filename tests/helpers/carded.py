@@ -37,7 +37,8 @@ class ColourNamer(Namer):
 
     def said(self, logps):
         name = self.names[int(logps.argmax())]
-        return prompts.chain("plumage", [name], [f"{name}: fits"], name)
+        remarks = ["fits" if one == name else "is another" for one in self.names]
+        return prompts.chain("plumage", self.names, remarks, name)
 
 
 def digest(path) -> str:

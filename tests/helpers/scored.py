@@ -28,6 +28,8 @@ def record(photo="1", correct=True, *, label="red kite", named=None, task="close
         "named": said,
         "correct": correct,
         "included": correct,
+        "listed": None,
+        "agrees": None,
         "tokens": 10,
         "truncated": False,
         "error": None,

@@ -79,7 +79,7 @@ class Stage:
     def prepare(self):
         """The batch of the groups that are held."""
         self.batch = tapo.make_batch(self.kept, self.settings)
-        if self.batch and self.settings.updates > 1:
+        if self.batch:
             self.batch.old_logps = tapo.old_log_probs(
                 self.student, self.batch, self.preset, self.loop.limits
             )

@@ -7,8 +7,10 @@ import torch
 from killed import Killed, kill_at
 
 from finer1_lite import paperbirds, prompts
+from finer1_lite.data.chain_text import Chain, agreement
 from finer1_lite.species import Collection, Species, by_words
 from finer1_lite.students import pretrain
+from finer1_lite.students.probe import remarks_true
 from finer1_lite.trainer import Loop
 
 
@@ -65,11 +67,15 @@ def test_another_seed_or_length_does_not_go_on_with_a_killed_one(tmp_path, monke
 
 
 def test_rows_of_describing_never_name_a_species(world):
+    """Some offer names, four of one genus; what is seen has nothing to do with them."""
     rng = random.Random(0)
-    for _ in range(50):
-        _, picture, reply = pretrain.describe_row(world, rng)
-        assert picture is not None
-        assert not any(name in reply for name in world.names)
+    offered = 0
+    for _ in range(100):
+        row = pretrain.describe_row(world, rng)
+        assert row.picture is not None and not row.begun
+        assert not any(name in row.reply for name in world.names)
+        offered += "Options: " in row.question
+    assert 5 < offered < 30
 
 
 def test_no_row_shows_a_picture_and_a_chain(world):
@@ -77,8 +83,40 @@ def test_no_row_shows_a_picture_and_a_chain(world):
     rng = random.Random(0)
     for make in (*pretrain.ROWS.values(), pretrain.caption_row):
         for _ in range(50):
-            _, picture, reply = make(world, rng)
-            assert picture is None or "candidates:" not in reply
+            row = make(world, rng)
+            assert row.picture is None or "candidates:" not in row.begun + row.reply
+
+
+def test_a_chain_goes_on_from_what_is_seen_and_names_the_nearest(world):
+    """Also where a mark is mistaken; half of the rows give the marks in the analysis alone."""
+    rng = random.Random(0)
+    begun = mistaken = 0
+    for _ in range(300):
+        row = pretrain.argue_row(world, rng)
+        text = row.begun + row.reply
+        name = Chain(text).answer
+        seen = dict(mark.split() for mark in Chain(text).parts["analysis"].split(", "))
+        asked = paperbirds.describe(seen) in row.question
+        assert asked == (not row.begun) and text.startswith("<think>\nanalysis: ")
+        assert row.begun in ("", f"<think>\nanalysis: {paperbirds.describe(seen)}\n")
+        far = {n: len(paperbirds.differing(seen, world.marks[n])) for n in Chain(text).listed}
+        assert far[name] == min(far.values()) and remarks_true(text, world)
+        if "Options: " in row.question:
+            assert row.question.endswith(f"Options: {', '.join(Chain(text).listed)}.")
+        alone = list(far.values()).count(far[name]) == 1
+        assert agreement(text, name, world.names, name)["agrees"] == alone
+        begun += bool(row.begun)
+        mistaken += far[name] > 0
+    assert 120 < begun < 180 and 60 < mistaken < 120
+
+
+def test_how_a_reply_begins_is_read_and_not_learnt(fresh, world):
+    row = pretrain.Row("Name it.", None, "candidates: b\n", "<think>\nanalysis: crown red\n")
+    plain = pretrain.Row("Name it.", None, row.begun + row.reply)
+    batches = [pretrain.encode(fresh.processor, [one]) for one in (row, plain)]
+    assert torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
+    learnt = [fresh.processor.decode(b["labels"][b["labels"] != -100]) for b in batches]
+    assert learnt == [f"{one.reply}<|im_end|>" for one in (row, plain)]
 
 
 def test_captions_name_every_kind_of_species_and_only_the_right_one(world, monkeypatch):
@@ -90,9 +128,9 @@ def test_captions_name_every_kind_of_species_and_only_the_right_one(world, monke
     rng = random.Random(0)
     questions = set()
     for _ in range(200):
-        question, _, reply = pretrain.caption_row(world, rng)
-        questions.add(question)
-        assert [n for n in world.names if n in reply] == [shown[-1]]
+        row = pretrain.caption_row(world, rng)
+        questions.add(row.question)
+        assert [n for n in world.names if n in row.reply] == [shown[-1]]
     assert questions == {prompts.CAPTION, prompts.question("answer", "bird")}
     assert {n in world.seen for n in shown} == {True, False}
 

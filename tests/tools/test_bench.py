@@ -217,7 +217,7 @@ def test_ratios_are_medians_of_ratios_within_a_round():
     rows = [bench.row_of(job_of(preset, name), found) for name in TRAINERS]
     assert [row["of_trl"] for row in rows] == [1, 0.5, 0.75, 2]
     assert [row["of_dapo"] for row in rows] == [2, 1, 1.5, 4]
-    assert rows[1]["tokens_per_s"] == 2 * 8 * 96 / 1 and rows[0]["steps_mb"] == 100
+    assert rows[1]["tokens_per_s"] == 2 * 8 * 160 / 1 and rows[0]["steps_mb"] == 100
 
 
 def test_a_row_that_dies_is_named():
