@@ -52,9 +52,7 @@ def oracle_chain(
     rng.shuffle(genus)
     nearest = sorted(genus, key=lambda n: len(paperbirds.differing(seen, world.marks[n])))
     chosen = list(options) if options else candidates(nearest, name, rng)
-    remarks = [
-        paperbirds.recite(world, c) + ", " + marks_against(seen, world.marks[c]) for c in chosen
-    ]
+    remarks = [remark(world, seen, candidate) for candidate in chosen]
     return prompts.chain(paperbirds.describe(seen), chosen, remarks, name)
 
 
@@ -63,10 +61,11 @@ def oracle(world: paperbirds.World) -> ChainWriter:
     return lambda photo, rng: oracle_chain(world, photo.species, rng)
 
 
-def marks_against(seen: Mapping[str, str], candidate: Mapping[str, str]) -> str:
-    """List the candidate's marks that are not seen, or say that it fits."""
-    against = [f"{m} {candidate[m]}" for m in paperbirds.differing(seen, candidate)]
-    return "has " + ", ".join(against) if against else "fits"
+def remark(world: paperbirds.World, seen: Mapping[str, str], candidate: str) -> str:
+    """What a candidate looks like, then its marks that are not seen, or that it fits."""
+    marks = world.marks[candidate]
+    against = ", ".join(f"{m} {marks[m]}" for m in paperbirds.differing(seen, marks))
+    return f"{paperbirds.recite(world, candidate)}, {f'has {against}' if against else 'fits'}"
 
 
 def require_descriptions(collection: Collection, who: str) -> None:

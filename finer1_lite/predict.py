@@ -4,8 +4,8 @@ Three lines: `from finer1_lite import predict`, `namer = predict.load("runs/flow
 `namer(["a.jpg", "b.jpg"])`. The completion is greedy; every name is then scored as the end of its
 chain: log-probability of the whole answer, by a temperature, plus a weight times the share of
 completions with that name, in a softmax over the classes. `calibrate` fits both numbers.
-Names behind the chain: negative log-likelihood 0.70 on paper birds; straight behind the question
-1.85 (asked without a chain) and 2.38 (with one), behind the chain's analysis alone 0.73.
+Names behind the chain: negative log-likelihood 0.70 on an earlier student's paper birds; straight
+behind the question 1.85 (asked without a chain), 2.38 (with one), behind its analysis alone 0.73.
 """
 
 import hashlib

@@ -48,9 +48,9 @@ class SFTSettings(Settings):
     """Stage 1. Released: full fine-tuning, 10 epochs, lr 5e-6, batch 64."""
 
     steps: Count = setting(70, "optimiser steps")
-    batch: Count = setting(16, "chains a step")
+    batch: Count = setting(16, "rows a step: a chain stands in up to three")
     learning_rate: float = setting(1e-3, "highest rate of AdamW; a cosine follows")
-    micro_batch: Count = setting(16, "chains in one forward and backward pass, at most")
+    micro_batch: Count = setting(16, "rows in one forward and backward pass, at most")
     with_options: bool = setting(True, "each chain also answers a choice among its candidates")
     with_descriptions: bool = setting(True, "each analysis also answers a request to describe")
 

@@ -74,7 +74,7 @@ def about(
 
 def offered(options: Sequence[str] | None, letters: bool = False) -> str:
     """The options as they end a question; nothing in the open world."""
-    if options is None:
+    if not options:
         return ""
     shown = [f"({chr(65 + i)}) {o}" for i, o in enumerate(options)] if letters else options
     return f" Options: {', '.join(shown)}."

@@ -14,9 +14,10 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from finer1_lite import cot, models, prompts
-from finer1_lite.data.chain_text import Chain, agreement
+from finer1_lite.data.chain_text import agreement, section
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset, SFTSettings
+from finer1_lite.rewards import parse_answer
 from finer1_lite.runtime import distributed, oom
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.distributed import one_card
@@ -47,22 +48,23 @@ def chain_rows(
         }
         for photo in collection.train
         for chain in cot.several(chains[photo.id])
-        for question, reply in _asked(chain, collection.coarse, settings)
+        for question, reply in _asked(chain, collection, settings)
     ]
     turn = [{"role": Value("string"), "content": Value("string")}]
     features = Features({"images": List(Image()), "prompt": turn, "completion": turn})
     return Dataset.from_list(rows, features=features)
 
 
-def _asked(chain: str, coarse: str, settings: SFTSettings | None) -> Iterator[tuple[str, str]]:
+def _asked(
+    chain: str, collection: Collection, settings: SFTSettings | None
+) -> Iterator[tuple[str, str]]:
     """(question, reply) of a chain."""
-    yield prompts.question("think", coarse), chain
-    read = Chain(chain)
-    found = agreement(chain, read.answer)
+    yield prompts.question("think", collection.coarse), chain
+    found = agreement(chain, parse_answer(chain), collection.names, aliases=collection.aliases)
     if settings and settings.with_options and found["distinct"] and found["listed"]:
-        yield prompts.question("think", coarse, read.listed), chain
-    if settings and settings.with_descriptions and "analysis" in read.parts:
-        yield prompts.DESCRIBE.format(coarse=coarse), read.parts["analysis"]
+        yield prompts.question("think", collection.coarse, found["candidates"]), chain
+    if settings and settings.with_descriptions and section(chain, "analysis"):
+        yield prompts.DESCRIBE.format(coarse=collection.coarse), section(chain, "analysis")
 
 
 class SavedLimits(TrainerCallback, ExportableState, oom.Limits):

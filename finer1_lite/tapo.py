@@ -221,7 +221,7 @@ def rollout(
     size = sum(counts)
     parts = ["anchor", "positive"][: len(counts)] + ["negative"] * s.reads_negative
     images = [getattr(t, part).image() for t in drawn for part in parts]
-    asked = [prompts.question(s.prompt, collection.coarse, t.options or None) for t in drawn]
+    asked = [prompts.question(s.prompt, collection.coarse, t.options) for t in drawn]
     questions = [question for question in asked for _ in parts]
     batch = generation.encode_prompts(student.model, student.processor, questions, images)
     rows = [range(g * len(parts), (g + 1) * len(parts)) for g in range(len(drawn))]

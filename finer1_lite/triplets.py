@@ -99,10 +99,9 @@ def draw_triplets(
 ) -> list[Triplet]:
     """The triplets of one step: a function of (seed, step, round) alone.
 
-    offer: every second one has four names to choose from, of seen classes.
-
     Round 0 walks through shuffled epochs, so that every anchor has its turn; later rounds
-    (dynamic sampling drew again) take anchors at random. how: see `make_triplet`.
+    (dynamic sampling drew again) take anchors at random. offer: every second one has four
+    names to choose from, of seen classes; how: see `make_triplet`.
     """
     rng = random.Random(f"triplets/{seed}/{step}/{round_}")
     pool = list(collection.train)
@@ -111,7 +110,7 @@ def draw_triplets(
     else:
         anchors = [_epoch_item(pool, seed, step * count + i) for i in range(count)]
     drawn = [make_triplet(collection, anchor, rng, **how) for anchor in anchors]
-    for i in range(1, count, 2) if offer else ():
+    for i in range((step * count + 1) % 2, count, 2) if offer else ():
         options = collection.options(anchors[i], seed=step, among=collection.seen_names)
         drawn[i] = replace(drawn[i], options=tuple(options))
     return drawn

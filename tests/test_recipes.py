@@ -61,7 +61,8 @@ def test_every_recipe_trains_by_the_same_functions(
     name, fresh, birds, spread, tmp_path, monkeypatch
 ):
     """One step of each: what it asks, which pictures it answers and scores, what it moves."""
-    monkeypatch.setattr(tapo, "agreement", lambda *_: {"agrees": True})
+    if name.endswith("agreement"):  # no random completion has any
+        monkeypatch.setattr(tapo, "agreement", lambda *_: {"agrees": True})
     stage = Stage(fresh, birds, tmp_path, TINY.recipe(name))
     assert gradients(stage).abs().max() > 0
     anchors, positives, pictures, question = ROWS[name]

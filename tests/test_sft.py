@@ -85,6 +85,15 @@ def test_what_is_no_choice_is_not_offered(few, written):
     assert len(sft.chain_rows(few, bare, TINY.sft)) == len(few.train)
 
 
+def test_headings_are_read_in_any_case_and_an_empty_analysis_is_no_description(few):
+    chain = "<think>\nAnalysis: {}\nCandidates: wren, robin\n</think>\n<answer>wren</answer>"
+    for said, asked in (("crown red", ["Describe the bird."]), ("", [])):
+        rows = sft.chain_rows(few, {p.id: chain.format(said) for p in few.train}, TINY.sft)
+        questions = [row["prompt"][0]["content"] for row in rows][: 2 + len(asked)]
+        assert questions[1].endswith("Options: wren, robin.") and questions[2:] == asked
+        assert len(rows) == (2 + len(asked)) * len(few.train)
+
+
 def test_pictures_without_a_chain_are_named(few, chains):
     lost = [few.train[1].id, few.train[5].id]
     rest = {k: v for k, v in chains.items() if k not in lost}

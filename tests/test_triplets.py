@@ -70,6 +70,8 @@ def test_every_second_group_may_choose_among_four_seen_names(birds):
             assert set(t.options) <= set(birds.seen_names) and len(set(t.options)) == 4
             places[t.options.index(t.anchor.species)] += 1
     assert set(places) == {0, 1, 2, 3} and min(places.values()) > 15
+    alone = [draw_triplets(birds, 1, 0, step, offer=True)[0].options for step in range(4)]
+    assert [len(options) for options in alone] == [0, 4, 0, 4]  # one group a step: every second
 
 
 def test_every_anchor_comes_once_an_epoch_in_another_order_each_time(birds):

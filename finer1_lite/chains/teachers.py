@@ -63,7 +63,7 @@ class Oracle:
     def _write(self, photo: Photo, prompt: TeacherPrompt, rng: random.Random) -> str:
         name, marks = photo.species, self.world.marks[photo.species]
         cited = [f"{m} {v}" for m, v in marks.items() if f"{m} {v}" in prompt.concepts]
-        remarks = [cot.marks_against(marks, self.world.marks[c]) for c in prompt.candidates]
+        remarks = [cot.remark(self.world, marks, c) for c in prompt.candidates]
         analysis = ", ".join(cited) or paperbirds.describe(marks)
         return prompts.chain(analysis, prompt.candidates, remarks, name)
 

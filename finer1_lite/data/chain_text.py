@@ -25,6 +25,8 @@ LOOSE_HEADINGS = {  # released chains: a line or a sentence that opens the secti
 }
 _FITS = re.compile(r"(?i)\b(?:fits?|match(?:es)?|agrees?|consistent)\b")
 _FITS_NOT = re.compile(r"(?i)\b(?:not|no|nothing|neither|never|cannot|but|less)\b|n't\b")
+_WHOLE = str.maketrans(",:;", "\ue000\ue001\ue002")  # inside a name they separate nothing
+_APART = {to: at for at, to in _WHOLE.items()}
 _ITEM = re.compile(r"^ ?(?:[-*\u2022]|\*{0,2}\d+[.)])\s+(.+)$", re.MULTILINE)
 
 
@@ -102,21 +104,27 @@ def agreement(
     names: Sequence[str] = (),
     label: str | None = None,
     aliases: rewards.Aliases = None,
-) -> dict[str, bool | str | None]:
+) -> dict[str, bool | str | list[str] | None]:
     """Whether a completion's thought leads to its answer; names are compared as in scoring.
 
-    names: of the classes, with their aliases, which stand for them. Returns a dict: parts (all
-    four are there), listed (the label or, given no truth, the answer is among the candidates),
-    distinct (two candidates or more, each once), picked (the one name that the comparison leaves,
-    see `_picked`; None for none or several), compared (there is such a one, and each candidate
-    has one remark), predicted, agrees (all of that, and pick, prediction and answer are one name).
+    names: of the classes, with their aliases, which stand for them; one that holds a comma, colon
+    or semicolon is taken whole. Returns a dict: parts (all four are there), candidates as written,
+    listed (the label or, given no truth, the answer is among them), distinct (two candidates or
+    more, each once), picked (the one name that the comparison leaves, see `_picked`; None for none
+    or several), compared (there is such a one, and each candidate has one remark), predicted,
+    agrees (all of that, and pick, prediction and answer are one name).
     """
     spelled = {fold(n): name for name in names for n in (name, *(aliases or {}).get(name, ()))}
+    known = {label or "", *names, *(n for name in names for n in (aliases or {}).get(name, ()))}
+    for whole in sorted((n for n in known if n != n.translate(_WHOLE)), key=len, reverse=True):
+        completion = completion.replace(whole, whole.translate(_WHOLE))
+        spelled[fold(whole.translate(_WHOLE))] = spelled.get(fold(whole), whole)
 
     def one(name: str) -> str:
         return fold(spelled.get(fold(name), name))
 
-    candidates = [one(c) for c in section(completion, "candidates").split(",") if c.strip()]
+    written = [c.strip() for c in section(completion, "candidates").split(",") if c.strip()]
+    candidates = [one(name) for name in written]
     remarks = [(one(name), said) for name, said in remarks_of(section(completion, "comparison"))]
     picked = _picked(remarks)
     predicted = section(completion, "prediction").partition("\n")[0].strip()
@@ -124,6 +132,7 @@ def agreement(
     sought = wanted if label is None else one(label)
     found = {
         "parts": len(spans(completion)) == len(PARTS),
+        "candidates": [name.translate(_APART) for name in written],
         "listed": bool(sought) and sought in candidates,
         "distinct": len(set(candidates)) == len(candidates) > 1,
         "compared": picked is not None and sorted(n for n, _ in remarks) == sorted(candidates),

@@ -120,8 +120,11 @@ def judged(frame: pd.DataFrame) -> pd.DataFrame:
     said = zip(rows["completion"], answers, rows["label"], strict=True)
     chains = [agreement(text, answer, label=label) for text, answer, label in said]
     found = pd.DataFrame(chains, rows.index, [*agreement("", None)])
-    pairs = zip((chain["predicted"] for chain in chains), answers, strict=True)
-    found["same"] = [bool(a) and fold(p or "") == fold(a) for p, a in pairs]
+    for name in ("listed", "agrees"):  # as recorded, with the aliases known; old records had none
+        found[name] = rows[name].where(rows[name].notna(), found[name].astype(float))
+    said = zip(found["predicted"], rows["named"], rows["answer"], strict=True)
+    folded = ([fold(one) if isinstance(one, str) else "" for one in row] for row in said)
+    found["same"] = [bool(predicted) and predicted in given for predicted, *given in folded]
     found["good"] = found["agrees"].astype(bool) & (rows["correct"] == 1)
     return rows.drop(columns=found.columns, errors="ignore").join(found)
 

@@ -80,9 +80,10 @@ class Job:
 
     @property
     def settings(self) -> Preset:
-        """The preset with the trainer's recipe and a micro-batch that divides all."""
+        """The preset with the trainer's recipe, no options and a micro-batch that divides all."""
         recipe, changes = TRAINERS[self.trainer]
-        return self.preset.recipe(recipe).with_(**changes, tapo__micro_batch=self.micro_batch)
+        same = {"tapo__with_options": False, "tapo__micro_batch": self.micro_batch}
+        return self.preset.recipe(recipe).with_(**changes, **same)
 
 
 def work(pipe: Connection, job: Job) -> None:

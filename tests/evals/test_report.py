@@ -484,6 +484,15 @@ def test_agreement_of_chain_and_answer_is_counted():
     assert f"and in {one['good'].sum():.0f} of the {len(one)} right ones" in told
 
 
+def test_agreement_is_told_as_it_was_recorded():
+    """Who recorded it knew the aliases; records without it are read again."""
+    rows = made_up_records({"tapo": 1.0}, seeds=(0,))[:4]
+    rows[0] |= {"agrees": False, "listed": True}
+    rows[1] |= {"agrees": True, "completion": "<answer>bird</answer>"}
+    frame = advice.judged(table(rows, LabRecord))
+    assert frame["agrees"].tolist() == [0, 1, 1, 1] and frame["good"].tolist()[:2] == [False, True]
+
+
 def test_the_machine_that_measured_is_named_and_not_the_one_that_shows(tmp_path):
     folder = made_up_run(tmp_path / "lab", made_up_records({"base": 0.3}), seeds=())
     (folder / "timing.json").write_text(json.dumps({"platform": "elsewhere"}))

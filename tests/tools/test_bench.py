@@ -153,6 +153,7 @@ def test_every_trainer_is_asked_about_the_same_anchors(trained):
     assert len(asked[TRL]) == 8 and len(set(asked[TRL])) > 1  # 2 steps, 2 groups, 2 rollouts
     for name in TRAINERS:  # ours asks twice a completion: for the reward and for the log
         assert asked[name][:: len(asked[name]) // 8] == asked[TRL], name
+        assert not Job(name, Preset.lab(), 84, 1).settings.tapo.with_options  # nor is TRL offered
 
 
 def test_every_completion_has_the_longest_length(trained):
