@@ -134,9 +134,8 @@ class Namer:
 
     def _shares(self, texts: Sequence[str]) -> np.ndarray:
         """The share of completions that name each class: (C,)."""
-        aliases = {one.name: one.aliases for one in self.card.classes}
         answers = map(rewards.parse_answer, texts)
-        named = [rewards.match_class(answer, self.names, aliases) for answer in answers]
+        named = [rewards.match_class(answer, self.names, self.card.aliases) for answer in answers]
         return np.array([named.count(name) / len(texts) for name in self.names])
 
     def _predict(self, seen: Evidence, samples: int) -> Iterator[Prediction]:
@@ -147,8 +146,7 @@ class Namer:
             order = np.argsort(-row, kind="stable")
             ranked = [(self.names[i], float(row[i])) for i in order]
             answer = rewards.parse_answer(texts[0])
-            aliases = {one.name: one.aliases for one in self.card.classes}
-            chain = chain_text.agreement(texts[0], answer, self.names, aliases=aliases)
+            chain = chain_text.agreement(texts[0], answer, self.names, aliases=self.card.aliases)
             agrees = chain["agrees"] if chain["predicted"] else None
             share = float(self._shares(texts[1:])[order[0]]) if samples else None
             yield Prediction(*ranked[0], ranked, texts[0], answer, agrees, share)

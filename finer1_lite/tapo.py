@@ -384,9 +384,8 @@ def old_log_probs(student: Student, batch: Batch, preset: Preset, limits: Limits
     is clipped, a positive's under the picture that it was written to: the ratio to what is scored
     on the anchor is then its importance weight, which the loss clips.
     """
-    clipped = preset.tapo.positive_ratio == "clipped"
-    on = "sampled_on" if clipped else "scored_on"
-    if preset.tapo.updates == 1 and not clipped:
+    on = "sampled_on" if preset.tapo.positive_ratio == "clipped" else "scored_on"
+    if preset.tapo.updates == 1 and torch.equal(getattr(batch, on), batch.scored_on):
         return None
 
     @torch.no_grad()

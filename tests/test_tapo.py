@@ -248,27 +248,36 @@ def test_a_group_holds_the_anchors_answers_first(fresh, birds, tmp_path):
     assert [g.triplet for g in groups] == triplets and len(set(texts)) == 8
 
 
-def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, monkeypatch):
+@pytest.fixture
+def speak(monkeypatch):
+    """Has every call of `generate` say these completions."""
+    real = generation.generate
+
+    def with_words(said):
+        def generate(*args, **settings):
+            out = real(*args, **settings)
+            out.completions = said
+            return out
+
+        monkeypatch.setattr(generation, "generate", generate)
+
+    return with_words
+
+
+def test_answers_are_judged_by_the_anchors_name(fresh, birds, tmp_path, speak):
     stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__accuracy_weight=0.7))
     triplets = draw_triplets(birds, 2, seed=0, step=0)
     label = triplets[0].anchor.species
     good = f"<think>\nx\n</think>\n<answer>{label}</answer>"
     said = [good, f"<answer>{label}</answer>", "nothing", good.replace(label, birds.names[-1])]
-    real = generation.generate
-
-    def speak(*args, **settings):
-        out = real(*args, **settings)
-        out.completions = said * 2
-        return out
-
-    monkeypatch.setattr(generation, "generate", speak)
+    speak(said * 2)
     group = stage.rollout(triplets, torch.Generator())[0]
     assert group.accuracy.tolist() == [1, 1, 0, 0] and group.format.tolist() == [1, 0, 0, 1]
     assert group.reward.tolist() == pytest.approx([0.8, 0.7, 0, 0.1])
 
 
 def test_agreement_is_watched_always_and_paid_where_it_is_asked_for(
-    fresh, birds, world, tmp_path, monkeypatch
+    fresh, birds, world, tmp_path, speak
 ):
     """A right name beside a chain that leads to another one is right by chance."""
     triplets = draw_triplets(birds, 2, seed=0, step=0)
@@ -277,14 +286,7 @@ def test_agreement_is_watched_always_and_paid_where_it_is_asked_for(
     other = next(c for c in Chain(good).listed if c != label)
     beside = good.replace(f"prediction: {label}", f"prediction: {other}")
     said = [good, beside, "nothing", good.replace(f"<answer>{label}", f"<answer>{other}")]
-    real = generation.generate
-
-    def speak(*args, **settings):
-        out = real(*args, **settings)
-        out.completions = said * 2
-        return out
-
-    monkeypatch.setattr(generation, "generate", speak)
+    speak(said * 2)
     for paid, earned in ((False, [1, 1, 0, 0]), (True, [1, 0, 0, 0])):
         stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__reward_agreement=paid))
         group = stage.rollout(triplets, torch.Generator())[0]

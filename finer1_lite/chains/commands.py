@@ -95,8 +95,7 @@ class MakeCommand:
         kind = self.teacher or ("oracle" if photos is None else "table")
         birds = "--teacher oracle knows paper birds only: choose another for --photos"
         named = bool(self.model) or kind not in ("local", "endpoint")
-        require({birds: kind != "oracle" or photos is None})
-        require({f"--teacher {kind} needs --model": named})
+        require({birds: kind != "oracle" or not photos, f"--teacher {kind} needs --model": named})
         world = None
         if collection is None:
             collection, world = self.pictures.pictures()

@@ -284,10 +284,9 @@ def answers_of(task: Task, world: paperbirds.World) -> dict[str, dict[str, str]]
     """
     found: dict[str, dict[str, list]] = {}
     for record in metrics.read_records(task.records):
-        said = section(record["completion"], "analysis").partition("\n")[0]
-        row = {"correct": record["correct"], "agrees": record.get("agrees")}
-        row |= {"listed": record.get("listed")}
+        row = {name: record.get(name) for name in COLUMNS}
         if row["agrees"] is not None:
+            said = section(record["completion"], "analysis").partition("\n")[0]
             row["marks"] = marks_right(said, world.marks[record["label"]])
         columns = found.setdefault(record["split"], {})
         for name, value in row.items():

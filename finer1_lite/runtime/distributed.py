@@ -73,15 +73,15 @@ def on_main_process(call: Callable[[], Any]) -> Any:
     global _alone
     box, before = (None, 0), _alone
     if is_main():
+        _alone = True
         try:
-            _alone = True
-            try:
-                box = (call(), 0)
-            finally:
-                _alone = before
+            box = (call(), 0)
         except Exception:
+            _alone = before  # the others hear of it
             broadcast((None, 2))
             raise
+        finally:
+            _alone = before
     value, failed = broadcast(box)
     if failed:
         raise SystemExit(failed)

@@ -84,6 +84,11 @@ class Card(BaseModel):
         """Every class, in the card's order."""
         return [one.name for one in self.classes]
 
+    @property
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """Class -> its further names."""
+        return {one.name: one.aliases for one in self.classes}
+
 
 def relative(path: Path | str, folder: Path | str) -> str:
     """A local path as it is written on the card of `folder`; a hub name stays as it is."""
