@@ -369,7 +369,7 @@ class Draw:
         checked = images.check_bytes(data)
         if checked.problem:
             raise images.PictureError(checked.problem)
-        kept[place] = self.folder / own / f"{role}-{digest}{images.ending(data)}"
+        kept[place] = self.folder / own / f"{role}-{digest}{checked.ending}"
         kept[place].parent.mkdir(parents=True, exist_ok=True)
         kept[place].write_bytes(data)
         if role == "test":

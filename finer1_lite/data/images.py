@@ -8,8 +8,11 @@ Nothing is written: pictures are converted in memory each time they are read.
 import hashlib
 import io
 import re
+import struct
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, features
@@ -41,16 +44,24 @@ MAX_ASPECT = 200  # Qwen2.5-VL's image processor refuses pictures as narrow as t
 
 NO_HEIF = "is HEIC, which is read with: pip install pillow-heif (or save it as JPEG)"
 _HEIF = re.compile(rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
+_PNG = b"\x89PNG\r\n\x1a\n"
 _STARTS = re.compile(  # of files that are pictures, whatever they are called
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|.{4}ftypavi[fs]|" + _HEIF.pattern, re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF.{4}WEBP|.{4}ftypavi[fs]|BM.{4}\0{4}|"
+    rb"(II\*\0|MM\0\*)(?!.{4}CR)|" + _HEIF.pattern,
+    re.DOTALL,
 )
+# of cameras; they begin as TIFF does, which would read the thumbnail for the picture
+_RAW = frozenset({".arw", ".cr2", ".dng", ".nef", ".orf", ".pef", ".rw2", ".sr2", ".srw"})
 _NOT_READ = {  # how files begin that some take for pictures
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"%PDF": "PDF",
-    b"8BPS": "a Photoshop file",
-    b"<svg": "SVG",
-    b"<?xml": "SVG or XML",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL",
+    rb"%PDF": "PDF",
+    rb"8BPS": "a Photoshop file",
+    rb"(?i)(\xef\xbb\xbf)?\s*(<svg|<\?xml)": "SVG or XML",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|!--)": "a web page; fetch the picture itself",
+    rb"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` fetches it",
+    rb".{4}ftyp|\x1aE\xdf\xa3": "a film, or of a form that is not read",
+    rb"PK\x03\x04|\x1f\x8b": "an archive; unpack it",
 }
 _ENDING_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 _ORIENTATION = 0x0112  # the EXIF tag; 1 means upright
@@ -63,6 +74,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_NUMBERS = "16-bit grey, or other numbers, scaled to 8 bits by the range that they use"
+_BARE = "read without its metadata, which are broken"
 _MODE_NOTES = {
     "CMYK": "CMYK read as RGB",
     "L": "grey read as RGB",
@@ -70,7 +83,8 @@ _MODE_NOTES = {
     "1": "black-and-white read as RGB",
     "P": "palette read as RGB",
     "PA": "palette read as RGB",
-    "I": "16-bit grey scaled to 8 bits",
+    "I": _NUMBERS,
+    "F": _NUMBERS,
 }
 
 
@@ -80,12 +94,16 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found out: the bytes' digest, decisions, a problem, and how it looks."""
+    """What `check` found out: the bytes' digest, decisions, a problem, and how it looks.
+
+    ending: of a file of this form, such as ".jpg".
+    """
 
     digest: str
     notes: tuple[str, ...] = ()
     problem: str = ""
     look: Look | None = field(default=None, repr=False)
+    ending: str = ""
 
 
 def decode(path: Path) -> Image.Image:
@@ -94,7 +112,7 @@ def decode(path: Path) -> Image.Image:
     Raises PictureError naming the file for anything that `check` would call a problem.
     """
     try:
-        return _decode(Path(path).read_bytes())[0]
+        return _decode(Path(path).read_bytes()).picture
     except (PictureError, OSError) as error:
         raise PictureError(f"{path}: {error}") from error
 
@@ -112,14 +130,16 @@ def check_bytes(data: bytes) -> Checked:
     """`check` for the bytes of a picture file."""
     digest = hashlib.sha256(data).hexdigest()
     try:
-        picture, notes = _decode(data)
-        return Checked(digest, tuple(notes), look=Look.of(picture))
+        found = _decode(data)
+        return Checked(digest, found.notes, look=Look.of(found.picture), ending=found.ending)
     except PictureError as error:
         return Checked(digest, problem=str(error))
 
 
 def starts_like_a_picture(path: Path) -> bool:
     """Whether a file begins as pictures do, whatever its name; False if it cannot be read."""
+    if path.suffix.lower() in _RAW:
+        return False
     try:
         with path.open("rb") as stream:
             return bool(_STARTS.match(stream.read(16)))
@@ -127,24 +147,40 @@ def starts_like_a_picture(path: Path) -> bool:
         return False
 
 
-def ending(data: bytes) -> str:
-    """The file ending that fits a picture which `check_bytes` found usable, such as ".jpg"."""
-    with _open(data) as image:
-        return _ENDING_OF.get(image.format, f".{image.format.lower()}")
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any Pillow mode as RGB: alpha on white, 16-bit grey scaled to 8 bits."""
+    """A picture of any Pillow mode as RGB: alpha on white, numbers scaled to 8 bits.
+
+    PictureError for numbers that make no picture.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):
-        # convert() would clip everything above 255 to white
-        levels = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
-        image = Image.fromarray(np.rint(levels).astype(np.uint8))
+    if image.mode[0] in "IF":  # convert() would clip everything above 255 to white
+        image = Image.fromarray(_levels(np.asarray(image)))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    """Numbers as 256 levels of grey, by the range that they use.
+
+    That is 0 to 1, or 0 to what 8, 9, ... 16 bits hold, if they fill a quarter of it, as 12-bit
+    grey does with 12 of its 16; else it is from the least to the greatest.
+    """
+    mend = "save it as 8-bit RGB, or remove it"
+    if not np.isfinite(values).all():
+        raise PictureError(f"holds numbers that are not finite; {mend}")
+    grey = values.astype(np.float64)
+    low, high = grey.min(), grey.max()
+    floats = values.dtype.kind == "f"
+    whole = 1 if floats and high <= 1 else 2 ** max(8, int(np.ceil(high)).bit_length()) - 1
+    if low >= 0 and whole / 4 <= high - low * floats and high <= 65535:
+        low, high = 0, whole
+    elif np.ptp(np.quantile(grey, (0.02, 0.98))) * 255 <= high - low:
+        what = f"holds numbers from {low:g} to {high:g}, nearly all of them the same"
+        raise PictureError(f"{what}: black or white in 8 bits; {mend}")
+    return np.rint((grey - low) / ((high - low) / 255)).astype(np.uint8)
 
 
 def small(image: Image.Image, side: int, form: str = "PNG", **settings: int) -> bytes:
@@ -156,18 +192,42 @@ def small(image: Image.Image, side: int, form: str = "PNG", **settings: int) -> 
     return stream.getvalue()
 
 
-def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
-    """The picture in `data` and the decisions taken on the way; else PictureError."""
+class _Decoded(NamedTuple):
+    """An upright RGB picture, the decisions taken on the way, and the ending that fits it."""
+
+    picture: Image.Image
+    notes: tuple[str, ...]
+    ending: str
+
+
+def _decode(data: bytes) -> _Decoded:
+    """The picture in `data`; else PictureError. Metadata may be broken, pixels may not."""
     if not data:
         raise PictureError("is empty (0 bytes); copy it again or remove it")
     try:
+        return _upright(data)
+    except PictureError as error:
+        try:
+            found = _upright(_without_metadata(data))
+        except PictureError:
+            raise error from None
+        return found._replace(notes=(*found.notes, _BARE))
+
+
+def _upright(data: bytes) -> _Decoded:
+    try:
         with _open(data) as image:
             _require_size(*image.size)
+            deep = any(";16" in str(tile.args) for tile in image.tile)
             notes = _notes(image)
             image.load()
             # after load(): the TIFF reader turns the picture itself and drops the tag
-            turn = _TURNS.get(_orientation(image))
-            return to_rgb(image.transpose(turn) if turn is not None else image.copy()), notes
+            turn = _TURNS.get(_exif(image).get(_ORIENTATION))
+            upright = image.transpose(turn) if turn is not None else image.copy()
+            if deep and image.mode.startswith("RGB"):
+                _require_bright(image)
+            ending = _ENDING_OF.get(image.format, f".{image.format.lower()}")
+            return _Decoded(to_rgb(upright), tuple(notes), ending)
     except PictureError:
         raise
     except Image.UnidentifiedImageError:
@@ -177,21 +237,45 @@ def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
         raise PictureError(f"is broken ({error}); {mend}") from error
 
 
+def _without_metadata(data: bytes) -> bytes:
+    """The file without what stands beside its pixels and may be broken.
+
+    Of PNG, its chunks in small letters, but for transparency and EXIF that is whole; of other
+    forms, EXIF under the name by which decoders find it.
+    """
+    if not data.startswith(_PNG):
+        return data.replace(b"Exif", b"none").replace(b"EXIF", b"none")
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(data):
+        size = struct.unpack_from(">I", data, at)[0]
+        chunk, kind = data[at : at + 12 + size], data[at + 4 : at + 8]
+        whole = chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4)
+        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):
+            kept.append(chunk)
+        at += len(chunk)
+    return b"".join([*kept, data[at:]])
+
+
 def _unread(data: bytes) -> str:
     """Why no decoder takes these bytes, as far as their beginning tells, with the mend."""
     if _HEIF.match(data) and pillow_heif is None:
         return NO_HEIF
-    names = [name for start, name in _NOT_READ.items() if data.startswith(start)]
+    names = [name for start, name in _NOT_READ.items() if re.match(start, data, re.DOTALL)]
     if _STARTS.match(data):
         names = ["broken, or of a form that this Pillow does not read"]
     if names:
-        return f"is {names[0]}; save it as JPEG or PNG"
+        return f"is {names[0]}" + "; save it as JPEG or PNG" * (";" not in names[0])
     return "is no picture, whatever its name says; replace or remove it"
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1 where there is none."""
-    return image.getexif().get(_ORIENTATION, 1)
+def _exif(image: Image.Image) -> Image.Exif:
+    """The EXIF tags; none where they cannot be read, which `_notes` says."""
+    if image.format == "PNG":
+        image.load()  # which getexif() does too, for EXIF may stand behind the pixels
+    try:
+        return image.getexif()
+    except Exception:  # of metadata alone: no pixels are read here
+        return image.getexif()  # Pillow tries once, and then has none
 
 
 def _open(data: bytes) -> Image.Image:
@@ -215,17 +299,27 @@ def _require_size(width: int, height: int) -> None:
         raise PictureError(f"is too narrow {size}; {mend}")
 
 
+def _require_bright(image: Image.Image) -> None:
+    """Raise PictureError if Pillow, which keeps the upper 8 of 16 bits, kept next to nothing."""
+    if max(high for _, high in image.convert("RGB").getextrema()) < 64:
+        what = "has 16 bits a colour and uses 14 or fewer, which is black in 8 bits"
+        raise PictureError(f"{what}; save it as 8-bit RGB, or remove it")
+
+
 def _too_large(size: str) -> str:
     return f"is too large ({size}); shrink it to at most {MAX_PIXELS:,} pixels"
 
 
 def _notes(image: Image.Image) -> list[str]:
     """The decisions that `_decode` takes for this picture, in words."""
-    mode = "I" if image.mode.startswith("I") else image.mode
+    mode = image.mode.partition(";")[0]
     notes = [_MODE_NOTES[mode]] if mode in _MODE_NOTES else []
     if image.has_transparency_data and mode != "I":
         notes.append("transparency laid on white")
-    if _orientation(image) in _TURNS:
+    exif = _exif(image)
+    if not exif and {"exif", "Raw profile type exif"} & image.info.keys():
+        notes.append(_BARE)
+    if exif.get(_ORIENTATION) in _TURNS:
         notes.append("turned upright by EXIF")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         notes.append("first of several frames kept")

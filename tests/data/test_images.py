@@ -5,6 +5,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from photo_folders import four_classes, noise, only_problem
 from PIL import Image
@@ -70,16 +71,104 @@ def test_exif_orientation_is_applied(tmp_path, ending):
     assert images.check(tmp_path / f"turned.{ending}").notes == ("turned upright by EXIF",)
 
 
+def chunk(kind: bytes, data: bytes, off: int = 0) -> bytes:
+    """A chunk of a PNG file; off: how far its checksum is off."""
+    check = struct.pack(">I", zlib.crc32(kind + data) + off)
+    return struct.pack(">I", len(data)) + kind + data + check
+
+
 def png_header(width: int, height: int) -> bytes:
     """A one-bit PNG that claims a size; its pixels need not exist to be refused."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + check
-
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + head + body
+
+
+# Numbers -----------------------------------------------------------------------------
+
+RAMP = np.add.outer(np.arange(64), np.arange(64)) / 126  # from 0 to 1
+
+
+def decoded(path: Path, values: np.ndarray) -> np.ndarray:
+    Image.fromarray(values).save(path)
+    assert any("scaled to 8 bits" in note for note in images.check(path).notes)
+    return np.asarray(images.decode(path))[..., 0]
+
+
+@pytest.mark.parametrize(
+    "low, high, kind",
+    [
+        *((0, 1, "f4"), (0, 255, "f4"), (0, 65535, "f4"), (-1, 1, "f4"), (0, 0.01, "f4")),
+        *((273, 310, "f4"), (0, 4095, "u2"), (0, 1023, "u2"), (0, 65535, "u2")),
+        *((0, 4095, "i4"), (0, 1_000_000, "i4"), (-500, 500, "i4")),
+    ],
+)
+def test_numbers_are_scaled_by_the_range_that_they_use(tmp_path, low, high, kind):
+    found = decoded(tmp_path / "x.tif", (low + RAMP * (high - low)).astype(kind))
+    assert np.abs(found - RAMP * 255).max() <= 1.5
+
+
+def test_grey_of_12_bits_in_16_is_no_black_png(tmp_path):
+    assert decoded(tmp_path / "x.png", (RAMP * 4095).astype("u2")).max() == 255
+
+
+@pytest.mark.parametrize("odd, words", [(np.nan, "finite"), (np.inf, "finite"), (-9999, "-9999")])
+def test_numbers_that_make_no_picture_are_refused(tmp_path, odd, words):
+    values = RAMP.astype("f4")
+    values[3, 3] = odd
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    problem = images.check(tmp_path / "x.tif").problem
+    assert words in problem and "save it as 8-bit RGB" in problem
+    with pytest.raises(images.PictureError, match=words):
+        images.to_rgb(Image.fromarray(values))
+
+
+@pytest.mark.parametrize("bits, usable", [(12, False), (16, True)])
+def test_colours_of_16_bits_that_turn_black_are_refused(tmp_path, bits, usable):
+    colours = np.repeat(RAMP[..., None] * (2**bits - 1), 3, 2).astype(">u2")
+    lines = b"".join(b"\0" + line.tobytes() for line in colours)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    problem = images.check(tmp_path / "x.png").problem
+    assert not problem if usable else "16 bits a colour" in problem
+
+
+# Metadata ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp", "avif", "heic", "png"])
+def test_broken_exif_is_no_fault_of_the_picture(tmp_path, ending):
+    if {"heic": "HEIF"}.get(ending, "AVIF") not in images.FORMATS:
+        pytest.skip(f"no reader of {ending}")
+    path, exif = tmp_path / f"x.{ending}", Image.Exif()
+    exif[ORIENTATION], exif[0x10E] = 6, "red"
+    Image.new("RGB", (64, 40), "red").save(path, exif=exif)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"MM\0*", b"MMMM").replace(b"II*\0", b"IIII"))
+    assert path.read_bytes() != whole
+    # AVIF turns the picture itself
+    assert images.decode(path).size == ((40, 64) if ending == "avif" else (64, 40))
+    assert "read without its metadata, which are broken" in images.check(path).notes
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *(chunk(b"pHYs", b"\0"), chunk(b"tEXt", b"a\0b", off=1), chunk(b"iCCP", b"x\0\5")),
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000))),
+    ],
+)
+def test_broken_chunks_beside_the_pixels_of_png(tmp_path, beside):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (64, 40)).save(tmp_path / "x.png", exif=exif)
+    data = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(data[:33] + beside + data[33:])
+    assert images.decode(tmp_path / "x.png").size == (40, 64)
+    assert "metadata" in " ".join(images.check(tmp_path / "x.png").notes)
+    (tmp_path / "x.png").write_bytes(data[:33] + beside + data[33:-30])  # pixels do count
+    assert "is broken" in images.check(tmp_path / "x.png").problem
 
 
 def jpeg_bytes(tmp_path: Path) -> bytes:
