@@ -11,9 +11,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from finer1_lite.data import duplicates, images, labels, layouts, tables
+from finer1_lite.data import duplicates, hubsets, images, labels, layouts, tables
 from finer1_lite.data.layouts import CLASSES, DESCRIPTIONS, INDEX, PLAIN, ClassFolder, File, Reading
 from finer1_lite.data.tables import name_key
 from finer1_lite.runtime.files import DataError
@@ -88,7 +88,7 @@ def _scan(root: Path, reading: Reading, problems: list[str]) -> list[ClassFolder
             problems.append(f"{what}; 2 or more are needed")
     else:
         classes = layouts.from_folders(walk, reading)
-        why_not = layouts.too_few_classes(walk, classes)
+        why_not = layouts.no_classes(walk, classes, labels.candidates)
         if why_not:
             problems.append(why_not)
             classes = [one for one in classes if one.files]
@@ -112,16 +112,20 @@ def _name_problems(classes: list[ClassFolder]) -> list[str]:
 
 def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give the files their split and the classes their group; every picture needs a row."""
-    files = {file.id for one in classes for file in one.files}
+    ids = [file.id for one in classes for file in one.files]
+    files = {file_id.casefold(): file_id for file_id in ids} | dict(zip(ids, ids, strict=True))
     by_file: dict[str, dict[str, str]] = {}
     table = tables.read(path, [("file",)])
     problems += table.problems
     table.say_unused(("file", "class", "coarse", *SPLIT_COLUMNS))
     for line, row in table.rows:
-        file_id = PurePosixPath(row["file"].replace("\\", "/")).as_posix()
+        written = row["file"]
+        file_id = next(
+            (files[end] for end in (written, *layouts.ends(written)) if end in files), ""
+        )
         where = f"{path}, line {line}"
-        if file_id not in files:
-            problems.append(f"{where}: there is no picture {file_id!r}; remove the row")
+        if not file_id:
+            problems.append(f"{where}: there is no picture {written!r}; remove the row")
         elif file_id in by_file:
             problems.append(f"{where}: {file_id!r} has a row already; remove one")
         if _split_of(row) not in (None, "train", "test"):
@@ -159,7 +163,8 @@ def _rows_by_class(
     lines: dict[str, int] = {}
     good = []
     for line, row in table.rows:
-        own = by_key.get(name_key(row["class"]))
+        plain = hubsets.NUMBER.sub("", row["class"])
+        own = by_key.get(name_key(row["class"])) or by_key.get(name_key(plain))
         where = f"{path}, line {line}"
         if own is None:
             named = unknown(row["class"], [one.folder for one in classes])
@@ -303,6 +308,9 @@ def _too_few(one: ClassFolder, shots: int) -> list[str]:
         lacks = lacks if len(one.files) <= shots else []
         enough = len(one.files) - 1
     mend = "add pictures or remove the class"
+    if one.others:
+        left = ", ".join(f"{count} {ending}" for ending, count in sorted(one.others.items()))
+        mend = f"skipped: {left} (save pictures as JPEG or PNG); {mend}"
     if 0 < enough < shots:
         mend += f", or train on fewer: --shots {enough}"
     if one.deeper:

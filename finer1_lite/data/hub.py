@@ -57,6 +57,11 @@ class Stream:
     names: list[str] = field(repr=False)  # of the classes, by number where rows hold numbers
     total: int | None = None  # rows, where the source tells
 
+    @property
+    def numbered(self) -> bool:
+        """Whether rows hold a class by its number, and not by its name."""
+        return isinstance(self.rows.features[self.columns[1]], datasets.ClassLabel)
+
     def __iter__(self) -> Iterator[tuple[bytes, str | None]]:
         """Yield (bytes of the picture file, label); b"" without a picture, None without a label.
 
@@ -65,9 +70,9 @@ class Stream:
         try:
             for row in self.rows:
                 picture, label = (row[column] for column in self.columns)
-                if isinstance(label, int):
+                if self.numbered and label is not None:
                     label = self.names[label] if 0 <= label < len(self.names) else None
-                yield picture_bytes(picture), label or None
+                yield picture_bytes(picture), _word(label)
         except NETWORK as error:
             raise OSError(f"{self.split}: {error}; give the same command again") from error
 
@@ -148,6 +153,11 @@ def _emptied(partial: Path) -> Path:
 # Sources ---------------------------------------------------------------------------------
 
 
+def _word(label: str | int | None) -> str | None:
+    """A label in words; None where there is none."""
+    return None if label in (None, "") else str(label)
+
+
 def picture_bytes(cell: dict | None) -> bytes:
     """The bytes as they came, from the row itself or from the file that it names."""
     if cell is None:
@@ -173,7 +183,7 @@ def open_streams(wanted: Wanted) -> list[Stream]:
             else:
                 log.info("%s: labels in words, which are gathered first", columns[1])
                 words = rows.select_columns(columns[1:])
-                names = sorted({row[columns[1]] for row in words if row[columns[1]]})
+                names = sorted({_word(row[columns[1]]) for row in words} - {None})
             rows = rows.select_columns(columns)
             rows = rows.cast_column(columns[0], datasets.Image(decode=False))
             streams.append(Stream(role, split, rows, columns, names, totals.get(split)))
@@ -182,7 +192,7 @@ def open_streams(wanted: Wanted) -> list[Stream]:
             f"splits: there are {', '.join(splits)}; say with --train-splits and "
             "--test-splits which to draw from, none in both"
         )
-    if all(isinstance(s.rows.features[s.columns[1]], datasets.Value) for s in streams):
+    if not any(stream.numbered for stream in streams):
         names = sorted({name for stream in streams for name in stream.names})
         streams = [replace(stream, names=names) for stream in streams]
     if any(stream.names != streams[0].names for stream in streams):
@@ -209,10 +219,22 @@ def _open(wanted: Wanted) -> tuple[dict[str, datasets.IterableDataset], dict[str
         if builder.info.builder_name not in FORMATS:
             raise ValueError(f"its format is {builder.info.builder_name}, not of {FORMATS}")
         streams = builder.as_streaming_dataset()
+        if folder.is_dir() and builder.info.builder_name == "imagefolder":
+            _say_unread(folder, builder.EXTENSIONS)
     except (*NETWORK, ValueError, RuntimeError) as error:
         raise DataError([_why_not(wanted.place, error)], "no data set:") from error
     known = builder.info.splits or {}
     return streams, {split: one.num_examples for split, one in known.items() if one.num_examples}
+
+
+def _say_unread(folder: Path, known: Iterable[str]) -> None:
+    """Log the pictures that `datasets` leaves out without a word, as it goes by their endings."""
+    pictures = layouts.Walk(folder, []).pictures
+    unread = [path for path in pictures if path.suffix.lower() not in known]
+    if unread:
+        mend = f"rename them, or use the folder itself: --photos {folder}"
+        words = "%s: %d pictures have endings that `datasets` does not read (first: %s); %s"
+        log.warning(words, folder, len(unread), unread[0].name, mend)
 
 
 def _why_not(place: str, error: Exception) -> str:
@@ -253,7 +275,7 @@ def _columns(
     """The columns of picture and label; a problem for each that is not there."""
     present = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
     spellings = wanted.hubset.label if wanted.hubset else ()
-    texts = ("string", "large_string")
+    texts = ["string", "large_string", *["int32", "int64"] * bool(wanted.label_column)]
     words = {name for name, one in features.items() if getattr(one, "dtype", "") in texts}
     words &= {wanted.label_column} if wanted.label_column else set(labels.LABELS)
     columns = []
@@ -271,8 +293,13 @@ def _columns(
         called = f" called {given!r}" if given else ""
         problems.append(
             f"{split}: {len(fit) or 'no'} columns of {what}{called} among {present or 'none'}; "
-            f"choose one with {option} (its type: {kind.__name__}{' or text' * bool(columns)})"
+            f"choose one with {option} (its type: {kind.__name__}{', text, numbers' * bool(columns)})"
         )
+        if not fit and Path(wanted.place).is_dir():
+            mend = "with other tables, or another layout, use the folder itself: --photos"
+            problems[-1] += (
+                f"; of tables metadata.csv alone is read: {mend} {wanted.place} --table FILE"
+            )
     return columns
 
 
@@ -287,7 +314,7 @@ def choose_classes(
     DataError lists every label and every released class that does not match.
     """
     hubset = wanted.hubset
-    names = {label: hubsets.display(label) for label in labels}
+    names = layouts.shown(labels)
     seen, problems, left_out = {}, [], []
     if hubset:
         names, strange, lacking = hubsets.match(hubset, labels)

@@ -27,7 +27,7 @@ COARSE = {  # data set -> (coarse word, what the fine name is called)
     "flower": ("flower", "species"),
     "pet": ("pet", "breed"),
 }
-NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}-)")  # what CUB and ImageNet put before a name
+NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}[-_. ])")  # what CUB and ImageNet put before a name
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,6 @@ def key(name: str) -> str:
     """What spellings of one class have in common: "017.Cardinal" and "cardinal" -> "cardinal"."""
     text = unicodedata.normalize("NFKD", NUMBER.sub("", name.strip())).casefold()
     return "".join(letter for letter in text if letter.isalnum())
-
-
-def display(label: str) -> str:
-    """A label as a person writes it: without its number, with spaces for underscores."""
-    text = unicodedata.normalize("NFC", NUMBER.sub("", label.strip())).replace("_", " ")
-    return " ".join(text.split())
 
 
 def match(hubset: HubSet, labels: Iterable[str]) -> tuple[dict[str, str], list[str], list[str]]:

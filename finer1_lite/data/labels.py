@@ -14,13 +14,16 @@ from pathlib import Path
 from finer1_lite.data import tables
 from finer1_lite.data.layouts import (
     METADATA,
+    OWN,
     SPLITS,
+    TABLES,
     ClassFolder,
     Reading,
     Walk,
-    display,
+    ends,
     nfc,
     roles,
+    shown,
 )
 from finer1_lite.runtime.files import DataError
 
@@ -63,6 +66,26 @@ def _labels(path: Path) -> bool:
     return labelled
 
 
+def candidates(walk: Walk) -> list[Path]:
+    """The table of files and labels that lies in a folder, one level inside, or beside it.
+
+    One with the usual columns, else any at the top: --file-column and --label-column may fit.
+    """
+    root = walk.root
+    near = [path for path in walk.others if root in (path.parent, path.parent.parent)]
+    around = root.resolve().parent
+    near += sorted(around.iterdir()) if os.access(around, os.R_OK) else []
+    near = [p for p in near if p.suffix.lower() in TABLES and p.name.lower() not in OWN]
+    for path in near if walk.pictures else ():
+        try:
+            table = tables.read(path)
+        except (DataError, OSError):
+            continue
+        if table.first_of(FILES) and table.first_of(LABELS):
+            return [path]
+    return sorted((p for p in near if p.parent == root), key=lambda p: p.suffix == ".txt")[:1]
+
+
 def from_tables(walk: Walk, reading: Reading, paths: Iterable[Path]) -> list[ClassFolder]:
     """The classes that tables name, with the pictures of their rows.
 
@@ -90,7 +113,7 @@ class _Labels:
         self.places: dict[str, set[str]] = defaultdict(set)  # end of a path -> ids
         self.numbers: dict[str, set[str]] = defaultdict(set)  # number in a file's name -> ids
         for name in self.files:
-            for end in _ends(name):
+            for end in ends(name):
                 self.places[end].add(name)
                 self.places[end.rpartition(".")[0] or end].add(name)
             for number in re.findall(r"\d+", Path(name).stem):
@@ -147,7 +170,7 @@ class _Labels:
             exact = os.path.relpath(folder / text, self.walk.root).replace(os.sep, "/")
             if exact in self.files:
                 return [exact]
-        return next((sorted(self.places[e]) for e in _ends(text) if self.places.get(e)), [])
+        return next((sorted(self.places[e]) for e in ends(text) if self.places.get(e)), [])
 
     def _photos_of(self, row: dict[str, str]) -> list[str]:
         """The pictures of an observation: by its own id, or by that of the photo in its URL."""
@@ -182,10 +205,11 @@ class _Labels:
         if strange:
             log.warning("splits that say neither train nor test are not kept: %s", strange)
         classes: dict[str, ClassFolder] = {}
+        names = shown(sorted({name for name, *_ in self.said.values()}))
         for one, (name, _, _, credit) in sorted(self.said.items()):
-            shown = " ".join(name.split()) if self.aliases[name] else display(name)
+            said = " ".join(name.split()) if self.aliases[name] else names[name]
             file = self.walk.file(self.files[one], named.get(splits[one], ""), credit)
-            classes.setdefault(name, ClassFolder(shown, name)).files.append(file)
+            classes.setdefault(name, ClassFolder(said, name)).files.append(file)
         # the other name of an observation is an alias where no second class has it
         owners = Counter(tables.name_key(a) for n in classes for a in (n, *self.aliases[n]))
         for name, own in classes.items():
@@ -193,15 +217,7 @@ class _Labels:
             own.aliases = tuple(sorted(self.aliases[name] - shared))
             if shared:
                 log.info("%s: also called %s, as another class is; no alias", name, sorted(shared))
-        if classes and all(name.isdigit() for name in classes):
-            log.warning("the labels are numbers; a column `name` in classes.csv gives names")
         silent = len(self.files) - len(self.said)
         if silent:
             self.walk.skipped["pictures that no row names"] = silent
         return list(classes.values())
-
-
-def _ends(name: str) -> list[str]:
-    """Every end of a path, the longest first, in lower case."""
-    parts = name.casefold().split("/")
-    return ["/".join(parts[at:]) for at in range(len(parts)) if parts[at]]

@@ -5,14 +5,15 @@ pictures with a table. Nothing is decoded here; every sentence in `problems` nam
 """
 
 import logging
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from finer1_lite.data import duplicates, hubsets, images
+from finer1_lite.data import duplicates, images
 from finer1_lite.runtime.options import option
 
 log = logging.getLogger("finer1_lite")
@@ -24,10 +25,15 @@ METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's ImageFolder
 TRAIN = ("train", "training")  # what splits are called
 VALIDATION = ("validation", "valid", "val", "dev")
 TEST = ("test", "testing")
-TABLES = (".csv", ".jsonl", ".tsv", ".txt")
+TABLES = (".csv", ".jsonl", ".tsv", ".xlsx", ".txt")
 SPLITS = (*TRAIN, *VALIDATION, *TEST)
 OWN = (INDEX, DESCRIPTIONS, CLASSES)  # tables of a folder that are no labels of pictures
 BESIDE = " beside the class folders"
+# what data sets put before names; a `count` may as well belong to the name
+_NUMBERED = re.compile(
+    r"(?:\d{1,5}\.\s*(?=[^\W\d_])|n\d{8}[-_. ]+(?=[^\W_])"
+    r"|(?P<count>\d{1,5})(?:\.(?=\d)|[)_ -]+(?=[^\W\d_])))"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class File:
 class ClassFolder:
     """One class as found on disk; `seen` is None where no table says it.
 
-    deeper: pictures in folders inside, which are not read.
+    deeper: pictures in folders inside, which are not read; others: what is no picture, by ending.
     """
 
     name: str
@@ -82,6 +88,7 @@ class ClassFolder:
     seen: bool | None = None
     aliases: tuple[str, ...] = ()
     deeper: int = 0
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def nfc(text: str) -> str:
@@ -112,6 +119,37 @@ def display(folder: str) -> str:
     if word and capitals and not set(" _") & set(text):
         text = text.replace("-", " ")
     return " ".join(text.replace("_", " ").split())
+
+
+def shown(names: Iterable[str]) -> dict[str, str]:
+    """Each name as a folder, a table or a hub gives it -> the name to show.
+
+    Numbers of the data set go where every name has one ("001.Cardinal", "n02085620-Chihuahua");
+    with other signs than a dot they must count as well: "01_rose, 02_iris", but "707-320".
+    """
+    names = list(names)
+    found = [_NUMBERED.match(name) for name in names]
+    counts = [one["count"] for one in found if one and one["count"]]
+    padded = len({len(count) for count in counts}) == 1 and any(c[0] == "0" for c in counts)
+    running = sorted(map(int, counts)) in (list(range(at, at + len(counts))) for at in (0, 1))
+    if names and all(found) and (not counts or padded or running):
+        plain = {name: display(name[one.end() :]) for name, one in zip(names, found, strict=True)}
+        first = f"{names[0]!r} is {plain[names[0]]!r}"
+        log.info("numbers before names are left out (%s); %s may say others", first, CLASSES)
+        return plain
+    some = [one.string for one in found if one]
+    if some:
+        what = "%d of %d names begin with a number, which stays (%s); %s may say others"
+        log.info(what, len(some), len(names), some[0], CLASSES)
+    if names and all(re.fullmatch(r"n?\d+", name) for name in names):
+        log.warning("the classes are numbers; a column `name` in %s gives names", CLASSES)
+    return {name: display(name) for name in names}
+
+
+def ends(written: str) -> list[str]:
+    """Every end of a path, the longest first, in lower case and with "/" alone."""
+    parts = [part for part in nfc(written).replace("\\", "/").casefold().split("/") if part]
+    return ["/".join(parts[at:]) for at in range(len(parts))]
 
 
 def roles(splits: Iterable[str]) -> dict[str, str]:
@@ -226,7 +264,10 @@ def from_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
         elif path.name not in tops and not (steps and reading.recursive):
             walk.skip(path)
     for path in walk.others:
-        walk.skip(path, "" if place(path)[1] else BESIDE)
+        name, steps = place(path)
+        walk.skip(path, "" if steps else BESIDE)
+        if steps:
+            classes[name].others[path.suffix.lower() or "without ending"] += 1
     for path in walk.pictures:
         name, steps = place(path)
         if not steps:
@@ -240,36 +281,67 @@ def from_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     if tops:
         log.info("%s: split folders: %s", walk.root, named or f"{', '.join(tops)}, undivided")
     found = list(classes.values())
-    numbered = all(hubsets.NUMBER.match(one.folder) for one in found)  # by the data set
+    names = shown(one.folder for one in found)
     for one in found:
-        one.name = display(hubsets.NUMBER.sub("", one.folder) if numbered else one.folder)
-    if numbered and found:
-        first = f"{found[0].folder!r} is {found[0].name!r}"
-        log.info("numbers before names are left out (%s); %s may say others", first, CLASSES)
+        one.name = names[one.folder]
     return found
 
 
-def too_few_classes(walk: Walk, classes: Sequence[ClassFolder]) -> str:
-    """Why a root gives no two classes: what is there instead, and the way that works; or ""."""
-    if len(classes) > 1 and any(one.files for one in classes):
+def no_classes(
+    walk: Walk, classes: Sequence[ClassFolder], labelled: Callable[[Walk], list[Path]]
+) -> str:
+    """Why a root gives no two classes: what is there instead, and the way that works; or "".
+
+    labelled: finds a table that seems to say what each picture shows.
+    """
+    root, split = walk.root, [one.folder for one in classes if one.folder.lower() in SPLITS]
+    flat = len(split) > 1 and any(one.files for one in classes)  # train/*.jpg, test/*.jpg
+    if len(classes) > 1 and any(one.files for one in classes) and not flat:
         return ""
+    ways = []
+    for path in labelled(walk):
+        above = f"give {path.parent} with " if path.parent == root.resolve().parent else "use "
+        name = path.name if path.parent in (root, root.resolve().parent) else path.relative_to(root)
+        ways.append(f"{above}--table {name}, if that says what each picture shows")
     # the folders that hold folders of pictures; of a split, the folder of the splits
-    above = [path.parent for path in {path.parent for path in walk.pictures} - {walk.root}]
+    above = [path.parent for path in {path.parent for path in walk.pictures} - {root}]
     above = [path.parent if path.name.lower() in SPLITS else path for path in above]
-    layers = Counter(path for path in above if path != walk.root and walk.root in path.parents)
-    ways = [f"{path} ({count} folders)" for path, count in layers.items() if count > 1]
-    if ways:
+    layers = Counter(path for path in above if path != root and root in path.parents)
+    found = sorted(f"{path} ({count} folders)" for path, count in layers.items() if count > 1)
+    if found:
         what = "no folder here holds pictures itself; give the folder of the class folders"
         whole = "use --recursive, where each folder here is a class with all that is inside"
-        return f"{walk.root}: {what}: {' or '.join(sorted(ways))}, or {whole}"
-    if len(classes) > 1:
+        return f"{root}: {what}: {' or '.join([*found, *ways, whole])}"
+    if len(classes) > 1 and not flat:
         return ""
-    tables = [p.name for p in walk.others if p.parent == walk.root and p.suffix.lower() in TABLES]
-    tables = [name for name in tables if name.lower() not in OWN]
+    endings = {path.suffix.lower() for path in walk.others}
+    if endings & {".parquet", ".arrow"}:
+        ways.append(f"make class folders of its tables of pictures: fetch {root} --out OUT")
+    if endings & {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}:
+        ways.append("unpack its archives")
+    beside = (
+        []
+        if classes or root.name.lower() in SPLITS
+        else _folders_with_pictures(root.resolve().parent)
+    )
+    if walk.pictures and len(beside) > 1:
+        ways.append(f"give the folder above, if the {len(beside)} folders there are classes")
+    if walk.pictures and not ways:
+        ways.append("give a table of files and labels with --table")
+    if walk.pictures and not classes:
+        ways.append("name photographs without labels with `predict`")
     need = "2 or more are needed, with each class's pictures directly inside"
-    if tables:
-        need += f"; or, if {tables[0]} says what each picture shows, --table {tables[0]}"
-    elif not classes and walk.pictures:
-        need += "; photographs without labels are for `predict`"
+    have = f"{root} holds {len(classes)} class folders"
+    if flat:
+        have = f"{root} holds pictures in {', '.join(split)}, which are splits and no classes"
     others = dict(walk.skipped) or "nothing"
-    return f"{walk.root} holds {len(classes)} class folders; {need} (skipped: {others})"
+    return f"{have}; {'; or '.join([need, *ways])} (skipped: {others})"
+
+
+def _folders_with_pictures(folder: Path) -> list[Path]:
+    """The folders in a folder that hold pictures, by their names alone."""
+    try:
+        inside = [p for p in folder.iterdir() if p.is_dir() and p.name.lower() not in SPLITS]
+        return [f for f in inside if any(p.suffix.lower() in images.ENDINGS for p in f.iterdir())]
+    except OSError:
+        return []
