@@ -22,6 +22,7 @@ log = logging.getLogger("finer1_lite")
 
 SPLIT_COLUMNS = ("split", "upstream_split")
 TEXT_COLUMNS = ("description", "product_description")
+ALIASES = ("aliases", "alias", "synonyms")
 SEEN = {"yes": True, "no": False}
 
 
@@ -103,8 +104,10 @@ def _name_problems(classes: list[ClassFolder]) -> list[str]:
     for one in classes:
         for spelling in {name_key(one.name), name_key(one.folder)}:  # tables may use either
             same[spelling].append(one.folder)
-        if not one.name or set(one.name) & set("<>"):
-            problems.append(f"{one.folder}: an answer cannot hold this name; rename it")
+        for name in (one.name, *one.aliases):
+            if not name or set(name) & set("<>"):
+                called = one.folder if name == one.name else f"{one.folder}, alias {name!r}"
+                problems.append(f"{called}: an answer cannot hold this name; rename it")
     mend = "these names differ only in case, dash, space or kind of sign; merge or rename them"
     problems += [f"{', '.join(found)}: {mend}" for found in same.values() if len(found) > 1]
     return problems
@@ -117,7 +120,8 @@ def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> 
     by_file: dict[str, dict[str, str]] = {}
     table = tables.read(path, [("file",)])
     problems += table.problems
-    table.say_unused(("file", "class", "coarse", *SPLIT_COLUMNS))
+    split = table.first_of(SPLIT_COLUMNS)
+    table.say_unused(("file", "class", "coarse", split))
     for line, row in table.rows:
         written = row["file"]
         file_id = next(
@@ -128,8 +132,8 @@ def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> 
             problems.append(f"{where}: there is no picture {written!r}; remove the row")
         elif file_id in by_file:
             problems.append(f"{where}: {file_id!r} has a row already; remove one")
-        if _split_of(row) not in (None, "train", "test"):
-            problems.append(f"{where}: the split {_split_of(row)!r} must be train or test")
+        if split and row[split].lower() not in ("train", "test"):
+            problems.append(f"{where}: the split {row[split].lower()!r} must be train or test")
         by_file.setdefault(file_id, row)
     for one in classes:
         lacking = [file.id for file in one.files if file.id not in by_file]
@@ -137,28 +141,27 @@ def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> 
             problems.append(f"{path}: has no row for {', '.join(lacking)}; add rows")
         own = [by_file.get(file.id, {}) for file in one.files]
         pairs = zip(one.files, own, strict=True)
-        one.files = [replace(file, split=_split_of(row) or file.split) for file, row in pairs]
+        one.files = [
+            replace(file, split=row.get(split, "").lower() or file.split) for file, row in pairs
+        ]
         groups = sorted({row.get("coarse", "") for row in own if row})
         if len(groups) > 1:
             problems.append(f"{path}: {one.folder} has the coarse groups {groups}; keep one")
         one.group = groups[0] if groups else ""
 
 
-def _split_of(row: dict[str, str]) -> str | None:
-    """The row's split in lower case; None where the table has no such column."""
-    return next((row[name].lower() for name in SPLIT_COLUMNS if name in row), None)
-
-
 def _rows_by_class(
-    path: Path, columns: tuple[str, ...], classes: list[ClassFolder], problems: list[str]
+    path: Path, classes: list[ClassFolder], problems: list[str], *columns: Sequence[str]
 ) -> list[tuple[ClassFolder, dict[str, str], str]]:
     """(class, row, where it stands) of a table with a row a class and one of these columns.
 
-    A class may go by the name of its folder or by its own.
+    columns: each as its spellings; rows use the first. A class may go by the name of its folder
+    or by its own.
     """
-    table = tables.read(path, [("class",), columns])
+    table = tables.read(path, [("class",), [name for names in columns for name in names]])
     problems += table.problems
-    table.say_unused(("class", *columns))
+    spelled = {names[0]: table.first_of(names) for names in columns}
+    table.say_unused(("class", *spelled.values()))
     by_key = {name_key(name): one for one in classes for name in (one.folder, one.name)}
     lines: dict[str, int] = {}
     good = []
@@ -174,15 +177,15 @@ def _rows_by_class(
             problems.append(f"{where}: {row['class']!r} is on line {first} too; keep one")
         else:
             lines[own.folder] = line
-            good.append((own, row, where))
+            told = {name: row.get(column, "") for name, column in spelled.items()}
+            good.append((own, told, where))
     return good
 
 
 def _read_descriptions(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give every class its description; the table must cover the classes and no others."""
-    for one, row, _ in _rows_by_class(path, TEXT_COLUMNS, classes, problems):
-        text = next(row[column] for column in TEXT_COLUMNS if column in row)
-        one.description = " ".join(text.split())
+    for one, row, _ in _rows_by_class(path, classes, problems, TEXT_COLUMNS):
+        one.description = " ".join(row["description"].split())
     if not any(one.description for one in classes):
         log.warning("%s: holds no description yet", path)
     for one in classes:
@@ -196,11 +199,14 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
     A column may be absent. One that says `seen` of a class must say it of all. Aliases are
     parted by ";" or "|".
     """
-    for one, row, where in _rows_by_class(path, ("name", "seen", "aliases"), classes, problems):
-        given = (" ".join(alias.split()) for alias in re.split("[;|]", row.get("aliases", "")))
+    columns = (("name",), ("seen",), ALIASES)
+    for one, row, where in _rows_by_class(path, classes, problems, *columns):
+        given = [" ".join(alias.split()) for alias in re.split("[;|]", row["aliases"])]
         one.aliases += tuple(alias for alias in given if alias and alias not in one.aliases)
-        one.name = " ".join(row.get("name", "").split()) or one.name
-        seen = row.get("seen", "").lower()
+        if any("," in alias for alias in given):
+            log.warning("%s: %r is one alias; between several write ;", where, row["aliases"])
+        one.name = " ".join(row["name"].split()) or one.name
+        seen = row["seen"].lower()
         if seen and seen not in SEEN:
             problems.append(f"{where}: seen is {seen!r}; write yes or no")
         one.seen = SEEN.get(seen)

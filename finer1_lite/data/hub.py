@@ -293,7 +293,7 @@ def _columns(
         called = f" called {given!r}" if given else ""
         problems.append(
             f"{split}: {len(fit) or 'no'} columns of {what}{called} among {present or 'none'}; "
-            f"choose one with {option} (its type: {kind.__name__}{', text, numbers' * bool(columns)})"
+            f"choose one with {option} (type: {kind.__name__}{', text, numbers' * bool(columns)})"
         )
         if not fit and Path(wanted.place).is_dir():
             mend = "with other tables, or another layout, use the folder itself: --photos"

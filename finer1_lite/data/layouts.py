@@ -130,9 +130,10 @@ def shown(names: Iterable[str]) -> dict[str, str]:
     names = list(names)
     found = [_NUMBERED.match(name) for name in names]
     counts = [one["count"] for one in found if one and one["count"]]
-    padded = len({len(count) for count in counts}) == 1 and any(c[0] == "0" for c in counts)
+    padded = {len(count) for count in counts} in ({2}, {3}, {4}, {5}) and min(counts)[0] == "0"
     running = sorted(map(int, counts)) in (list(range(at, at + len(counts))) for at in (0, 1))
-    if names and all(found) and (not counts or padded or running):
+    counted = not counts or (padded and len({*counts}) == len(counts)) or running
+    if names and all(found) and counted:
         plain = {name: display(name[one.end() :]) for name, one in zip(names, found, strict=True)}
         first = f"{names[0]!r} is {plain[names[0]]!r}"
         log.info("numbers before names are left out (%s); %s may say others", first, CLASSES)

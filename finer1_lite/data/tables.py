@@ -69,7 +69,7 @@ def column_key(name: str) -> str:
 
 
 def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) -> Table:
-    """Read a CSV file or JSON lines (by the ending .jsonl).
+    """Read a CSV file or JSON lines (by the ending .jsonl, .ndjson, .json).
 
     Args:
         path: The file.
@@ -81,7 +81,8 @@ def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) 
     """
     if not path.is_file():
         raise DataError([f"{path}: there is no such table; check its name"], "no table:")
-    table = _json_lines(path) if path.suffix.lower() == ".jsonl" else _csv(path, needed)
+    json = path.suffix.lower() in (".jsonl", ".ndjson", ".json")
+    table = _json_lines(path) if json else _csv(path, needed, exact)
     lacking = [" or ".join(names) for names in needed if not {*names} & {*table.columns}]
     if lacking:
         given = f"its first line gives {table.columns}"
@@ -121,18 +122,19 @@ def _text(path: Path) -> str:
             continue
         if one != "utf-8-sig":
             log.info("%s: read as %s, not as UTF-8", path, one)
-        return text
+        return text.lstrip("\ufeff")  # saved twice, it has two marks
     mend = "save it as 'CSV UTF-8'"
     raise DataError([f"{path}: is neither UTF-8 nor UTF-16 nor Windows-1252; {mend}"], "no table:")
 
 
-def _csv(path: Path, needed: Sequence[Sequence[str]]) -> Table:
+def _csv(path: Path, needed: Sequence[Sequence[str]], exact: bool) -> Table:
     """The rows of a CSV file, whatever separates its values."""
     text = _text(path)
     hint = re.match(r"sep=(.)\r?\n", text)  # a line that Excel writes and reads
     start = hint.end() if hint else 0
     delimiter = hint[1] if hint else _delimiter(text, needed)
-    reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
+    form = {"delimiter": delimiter, "strict": True, "skipinitialspace": not exact}
+    reader = csv.reader(io.StringIO(text[start:], newline=""), **form)
     try:
         numbered = enumerate(reader, 2 if hint else 1)
         lines = [(line, row) for line, row in numbered if any(map(str.strip, row))]

@@ -37,6 +37,25 @@ def test_index_split_is_honoured_with_any_case_and_slash(root):
     assert {birds.of(name).group for name in birds.names} == {"owl", "kite"}
 
 
+@pytest.mark.parametrize("form", [".\\{}", "C:\\me\\Birds\\{}", "/home/me/birds/{}"])
+def test_index_may_hold_paths_of_another_machine(root, form):
+    lines = ["file,split,upstream_split"]
+    for path in sorted(root.glob("*/*.png")):
+        name = form.format(path.relative_to(root)).replace("/", "\\" if "\\" in form else "/")
+        lines.append(f"{name.replace('png', 'PNG')},{'train' if path.stem < '4' else 'test'},test")
+    (root / "index.csv").write_text("\r\n".join(lines))
+    birds = load_folder(root, unseen_share=0)
+    assert {int(Path(p.id).stem) for p in birds.train} == {0, 1, 2, 3} and len(birds.test) == 8
+
+
+def test_index_takes_no_picture_of_another_class(root):
+    (root / "red-kite" / "9.png").write_bytes((root / "red-kite" / "0.png").read_bytes())
+    (root / "red-kite" / "0.png").unlink()
+    write_index(root, **{"red-kite/9.png": "owls/red-owl/9.png,kite,train"})
+    told = problems_of(root, shots=2)
+    assert any("there is no picture 'owls/red-owl/9.png'" in problem for problem in told)
+
+
 @pytest.mark.parametrize(
     "row, words",
     [
@@ -88,6 +107,14 @@ def test_bad_descriptions(root, text, encoding, words):
     problem = only_problem(root)
     for word in ["descriptions.csv", *words]:
         assert word in problem
+
+
+def test_the_description_that_is_not_used_is_named(root, caplog):
+    rows = DESCRIBED.replace("description", "description,product_description,origin")
+    write_descriptions(root, rows.replace("a bird", "a bird,b,c"))
+    with caplog.at_level(logging.INFO, logger="finer1_lite"):
+        load_folder(root)
+    assert "columns that are not used: product_description, origin" in caplog.text
 
 
 def test_unquoted_comma_in_a_description_is_a_problem(root):

@@ -416,6 +416,28 @@ def test_labels_in_words_are_labels(tmp_path):
     assert load_folder(tmp_path / "own", shots=2).names == ["great dane", "pug"]
 
 
+def test_labels_that_are_numbers_are_taken_where_they_are_asked_for(tmp_path):
+    kinds = {"image": datasets.Image(), "label": datasets.Value("int64")}
+    (tmp_path / "hub").mkdir()
+    rows = [(png(i), i % 2) for i in range(8)]
+    table(rows, **kinds).to_parquet(tmp_path / "hub" / "train.parquet")
+    fetch(wanted(tmp_path / "hub", label_column="label"), tmp_path / "out")
+    assert load_folder(tmp_path / "out", shots=2).names == ["0", "1"]
+
+
+def test_a_folder_that_datasets_reads_in_part_or_not_at_all(tmp_path, caplog):
+    for i in range(8):
+        (tmp_path / "x" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / "ab"[i % 2] / f"{i}{'.png' * (i > 0)}").write_bytes(png(i))
+    fetch(wanted(tmp_path / "x"), tmp_path / "out")
+    assert "1 pictures have endings that `datasets` does not read (first: 0)" in caplog.text
+    (tmp_path / "y" / "train").mkdir(parents=True)
+    (tmp_path / "y" / "train" / "0.png").write_bytes(png(0))
+    (tmp_path / "y" / "labels.csv").write_text("id,breed\n0,pug\n")
+    told = problems_of(wanted(tmp_path / "y", label_column="breed"), tmp_path / "none")
+    assert f"--photos {tmp_path / 'y'} --table FILE" in told
+
+
 def test_a_column_that_is_asked_for_beats_the_usual_spelling(tmp_path):
     """Of aircraft "variant" is taken, unless another column of labels is named."""
     kinds = datasets.ClassLabel(names=["a", "b"])

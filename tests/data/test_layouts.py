@@ -11,10 +11,13 @@ import pytest
 from photo_folders import FOUR, four_classes, noise, only_problem, problems_of
 from PIL import Image
 
+from finer1_lite import rewards
 from finer1_lite.__main__ import main, read_command
 from finer1_lite.data import images, layouts
+from finer1_lite.data.benchmark import Benchmark
 from finer1_lite.data.folders import Reading
 from finer1_lite.data.runs import write_attribution
+from finer1_lite.data.scoring import judge
 from finer1_lite.species import load_folder
 
 
@@ -64,6 +67,43 @@ def test_numbers_of_a_data_set_go_where_every_folder_has_one(tmp_path, said):
     for i in range(5):
         noise(tmp_path / "Finch" / f"{i}.png")
     assert "001.Black footed Albatross" in load_folder(tmp_path).names
+
+
+@pytest.mark.parametrize(
+    "names, shown",
+    [
+        (["01_rose", "17_iris"], ["rose", "iris"]),
+        (["1 Rose", "2 Iris"], ["Rose", "Iris"]),
+        (["n02085620_Chihuahua", "n02085782 Pug"], ["Chihuahua", "Pug"]),
+        (["001.707-320", "002.A320"], ["707-320", "A320"]),
+        (["707-320", "737-200"], ["707-320", "737-200"]),
+        (["7.5cm PaK", "8.8cm FlaK"], ["7.5cm PaK", "8.8cm FlaK"]),
+        (["2011 Audi", "2012 BMW"], ["2011 Audi", "2012 BMW"]),
+        (["0-owl", "0-kite", "1-owl", "1-kite"], ["0-owl", "0-kite", "1-owl", "1-kite"]),
+    ],
+)
+def test_numbers_that_count_go_and_those_of_names_stay(names, shown):
+    assert list(layouts.shown(names).values()) == shown
+
+
+def test_numbers_that_stay_and_names_that_are_numbers_are_said(said):
+    layouts.shown(["001.Rose", "Iris"])
+    assert "1 of 2 names begin with a number, which stays (001.Rose)" in said()
+    layouts.shown(["n02085620", "n02085782"])
+    assert "the classes are numbers; a column `name` in classes.csv" in said()
+
+
+def test_numbers_go_from_labels_of_a_table_and_from_classes_of_tables(tmp_path):
+    for i in range(12):
+        noise(tmp_path / f"{i}.png")
+    names = ("001.Black_footed_Albatross", "017.Cardinal")
+    rows = "".join(f"{i}.png,{names[i % 2]}\n" for i in range(12))
+    (tmp_path / "labels.csv").write_text("file,label\n" + rows)
+    described = "".join(f"{name},a bird\n" for name in ("Black-footed Albatross", "09.Cardinal"))
+    (tmp_path / "descriptions.csv").write_text("class,description\n" + described)
+    birds = load_folder(tmp_path, reading=Reading(table="labels.csv"))
+    assert birds.names == ["Black footed Albatross", "Cardinal"]
+    assert {one.description for one in birds.species} == {"a bird"}
 
 
 # --- folders ---------------------------------------------------------------------------------
@@ -128,6 +168,40 @@ def test_one_folder_too_high_names_the_layer_and_the_way(tmp_path):
     assert f"{root / 'images'} (4 folders)" in problem and "--recursive" in problem
     assert str(root / "images") in only_problem(tmp_path)
     assert load_folder(root / "images").names == sorted(FOUR)
+
+
+def test_one_folder_too_low_and_data_in_other_forms_name_the_way(tmp_path):
+    root = four_classes(tmp_path)
+    assert "give the folder above, if the 4 folders there are classes" in only_problem(
+        root / "red-kite"
+    )
+    for name, way in (("a.parquet", "fetch "), ("a.zip", "unpack its archives")):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / name).write_bytes(b"x")
+        assert way in only_problem(tmp_path / name / "data")
+
+
+def test_folders_of_splits_alone_are_no_classes(tmp_path):
+    for split in ("train", "test"):
+        for i in range(6):
+            noise(tmp_path / split / f"{split}{i}.png")
+    problem = only_problem(tmp_path)
+    assert "test, train, which are splits and no classes" in problem and "--table" in problem
+    (tmp_path / "LICENSE.txt").write_text("all, mine\n")
+    (tmp_path / "about.csv").write_text("x,y\n1,2\n")
+    rows = "".join(f"{s}{i},{'ab'[i % 2]}\n" for s in ("train", "test") for i in range(6))
+    (tmp_path / "labels.csv").write_text("id,breed\n" + rows)
+    assert "use --table labels.csv" in only_problem(tmp_path)
+    assert f"give {tmp_path} with --table labels.csv" in only_problem(tmp_path / "train")
+    assert load_folder(tmp_path, reading=Reading(table="labels.csv"), shots=1).names == ["a", "b"]
+
+
+def test_a_class_says_what_it_skips(tmp_path):
+    root = four_classes(tmp_path)
+    for i in range(6):  # a camera's own form begins as TIFF does
+        (root / "red-kite" / f"{i}.png").unlink()
+        (root / "red-kite" / f"{i}.NEF").write_bytes(b"II*\0" + bytes(200))
+    assert "skipped: 6 .nef (save pictures as JPEG or PNG)" in only_problem(root)
 
 
 def test_photographs_without_labels_are_for_predict(tmp_path):
@@ -308,6 +382,7 @@ def test_endings_and_content(tmp_path, said):
     picture = Image.open(noise(tmp_path / "x.png", (32, 24)))
     (tmp_path / "x.png").unlink()
     forms = {"a.jfif": "JPEG", "b.JPE": "JPEG", "c": "PNG", "d.dat": "WEBP", "e.jpg": "PNG"}
+    forms |= {"g": "TIFF", "h": "BMP"}
     forms |= {"f.avif": "AVIF"} if "AVIF" in images.FORMATS else {}
     for turn, (name, form) in enumerate(forms.items()):
         turned = picture.rotate(90 * turn, expand=True).crop((0, 0, 24 - turn, 24))
@@ -315,7 +390,7 @@ def test_endings_and_content(tmp_path, said):
     (root / "red-kite" / "notes").write_text("no picture")
     birds = load_folder(root, unseen_share=0)
     assert len(birds.train + birds.test) == 24 + len(forms)
-    assert "2 pictures told by content (first: c)" in said() and "1 file without ending" in said()
+    assert "4 pictures told by content (first: c)" in said() and "1 file without ending" in said()
 
 
 @pytest.mark.parametrize(
@@ -323,6 +398,11 @@ def test_endings_and_content(tmp_path, said):
     [
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
         (b"%PDF-1.7", "PDF"),
+        (b"\xff\x0a", "JPEG XL; save it as JPEG"),
+        (b"\n<!DOCTYPE html>", "a web page; fetch the picture itself"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\0\0\0\x20ftypisom", "a film"),
+        (b"PK\x03\x04", "an archive; unpack it"),
         (b"\0\0\0\x20ftypavif" + bytes(40), "broken, or of a form"),
     ],
 )
@@ -439,6 +519,26 @@ def test_aliases(tmp_path, said):
     told = problems_of(root)
     assert len(told) == 3
     assert any("the alias 'red glede' of red-kite stands for barn-owl" in one for one in told)
+
+
+@pytest.mark.parametrize("column", ["alias", "Synonyms"])
+def test_other_words_for_aliases_and_what_they_cannot_hold(tmp_path, said, column):
+    root = four_classes(tmp_path)
+    (root / "classes.csv").write_text(f'class, {column}\nred-kite, "glede, puttock"\n')
+    assert load_folder(root).aliases == {"red-kite": ("glede, puttock",)}
+    assert "'glede, puttock' is one alias; between several write ;" in said()
+    (root / "classes.csv").write_text(f"class,{column}\nred-kite,<glede>\n")
+    assert "red-kite, alias '<glede>': an answer cannot hold" in only_problem(root)
+
+
+def test_aliases_of_own_classes_count_in_rewards_and_evaluation(tmp_path):
+    root = four_classes(tmp_path)
+    (root / "classes.csv").write_text("class,aliases\nred-kite,Milvus milvus\n")
+    birds = load_folder(root)
+    said = ["<think>a kite</think>\n<answer>Milvus milvus</answer>"]
+    assert rewards.accuracy(said, ["red-kite"], birds.names, birds.aliases) == [1.0]
+    own = Benchmark.of_collection(birds)
+    assert judge(said[0], "red-kite", birds.names, aliases=own.aliases).correct
 
 
 def test_a_template_to_fill_in(tmp_path, capsys, caplog):

@@ -54,6 +54,12 @@ def test_an_encoding_that_is_guessed_is_said(tmp_path, caplog):
             tables.read(path)
 
 
+def test_two_marks_and_quotes_after_a_space_are_no_text(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('\ufeff\ufeffclass, description\r\nrose, "red, small"\r\n')
+    assert tables.read(path, NEEDED).rows == [(2, {"class": "rose", "description": "red, small"})]
+
+
 def test_all_problems_of_a_file_come_together(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("class,class,text\na,b\na,b,c\na,b,c,d\n")
