@@ -89,7 +89,7 @@ def _scan(root: Path, reading: Reading, problems: list[str]) -> list[ClassFolder
             problems.append(f"{what}; 2 or more are needed")
     else:
         classes = layouts.from_folders(walk, reading)
-        why_not = layouts.no_classes(walk, classes, labels.candidates)
+        why_not = layouts.no_classes(walk, classes, labels.table_that_labels)
         if why_not:
             problems.append(why_not)
             classes = [one for one in classes if one.files]
@@ -140,10 +140,8 @@ def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> 
         if lacking:
             problems.append(f"{path}: has no row for {', '.join(lacking)}; add rows")
         own = [by_file.get(file.id, {}) for file in one.files]
-        pairs = zip(one.files, own, strict=True)
-        one.files = [
-            replace(file, split=row.get(split, "").lower() or file.split) for file, row in pairs
-        ]
+        said = (row.get(split, "").lower() for row in own)
+        one.files = [replace(f, split=s or f.split) for f, s in zip(one.files, said, strict=True)]
         groups = sorted({row.get("coarse", "") for row in own if row})
         if len(groups) > 1:
             problems.append(f"{path}: {one.folder} has the coarse groups {groups}; keep one")

@@ -71,8 +71,8 @@ class Stream:
             for row in self.rows:
                 picture, label = (row[column] for column in self.columns)
                 if self.numbered and label is not None:
-                    label = self.names[label] if 0 <= label < len(self.names) else None
-                yield picture_bytes(picture), _word(label)
+                    label = self.names[label] if 0 <= label < len(self.names) else ""
+                yield picture_bytes(picture), _word(label) or None
         except NETWORK as error:
             raise OSError(f"{self.split}: {error}; give the same command again") from error
 
@@ -153,9 +153,8 @@ def _emptied(partial: Path) -> Path:
 # Sources ---------------------------------------------------------------------------------
 
 
-def _word(label: str | int | None) -> str | None:
-    """A label in words; None where there is none."""
-    return None if label in (None, "") else str(label)
+def _word(label: str | int | None) -> str:
+    return "" if label is None else str(label)
 
 
 def picture_bytes(cell: dict | None) -> bytes:
@@ -183,7 +182,7 @@ def open_streams(wanted: Wanted) -> list[Stream]:
             else:
                 log.info("%s: labels in words, which are gathered first", columns[1])
                 words = rows.select_columns(columns[1:])
-                names = sorted({_word(row[columns[1]]) for row in words} - {None})
+                names = sorted({_word(row[columns[1]]) for row in words} - {""})
             rows = rows.select_columns(columns)
             rows = rows.cast_column(columns[0], datasets.Image(decode=False))
             streams.append(Stream(role, split, rows, columns, names, totals.get(split)))

@@ -75,6 +75,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _NUMBERS = "16-bit grey, or other numbers, scaled to 8 bits by the range that they use"
+_SAVE = "save it as 8-bit RGB, or remove it"
 _BARE = "read without its metadata, which are broken"
 _MODE_NOTES = {
     "CMYK": "CMYK read as RGB",
@@ -94,10 +95,7 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found out: the bytes' digest, decisions, a problem, and how it looks.
-
-    ending: of a file of this form, such as ".jpg".
-    """
+    """What `check` found out: the bytes' digest, decisions, a problem, its look, its ending."""
 
     digest: str
     notes: tuple[str, ...] = ()
@@ -168,9 +166,8 @@ def _levels(values: np.ndarray) -> np.ndarray:
     That is 0 to 1, or 0 to what 8, 9, ... 16 bits hold, if they fill a quarter of it, as 12-bit
     grey does with 12 of its 16; else it is from the least to the greatest.
     """
-    mend = "save it as 8-bit RGB, or remove it"
     if not np.isfinite(values).all():
-        raise PictureError(f"holds numbers that are not finite; {mend}")
+        raise PictureError(f"holds numbers that are not finite; {_SAVE}")
     grey = values.astype(np.float64)
     low, high = grey.min(), grey.max()
     floats = values.dtype.kind == "f"
@@ -179,7 +176,7 @@ def _levels(values: np.ndarray) -> np.ndarray:
         low, high = 0, whole
     elif np.ptp(np.quantile(grey, (0.02, 0.98))) * 255 <= high - low:
         what = f"holds numbers from {low:g} to {high:g}, nearly all of them the same"
-        raise PictureError(f"{what}: black or white in 8 bits; {mend}")
+        raise PictureError(f"{what}: black or white in 8 bits; {_SAVE}")
     return np.rint((grey - low) / ((high - low) / 255)).astype(np.uint8)
 
 
@@ -224,8 +221,10 @@ def _upright(data: bytes) -> _Decoded:
             # after load(): the TIFF reader turns the picture itself and drops the tag
             turn = _TURNS.get(_exif(image).get(_ORIENTATION))
             upright = image.transpose(turn) if turn is not None else image.copy()
-            if deep and image.mode.startswith("RGB"):
-                _require_bright(image)
+            # of colours, Pillow keeps the upper 8 of 16 bits
+            if deep and "RGB" in image.mode and max(image.convert("L").getextrema()) < 64:
+                what = "has 16 bits a colour and uses 14 or fewer, which is black in 8 bits"
+                raise PictureError(f"{what}; {_SAVE}")
             ending = _ENDING_OF.get(image.format, f".{image.format.lower()}")
             return _Decoded(to_rgb(upright), tuple(notes), ending)
     except PictureError:
@@ -233,8 +232,7 @@ def _upright(data: bytes) -> _Decoded:
     except Image.UnidentifiedImageError:
         raise PictureError(_unread(data)) from None
     except Exception as error:  # decoders raise whatever they like on broken bytes
-        mend = "copy it again, save it as 8-bit RGB, or remove it"
-        raise PictureError(f"is broken ({error}); {mend}") from error
+        raise PictureError(f"is broken ({error}); copy it again, {_SAVE}") from error
 
 
 def _without_metadata(data: bytes) -> bytes:
@@ -297,13 +295,6 @@ def _require_size(width: int, height: int) -> None:
     if max(width, height) >= MAX_ASPECT * min(width, height):
         mend = f"one side is {MAX_ASPECT} times the other or more: crop or remove it"
         raise PictureError(f"is too narrow {size}; {mend}")
-
-
-def _require_bright(image: Image.Image) -> None:
-    """Raise PictureError if Pillow, which keeps the upper 8 of 16 bits, kept next to nothing."""
-    if max(high for _, high in image.convert("RGB").getextrema()) < 64:
-        what = "has 16 bits a colour and uses 14 or fewer, which is black in 8 bits"
-        raise PictureError(f"{what}; save it as 8-bit RGB, or remove it")
 
 
 def _too_large(size: str) -> str:

@@ -11,20 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from finer1_lite.data import tables
-from finer1_lite.data.layouts import (
-    METADATA,
-    OWN,
-    SPLITS,
-    TABLES,
-    ClassFolder,
-    Reading,
-    Walk,
-    ends,
-    nfc,
-    roles,
-    shown,
-)
+from finer1_lite.data import layouts, tables
+from finer1_lite.data.layouts import ClassFolder, Reading, Walk
 from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
@@ -50,8 +38,8 @@ def label_tables(root: Path, reading: Reading) -> list[Path]:
     """The tables that label pictures: the one asked for, or Hugging Face's metadata files."""
     if reading.table:
         return [root / reading.table]
-    folders = [root, *(p for p in sorted(root.iterdir()) if p.name.lower() in SPLITS)]
-    found = [f / name for f in folders for name in METADATA if (f / name).is_file()]
+    folders = [root, *(p for p in sorted(root.iterdir()) if p.name.lower() in layouts.SPLITS)]
+    found = [f / name for f in folders for name in layouts.METADATA if (f / name).is_file()]
     return [path for path in found if reading.label_column or _labels(path)]
 
 
@@ -66,24 +54,27 @@ def _labels(path: Path) -> bool:
     return labelled
 
 
-def candidates(walk: Walk) -> list[Path]:
-    """The table of files and labels that lies in a folder, one level inside, or beside it.
+def table_that_labels(walk: Walk) -> str:
+    """How to use the table of files and labels in a folder, one level inside, or beside it.
 
-    One with the usual columns, else any at the top: --file-column and --label-column may fit.
+    One with the usual columns, else any at the top, whose columns can be named; "" for none.
     """
-    root = walk.root
+    root, above = walk.root, walk.root.resolve().parent
     near = [path for path in walk.others if root in (path.parent, path.parent.parent)]
-    around = root.resolve().parent
-    near += sorted(around.iterdir()) if os.access(around, os.R_OK) else []
-    near = [p for p in near if p.suffix.lower() in TABLES and p.name.lower() not in OWN]
+    near += sorted(above.iterdir()) if os.access(above, os.R_OK) else []
+    near = [
+        p for p in near if p.suffix.lower() in layouts.TABLES and p.name.lower() not in layouts.OWN
+    ]
     for path in near if walk.pictures else ():
         try:
             table = tables.read(path)
         except (DataError, OSError):
             continue
         if table.first_of(FILES) and table.first_of(LABELS):
-            return [path]
-    return sorted((p for p in near if p.parent == root), key=lambda p: p.suffix == ".txt")[:1]
+            place = f"give {above} with" if path.parent == above else "use"
+            return f"{place} --table {path.relative_to(above if path.parent == above else root)}"
+    top = sorted((p.suffix == ".txt", p.name) for p in near if p.parent == root)
+    return f"use --table {top[0][1]}, if that says what each picture shows" if top else ""
 
 
 def from_tables(walk: Walk, reading: Reading, paths: Iterable[Path]) -> list[ClassFolder]:
@@ -113,7 +104,7 @@ class _Labels:
         self.places: dict[str, set[str]] = defaultdict(set)  # end of a path -> ids
         self.numbers: dict[str, set[str]] = defaultdict(set)  # number in a file's name -> ids
         for name in self.files:
-            for end in ends(name):
+            for end in layouts.ends(name):
                 self.places[end].add(name)
                 self.places[end.rpartition(".")[0] or end].add(name)
             for number in re.findall(r"\d+", Path(name).stem):
@@ -165,12 +156,12 @@ class _Labels:
 
     def _find(self, written: str, table: Path) -> list[str]:
         """The ids that a path can mean: from the table's folder, the root, or by its end."""
-        text = nfc(written).replace("\\", "/")
+        text = layouts.nfc(written).replace("\\", "/")
         for folder in (table.parent, self.walk.root):
             exact = os.path.relpath(folder / text, self.walk.root).replace(os.sep, "/")
             if exact in self.files:
                 return [exact]
-        return next((sorted(self.places[e]) for e in ends(text) if self.places.get(e)), [])
+        return next((sorted(self.places[e]) for e in layouts.ends(text) if self.places.get(e)), [])
 
     def _photos_of(self, row: dict[str, str]) -> list[str]:
         """The pictures of an observation: by its own id, or by that of the photo in its URL."""
@@ -198,14 +189,14 @@ class _Labels:
             self.walk.problems += self.lost
         splits = {}
         for one, held in self.said.items():
-            above = (part for part in one.split("/")[:-1] if part.lower() in SPLITS)
+            above = (part for part in one.split("/")[:-1] if part.lower() in layouts.SPLITS)
             splits[one] = held[2] or next(above, "")
-        named = roles(dict.fromkeys(splits.values()))
-        strange = sorted({s for s in splits.values() if s and s.lower() not in SPLITS})
+        named = layouts.roles(dict.fromkeys(splits.values()))
+        strange = sorted({s for s in splits.values() if s and s.lower() not in layouts.SPLITS})
         if strange:
             log.warning("splits that say neither train nor test are not kept: %s", strange)
         classes: dict[str, ClassFolder] = {}
-        names = shown(sorted({name for name, *_ in self.said.values()}))
+        names = layouts.shown(sorted({name for name, *_ in self.said.values()}))
         for one, (name, _, _, credit) in sorted(self.said.items()):
             said = " ".join(name.split()) if self.aliases[name] else names[name]
             file = self.walk.file(self.files[one], named.get(splits[one], ""), credit)

@@ -288,22 +288,16 @@ def from_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     return found
 
 
-def no_classes(
-    walk: Walk, classes: Sequence[ClassFolder], labelled: Callable[[Walk], list[Path]]
-) -> str:
+def no_classes(walk: Walk, classes: Sequence[ClassFolder], table: Callable[[Walk], str]) -> str:
     """Why a root gives no two classes: what is there instead, and the way that works; or "".
 
-    labelled: finds a table that seems to say what each picture shows.
+    table: says how to use a table that seems to say what each picture shows.
     """
     root, split = walk.root, [one.folder for one in classes if one.folder.lower() in SPLITS]
     flat = len(split) > 1 and any(one.files for one in classes)  # train/*.jpg, test/*.jpg
     if len(classes) > 1 and any(one.files for one in classes) and not flat:
         return ""
-    ways = []
-    for path in labelled(walk):
-        above = f"give {path.parent} with " if path.parent == root.resolve().parent else "use "
-        name = path.name if path.parent in (root, root.resolve().parent) else path.relative_to(root)
-        ways.append(f"{above}--table {name}, if that says what each picture shows")
+    ways = [way for way in (table(walk),) if way]
     # the folders that hold folders of pictures; of a split, the folder of the splits
     above = [path.parent for path in {path.parent for path in walk.pictures} - {root}]
     above = [path.parent if path.name.lower() in SPLITS else path for path in above]
@@ -315,21 +309,14 @@ def no_classes(
         return f"{root}: {what}: {' or '.join([*found, *ways, whole])}"
     if len(classes) > 1 and not flat:
         return ""
-    endings = {path.suffix.lower() for path in walk.others}
-    if endings & {".parquet", ".arrow"}:
+    if any(path.suffix in (".parquet", ".arrow") for path in walk.others):
         ways.append(f"make class folders of its tables of pictures: fetch {root} --out OUT")
-    if endings & {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}:
-        ways.append("unpack its archives")
-    beside = (
-        []
-        if classes or root.name.lower() in SPLITS
-        else _folders_with_pictures(root.resolve().parent)
-    )
-    if walk.pictures and len(beside) > 1:
-        ways.append(f"give the folder above, if the {len(beside)} folders there are classes")
     if walk.pictures and not ways:
         ways.append("give a table of files and labels with --table")
     if walk.pictures and not classes:
+        beside = [path.name for path in root.resolve().parent.glob("*/") if path.name != root.name]
+        if beside and root.name.lower() not in SPLITS:
+            ways.append(f"give the folder above, if {root.name} and {beside[0]} are classes")
         ways.append("name photographs without labels with `predict`")
     need = "2 or more are needed, with each class's pictures directly inside"
     have = f"{root} holds {len(classes)} class folders"
@@ -337,12 +324,3 @@ def no_classes(
         have = f"{root} holds pictures in {', '.join(split)}, which are splits and no classes"
     others = dict(walk.skipped) or "nothing"
     return f"{have}; {'; or '.join([need, *ways])} (skipped: {others})"
-
-
-def _folders_with_pictures(folder: Path) -> list[Path]:
-    """The folders in a folder that hold pictures, by their names alone."""
-    try:
-        inside = [p for p in folder.iterdir() if p.is_dir() and p.name.lower() not in SPLITS]
-        return [f for f in inside if any(p.suffix.lower() in images.ENDINGS for p in f.iterdir())]
-    except OSError:
-        return []

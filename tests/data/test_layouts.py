@@ -171,14 +171,11 @@ def test_one_folder_too_high_names_the_layer_and_the_way(tmp_path):
 
 
 def test_one_folder_too_low_and_data_in_other_forms_name_the_way(tmp_path):
-    root = four_classes(tmp_path)
-    assert "give the folder above, if the 4 folders there are classes" in only_problem(
-        root / "red-kite"
-    )
-    for name, way in (("a.parquet", "fetch "), ("a.zip", "unpack its archives")):
-        (tmp_path / name / "data").mkdir(parents=True)
-        (tmp_path / name / "data" / name).write_bytes(b"x")
-        assert way in only_problem(tmp_path / name / "data")
+    root = four_classes(tmp_path / "birds")
+    assert "give the folder above, if red-kite and " in only_problem(root / "red-kite")
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    (tmp_path / "hub" / "data" / "train.parquet").write_bytes(b"x")
+    assert f"fetch {tmp_path / 'hub'} --out" in only_problem(tmp_path / "hub")
 
 
 def test_folders_of_splits_alone_are_no_classes(tmp_path):
