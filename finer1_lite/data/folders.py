@@ -123,13 +123,11 @@ def _read_index(path: Path, classes: list[ClassFolder], problems: list[str]) -> 
     split = table.first_of(SPLIT_COLUMNS)
     table.say_unused(("file", "class", "coarse", split))
     for line, row in table.rows:
-        written = row["file"]
-        file_id = next(
-            (files[end] for end in (written, *layouts.ends(written)) if end in files), ""
-        )
+        spellings = (row["file"], *layouts.ends(row["file"]))
+        file_id = next((files[one] for one in spellings if one in files), "")
         where = f"{path}, line {line}"
         if not file_id:
-            problems.append(f"{where}: there is no picture {written!r}; remove the row")
+            problems.append(f"{where}: there is no picture {row['file']!r}; remove the row")
         elif file_id in by_file:
             problems.append(f"{where}: {file_id!r} has a row already; remove one")
         if split and row[split].lower() not in ("train", "test"):

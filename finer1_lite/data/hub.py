@@ -294,11 +294,9 @@ def _columns(
             f"{split}: {len(fit) or 'no'} columns of {what}{called} among {present or 'none'}; "
             f"choose one with {option} (type: {kind.__name__}{', text, numbers' * bool(columns)})"
         )
-        if not fit and Path(wanted.place).is_dir():
-            mend = "with other tables, or another layout, use the folder itself: --photos"
-            problems[-1] += (
-                f"; of tables metadata.csv alone is read: {mend} {wanted.place} --table FILE"
-            )
+        if set(features) == {"image"} and Path(wanted.place).is_dir():
+            mend = f"use the folder itself with another table: --photos {wanted.place} --table FILE"
+            problems[-1] += f"; beside pictures, metadata.csv alone is read: {mend}"
     return columns
 
 

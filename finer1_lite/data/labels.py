@@ -62,9 +62,8 @@ def table_that_labels(walk: Walk) -> str:
     root, above = walk.root, walk.root.resolve().parent
     near = [path for path in walk.others if root in (path.parent, path.parent.parent)]
     near += sorted(above.iterdir()) if os.access(above, os.R_OK) else []
-    near = [
-        p for p in near if p.suffix.lower() in layouts.TABLES and p.name.lower() not in layouts.OWN
-    ]
+    near = [path for path in near if path.name.lower() not in layouts.OWN]
+    near = [path for path in near if path.suffix.lower() in layouts.TABLES]
     for path in near if walk.pictures else ():
         try:
             table = tables.read(path)
