@@ -76,8 +76,14 @@ def offered(options: Sequence[str] | None, letters: bool = False) -> str:
     """The options as they end a question; nothing in the open world."""
     if not options:
         return ""
-    shown = [f"({chr(65 + i)}) {o}" for i, o in enumerate(options)] if letters else options
+    shown = [f"({letter(i)}) {o}" for i, o in enumerate(options)] if letters else options
     return f" Options: {', '.join(shown)}."
+
+
+def letter(place: int) -> str:
+    """What stands before the option at a place: A to Z, then AA, AB, ... as in a spreadsheet."""
+    more, last = divmod(place, 26)
+    return (letter(more - 1) if more else "") + chr(ord("A") + last)
 
 
 def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], name: str) -> str:
