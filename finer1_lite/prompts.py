@@ -82,8 +82,7 @@ def offered(options: Sequence[str] | None, letters: bool = False) -> str:
 
 def letter(place: int) -> str:
     """What stands before the option at a place: A to Z, then AA, AB, ... as in a spreadsheet."""
-    more, last = divmod(place, 26)
-    return (letter(more - 1) if more else "") + chr(ord("A") + last)
+    return (letter(place // 26 - 1) if place > 25 else "") + chr(65 + place % 26)
 
 
 def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], name: str) -> str:

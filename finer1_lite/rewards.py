@@ -56,16 +56,11 @@ def plain(text: str) -> str:
     return " ".join("".join(dashed).split())
 
 
-def unmarked(text: str) -> str:
-    """The text without bold or code marks around the whole of it."""
-    found = _MARKED.fullmatch(text.strip())  # always: there may be no marks
-    return found[3] + found[4]
-
-
 @lru_cache(maxsize=4096)  # the names of the classes come again with every completion
 def _readings(text: str) -> tuple[str, ...]:
     """A name as it stands, without its article, and without one before a number."""
-    name = plain(unmarked(text)).strip(" -")
+    marked = _MARKED.fullmatch(text.strip())  # always: there may be no marks
+    name = plain(marked[3] + marked[4]).strip(" -")
     if name.endswith(_FULL_STOPS):
         name = name[:-1]
     forms = (name, _ARTICLE.sub("", name), _NUMBERED.sub("", name))

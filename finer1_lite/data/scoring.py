@@ -16,7 +16,7 @@ from finer1_lite.rewards import Aliases
 
 PROTOCOLS = ("ours", "released")
 WHOLE_TEXT = ("no_think",)  # prompts that ask for no tags: all of the text is the answer
-_AROUND_LETTER = "()[]{}*.,、:;- "
+_AROUND_LETTER = "()[]{}*'\".,、:;- "
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def option_of_letter(answer: str, options: Sequence[str]) -> str | None:
 
     A letter with another option's name beside it names nothing.
     """
-    text = rewards.plain(rewards.unmarked(answer)).strip(_AROUND_LETTER)
+    text = rewards.plain(answer).strip(_AROUND_LETTER)
     first, *rest = re.split(f"[{re.escape(_AROUND_LETTER)}]", text, maxsplit=1)
     letters = {prompts.letter(i).casefold(): option for i, option in enumerate(options)}
     option = letters.get(first)

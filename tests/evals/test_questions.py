@@ -90,6 +90,8 @@ def test_letters_name_the_option_that_stands_there(answer, named):
             "**B. Song Sparrow**",
             "**B**: Song\u2010Sparrow",
             "[B]",
+            "\u300cB\u300d",
+            "B \u2014 \u201cSong Sparrow\u201d",
             "B; the Song Sparrow.",
         ),
         "B \u2013 Song_Sparrow",
