@@ -76,8 +76,13 @@ def offered(options: Sequence[str] | None, letters: bool = False) -> str:
     """The options as they end a question; nothing in the open world."""
     if not options:
         return ""
-    shown = [f"({chr(65 + i)}) {o}" for i, o in enumerate(options)] if letters else options
+    shown = [f"({letter(i)}) {o}" for i, o in enumerate(options)] if letters else options
     return f" Options: {', '.join(shown)}."
+
+
+def letter(place: int) -> str:
+    """What stands before the option at a place: A to Z, then AA, AB, ... as in a spreadsheet."""
+    return (letter(place // 26 - 1) if place > 25 else "") + chr(65 + place % 26)
 
 
 def chain(analysis: str, candidates: Sequence[str], comparison: Sequence[str], name: str) -> str:

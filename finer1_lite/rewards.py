@@ -8,11 +8,10 @@ is "the label occurs in the answer", which pays an answer that lists every class
 Here an answer must be the name of exactly one class.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 Aliases = Mapping[str, Sequence[str]] | None  # class -> further names of it
 Completion = str | list[dict[str, object]]  # text, or TRL's list of messages
@@ -24,38 +23,58 @@ _INVISIBLE = re.compile(
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-_OTHER_DASHES = "_\u02d7\u2043\u2212"  # dashes outside Unicode's category Pd
 _FULL_STOPS = (".", "\u3002", "\u06d4")
+# What is written for ' (accents, primes, half rings, quotes) and for other signs.
+APOSTROPHES = "'`´ʹʻʼʽʾʿˈˊˋ΄՚\u05f3‘’‚‛′‵‹›❛❜Ꞌꞌ＇"
+_MEANT = {"'": APOSTROPHES, '"': "«»ʺˮ\u05f4“”„‟″‶❝❞⹂「」『』〝〞〟＂", "/": "⁄∕", " ": "_"}
+_MEANT |= {"x": "×✕✖⨉⨯", "-": "˗⁃−─➖"}  # and all of Unicode's dashes
+_SIGNS = str.maketrans({sign: meant for meant, signs in _MEANT.items() for sign in signs})
+_HYBRID = re.compile(r"(?<!\S)[×✕✖⨉⨯](?=[^\W\d])")  # before a word: "Mentha ×piperita"
+# Around a whole answer: "**`Rose`**.", few of each, so that the search stays linear.
+_MARKED = re.compile(r"(\*{0,3})([_`]{0,3})(.*?)\2\1([.\u3002\u06d4]?)", re.DOTALL)
+# Articles are words of their own: not the A of "A-10", "A 10" and "A-Class".
+_ARTICLE = re.compile(r"\A(?:an? |the[ -]+)(?=[^\d -])")
+_NUMBERED = re.compile(r"\A(?:an?|the) (?=\d)")  # read as an article if no class is called so
 # CPython sorts a run of combining marks in quadratic time (100,000 of them: seconds).
 # Pieces of this length bound it, and no class name is longer.
 _PIECE = 512
 
 
-def _fold(text: str) -> str:
-    """NFKC, case fold, no zero-width characters, dashes as spaces, single spaces."""
+def plain(text: str) -> str:
+    """One spelling for every sign: NFKC, case fold, no zero-width characters, single spaces.
+
+    An apostrophe is ', a quote ", a dash -, a multiplication sign x, a ligature its letters.
+    """
     text = " ".join(_INVISIBLE.sub("", text).split())
+    text = _HYBRID.sub("x ", text).translate(_SIGNS)
     pieces = []
     for start in range(0, len(text), _PIECE):
-        piece = unicodedata.normalize("NFKC", text[start : start + _PIECE])
-        pieces.append(unicodedata.normalize("NFKC", piece.casefold()))
-    spaced = (
-        " " if char in _OTHER_DASHES or unicodedata.category(char) == "Pd" else char
-        for char in "".join(pieces)
-    )
-    return " ".join("".join(spaced).split())
+        piece = unicodedata.normalize("NFKC", text[start : start + _PIECE]).casefold()
+        piece = piece.translate(_SIGNS).replace("\u00e6", "ae").replace("\u0153", "oe")
+        pieces.append(unicodedata.normalize("NFKC", piece))
+    dashed = ("-" if unicodedata.category(char) == "Pd" else char for char in "".join(pieces))
+    return " ".join("".join(dashed).split())
+
+
+@lru_cache(maxsize=4096)  # the names of the classes come again with every completion
+def _readings(text: str) -> tuple[str, ...]:
+    """A name as it stands, without its article, and without one before a number."""
+    marked = _MARKED.fullmatch(text.strip())  # always: there may be no marks
+    name = plain(marked[3] + marked[4]).strip(" -")
+    if name.endswith(_FULL_STOPS):
+        name = name[:-1]
+    forms = (name, _ARTICLE.sub("", name), _NUMBERED.sub("", name))
+    return tuple(" ".join(form.replace("-", " ").split()) for form in forms)
 
 
 def normalise(text: str) -> str:
     """The form in which names are compared.
 
-    Folded as above; then one trailing full stop and one leading article (a, an, the)
-    are dropped. ``"The  Black-Footed ALBATROSS."`` -> ``"black footed albatross"``.
+    Plain, without marks around it, dashes as spaces; then one trailing full stop and one leading
+    article (a, an, the) are dropped. ``"The  Black-Footed ALBATROSS."`` -> ``"black footed
+    albatross"``, but ``"An-12"`` -> ``"an 12"``: an article is a word, no part of a designation.
     """
-    name = _fold(text)
-    if name.endswith(_FULL_STOPS):
-        name = name[:-1].rstrip()
-    first, _, rest = name.partition(" ")
-    return rest if rest and first in ("a", "an", "the") else name
+    return _readings(text)[1]
 
 
 def _split(text: str, tag: str) -> tuple[str, str, str] | None:
@@ -83,10 +102,10 @@ def parse_answer(completion: str) -> str | None:
     return None if inside else parts[1]
 
 
-def _name_table(
-    classes: Sequence[str], aliases: Aliases, labels: Iterable[str] = ()
-) -> dict[str, str]:
-    """Normalised name -> class; ValueError listing every problem of the names."""
+def _named(
+    answer: str | None, classes: Sequence[str], aliases: Aliases, labels: Iterable[str] = ()
+) -> str | None:
+    """The class whose name is a reading of the answer; ValueError listing all bad names."""
     if isinstance(classes, str):
         raise ValueError(f"classes is one string, {classes!r}: give a list of names")
     problems = [] if len(classes) else ["classes is empty: name at least one class"]
@@ -96,12 +115,12 @@ def _name_table(
         if isinstance(others, str):
             problems.append(f"aliases of {name!r} is one string, {others!r}: give a list")
             others = ()
-        found.setdefault(normalise(name), []).append((index, repr(name)))
-        for other in others:
-            shown = f"{other!r} (alias of {name!r})"
-            found.setdefault(normalise(other), []).append((index, shown))
+        shown = {name: repr(name)} | {other: f"{other!r} (alias of {name!r})" for other in others}
+        for spelling, text in shown.items():
+            for key in dict.fromkeys(_readings(spelling)[1::-1]):
+                found.setdefault(key, []).append((index, text))
     for key, owners in found.items():
-        listed = ", ".join(shown for _, shown in owners)
+        listed = ", ".join(text for _, text in owners)
         if not key:
             problems.append(f"nothing is left of {listed} once normalised: rename")
         elif len({index for index, _ in owners}) > 1:
@@ -111,7 +130,8 @@ def _name_table(
             problems.append(f"label {label!r} is not among the {len(classes)} classes")
     if problems:
         raise ValueError("names cannot be scored:\n- " + "\n- ".join(problems))
-    return {key: classes[owners[0][0]] for key, owners in found.items()}
+    owners = next((found[reading] for reading in _readings(answer or "") if reading in found), ())
+    return classes[owners[0][0]] if owners else None
 
 
 def match_class(text: str | None, classes: Sequence[str], aliases: Aliases = None) -> str | None:
@@ -122,8 +142,7 @@ def match_class(text: str | None, classes: Sequence[str], aliases: Aliases = Non
     question may offer four of them all). ValueError, all problems listed: no classes,
     or names that normalise alike.
     """
-    table = _name_table(classes, aliases)
-    return None if text is None else table.get(normalise(text))
+    return _named(text, classes, aliases)
 
 
 def accuracy_reward(
@@ -133,9 +152,7 @@ def accuracy_reward(
 
     ValueError as `match_class`, and for a label that is not spelled as in `classes`.
     """
-    table = _name_table(classes, aliases, labels=(label,))
-    answer = parse_answer(completion)
-    return float(answer is not None and table.get(normalise(answer)) == label)
+    return float(_named(parse_answer(completion), classes, aliases, (label,)) == label)
 
 
 def format_reward(completion: str) -> float:
@@ -181,13 +198,12 @@ def accuracy(
     class_rows = [classes] * size if shared else classes
     alias_rows = [aliases] * size if aliases is None or isinstance(aliases, Mapping) else aliases
     if not size == len(label) == len(class_rows) == len(alias_rows):
-        rows = f"{len(label)} label, {len(class_rows)} classes, {len(alias_rows)} aliases"
-        raise ValueError(f"{size} completions, but rows of the columns: {rows}")
+        lengths = f"{len(label)} label, {len(class_rows)} classes, {len(alias_rows)} aliases"
+        raise ValueError(f"{size} completions, but rows of the columns: {lengths}")
     paid: list[float] = []
     problems: list[str] = []
-    for completion, name, names, more in zip(
-        completions, label, class_rows, alias_rows, strict=True
-    ):
+    rows = zip(completions, label, class_rows, alias_rows, strict=True)
+    for completion, name, names, more in rows:
         try:
             paid.append(accuracy_reward(_text(completion), name, classes=names, aliases=more))
         except ValueError as problem:

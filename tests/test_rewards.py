@@ -1,6 +1,7 @@
 """Rewards: what pays, what must not pay, and that no text can hold the scorer up."""
 
 import json
+import random
 import sys
 import time
 import unicodedata
@@ -141,6 +142,197 @@ def test_every_dash_is_a_space_and_every_mark_of_direction_is_nothing():
     assert {normalise(f"x{mark}y") for mark in marks} == {"xy"}
 
 
+SIGNS = {  # what is meant -> what is written for it
+    "'": "\u2018\u2019\u201a\u201b\u02bb\u02bc\u02b9\u2032\u00b4`\u2039\u203a\u02bf\uff07\ua78c",
+    '"': "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u300c\u300f\uff02",
+    "x": "\u00d7\u2715\u2716\u2a09\u2a2f\uff58",
+    " ": "-_\u2010\u2011\u2013\u2014\u2212\u2796\uff0d\uff3f\u3000\u00a0",
+    "ffi": "\ufb03",
+    "fl": "\ufb02",
+    "ae": "\u00e6\u00c6",
+    "oe": "\u0153\u0152",
+    "B": "\uff22\U0001d401",
+    "/": "\u2044\uff0f",
+}
+
+
+@pytest.mark.parametrize("meant", SIGNS)
+def test_a_sign_counts_as_what_is_meant_by_it(meant):
+    names = [f"colt{meant}s", f"colt{meant} rose"]
+    for sign in SIGNS[meant]:
+        for name in names:
+            assert match_class(name.replace(meant, sign), [*names, "Rose"]) == name
+        with pytest.raises(ValueError, match="ambiguous"):
+            match_class("x", [names[0], f"colt{sign}s"])
+
+
+def test_the_sign_of_a_hybrid_stands_with_and_without_a_space():
+    for said in ("Mentha \u00d7 piperita", "Mentha \u00d7piperita", "mentha X Piperita"):
+        assert match_class(said, ["Mentha x piperita", "Mentha"]) == "Mentha x piperita"
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ("12", None),
+        ("A-12", None),
+        ("a 12", None),
+        ("the-12", None),
+        ("An-12", "An-12"),
+        ("an 12", "An-12"),
+        ("AN\u201112.", "An-12"),
+        ("an An-12", "An-12"),
+        ("The An 12", "An-12"),
+        ("10", "10"),
+        ("a 10", "A-10"),
+        ("an 10", "10"),  # no class is called so: an article
+        ("the A-10", "A-10"),
+        ("1", None),
+        ("the 1", "The-1"),
+        ("class", None),
+        ("the class", None),
+        ("A Class", "A-Class"),
+        ("an a-class", "A-Class"),
+        ("the 707-320", "707-320"),
+        ("A-707-320", None),
+        ("the_rose", "Rose"),
+        ("the-rose", "Rose"),
+        ("A-rose", None),
+    ],
+)
+def test_an_article_is_a_word_and_no_part_of_a_designation(answer, named):
+    classes = ["An-12", "Tu-134", "A-10", "10", "The-1", "A-Class", "707-320", "Rose"]
+    assert match_class(answer, classes) == named
+    assert accuracy_reward(f"<answer>{answer}</answer>", "Tu-134", classes=classes) == 0
+
+
+def test_a_designation_keeps_its_form():
+    designations = ("An-12", "A-10", "The-1", "A-Class")
+    assert [normalise(one) for one in designations] == ["an 12", "a 10", "the 1", "a class"]
+    assert match_class("A-Class", ["A Class", "Rose"]) == "A Class"  # of the folder A_Class
+
+
+@pytest.mark.parametrize(
+    "form", ["**{}**", "*{}*.", "`{}`", "**{}.**", "```\n{}\n```", " **`{}`** "]
+)
+def test_marks_around_a_whole_answer_do_not_matter(form):
+    assert match_class(form.format("Lenten Rose"), CLASSES) == "Lenten Rose"
+    assert match_class(form.format("Rose or Lenten Rose"), CLASSES) is None
+    assert match_class(form.format("Rose") + " Lenten Rose", CLASSES) is None
+    assert match_class("**Rose** **Lenten Rose**", CLASSES) is None
+
+
+def test_marks_that_are_part_of_a_name_stay():
+    assert match_class("Sgr A*", ["Sgr A", "Sgr A*"]) == "Sgr A*"
+    assert match_class("**Sgr A***", ["Sgr A", "Sgr A*"]) == "Sgr A*"
+
+
+# Letters, signs and words that parsers stumble over, joined at random.
+ODD = [
+    *(
+        "An",
+        "a",
+        "the",
+        "12",
+        "rose",
+        "Rose",
+        "\u9ebb\u96c0",
+        "\u0e44\u0e01\u0e48",
+        "e\u0301",
+        "\u00c9",
+    ),
+    *(
+        "\u00df",
+        "\u0130",
+        "\u00d7",
+        "\u2716\ufe0f",
+        "\u2019",
+        "`",
+        "**",
+        "*",
+        "_",
+        "-",
+        "\u2014",
+        " ",
+        "\u3000",
+    ),
+    *(
+        "\u00b4",
+        "\u2033",
+        "\u2034",
+        "\u00bd",
+        "\ufb03",
+        "\uff22",
+        "(",
+        ")",
+        ".",
+        "\u3002",
+        "\u2026",
+        "\u200b",
+    ),
+    *(
+        "\u202e",
+        "</answer>",
+        "<answer>",
+        "<think>",
+        "</think>",
+        "or",
+        "not",
+        ",",
+        ":",
+        "\n",
+        "\u0345",
+    ),
+]
+
+
+def odd_text(rng: random.Random) -> str:
+    parts = (
+        rng.choice(ODD) if rng.random() < 0.9 else chr(rng.randrange(1, 0xD800)) for _ in "12345"
+    )
+    return "".join(rng.choice(("", " ")) + part for part in parts)
+
+
+def test_one_spelling_of_any_text_is_its_own_spelling():
+    rng = random.Random(0)
+    everything = (f"x{chr(code)}y" for code in range(0xD800))
+    for text in (*everything, *(odd_text(rng) for _ in range(20_000))):
+        assert rewards.plain(rewards.plain(text)) == rewards.plain(text)
+
+
+def test_no_class_earns_the_reward_of_another():
+    """Of any names that pass as classes each earns its own reward alone, and marked too."""
+    rng = random.Random(1)
+    scored = 0
+    for _ in range(1_500):
+        classes = [odd_text(rng).replace("<", "").replace(">", "") for _ in range(4)]
+        try:
+            match_class(None, classes)
+        except ValueError:
+            continue  # alike, or nothing but signs
+        for said in classes:
+            for answer in (said, said.upper().lower(), f"{normalise(said)}", f" {said}\n"):
+                named = match_class(answer, classes)
+                paid = [score_of(answer, label, classes) for label in classes]
+                assert paid == [float(named == label) for label in classes]
+            assert match_class(said, classes) == said
+            scored += 1
+    assert scored > 1_000
+
+
+def score_of(answer: str, label: str, classes: list[str]) -> float:
+    return accuracy_reward(f"<think>x</think><answer>{answer}</answer>", label, classes=classes)
+
+
+def test_whatever_is_said_with_a_wrong_name_earns_nothing():
+    """No decoration, negation or list makes a wrong answer right."""
+    rng = random.Random(2)
+    wrong = ["Lenten Rose", "Royal Gala", "Tulip", "Black-footed Albatross", "Boeing 707-200"]
+    for _ in range(5_000):
+        answer = f"{odd_text(rng)}{rng.choice(wrong)}{odd_text(rng)}"
+        assert score_of(answer, "Boeing 727-200", CLASSES) == 0
+
+
 def test_parse_answer_gives_the_raw_text():
     assert parse_answer("<think>x</think><answer> A-b\u200b \n</answer> ") == " A-b\u200b \n"
     assert parse_answer("<answer></answer>") == ""
@@ -204,6 +396,10 @@ HOSTILE = {
     "marks": "<answer>e" + "\u0315\u0316" * MANY + "</answer>",  # sorts in quadratic time
     "ligatures": "<answer>" + "\ufdfa" * MANY + "</answer>",
     "zero width": "<answer>Ro" + "\u200b" * MANY + "x</answer>",
+    "bold": "<answer>" + "*" * MANY + " \n" * MANY + "</answer>",
+    "code": "<answer>" + "` " * MANY + "x</answer>",
+    "gap": "<answer>**x" + " " * MANY + "y**z</answer>",
+    "hybrids": "<answer>" + " \u00d7" * MANY + "</answer>",
     "headings": "<think>" + "analysis: candidates: " * MANY + "</think>",
 }
 

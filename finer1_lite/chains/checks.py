@@ -139,12 +139,14 @@ def check_sense(c: Chain) -> str | None:
     return _invisible(c, wording.SENSE, "a photo has no {!r}")
 
 
+def _nameless(c: Chain) -> str:
+    """The thought, case folded, without names of classes."""
+    return wording.without_names(c.think, {*c.names, *c.listed, *c.wanted})
+
+
 def _invisible(c: Chain, pattern: re.Pattern, reason: str) -> str | None:
     """The reason, if the pattern stands in the thought outside names of classes."""
-    text = c.think.casefold()
-    for name in sorted({*c.names, *c.listed, *c.wanted} - {""}, key=len, reverse=True):
-        text = text.replace(name.casefold(), " ")
-    found = pattern.search(text)
+    found = pattern.search(_nameless(c))
     return reason.format(found.group()) if found else None
 
 
@@ -164,9 +166,8 @@ def check_conclusion(c: Chain) -> str | None:
             return None
         return f"predicts {c.prediction[:60]!r}, the label is {c.label!r}"
     end = max(c.think.casefold().rfind("prediction"), len(c.think) - ENDING)
-    said = set(re.findall(r"\w+", fold(c.think[end:])))
     words = [w for w in re.findall(r"\w+", fold(c.label)) if not w.isdigit()]
-    missing = [w for w in words if w not in said and f"{w}s" not in said]
+    missing = [w for w in words if not names_in(c.think[end:], w)]
     if missing:
         return f"concludes without {', '.join(map(repr, missing))} of {c.label!r}"
 
@@ -189,7 +190,8 @@ def check_contradiction(c: Chain) -> str | None:
 def check_coarser(c: Chain) -> str | None:
     """An answer that is a part of the name concluded, e.g. "rose" after "Hybrid Tea Rose"."""
     for name in c.listed:
-        if fold(name).endswith(f" {fold(c.label)}") and names_in(c.prediction, name):
+        part = fold(name) != fold(c.label) and fold(name).endswith(fold(c.label))
+        if part and names_in(name, c.label) and names_in(c.prediction, name):
             return f"concludes {name!r} and answers only {c.label!r}"
 
 
@@ -219,13 +221,17 @@ def check_repeats(c: Chain) -> str | None:
 
 
 def check_language(c: Chain) -> str | None:
-    """Another language than English, by script, and by py3langid where the text is long enough."""
-    letters = [ch for ch in c.think if ch.isalpha()]
+    """Another language than English, by script, and by py3langid where the text is long enough.
+
+    Names of classes are left out: they may be in any language.
+    """
+    text = _nameless(c)
+    letters = [ch for ch in text if ch.isalpha()]
     foreign = [ch for ch in letters if ord(ch) > 0x24F]  # beyond Latin Extended-B
     if len(foreign) > 0.05 * max(len(letters), 1):
         return f"not in English: {''.join(foreign[:8])!r}"
     if len(letters) >= MIN_LETTERS:
-        found, _ = _langid().classify(c.think)
+        found, _ = _langid().classify(text)
         if found != "en":
             return f"not in English but in {found!r}"
 

@@ -9,10 +9,11 @@ prose, whose headings are looked for by pattern (`loose`). Loads neither torch n
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 
 from finer1_lite import prompts, rewards
+from finer1_lite.rewards import normalise as fold  # texts are compared as names are
 
 PARTS = tuple(heading.rstrip(":") for heading in prompts.SECTIONS)
 _ANYWHERE = [re.compile(heading, re.IGNORECASE) for heading in prompts.SECTIONS]
@@ -28,17 +29,22 @@ _FITS_NOT = re.compile(r"(?i)\b(?:not|no|nothing|neither|never|cannot|but|less)\
 _WHOLE = str.maketrans(",:;", "\ue000\ue001\ue002")  # inside a name they separate nothing
 _APART = {to: at for at, to in _WHOLE.items()}
 _ITEM = re.compile(r"^ ?(?:[-*\u2022]|\*{0,2}\d+[.)])\s+(.+)$", re.MULTILINE)
+# Scripts that put no space between words, join particles to them, or have vowels that count as
+# no letters (Hebrew to Korean, Khmer, Chinese, Japanese): names are found inside a run of them.
+JOINED = "\u0590-\u11ff\u1780-\u17ff\u2e80-\u2fff\u3005-\u3007\u3041-\ua4cf\uac00-\ud7ff"
+JOINED += "\uf900-\ufdff\ufe70-\ufefe\U00020000-\U0003ffff"
 
 
-@lru_cache(maxsize=1024)  # every check folds the same few texts
-def fold(text: str) -> str:
-    """Bring a text to the form in which names are compared (`rewards.normalise`)."""
-    return rewards.normalise(text)
+def edges(name: str, ending: str = "(?:e?s)?") -> tuple[str, str]:
+    """Patterns that make a name between them a whole word, where its script has such."""
+    before = "" if re.match(f"[{JOINED}]", name) else r"(?<!\w)"
+    return before, "" if re.match(f"[{JOINED}]", name[-1:]) else rf"{ending}(?!\w)"
 
 
 def names_in(text: str, name: str) -> bool:
     """Whether the name stands in the text as whole words, in the singular or plural."""
-    return bool(re.search(rf"(?<!\w){re.escape(fold(name))}(?:e?s)?(?!\w)", fold(text)))
+    before, behind = edges(fold(name))
+    return bool(re.search(before + re.escape(fold(name)) + behind, fold(text)))
 
 
 # --- whatever a student wrote ----------------------------------------------------------------

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from finer1_lite.data import duplicates, hubsets, images, labels, layouts, tables
+from finer1_lite.data import duplicates, images, labels, layouts, tables
 from finer1_lite.data.layouts import CLASSES, DESCRIPTIONS, INDEX, PLAIN, ClassFolder, File, Reading
 from finer1_lite.data.tables import name_key
+from finer1_lite.rewards import normalise
 from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
@@ -102,14 +103,16 @@ def _name_problems(classes: list[ClassFolder]) -> list[str]:
     problems = []
     same = defaultdict(list)
     for one in classes:
-        for spelling in {name_key(one.name), name_key(one.folder)}:  # tables may use either
+        spellings = (one.name, one.folder, normalise(one.name))  # as in tables and in answers
+        for spelling in {name_key(name) for name in spellings}:
             same[spelling].append(one.folder)
         for name in (one.name, *one.aliases):
             if not name or set(name) & set("<>"):
                 called = one.folder if name == one.name else f"{one.folder}, alias {name!r}"
                 problems.append(f"{called}: an answer cannot hold this name; rename it")
-    mend = "these names differ only in case, dash, space or kind of sign; merge or rename them"
-    problems += [f"{', '.join(found)}: {mend}" for found in same.values() if len(found) > 1]
+    mend = "these names differ only in case, dash, space, article or kind of sign; merge or rename"
+    alike = {", ".join(found): None for found in same.values() if len(found) > 1}
+    problems += [f"{found}: {mend}" for found in alike]
     return problems
 
 

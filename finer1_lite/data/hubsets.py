@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finer1_lite.rewards import plain
 from finer1_lite.runtime.options import argument, option
 
 _RELEASED = Path(__file__).with_name("released_classes.json")
@@ -131,7 +132,7 @@ def released_classes(dataset: str) -> dict[str, bool]:
 
 def key(name: str) -> str:
     """What spellings of one class have in common: "017.Cardinal" and "cardinal" -> "cardinal"."""
-    text = unicodedata.normalize("NFKD", NUMBER.sub("", name.strip())).casefold()
+    text = unicodedata.normalize("NFKD", plain(NUMBER.sub("", name.strip())))
     return "".join(letter for letter in text if letter.isalnum())
 
 

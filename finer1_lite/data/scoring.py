@@ -6,6 +6,7 @@ script counts (PKU-ICST-MIPL/FineR1_ICLR2026, eval/evaluation.py, commit 2c656a3
 label occurs somewhere in the answer. Both run in time linear in the completion.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from finer1_lite.rewards import Aliases
 
 PROTOCOLS = ("ours", "released")
 WHOLE_TEXT = ("no_think",)  # prompts that ask for no tags: all of the text is the answer
-_AROUND_LETTER = "()[]*. :\t\n"
+_AROUND_LETTER = "()[]{}*'\".,、:;- "
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,12 @@ def option_of_letter(answer: str, options: Sequence[str]) -> str | None:
 
     A letter with another option's name beside it names nothing.
     """
-    text = answer.strip(_AROUND_LETTER)
-    place = ord(text[:1].upper() or "?") - ord("A")
-    if not 0 <= place < len(options):
-        return None
-    rest = text[1:]
-    if rest and rest[0] not in _AROUND_LETTER:
-        return None  # a word that begins with the letter
-    rest = rest.strip(_AROUND_LETTER)
-    fits = not rest or rewards.normalise(rest) == rewards.normalise(options[place])
-    return options[place] if fits else None
+    text = rewards.plain(answer).strip(_AROUND_LETTER)
+    first, *rest = re.split(f"[{re.escape(_AROUND_LETTER)}]", text, maxsplit=1)
+    letters = {prompts.letter(i).casefold(): option for i, option in enumerate(options)}
+    option = letters.get(first)
+    names = {rewards.normalise(one.strip(_AROUND_LETTER)) for one in (*rest, option or "")}
+    return option if len(names) == 1 else None
 
 
 def released_answer(completion: str) -> str | None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finer1_lite import rewards
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError, write_atomically
 
@@ -24,13 +25,8 @@ DELIMITERS = ",;\t|"
 # how a text begins that a spreadsheet would compute
 _FORMULA = re.compile(r"'*[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-]")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_SIGNS = str.maketrans(
-    dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u02b9\u2032\u00b4`\uff07", "'")
-    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\uff02", '"')
-    | {"\u00d7": "x"}
-)
 # no difference between two names: spaces, dashes, and what file systems refuse
-_NO_DIFFERENCE = re.compile(r'[\s_\-\u2010-\u2015\u2212/\\:*?"<>|\u2044\u2215]+')
+_NO_DIFFERENCE = re.compile(r'[\s\-/\\:*?"<>|]+')
 
 
 @dataclass
@@ -59,8 +55,7 @@ class Table:
 
 def name_key(name: str) -> str:
     """What spellings of one name have in common."""
-    text = unicodedata.normalize("NFKC", name.translate(_SIGNS)).casefold()
-    return _NO_DIFFERENCE.sub("", unicodedata.normalize("NFC", text)).rstrip(".")
+    return _NO_DIFFERENCE.sub("", rewards.plain(name)).rstrip(".")
 
 
 def column_key(name: str) -> str:

@@ -8,10 +8,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from finer1_lite.data.chain_text import names_in
+from finer1_lite.data.chain_text import JOINED, edges, names_in
+from finer1_lite.rewards import APOSTROPHES
 
 NEGATION = re.compile(
-    r"\b(?:without|no|not(?!\s+only)|never|neither|nor|none|cannot|\w+n['\u2019]t|absent|missing|"
+    r"\b(?:without|no|not(?!\s+only)|never|neither|nor|none|cannot|absent|missing|"
+    rf"\w+n[{APOSTROPHES}]t|"
     r"lack(?:s|ing|ed)?(?:\s+of)?|absence\s+of|devoid\s+of|free\s+(?:of|from)|"
     r"hardly|rarely|seldom)\b|\bnon-|-free\b",
     re.IGNORECASE,
@@ -27,6 +29,8 @@ _SCOPE = re.compile(
     r"|\s(?=and\s+(?:has|have|is|are|shows?|with|without|no|not|never)\b)",
     re.IGNORECASE,
 )
+_STOPS = str.maketrans("，、；：。！？（）।،؛؟", ",,;:;!?();,;?")  # of other scripts
+_WORD = re.compile(rf"(?:[\w'\u2019/%{JOINED}-]|(?<=\w)[{APOSTROPHES}](?=\w))+(?:\.\d+)?|,")
 _PART = re.compile(r"\s(?=(?:with|which|that|and\s+(?:an?|the|its?))\b)", re.IGNORECASE)
 _ARTICLES = {"a", "an", "the", "its", "this"}
 _EMPTY = _ARTICLES | {"is", "are", "has", "have", "having", "shows", "and", "or", "but"}
@@ -62,7 +66,7 @@ def negated(text: str) -> bool:
 
 def scopes(text: str) -> list[str]:
     """Cut a text where what it says, or denies, ends: no negation reaches beyond its part."""
-    parts = (part.strip(" ,") for part in _SCOPE.split(_EITHER.sub(" ", text)))
+    parts = (part.strip(" ,") for part in _SCOPE.split(_EITHER.sub(" ", text.translate(_STOPS))))
     return [part for part in parts if part]
 
 
@@ -72,7 +76,7 @@ def clauses(text: str) -> list[str]:
     for scope in scopes(text):
         parts = [scope] if negated(scope) else _PART.split(scope)
         for part in parts:
-            clause = _trimmed(re.findall(r"[\w'\u2019/%-]+(?:\.\d+)?|,", part.casefold()))
+            clause = _trimmed(_WORD.findall(part.casefold()))
             if found and " " not in found[-1] and not negated(clause):  # "white, firm pulp"
                 clause = f"{found.pop()}, {clause}".removesuffix(", ")
             found += [clause] if clause else []
@@ -131,8 +135,13 @@ def looks(
     return found
 
 
+def without_names(text: str, names: Iterable[str]) -> str:
+    """The text, case folded, with a space for each name."""
+    return _pattern({tuple(_words(name)) for name in names}).sub(" ", text.casefold())
+
+
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(rf"[\w{JOINED}]+", text.casefold())
 
 
 def _root(word: str) -> str:
@@ -148,9 +157,13 @@ def _runs(name: str) -> set[tuple[str, ...]]:
 
 def _pattern(runs: Iterable[tuple[str, ...]]) -> re.Pattern:
     """What finds any of these runs of words, the longest first, in the singular or plural."""
-    ranked = sorted((run for run in runs if run), key=lambda run: (-len(run), run))
-    each = "|".join(r"[\W_]+".join(map(re.escape, run)) for run in ranked)
-    return re.compile(rf"(?<!\w)(?:{each})(?:e?s|['\u2019]s)?(?!\w)" if ranked else r"(?!)")
+    ranked = sorted(filter(None, runs), key=lambda run: (-len(run), -len("".join(run)), run))
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)  # by what stands around them
+    for run in ranked:
+        around = edges("".join(run), f"(?:e?s|[{APOSTROPHES}]s)?")
+        alike[around].append(r"[\W_]+".join(map(re.escape, run)))
+    each = (f"{before}(?:{'|'.join(of)}){behind}" for (before, behind), of in alike.items())
+    return re.compile("|".join(each) or r"(?!)")
 
 
 def _struck(clause: str, names: re.Pattern) -> str:

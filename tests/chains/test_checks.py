@@ -189,6 +189,73 @@ def test_names_may_hold_years_and_scents():
     assert not codes(text, label="Audi S4 2012", aliases=(), wanted=())
 
 
+OTHER_SCRIPTS = {  # script -> four names, and the first one inside a sentence of its language
+    "Chinese": ("麻雀 喜鹊 乌鸦 家燕", "{}頭部"),
+    "Japanese": (
+        "スズメ カラス きじ 羽根",
+        "この{}は",
+    ),
+    "Thai": (
+        "ไก่ นกยูง นกฮูก กา",
+        "ตัว{}ฟ้า",
+    ),
+    "Arabic": (
+        "عصفور غراب حمام بوم",
+        "ال{}",
+    ),
+    "Korean": ("참새 까치 제비 올빼미", "{}는"),
+    "Hindi": (
+        "गौरैया कौआ मोर उल्लू",
+        "{}",
+    ),
+    "Russian": (
+        "воробей грач галка сова",
+        "{}",
+    ),
+}
+
+
+@pytest.mark.parametrize("script", OTHER_SCRIPTS)
+def test_names_in_other_scripts_are_no_other_language_and_still_a_leak(script):
+    listed, inside = OTHER_SCRIPTS[script]
+    names = tuple(listed.split())
+    marks = dict(zip(names, MARKS.values(), strict=True))
+    facts = {"label": names[0], "aliases": (), "wanted": names}
+    assert not codes(write(names[0], names, marks=marks), **facts)
+    of_another = tuple([*names[1:], "Fox Sparrow"])  # Latin letters among the others
+    marks = dict(zip(of_another, MARKS.values(), strict=True)) | {"Fox Sparrow": "fits"}
+    others = {"label": "Fox Sparrow", "aliases": (), "wanted": of_another}
+    assert not codes(write("Fox Sparrow", of_another, marks=marks), **others)
+    marks = dict(zip(names, MARKS.values(), strict=True))
+    leak = f"{ANALYSIS}, {inside.format(names[0])}"
+    assert "leak" in codes(write(names[0], names, leak, marks), **facts)
+
+
+def test_a_chain_in_another_language_is_caught_whatever_its_names():
+    names = tuple(OTHER_SCRIPTS["Chinese"][0].split())
+    marks = dict(zip(names, MARKS.values(), strict=True))
+    facts = {"label": names[0], "aliases": (), "wanted": names}
+    assert "language" in codes(write(names[0], names, CHINESE, marks), **facts)
+    assert "language" in codes(write(names[0], names, GERMAN, marks), **facts)
+
+
+def test_a_name_leaks_with_any_sign():
+    for analysis in ("a colt\u2019s foot leaf", "a COLT\u00b4S FOOT", "the colt\u02bcs\u2011foot"):
+        text = swap(ANALYSIS, f"{ANALYSIS}, {analysis}").replace("barn owl", "colt's foot")
+        assert "leak" in codes(text, label="colt's foot", aliases=(), wanted=())
+
+
+def test_a_coarser_answer_is_found_in_scripts_without_spaces():
+    text = (
+        "<think>Analysis of the visual features:\nA brown head.\n\nCandidate subcategories:\n"
+        "1. 家麻雀: brown\n2. 喜鹊: black\n\nComparison process:\n"
+        "- 家麻雀: fits\n- 喜鹊: does not\n\nFinal prediction:\n"
+        "这是家麻雀。\n</think>\n<answer>麻雀</answer>"
+    )
+    found = {f.code for f in check(Chain(text, "麻雀", loose=True))}
+    assert "coarser" in found and "conclusion" not in found
+
+
 def test_free_prose_is_read_by_its_headings():
     text = (
         "<think>Analysis of the visual features:\nA red flower with thorns.\n\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from photo_folders import DESCRIBED, four_classes, noise, only_problem, problems_of, write_index
 
+from finer1_lite.rewards import match_class
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import load_folder
 
@@ -293,3 +294,35 @@ def test_loading_writes_nothing(root):
     for photo in birds.train + birds.test:
         photo.image()
     assert listing() == before
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("colt's foot", "colt\u2019s foot"),
+        ("Mentha x piperita", "Mentha \u00d7 piperita"),
+        ("Rosa 'Peace'", "Rosa \u2018Peace\u02bc"),
+        ("fig tree", "\ufb01g tree"),
+        ("\u0152nothera", "Oenothera"),
+        ("Rose", "The Rose"),
+    ],
+)
+def test_folders_that_an_answer_cannot_tell_apart_are_named(root, one, other):
+    for name in (one, other):
+        shutil.copytree(root / "red-kite", root / name)
+    told = problems_of(root, shots=2)
+    assert any(one in line and other in line and "differ only in" in line for line in told)
+
+
+def test_designations_are_two_names(root):
+    for folder, name in {"barn-owl": "An-12", "tawny-owl": "A-12", "red-kite": "12"}.items():
+        (root / folder).rename(root / name)
+    names = load_folder(root, shots=2).names
+    found = [match_class(said, names) for said in ("An-12", "an An-12", "A-12", "12", "The-12")]
+    assert found[0] == found[1] and len(set(found)) == 4 and found[-1] is None
+
+
+def test_a_table_may_write_another_apostrophe(root):
+    (root / "barn-owl").rename(root / "colt's foot")
+    write_descriptions(root, DESCRIBED.replace("barn-owl", "Colt\u2019s Foot"))
+    assert load_folder(root, shots=2).of("colt's foot").description == "a bird"

@@ -106,3 +106,40 @@ def test_no_clause_names_its_class_whatever_the_description_says():
     told = {name: f"The {name}s are big; a {name.upper()}, like {name}" for name in ("fig", "owl")}
     for name, kept in wording.looks(told).items():
         assert not re.search(name, " ".join(kept))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kept"),
+    [
+        (
+            "麻雀",
+            "麻雀頭部棕色，背有條紋；喙短。",
+            ["頭部棕色, 背有條紋", "喙短"],
+        ),
+        (
+            "スズメ",
+            "このスズメ, brown crown",
+            ["この, brown crown"],
+        ),
+        (
+            "ไก่",
+            "ไก่ฟ้า red, long tail",
+            ["ฟ้า red", "long tail"],
+        ),
+        (
+            "عصفور",
+            "red عصفور، long tail",
+            ["red", "long tail"],
+        ),
+    ],
+)
+def test_a_name_goes_where_its_script_has_no_spaces(name, text, kept):
+    assert wording.looks({name: text, "owl": "grey face"})[name] == kept
+
+
+@pytest.mark.parametrize("sign", "'\u2019\u02bc\u2032\u00b4`\uff07")
+def test_a_denial_and_a_name_hold_with_any_apostrophe(sign):
+    assert wording.clauses(f"The crown isn{sign}t red") == [f"crown isn{sign}t red"]
+    assert wording.negated(f"crown isn{sign}t red")
+    told = wording.looks({"colt's foot": f"a colt{sign}s foot, yellow flower", "rose": "red"})
+    assert told["colt's foot"] == ["yellow flower"]

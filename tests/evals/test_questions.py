@@ -7,6 +7,7 @@ import pytest
 from paths import SHARED
 from PIL import Image
 
+from finer1_lite import prompts
 from finer1_lite.__main__ import main
 from finer1_lite.data import benchmark, duplicates, hubsets, scoring
 from finer1_lite.evals import audit, controls
@@ -71,6 +72,59 @@ def test_released_rule_pays_a_list_and_a_part_of_another_name():
 )
 def test_letters_name_the_option_that_stands_there(answer, named):
     assert scoring.option_of_letter(answer, ["wren", "robin"]) == named
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "\uff08B\uff09",
+            "B\uff1aSong Sparrow",
+            "B, Song Sparrow",
+            "\uff22",
+            "\uff22\u3001song sparrow",
+        ),
+        *(
+            "**B**",
+            "`B`",
+            "**B. Song Sparrow**",
+            "**B**: Song\u2010Sparrow",
+            "[B]",
+            "\u300cB\u300d",
+            "B \u2014 \u201cSong Sparrow\u201d",
+            "B; the Song Sparrow.",
+        ),
+        "B \u2013 Song_Sparrow",
+    ],
+)
+def test_letters_are_folded_as_names_are(answer):
+    options = ["Fox Sparrow", "Song Sparrow"]
+    assert scoring.option_of_letter(answer, options) == "Song Sparrow"
+    for wrong in (answer.replace("B", "C").replace("\uff22", "C"), f"{answer} or Fox Sparrow"):
+        assert scoring.option_of_letter(wrong, options) is None
+
+
+def test_letters_go_on_after_z():
+    options = [f"kind {n}" for n in range(60)]
+    shown = prompts.offered(options, letters=True)
+    assert "(Z) kind 25, (AA) kind 26, (AB) kind 27" in shown and "(BH) kind 59." in shown
+    for place, option in enumerate(options):
+        letter = prompts.letter(place)
+        assert scoring.option_of_letter(letter, options) == option
+        assert scoring.option_of_letter(f"({letter}) {option}", options) == option
+    assert len({prompts.letter(n) for n in range(1_000)}) == 1_000
+    assert scoring.option_of_letter("[", options) is None
+    assert scoring.option_of_letter("AA", options[:26]) is None
+
+
+def test_a_letter_and_a_name_are_read_by_one_parser():
+    options = ["Fox Sparrow", "Song Sparrow (wild)", "colt\u2019s foot"]
+    for said in ("**Song Sparrow (wild)**", "`B`", "B. Song Sparrow (wild)", "**B**."):
+        judged = scoring.judge(
+            f"<answer>{said}</answer>", options[1], options, options=options, letters=True
+        )
+        assert judged.correct, said
+    assert scoring.judge("<answer>Colt's Foot</answer>", options[2], options).correct
 
 
 def test_a_letter_counts_only_where_letters_were_shown():
