@@ -177,8 +177,8 @@ class Preset(Settings):
 
     def with_(self, **changes: Any) -> "Preset":
         """A copy with changes; nested ones as `sft__steps=10`. ValueError as for `Preset`."""
-        values = self.to_dict()
-        stages = {"sft": values["sft"], "tapo": values["tapo"]}
+        stages = {"sft": self.sft.model_dump(), "tapo": self.tapo.model_dump()}
+        values = self.model_dump(exclude_unset=True) | stages  # what was not asked stays so
         for key, value in changes.items():
             stage, _, name = key.partition("__")
             if name and stage in stages:
