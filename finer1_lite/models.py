@@ -186,7 +186,7 @@ def read_weights(
         quantization = quantization or saved
     if not quantization:
         model = model.to(device)
-    checkpoints.require_finite(model.named_parameters(), f"{source}, weights", BROKEN)
+    checkpoints.require_finite(model.named_parameters(), f"{source}: ", BROKEN)
     for module in model.modules():  # on some CPUs bitsandbytes packs layers in evaluation
         if hasattr(module, "support_avx512bf16_for_cpu"):  # mode: without any gradient
             module.support_avx512bf16_for_cpu = False

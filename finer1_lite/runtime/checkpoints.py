@@ -31,17 +31,36 @@ CHECKPOINT_FILES = (
 SUMS = "checksums.json"  # file -> SHA-256 of its bytes; of a checkpoint of ours
 TORCH = (".bin", ".pt", ".pth", ".pkl")  # what `torch.save` writes: a zip with checksums
 SHOWN = 3  # names in a message
+LOWER_RATE = "; lower the learning rate (--set sft.learning_rate=... or tapo.learning_rate=...)"
+_place = ""  # of the training that is under way: see `stand`
 
 
 class NotFinite(ValueError):
     """A loss, gradient, weight or logit is nan or inf; whatever follows from it would be, too."""
 
 
-def require_finite(tensors: Iterable[tuple[str, Tensor]], what: str, mend: str = "") -> None:
-    """NotFinite that counts and names the tensors with nan or inf, where there are any."""
-    bad = [name for name, x in tensors if x.is_floating_point() and not torch.isfinite(x).all()]
+def stand(work: Path | None = None, step: int = 0, rate: float = 0.0, dtype: str = "") -> None:
+    """Where a training stands from now on; work: its folder of checkpoints, None: it is over."""
+    global _place
+    if work:
+        work = work.parent if work.name == "checkpoints" else work
+        number = dtype.removeprefix("torch.")
+        _place = f"{work.name}, step {step} (learning rate {rate:.3g}, {number}): "
+    else:
+        _place = ""
+
+
+def require_finite(tensors: Iterable[tuple[str, Tensor]], what: str = "", mend: str = "") -> None:
+    """NotFinite that names the tensors with nan or inf and counts them, where there are any.
+
+    In a training it says where that stands, and what to try.
+    """
+    own = ((name, x.to_local() if hasattr(x, "to_local") else x) for name, x in tensors)
+    bad = [name for name, x in own if x.is_floating_point() and not torch.isfinite(x).all()]
     if bad:
-        raise NotFinite(f"{what}: {len(bad)} hold nan or inf ({_some(bad)}){mend}")
+        count = f" ({len(bad)} in all)" if len(bad) > 1 else ""
+        mend = LOWER_RATE if _place else mend
+        raise NotFinite(f"{_place}{what}nan or inf in {_some(bad)}{count}{mend}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -51,7 +70,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         problem = f"{path}: {error}; copy it anew, or train it again"
         raise DataError([problem], "weights that cannot be read:") from error
-    require_finite(found.items(), f"{path}, weights", "; train it again, at a lower learning rate")
+    require_finite(found.items(), f"{path}: ", "; train it again, at a lower learning rate")
     return found
 
 
