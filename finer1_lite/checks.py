@@ -107,7 +107,7 @@ WHY = {  # a reason why a step of TAPO has no gradient -> whether its row of the
     f"all completions were cut at the length limit ({ENDED})": lambda row: row["truncated"] == 1,
     "no completion was right (train stage 1 longer)": lambda row: row["accuracy"] == 0,
     "every completion was right": lambda row: row["accuracy"] == 1,
-    "those of each group were all right or all wrong (sample hotter)": lambda row: True,
+    "the completions of each group were all right or all wrong (sample hotter)": lambda row: True,
 }
 
 
@@ -127,6 +127,6 @@ def lessons(log: Sequence[Mapping]) -> list[str]:
         why = Counter(next(w for w, so in WHY.items() if so(row)) for row in rewarded)
         reasons = "".join(f"; in {n} of them {reason}" for reason, n in why.items())
         told.append(f"{len(idle)} of {len(log)} logged steps had nothing to learn from{reasons}")
-    if log and log[-1].get("moved") == 0:
+    if log and log[-1].get("moved") == 0 and len(idle) < len(log):
         told.append("the adapter did not move: its learning rate may be too small")
     return told

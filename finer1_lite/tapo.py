@@ -101,8 +101,8 @@ def train_tapo(
     after each step, the first being 1. Of several processes each holds the whole model,
     completes and learns from groups of its own, and gradients are added up.
     """
-    triplets.require_enough(collection)
     models.prepare_for_stage_two(student, preset)
+    triplets.require_enough(collection)
     s = preset.tapo
     save_every = max(5, s.steps // 4)
     loop = Loop(

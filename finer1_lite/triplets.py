@@ -62,20 +62,15 @@ def _made(photo: Photo, how: str, make: Callable, rng: random.Random) -> Photo:
 
 
 def require_enough(collection: Collection, names: Iterable[str] = ()) -> None:
-    """DataError listing the classes (all: those with training pictures) that make no triplets."""
+    """DataError where no triplets can be made of these classes; of none: of all seen ones."""
     counts = Counter(photo.species for photo in collection.train)
-    seen = len(counts.keys() & {*collection.seen_names})
-    more = "give more photographs of it, or shots of 2 or more"
-    problems = [
-        f"{name!r} needs a second training picture: {more}"
-        for name in names or counts
-        if counts[name] < 2
-    ]
-    if seen < 2:
-        what = f"{' '.join(map(repr, counts)) or 'the collection'} needs a second seen class"
-        problems.append(
-            f"{what}: add classes, or say seen = yes in classes.csv (a lower --unseen-share)"
-        )
+    names = names or dict.fromkeys((*collection.seen_names, *counts))
+    few = ", ".join(repr(name) for name in names if counts[name] < 2)
+    problems = [f"{few} needs a second training picture: add some, or raise shots"] if few else []
+    if len(counts.keys() & {*collection.seen_names}) < 2:
+        only = ", ".join(map(repr, counts)) or "this collection"
+        mend = "add classes, or make more of them seen (classes.csv, a lower --unseen-share)"
+        problems.append(f"{only} needs a second seen class with training pictures: {mend}")
     require_none(problems, "stage 2 (TAPO) cannot make its triplets:")
 
 

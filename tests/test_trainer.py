@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from killed import Killed
+from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
 from finer1_lite.trainer import Loop, last_checkpoint
@@ -33,8 +34,14 @@ FILES = {
 def checkpoint(work: Path, step: int, kind: str = "trainer") -> Path:
     folder = work / f"checkpoint-{step}"
     for name in (*FILES[kind], "trainer_state.json"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps({"global_step": step}))
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file({"weight": torch.full((9,), float(step))}, path)
+        elif path.suffix in (".pt", ".pth", ".bin", ".pkl"):
+            torch.save({"weight": torch.full((9,), float(step))}, path)
+        else:
+            path.write_text(json.dumps({"global_step": step}))
     return folder
 
 

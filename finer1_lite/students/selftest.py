@@ -36,8 +36,8 @@ def overflow(student: Student, tokens: int = 8) -> str:
         return "the features of a picture are not finite"
     try:
         out = generation.generate(model, processor, batch, max_new_tokens=tokens)
-    except NotFinite as error:
-        return str(error)
+    except NotFinite:
+        return f"the logits of an answer of {tokens} tokens are not finite"
     with torch.no_grad():  # each reads every logit, in the sum that it is divided by
         logps = logprobs.log_probs(model, batch, out.completion_ids, out.completion_mask, [0])
     finite = torch.isfinite(logps).all()
