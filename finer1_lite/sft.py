@@ -24,7 +24,7 @@ from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.distributed import one_card
 from finer1_lite.species import Collection
 from finer1_lite.students import unsloth
-from finer1_lite.trainer import save_trained
+from finer1_lite.trainer import learning, save_trained
 
 ENGINES = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 MICRO = "sft.micro_batch"
@@ -77,17 +77,8 @@ class SavedLimits(TrainerCallback, ExportableState, oom.Limits):
         return {"args": {"limits": self.state_dict()}, "attributes": {}}
 
 
-def learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """What learns, by name."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
 class Guard(TrainerCallback):
     """Stops a training at the first number that is not finite; seals its checkpoints."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """A checkpoint that is gone on from, too."""
-        require_finite(learning(more["model"]), f"{args.output_dir}: ")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """For whatever is found in this step."""
@@ -96,12 +87,13 @@ class Guard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """The gradient; in float16 the optimiser leaves out one that overflowed."""
-        named = () if args.fp16 else learning(more["model"])
-        require_finite((f"the gradient of {n}", p.grad) for n, p in named if p.grad is not None)
+        named = {} if args.fp16 else learning(more["model"])
+        found = ((f"the gradient of {name}", p.grad) for name, p in named.items())
+        require_finite((name, gradient) for name, gradient in found if gradient is not None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """The weights, before they are saved."""
-        require_finite(learning(more["model"]))
+        require_finite(learning(more["model"]).items())
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Every process has written its part."""

@@ -144,7 +144,7 @@ class Loop:
             found.append(("the gradient", norm))
         require_finite(found)
         self.optimizer.step()  # in float16 it leaves out gradients that overflowed
-        require_finite(self._weights().items())
+        require_finite(learning(self.model).items())
         self._finish(log | {"grad_norm": float(norm)})
 
     def skip(self, log: dict[str, float]) -> None:
@@ -178,7 +178,7 @@ class Loop:
         self.accelerator.save_state(str(draft))
         distributed.wait()
         if distributed.is_main():
-            save_file(self._weights(), draft / "trained.safetensors")
+            save_file(learning(self.model), draft / "trained.safetensors")
             state = {"global_step": self.done, "log_history": self.history}
             (draft / STATE).write_text(json.dumps(state), encoding="utf-8")
             seal(draft)
@@ -195,24 +195,25 @@ class Loop:
             return
         self.accelerator.load_state(found)
         saved = read_tensors(Path(found) / "trained.safetensors")
-        require_fit(saved, self._weights(), found)
-        for name, weight in self._weights().items():
-            weight.copy_(saved[name])
+        require_fit(saved, learning(self.model), found)
+        for name, weight in learning(self.model).items():
+            weight.data.copy_(saved[name])
         state = json.loads((Path(found) / STATE).read_text(encoding="utf-8"))
         self.done, self.history = state["global_step"], state["log_history"]
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """What learns, by name."""
-        return {n: p.data for n, p in self.model.named_parameters() if p.requires_grad}
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What learns, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """What learns, as transformers' Trainer groups it: norms and biases do not decay."""
     decays = set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED))
-    learning = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    named = learning(model).items()
     return [
-        {"params": [p for n, p in learning if n in decays], "weight_decay": weight_decay},
-        {"params": [p for n, p in learning if n not in decays], "weight_decay": 0.0},
+        {"params": [p for n, p in named if n in decays], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if n not in decays], "weight_decay": 0.0},
     ]
 
 
