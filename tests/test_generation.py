@@ -422,9 +422,8 @@ def test_every_end_of_the_generation_config_ends_a_completion(fresh, birds, save
     student = with_head(fresh, {ids("b"): 0.9, ids("c"): 0.1})
     student.model.generation_config.eos_token_id = ids(saved)
     out = sample(student, encode(student, birds, 2), max_new_tokens=4, temperature=0.0)
-    assert (
-        not out.truncated.any() and out.lengths.tolist() == [1, 1] and out.completions == ["", ""]
-    )
+    assert not out.truncated.any()
+    assert set(out.lengths.tolist()) == {1} and set(out.completions) == {""}
     assert ids("<|endoftext|>") not in generation.end_tokens(student.model, student.processor)
 
 

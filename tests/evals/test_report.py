@@ -529,7 +529,7 @@ def test_a_training_without_a_lesson_stands_first(tmp_path, row, says, caplog):
 
 
 def test_answers_without_an_end_stand_first(tmp_path):
-    cut = [row | {"truncated": row["model"] == "tapo"} for row in made_up_records()]
+    cut = [row | {"truncated": row["model"] == "TAPO"} for row in made_up_records()]
     folder = made_up_run(tmp_path / "lab", cut)
     first = write_report(folder, photo).with_suffix(".md").read_text().split("\n## ")[1]
     assert first.startswith("Read this first") and "TAPO" in first and "SFT" not in first
