@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finer1_lite import prompts
+from finer1_lite.runtime.checkpoints import require_finite
 
 VISION_TOKENS = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 Images = Sequence[Image.Image] | None
@@ -220,6 +221,15 @@ def suppress_tokens(processor: Any) -> list[int]:
     return vision_tokens(processor) + [processor.tokenizer.pad_token_id]
 
 
+def end_tokens(model: nn.Module, processor: Any) -> list[int]:
+    """What ends a completion: the tokenizer's end of turn, the model's own ends; never padding."""
+    tok = processor.tokenizer
+    saved = getattr(core_of(model), "generation_config", None)
+    more = saved.eos_token_id if saved else None  # one, several or none
+    more = more if isinstance(more, list) else [more]
+    return sorted({tok.eos_token_id, *more} - {None, tok.pad_token_id})
+
+
 def vision_tokens(processor: Any) -> list[int]:
     """Those of `VISION_TOKENS` that the tokenizer knows; the others are never sampled."""
     tok = processor.tokenizer
@@ -250,17 +260,19 @@ def generate(
     tok = processor.tokenizer
     hidden, cache, mask, position = prefill(core, batch, num_generations)
     suppressed = torch.tensor(suppress_tokens(processor), device=mask.device)
+    ends = torch.tensor(end_tokens(model, processor), device=mask.device)
     rows = torch.arange(len(mask), device=mask.device)  # which completion each live row writes
     going = torch.ones_like(rows, dtype=torch.bool)
     ids = torch.full((len(mask), max_new_tokens), tok.pad_token_id, device=mask.device)
     draws = _uniform(generator, *ids.shape, mask.device) if temperature else ids
     for t in range(max_new_tokens):
         logits = core.lm_head(hidden[:, -1]).float()
+        require_finite([(f"the logits of token {t + 1} of a completion", logits.amax(-1))])
         logits[:, suppressed] = -torch.inf
         token = pick_tokens(logits, temperature, top_p, draws[rows, t])
         token = token.masked_fill(~going, tok.pad_token_id)  # these rows ended before
         ids[rows, t] = token
-        going = going & (token != tok.eos_token_id)
+        going = going & ~torch.isin(token, ends)
         if on_token:
             on_token()
         if not going.any():
@@ -278,7 +290,7 @@ def generate(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-    return _rollouts(ids, tok)
+    return _rollouts(ids, tok, ends)
 
 
 def prefill(
@@ -333,14 +345,14 @@ def pick_tokens(logits: Tensor, temperature: float, top_p: float, draws: Tensor)
     return token[:, 0]
 
 
-def _rollouts(ids: Tensor, tok: Any) -> Rollouts:
+def _rollouts(ids: Tensor, tok: Any, ends: Tensor) -> Rollouts:
     """Trim to the longest completion; mask everything after the first end of turn."""
-    ended = ids == tok.eos_token_id
+    ended = torch.isin(ids, ends)
     before = ended.cumsum(-1) - ended.long() == 0
     mask = before & (ids != tok.pad_token_id)
     longest = max(int(mask.sum(-1).max()), 1)
     completions = [
-        tok.decode(row[keep & (row != tok.eos_token_id)], skip_special_tokens=False)
-        for row, keep in zip(ids, mask, strict=True)
+        tok.decode(row[keep], skip_special_tokens=False)
+        for row, keep in zip(ids, mask & ~ended, strict=True)
     ]
     return Rollouts(ids[:, :longest], mask[:, :longest].long(), completions, ~ended.any(-1))

@@ -20,7 +20,7 @@ from finer1_lite.data.given_chains import check_chains
 from finer1_lite.data.runs import Run, chain_lines, write_attribution
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
-from finer1_lite.runtime import distributed, files
+from finer1_lite.runtime import distributed, files, trackers
 from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
@@ -30,16 +30,20 @@ from finer1_lite.students.card import STAGES, read_card, write_card
 from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.students.run_cards import card_of, write_cards
 from finer1_lite.tapo import train_tapo
+from finer1_lite.triplets import require_enough
 
 log = logging.getLogger("finer1_lite")
 
 
 def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     """Do the whole job; returns the run's folder, which holds metrics.json when it is done."""
+    preset = job.preset.with_(pixels=job.preset.pixels)  # asked of every student, as the card says
+    job = replace(job, preset=preset)
     collection, teacher = job.collection()
     if job.chains is not None:
         check_chains(collection, job.chains)
-    preset = job.preset
+    require_enough(collection)
+    trackers.require(job.report_to)  # both now, and not when stage 2 begins
     log.info("the student sees a picture in %d pixels at most (--set pixels=N)", preset.pixels)
     config = job.config(collection)
     main = distributed.on_main_process

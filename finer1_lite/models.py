@@ -8,25 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
 )
 
+from finer1_lite import prompts
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
+from finer1_lite.runtime import checkpoints
 from finer1_lite.runtime.devices import choose_device, choose_dtype
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students import random_weights, selftest, unsloth
 from finer1_lite.students.card import ADAPTER, is_adapter, is_hub_name, read_card, resolved
 from finer1_lite.students.families import LORA_TARGETS, VISION_TARGETS, check_family
-from finer1_lite.students.lab_student import PictureProcessor, asset_folder
+from finer1_lite.students.lab_student import TAGS, PictureProcessor, asset_folder
 
 log = logging.getLogger("finer1_lite")
 CONFIG = "config.json"  # of a model's folder
+WEIGHTS = "adapter_model.safetensors"
+PADS = ("<|endoftext|>", "<|vision_pad|>", "<|pad|>", "<pad>", "[PAD]")  # a spare one, if known
+BROKEN = "; they are no student: get them anew, or train again at a lower learning rate"
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def load_processor(
@@ -48,12 +56,51 @@ def load_processor(
         processor.family = family
     else:
         processor = AutoProcessor.from_pretrained(source)
+    images = processor.image_processor
+    saved = images.size["longest_edge"]
     if pixels is not None:
-        images = processor.image_processor
         smallest = min(images.size["shortest_edge"], pixels)
         images.size = {"shortest_edge": smallest, "longest_edge": pixels}
+    if pixels not in (None, saved):
+        log.info("pixels %d: as asked (not %d, the budget saved with %s)", pixels, saved, source)
+    settle_tokens(processor, source)
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def settle_tokens(processor: Any, source: str | Path) -> None:
+    """One token that ends a turn, as the chat template has it, and another one that pads.
+
+    A tokenizer that says otherwise is set right, with a warning: a padding token is never
+    sampled, so that no answer would end. ValueError where it has no token to spare.
+    """
+    tok = processor.tokenizer
+    ends = _end_of_turn(processor) or tok.eos_token
+    if ends is None:
+        raise ValueError(f"{source}: eos_token is missing: name the token that ends a turn")
+    if ends != tok.eos_token:
+        log.warning("%s: a turn ends with %s, not eos_token %s", source, ends, tok.eos_token)
+        tok.eos_token = ends
+    taken = {None, ends, "<|im_start|>", "<|image_pad|>", "<|video_pad|>", *TAGS}
+    if tok.pad_token not in taken:
+        return
+    spare = [pad for pad in PADS if pad in tok.get_vocab() and pad not in taken]
+    if not spare:
+        what = f"{source}: pad_token {tok.pad_token} cannot pad, it has another role or is missing"
+        raise ValueError(f"{what}; set pad_token in tokenizer_config.json to a token of its own")
+    log.warning("%s: pad_token %s has another role; %s pads", source, tok.pad_token, spare[0])
+    tok.pad_token = spare[0]
+
+
+def _end_of_turn(processor: Any) -> str | None:
+    """The special token that the chat template puts behind an answer; None where there is none."""
+    if processor.chat_template is None:
+        return None
+    chat = [*prompts.messages("?", with_image=False), {"role": "assistant", "content": "finis"}]
+    _, shown, told = processor.apply_chat_template(chat, tokenize=False).rpartition("finis")
+    ids = processor.tokenizer(told, add_special_tokens=False)["input_ids"][: bool(shown)]
+    known = processor.tokenizer.added_tokens_decoder
+    return known[ids[0]].content if ids and ids[0] in known and known[ids[0]].special else None
 
 
 def four_bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -99,31 +146,69 @@ def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch
     else:
         model = read_weights(source, device, dtype, preset.quantize)
     model.config.use_cache = False  # generation passes its own cache
-    return Student(model.eval(), load_processor(source, preset.pixels, model.config.model_type))
+    told = model.generation_config.to_diff_dict()
+    unused = ", ".join(f"{name} {told[name]}" for name in SAMPLING if name in told)
+    if unused:
+        log.info("%s: its saved generation settings are not used (%s)", source, unused)
+    asked = "pixels" in preset.model_fields_set or random_weights.is_random(source)
+    pixels = preset.pixels if asked else None
+    processor = load_processor(source, pixels, model.config.model_type)
+    kept = processor.image_processor.size["longest_edge"]
+    if pixels is None and kept != preset.pixels:
+        log.info("pixels %d: the budget saved with %s", kept, source)
+    return Student(model.eval(), processor)
 
 
 def read_weights(
     source: str | Path, device: torch.device, dtype: torch.dtype | str, quantize: str = "none"
 ) -> nn.Module:
-    """The plain model, its language layers in 4 bits where asked. dtype: also "auto"."""
+    """The plain model, its language layers in 4 bits where asked, or as it was saved quantised.
+
+    dtype: also "auto". DataError where weights are missing, left over or torn; ValueError where
+    any is nan or inf.
+    """
     if quantize != "none" and device.type == "mps":
         raise ValueError(f"quantize {quantize} needs CUDA or a CPU, not mps: set quantize=none")
     quantization = four_bits(quantize, dtype)
     if random_weights.is_random(source):
         model = random_weights.load(source, dtype, quantization, device)
     else:
-        model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            dtype=dtype,
-            quantization_config=quantization,
-            use_safetensors=True,
-            device_map={"": device} if quantization else None,
+        saved = getattr(AutoConfig.from_pretrained(source), "quantization_config", None)
+        options: dict[str, Any] = (
+            {} if saved or not quantization else {"quantization_config": quantization}
         )
-    if quantization is None:
+        if saved:
+            method = saved.get("quant_method") if isinstance(saved, dict) else saved.quant_method
+            log.info("%s: quantised by %s, loaded as it is saved", source, method)
+        if saved or quantization:
+            options["device_map"] = {"": device}
+        model = _read(source, dtype, options)
+        quantization = quantization or saved
+    if not quantization:
         model = model.to(device)
+    checkpoints.require_finite(model.named_parameters(), f"{source}: ", BROKEN)
     for module in model.modules():  # on some CPUs bitsandbytes packs layers in evaluation
         if hasattr(module, "support_avx512bf16_for_cpu"):  # mode: without any gradient
             module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _read(source: str | Path, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
+    """The model of transformers, with every weight from the files: it only logs what it made up."""
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # listed below, with all else
+            **options,
+        )
+    except (SafetensorError, ImportError) as error:  # torn, or quantised by what is not installed
+        raise ValueError(f"{source}: its weights cannot be read: {error}") from error
+    other = [f"{name} {list(a)} for {list(b)}" for name, a, b in found["mismatched_keys"]]
+    what = f"{source}: matrices that do not fit its config.json"
+    checkpoints.require_same(what, found["missing_keys"], found["unexpected_keys"], other)
     return model
 
 
@@ -175,12 +260,20 @@ def load_trained(source: str | Path, preset: Preset, base: str | None = None) ->
 
 
 def load_adapter_on(model: nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
-    """A plain model with a saved adapter. ValueError where it was made for another base."""
-    try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    except RuntimeError as error:  # matrices of other sizes
-        reason = str(error).split("\n")[:2][-1].strip()
-        raise ValueError(f"{folder} does not fit this base; name its own: {reason}") from error
+    """A plain model with a saved adapter, all of whose matrices are its own.
+
+    DataError where the file cannot be read or its matrices are not those that this base and
+    adapter_config.json make, of which PEFT only warns; ValueError where any is nan or inf.
+    """
+    given = checkpoints.read_tensors(Path(folder) / WEIGHTS)
+    adapted = PeftModel.from_pretrained(
+        model, folder, is_trainable=trainable, ignore_mismatched_sizes=True
+    )
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    whole = adapted.state_dict()  # embeddings that were saved along stand in it under their names
+    wanted |= {name: whole[name] for name in given.keys() - wanted if name in whole}
+    checkpoints.require_fit(given, wanted, f"{folder} does not fit this base; name its own")
+    return adapted
 
 
 def prepare_for_stage_two(student: Student, preset: Preset) -> None:

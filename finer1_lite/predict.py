@@ -26,6 +26,7 @@ from finer1_lite import generation, logprobs, models, prompts, rewards
 from finer1_lite.data import calibration, chain_text, images
 from finer1_lite.generation import PromptBatch, Student
 from finer1_lite.presets import Preset
+from finer1_lite.runtime.checkpoints import require_finite
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Photo
@@ -196,6 +197,7 @@ def name_logps(
     heads = [tok(c, add_special_tokens=False)["input_ids"] + every[0][:shared] for c in chains]
     tails = [torch.tensor(ids[shared:]) for ids in every]
     found = logprobs.of_each(student.model, generation.extended(batch, heads), tails)
+    require_finite([("the log-probabilities of names", found)])
     return found.cpu().double().numpy()
 
 

@@ -49,7 +49,7 @@ class SFTSettings(Settings):
 
     steps: Count = setting(70, "optimiser steps")
     batch: Count = setting(16, "rows a step: a chain stands in up to three")
-    learning_rate: float = setting(1e-3, "highest rate of AdamW; a cosine follows")
+    learning_rate: float = setting(1e-3, "highest rate of AdamW; a cosine follows", ge=0)
     micro_batch: Count = setting(16, "rows in one forward and backward pass, at most")
     with_options: bool = setting(True, "each chain also answers a choice among its candidates")
     with_descriptions: bool = setting(True, "each analysis also answers a request to describe")
@@ -64,7 +64,7 @@ class TAPOSettings(Settings):
     positive_rollouts: CountOrNone = setting(4, "n about another picture of its class; 0: DAPO")
     temperature: float = setting(1.0, "of sampling; 0: the likeliest token", ge=0)
     top_p: float = setting(1.0, "nucleus of sampling", gt=0, le=1)
-    learning_rate: float = setting(1e-3, "rate of AdamW, constant after a warm-up")
+    learning_rate: float = setting(1e-3, "rate of AdamW, constant after a warm-up", ge=0)
     accuracy_weight: float = setting(0.9, "of the right name in the reward")
     format_weight: float = setting(0.1, "of the right form in the reward")
     reward_agreement: bool = setting(False, "the right name pays only where the chain leads to it")
@@ -177,8 +177,8 @@ class Preset(Settings):
 
     def with_(self, **changes: Any) -> "Preset":
         """A copy with changes; nested ones as `sft__steps=10`. ValueError as for `Preset`."""
-        values = self.to_dict()
-        stages = {"sft": values["sft"], "tapo": values["tapo"]}
+        stages = {"sft": self.sft.model_dump(), "tapo": self.tapo.model_dump()}
+        values = self.model_dump(exclude_unset=True) | stages  # what was not asked stays so
         for key, value in changes.items():
             stage, _, name = key.partition("__")
             if name and stage in stages:

@@ -13,18 +13,20 @@ from transformers.trainer_callback import ExportableState
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from finer1_lite import cot, models, prompts
+from finer1_lite import checks, cot, models, prompts
 from finer1_lite.data.chain_text import agreement, section
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset, SFTSettings
 from finer1_lite.rewards import parse_answer
 from finer1_lite.runtime import distributed, oom
+from finer1_lite.runtime.checkpoints import last_checkpoint, require_finite, seal, stand
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.distributed import one_card
 from finer1_lite.species import Collection
 from finer1_lite.students import unsloth
-from finer1_lite.trainer import last_checkpoint, save_trained
+from finer1_lite.trainer import learning, save_trained
 
+ENGINES = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 MICRO = "sft.micro_batch"
 
 
@@ -75,6 +77,31 @@ class SavedLimits(TrainerCallback, ExportableState, oom.Limits):
         return {"args": {"limits": self.state_dict()}, "attributes": {}}
 
 
+class Guard(TrainerCallback):
+    """Stops a training at the first number that is not finite; seals its checkpoints."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """For whatever is found in this step."""
+        rate = more["optimizer"].param_groups[0]["lr"]
+        stand(Path(args.output_dir), state.global_step + 1, rate, str(more["model"].dtype))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The gradient; in float16 the optimiser leaves out one that overflowed."""
+        named = {} if args.fp16 else learning(more["model"])
+        found = ((f"the gradient of {name}", p.grad) for name, p in named.items())
+        require_finite((name, gradient) for name, gradient in found if gradient is not None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The weights, before they are saved."""
+        require_finite(learning(more["model"]).items())
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Every process has written its part."""
+        distributed.wait()
+        if distributed.is_main():
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
 class Progress(TrainerCallback):
     """A line that says where a training is and how it goes."""
 
@@ -94,6 +121,7 @@ class ChainTrainer(SFTTrainer):
     def __init__(self, model: nn.Module, args: SFTConfig, **kwargs: Any) -> None:
         super().__init__(model, one_card(args), **kwargs)
         self.add_callback(SavedLimits())
+        self.add_callback(Guard())
         # Qwen-VL says it takes no token count, and the mean would be one of micro-batches'
         # means; TRL's loss takes it: a mean over the tokens of the whole step, of all processes.
         self.model_accepts_loss_kwargs = True
@@ -122,6 +150,7 @@ class ChainTrainer(SFTTrainer):
             limits.halve(MICRO, size, problem, "pixels")
             model.zero_grad()
             todo = self.so_far
+        require_finite([("the loss", losses[-1])])
         if self.accelerator.sync_gradients:
             self.so_far = []
         return losses[-1]
@@ -170,6 +199,7 @@ def train_sft(
     the first one writes, and all go on when it is done.
     """
     settings = preset.sft
+    before = checks.snapshot(student.model)
     work = folder / "checkpoints"
     at_once, passes = micro_batches(settings.batch, settings.micro_batch, distributed.world()[1])
     args = SFTConfig(
@@ -189,7 +219,8 @@ def train_sft(
         ddp_find_unused_parameters=False,
         bf16=student.model.dtype == torch.bfloat16,
         fp16=student.model.dtype == torch.float16,
-        logging_steps=5,
+        logging_steps=min(5, settings.steps),
+        logging_nan_inf_filter=False,  # it would put a mean in the place of nan
         save_steps=max(10, settings.steps // 4),
         save_total_limit=1,
         seed=seed,
@@ -212,9 +243,15 @@ def train_sft(
         )
         trainer.remove_callback(PrinterCallback)
         models.widen_adapter(student.model)
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        try:
+            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        finally:
+            stand()
     whole = None
-    if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if trainer.accelerator.distributed_type in ENGINES:
         whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all give their parts
-    save_trained(student, folder, trainer.state.log_history, whole)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    if rows and whole is None:
+        rows[-1]["moved"] = checks.share_moved(before, checks.snapshot(student.model))
+    save_trained(student, folder, rows, whole)
     return student

@@ -102,6 +102,7 @@ def train_tapo(
     completes and learns from groups of its own, and gradients are added up.
     """
     models.prepare_for_stage_two(student, preset)
+    triplets.require_enough(collection)
     s = preset.tapo
     save_every = max(5, s.steps // 4)
     loop = Loop(
@@ -429,12 +430,14 @@ def step_log(
     right = torch.stack([g.right for g in groups])
     agrees = torch.stack([g.agrees for g in groups])
     lengths = torch.cat([g.completion_mask.sum(-1) for g in groups]).float()
+    reward = torch.stack([g.reward for g in groups])
     log = {
-        "reward": torch.stack([g.reward for g in groups]).mean(),
+        "reward": reward.mean(),
         "accuracy": right.mean(),
         "format": torch.stack([g.format for g in groups]).mean(),
         "groups_kept": len(kept),
         "groups_drawn": len(groups),
+        "varied": (reward.amax(1) > reward.amin(1)).sum(),
         "truncated": torch.cat([g.truncated for g in groups]).float().mean(),
         "length": lengths.mean(),
         "skipped": not parts,

@@ -5,6 +5,7 @@ with no further state, and ends with the same weights. Everything else is accele
 """
 
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -16,19 +17,28 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
-from finer1_lite import models
+from finer1_lite import checks, models
 from finer1_lite.generation import Student
 from finer1_lite.runtime import distributed, trackers
-from finer1_lite.runtime.checkpoints import STATE, last_checkpoint
+from finer1_lite.runtime.checkpoints import (
+    STATE,
+    last_checkpoint,
+    read_tensors,
+    require_finite,
+    require_fit,
+    seal,
+    stand,
+)
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import write_lines
 from finer1_lite.runtime.oom import Limits
 
+log = logging.getLogger("finer1_lite")
 UNDECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 MAX_GRAD_NORM = 1.0
 SHOWN = ("loss", "reward", "groups_kept")  # on the progress bar
@@ -77,14 +87,22 @@ class Loop:
 
     def __iter__(self) -> Iterator[int]:
         """The numbers of the steps that are left, from 0 on."""
+        before = checks.snapshot(self.model)
         self.resume()
         self.accelerator.init_trackers("finer1_lite")
         name = f"{self.work.parent.parent.name} {self.work.parent.name}"
         with progress_bar(self.steps, name) as self.bar:
             self.bar.update(self.done)
-            while self.done < self.steps:
-                self.started = time.time()
-                yield self.done
+            try:
+                while self.done < self.steps:
+                    self.started = time.time()
+                    rate = self.scheduler.get_last_lr()[0]
+                    stand(self.work, self.done + 1, rate, str(self.model.dtype))
+                    yield self.done
+            finally:
+                stand()
+        moved = checks.share_moved(before, checks.snapshot(self.model))
+        self.history[-1]["moved"] = round(moved, 5)
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -118,9 +136,15 @@ class Loop:
         return distributed.sum_over_processes(sums)
 
     def step(self, log: dict[str, float]) -> None:
-        """Clip the gradient and let the optimiser make its step."""
+        """Clip the gradient and let the optimiser make its step; NotFinite stops before it."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        scaler = self.accelerator.scaler
+        found = [("the loss", torch.tensor(float(log.get("loss") or 0)))]
+        if scaler is None or scaler.get_scale() < 1:  # it halves the scale at each overflow
+            found.append(("the gradient", norm))
+        require_finite(found)
         self.optimizer.step()  # in float16 it leaves out gradients that overflowed
+        require_finite(learning(self.model).items())
         self._finish(log | {"grad_norm": float(norm)})
 
     def skip(self, log: dict[str, float]) -> None:
@@ -139,6 +163,7 @@ class Loop:
         self.accelerator.log(log, step=self.done)
         self.bar.set_postfix({k: f"{log[k]:.2f}" for k in SHOWN if k in log}, refresh=False)
         self.bar.update()
+        warn_of_idle(self.work, self.history)
         if self.on_step:
             self.on_step(self.done, log)
         if self.done % self.save_every == 0 or self.done == self.steps:
@@ -153,9 +178,10 @@ class Loop:
         self.accelerator.save_state(str(draft))
         distributed.wait()
         if distributed.is_main():
-            save_file(self._weights(), draft / "trained.safetensors")
+            save_file(learning(self.model), draft / "trained.safetensors")
             state = {"global_step": self.done, "log_history": self.history}
             (draft / STATE).write_text(json.dumps(state), encoding="utf-8")
+            seal(draft)
             draft.rename(whole)
             for other in self.work.iterdir():
                 if other != whole:
@@ -168,25 +194,35 @@ class Loop:
         if found is None:
             return
         self.accelerator.load_state(found)
-        saved = load_file(Path(found) / "trained.safetensors")
-        for name, weight in self._weights().items():
-            weight.copy_(saved[name])
+        saved = read_tensors(Path(found) / "trained.safetensors")
+        require_fit(saved, learning(self.model), found)
+        for name, weight in learning(self.model).items():
+            weight.data.copy_(saved[name])
         state = json.loads((Path(found) / STATE).read_text(encoding="utf-8"))
         self.done, self.history = state["global_step"], state["log_history"]
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """What learns, by name."""
-        return {n: p.data for n, p in self.model.named_parameters() if p.requires_grad}
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What learns, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """What learns, as transformers' Trainer groups it: norms and biases do not decay."""
     decays = set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED))
-    learning = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    named = learning(model).items()
     return [
-        {"params": [p for n, p in learning if n in decays], "weight_decay": weight_decay},
-        {"params": [p for n, p in learning if n not in decays], "weight_decay": 0.0},
+        {"params": [p for n, p in named if n in decays], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if n not in decays], "weight_decay": 0.0},
     ]
+
+
+def warn_of_idle(work: Path, history: list[dict]) -> None:
+    """Say, now and then, that most steps so far taught nothing, where the last one did not."""
+    idle = [checks.taught_nothing(row) for row in history]
+    if idle[-1] and sum(idle).bit_count() == 1:  # 1, 2, 4, 8, ...
+        for told in checks.lessons(history):
+            log.warning("%s: %s", work.parent.name, told)
 
 
 def save_trained(
@@ -194,6 +230,9 @@ def save_trained(
 ) -> None:
     """Write the adapter (weights: see `models.save_adapter`) and log.jsonl; all wait for it."""
     if distributed.is_main():
+        rows = [row for row in history if "loss" in row]
+        for told in checks.lessons(rows):
+            log.warning("%s: %s", folder.name, told)
         models.save_adapter(student, folder, weights)
-        write_lines(folder / "log.jsonl", (row for row in history if "loss" in row))
+        write_lines(folder / "log.jsonl", rows)
     distributed.wait()

@@ -1,11 +1,13 @@
 """Anchor, positive, hard negative: the three pictures that a TAPO group is made of."""
 
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from finer1_lite.data import augment
+from finer1_lite.runtime.files import require_none
 from finer1_lite.species import Collection, Photo
 
 # (collection, class, its choices, rng) -> the class of the hard negative
@@ -56,6 +58,22 @@ def _made(photo: Photo, how: str, make: Callable, rng: random.Random) -> Photo:
     return Photo(f"{photo.id}#{how}", photo.species, lambda: make(photo.image(), seed))
 
 
+# --- what all of them need -----------------------------------------------------------------
+
+
+def require_enough(collection: Collection, names: Iterable[str] = ()) -> None:
+    """DataError where no triplets can be made of these classes; of none: of all seen ones."""
+    counts = Counter(photo.species for photo in collection.train)
+    names = names or dict.fromkeys((*collection.seen_names, *counts))
+    few = ", ".join(repr(name) for name in names if counts[name] < 2)
+    problems = [f"{few} needs a second training picture: add some, or raise shots"] if few else []
+    if len(counts.keys() & {*collection.seen_names}) < 2:
+        only = ", ".join(map(repr, counts)) or "this collection"
+        mend = "add classes, or make more of them seen (classes.csv, a lower --unseen-share)"
+        problems.append(f"{only} needs a second seen class with training pictures: {mend}")
+    require_none(problems, "stage 2 (TAPO) cannot make its triplets:")
+
+
 # --- triplets ----------------------------------------------------------------------------
 
 
@@ -71,15 +89,11 @@ def make_triplet(
 
     positive: `class`, another picture of it, or `distorted`, the anchor under noise;
     negative: a miner, choosing among the other *seen* classes (training touches no others),
-    or `masked`, the anchor with patches blackened. Raises ValueError where a class has one
-    picture or there is no second class.
+    or `masked`, the anchor with patches blackened. DataError as of `require_enough`.
     """
+    require_enough(collection, [anchor.species])
     same = [p for p in collection.train if p.species == anchor.species and p.id != anchor.id]
     others = [n for n in collection.seen_names if n != anchor.species]
-    if not same or not others:
-        raise ValueError(
-            f"{anchor.species!r} needs a second training picture and a second seen class"
-        )
     second = distorted(anchor, rng) if positive == "distorted" else rng.choice(same)
     if negative == "masked":
         return Triplet(anchor, second, masked(anchor, rng))

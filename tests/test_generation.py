@@ -8,6 +8,7 @@ from prompted import SIZES, asked, plain_inputs, sample
 from finer1_lite import generation, logprobs, models, prompts
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.students import lab_student
 
 
@@ -410,3 +411,26 @@ def test_a_number_falls_on_a_token_and_never_on_one_without_chances(chance, toke
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
     assert generation.pick_tokens(logits, 1.0, 1.0, torch.tensor([chance])).tolist() == [token]
     assert generation.pick_tokens(logits, 1.0, 0.4, torch.tensor([chance])).tolist() in ([1], [3])
+
+
+# --- ends, and numbers that are none ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("saved", ["b", ["a", "b"], ["b", "<|endoftext|>"]])
+def test_every_end_of_the_generation_config_ends_a_completion(fresh, birds, saved):
+    ids = fresh.processor.tokenizer.convert_tokens_to_ids
+    student = with_head(fresh, {ids("b"): 0.9, ids("c"): 0.1})
+    student.model.generation_config.eos_token_id = ids(saved)
+    out = sample(student, encode(student, birds, 2), max_new_tokens=4, temperature=0.0)
+    assert not out.truncated.any()
+    assert set(out.lengths.tolist()) == {1} and set(out.completions) == {""}
+    assert ids("<|endoftext|>") not in generation.end_tokens(student.model, student.processor)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_first_logit_that_is_not_finite_stops(fresh, birds, value, temperature):
+    student = with_head(fresh, {7: 1.0})
+    student.model.lm_head.logits[9] = value
+    with pytest.raises(NotFinite, match="nan or inf in the logits of token 1"):
+        sample(student, encode(student, birds, 2), max_new_tokens=4, temperature=temperature)

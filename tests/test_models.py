@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, tiny
 from prompted import asked, plain_inputs
+from safetensors.torch import load_file, save_file
 from tiny_tapo import TINY, Stage, stir, weights
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaConfig
 from trl import SFTConfig
@@ -16,6 +17,7 @@ from finer1_lite.evals import job as jobs
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.sft import chain_rows, train_sft
+from finer1_lite.tools.publish import merge
 
 VISION = TINY.with_(lora_vision=True, sft__steps=2, sft__batch=2, sft__micro_batch=2)
 
@@ -245,3 +247,177 @@ def test_a_saved_adapter_loads_in_plain_peft(name, birds, tmp_path):
     assert torch.equal(ours, theirs)
     with plain.disable_adapter(), torch.no_grad():
         assert not torch.equal(plain(**inputs).logits, ours)
+
+
+# --- weights that do not fit -----------------------------------------------------------------
+
+
+@pytest.fixture
+def lab(student, tmp_path):
+    """The folder of a base."""
+    return save(student, tmp_path / "lab")
+
+
+def rewrite(folder, change, name="model.safetensors"):
+    """The folder, its weights changed."""
+    weights = load_file(folder / name)
+    save_file(
+        {k: v.contiguous() for k, v in change(weights).items()}, folder / name, {"format": "pt"}
+    )
+    return folder
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path.parent
+
+
+def old_names(weights):
+    return {k.replace("language_model.layers", "layers"): v for k, v in weights.items()}
+
+
+def first_layer(weights):
+    return {k: v for k, v in weights.items() if ".layers.0." in k}
+
+
+def narrower(weights):
+    return {k: v[:, :-1] if "lora_A" in k else v for k, v in weights.items()}
+
+
+def one_more(weights):
+    return weights | {"base_model.model.head.lora_A.weight": torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (old_names, "56 missing, 56 unexpected"),
+        (first_layer, "42 missing"),
+        (narrower, "28 size mismatch"),
+        (one_more, "1 unexpected"),
+    ],
+)
+def test_an_adapter_that_fits_in_part_is_refused(lab, fresh, tmp_path, change, says):
+    models.save_adapter(models.add_adapter(fresh, TINY, 0), tmp_path / "sft")
+    rewrite(tmp_path / "sft", change, "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"sft does not fit this base; name its own: {says}"):
+        models.load_trained(tmp_path / "sft", TINY, str(lab))
+    with pytest.raises(ValueError, match=says):
+        merge(tmp_path / "sft", tmp_path / "merged", str(lab))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_whose_config_names_fewer_layers_is_refused(lab, fresh, tmp_path):
+    models.save_adapter(models.add_adapter(fresh, TINY, 0), tmp_path / "sft")
+    edit(tmp_path / "sft" / "adapter_config.json", target_modules=".*language_model.*q_proj")
+    with pytest.raises(ValueError, match="48 unexpected"):
+        models.load_trained(tmp_path / "sft", TINY, str(lab))
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda w: {k: v for k, v in w.items() if "layers.0.mlp.up" not in k}, "1 missing"),
+        (lambda w: {k.replace("mlp.up", "mlp.u"): v for k, v in w.items()}, "4 missing, 4 unexp"),
+        (lambda w: w | {"model.more": torch.zeros(1)}, "1 unexpected"),
+        (lambda w: {k: v[1:] if "layers.0.mlp.up" in k else v for k, v in w.items()}, "1 size"),
+        (
+            lambda w: {k: v * torch.nan if "layers.0.mlp.up" in k else v for k, v in w.items()},
+            "nan",
+        ),
+    ],
+)
+def test_a_base_that_fits_in_part_or_is_not_finite_is_refused(lab, change, says):
+    def language(weights):  # the vision tower has layers of these names, too
+        tower = {k: v for k, v in weights.items() if "visual" in k}
+        return tower | change({k: v for k, v in weights.items() if k not in tower})
+
+    with pytest.raises(ValueError, match=f"lab: .*{says}"):
+        models.load_student(rewrite(lab, language), TINY)
+
+
+def test_a_torn_file_of_weights_is_named(lab):
+    whole = (lab / "model.safetensors").read_bytes()
+    (lab / "model.safetensors").write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match="lab: its weights cannot be read"):
+        models.load_student(lab, TINY)
+
+
+# --- what is saved with a model ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"pad_token": "<|im_end|>"},
+        {"pad_token": None},
+        {"pad_token": "<|image_pad|>"},
+        {"pad_token": "<answer>"},
+        {"eos_token": "<|endoftext|>"},
+    ],
+)
+def test_a_turn_ends_with_one_token_and_another_pads(lab, saved, caplog):
+    edit(lab / "tokenizer_config.json", **saved)
+    tok = models.load_student(lab, TINY).processor.tokenizer
+    assert (tok.eos_token, tok.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert ("another role" if "pad_token" in saved else "a turn ends with") in caplog.text
+
+
+def test_without_a_token_to_spare_the_pad_token_is_refused(lab, monkeypatch):
+    edit(lab / "tokenizer_config.json", pad_token="<|im_end|>")
+    monkeypatch.setattr(models, "PADS", ())
+    with pytest.raises(ValueError, match="pad_token .*set pad_token in tokenizer_config.json"):
+        models.load_student(lab, TINY)
+
+
+def test_the_saved_budget_of_pixels_is_kept_unless_another_is_asked_for(lab, caplog):
+    path = lab / "processor_config.json"
+    images = json.loads(path.read_text())["image_processor"]
+    images["size"]["longest_edge"] = 200704
+    edit(path, image_processor=images)
+    with caplog.at_level("INFO", "finer1_lite"):
+        for preset, pixels in ((Preset.lab(), 200704), (Preset.lab().with_(pixels=3136), 3136)):
+            found = models.load_student(lab, preset).processor.image_processor
+            assert found.size["longest_edge"] == pixels
+    assert "pixels 200704: the budget saved with" in caplog.text
+    assert "pixels 3136: as asked (not 200704" in caplog.text
+
+
+def test_a_merged_model_sees_as_much_of_a_picture_as_its_adapter(lab, tmp_path):
+    small = TINY.with_(pixels=3136)
+    models.save_adapter(
+        models.add_adapter(models.load_student(lab, small), small, 0), tmp_path / "a"
+    )
+    merged = merge(tmp_path / "a", tmp_path / "merged", str(lab))
+    job = jobs.Job(tmp_path, (), Preset.lab(), base=str(lab))
+    for folder in (tmp_path / "a", merged):
+        found = jobs.load(str(folder), job).processor.image_processor
+        assert found.size["longest_edge"] == 3136
+
+
+def test_generation_settings_that_are_not_used_are_said(lab, caplog):
+    edit(lab / "generation_config.json", repetition_penalty=1.05)
+    with caplog.at_level("INFO", "finer1_lite"):
+        models.load_student(lab, TINY)
+    assert "generation settings are not used (repetition_penalty 1.05)" in caplog.text
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_model_saved_in_four_bits_loads_as_it_is_saved(lab, tmp_path, quantize):
+    pytest.importorskip("bitsandbytes")
+    nf4 = models.load_student(lab, TINY.with_(quantize="nf4"))
+    small = save(nf4, tmp_path / "nf4")
+    again = models.load_student(small, TINY.with_(quantize=quantize))
+    (found, *_), (expected, *_) = (
+        [p for p in s.model.parameters() if p.dtype == torch.uint8] for s in (again, nf4)
+    )
+    assert torch.equal(found, expected)
+    models.save_adapter(models.add_adapter(again, TINY, 0), tmp_path / "sft")
+    with pytest.raises(ValueError, match="is saved quantised"):
+        merge(tmp_path / "sft", tmp_path / "merged", str(small))
+
+
+def test_a_model_quantised_by_what_is_not_installed_is_one_sentence(lab):
+    edit(lab / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
+    with pytest.raises(ValueError, match="lab: its weights cannot be read: .*pip install"):
+        models.load_student(lab, TINY)

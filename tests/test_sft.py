@@ -14,6 +14,7 @@ from finer1_lite import cot, generation, models, prompts, sft
 from finer1_lite.data.chain_text import Chain
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.species import Collection
 
 TINY = Preset.lab().with_(
@@ -192,3 +193,37 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
         for n in ("whole", "killed")
     ]
     assert logs[0] == logs[1] and len(logs[0]) == 2
+
+
+def test_a_rate_that_breaks_the_weights_stops_it_and_nothing_is_written(
+    fresh, few, chains, tmp_path
+):
+    preset = TINY.with_(sft__learning_rate=1e30)
+    rows = sft.chain_rows(few, chains)
+    with pytest.raises(NotFinite, match=r"sft, step \d \(learning rate .*float32\): nan or inf in"):
+        sft.train_sft(models.add_adapter(fresh, preset, 0), rows, preset, 0, tmp_path / "sft")
+    assert not (tmp_path / "sft" / "adapter_model.safetensors").exists()
+
+
+def test_an_adapter_that_did_not_move_is_said(fresh, few, chains, tmp_path, caplog):
+    preset = TINY.with_(sft__learning_rate=0.0, sft__steps=1)
+    adapted = models.add_adapter(fresh, preset, 0)
+    sft.train_sft(adapted, sft.chain_rows(few, chains), preset, 0, tmp_path / "sft")
+    assert "sft: the adapter did not move" in caplog.text
+    assert json.loads((tmp_path / "sft" / "log.jsonl").read_text())["moved"] == 0
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt"])
+def test_a_torn_checkpoint_is_skipped_and_the_training_goes_on(
+    student, few, chains, tmp_path, name, caplog
+):
+    preset, rows = TINY.with_(sft__steps=11), sft.chain_rows(few, chains)
+    with pytest.raises(Killed):
+        mine = Student(copy.deepcopy(student.model), student.processor)
+        mine = models.add_adapter(mine, preset, 0)
+        sft.train_sft(mine, rows, preset, 0, tmp_path / "sft", [KillAt(11)])
+    torn = tmp_path / "sft" / "checkpoints" / "checkpoint-10" / name
+    torn.write_bytes(torn.read_bytes()[:500])
+    mine = Student(copy.deepcopy(student.model), student.processor)
+    sft.train_sft(models.add_adapter(mine, preset, 0), rows, preset, 0, tmp_path / "sft")
+    assert f"checkpoint-10 was torn ({name}" in caplog.text

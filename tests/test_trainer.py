@@ -1,14 +1,17 @@
 """The loop's steps and checkpoints: the newest whole one counts, one torn by a kill goes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from killed import Killed
+from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.trainer import Loop, last_checkpoint
 
 # What transformers' Trainer writes, alone and on engines, and what our loop writes.
@@ -33,8 +36,14 @@ FILES = {
 def checkpoint(work: Path, step: int, kind: str = "trainer") -> Path:
     folder = work / f"checkpoint-{step}"
     for name in (*FILES[kind], "trainer_state.json"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps({"global_step": step}))
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file({"weight": torch.full((9,), float(step))}, path)
+        elif path.suffix in (".pt", ".pth", ".bin", ".pkl"):
+            torch.save({"weight": torch.full((9,), float(step))}, path)
+        else:
+            path.write_text(json.dumps({"global_step": step}))
     return folder
 
 
@@ -186,3 +195,41 @@ def test_a_finished_loop_has_no_step_left(tmp_path):
         list(Loop(again, tmp_path, steps=4, learning_rate=1.0, weight_decay=0, save_every=3)) == []
     )
     assert torch.equal(again.layer.weight, model.layer.weight)
+
+
+# --- numbers that are not finite, steps that teach nothing -------------------------------------
+
+
+@pytest.mark.parametrize("what", ["the loss", "the gradient", "layer.weight"])
+def test_the_first_number_that_is_not_finite_stops(tmp_path, what):
+    """One sentence says where: no step is made of it, and no checkpoint written."""
+    model, work = Line(), tmp_path / "tapo" / "checkpoints"
+    loop = Loop(model, work, steps=4, learning_rate=0.1, weight_decay=0.0, save_every=1)
+    with pytest.raises(NotFinite, match=rf"tapo, step 2 \(learning rate .*, float32\).*{what}"):
+        for step in loop:
+            loop.accelerator.backward(loss_of(model, step))
+            if step == 1 and what == "the gradient":
+                model.layer.weight.grad[0, 0] = math.inf
+            if step == 1 and what == "layer.weight":
+                loop.optimizer.step = lambda: model.layer.weight.data.fill_(math.inf)
+            loop.step({"loss": math.nan} if step == 1 and what == "the loss" else {})
+    assert [p.name for p in work.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_checkpoint_that_does_not_fit_the_model_is_refused(tmp_path):
+    run(Line(), tmp_path, steps=3)
+    other = Line()
+    other.layer = torch.nn.Linear(2, 3)
+    with pytest.raises(ValueError, match="size mismatch|missing"):
+        run(other, tmp_path, steps=6)
+
+
+def test_steps_that_teach_nothing_are_counted_while_it_runs(tmp_path, caplog):
+    cut = {"accuracy": 0.0, "truncated": 1.0}
+    loop = Loop(Line(), tmp_path / "tapo" / "x", 4, 0.1, 0.0, save_every=9)
+    for _ in loop:
+        loop.skip(cut | {"skipped": 1.0})
+    for told in ("1 of 1", "2 of 2", "4 of 4"):
+        assert f"tapo: {told} logged steps had nothing to learn from" in caplog.text
+    assert "all completions were cut at the length limit" in caplog.text
+    assert loop.history[-1]["moved"] == 0

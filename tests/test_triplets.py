@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from finer1_lite import lab
+from finer1_lite.data.runs import Run
+from finer1_lite.presets import Preset
+from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection, Photo, Species
-from finer1_lite.triplets import draw_triplets, make_triplet
+from finer1_lite.triplets import draw_triplets, make_triplet, require_enough
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,32 @@ def test_too_few_classes_or_pictures_are_named(classes, shots):
     few = Collection("bird", species, train, (), distance=lambda a, b: 1.0)
     with pytest.raises(ValueError, match="'red kite' needs a second"):
         make_triplet(few, train[0], random.Random(0))
+
+
+@pytest.mark.parametrize("recipe", ["tapo", "dapo", "papo", "noisy_rollout"])
+def test_what_stage_two_lacks_is_said_before_anything_is_trained(tmp_path, recipe):
+    preset = Preset.lab().with_(shots=1).recipe(recipe)
+    job = Run(folder=tmp_path / "run", preset=preset)
+    with pytest.raises(DataError, match="stage 2 .*\n.*needs a second training picture") as told:
+        lab.run(job)
+    assert all(repr(n) in str(told.value) for n in job.collection()[0].seen_names)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_only_seen_class_is_named_with_the_mend(birds):
+    one = birds.seen_names[0]
+    few = replace(birds, train=tuple(p for p in birds.train if p.species == one))
+    with pytest.raises(DataError, match=f"{one}' needs a second seen class.*classes.csv"):
+        require_enough(few)
+
+
+def test_a_tracker_that_is_not_there_is_said_before_anything_is_trained(tmp_path):
+    job = Run(folder=tmp_path / "run", preset=Preset.lab(), report_to="nowhere")
+    with pytest.raises(ValueError, match="report_to is 'nowhere'"):
+        lab.run(job)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_learning_rate_below_0_is_refused_with_the_settings():
+    with pytest.raises(ValueError, match="tapo.learning_rate = -1"):
+        Preset.lab().with_(tapo__learning_rate=-1.0)

@@ -142,7 +142,7 @@ class Local:
             return self._generate(photo, prompt.text, len(samples))
 
     def _generate(self, photo: Photo | None, text: str, num_generations: int) -> list[Reply]:
-        from finer1_lite.generation import vision_tokens
+        from finer1_lite.generation import end_tokens, vision_tokens
 
         chat = prompts.messages(text, photo is not None)
         chat = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -160,9 +160,10 @@ class Local:
             **(sampling if self.temperature > 0 else {}),
         )[:, length:]
         tokenizer, replies = self.processor.tokenizer, []
+        ends = {tokenizer.pad_token_id, *end_tokens(self.model, self.processor)}
         for row in completion_ids.tolist():
-            ended = tokenizer.eos_token_id in row
-            end = row.index(tokenizer.eos_token_id) if ended else len(row)
+            end = next((at for at, token in enumerate(row) if token in ends), len(row))
+            ended = end < len(row)
             text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
             replies.append(Reply(text, length, end + ended, "stop" if ended else "length"))
         return replies

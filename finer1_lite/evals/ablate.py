@@ -36,6 +36,7 @@ from finer1_lite.students.card import ADAPTER
 from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.students.probe import marks_right
 from finer1_lite.tapo import train_tapo
+from finer1_lite.triplets import require_enough
 
 log = logging.getLogger("finer1_lite")
 
@@ -234,6 +235,7 @@ def train(task: Task, world: paperbirds.World, birds: Collection) -> Student:
     """The student of a task: SFT from the base, or reinforcement from SFT or the base."""
     preset = task.study.preset
     folder = task.folder
+    require_enough(birds)
     student = models.load_student(prepare_base(preset, task.study.folder, task.world), preset)
     if task.row in STARTS:
         if task.row == "sft_long":

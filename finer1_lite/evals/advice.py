@@ -9,12 +9,14 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from finer1_lite import metrics
+from finer1_lite import checks, metrics
 from finer1_lite.data.chain_text import agreement, fold
 from finer1_lite.evals.tables import percent, points, text_table, verdict
 from finer1_lite.metrics import PHOTO, SPLITS, TASKS, Entry, entries
+from finer1_lite.students.card import STAGES
 
 ALSO = "The student additionally writes a chain of thought."
+ALL_CUT = 0.9  # a share of completions without an end, from which their scores mean nothing
 TOOLS = {  # models in the records that are classifiers and no students
     "baseline lite0": "the mean of a class's training photographs on an ImageNet encoder",
     "baseline tower_prototypes": "the same mean on the student's own vision tower",
@@ -52,6 +54,24 @@ def advice(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> list[str]:
     asked, tools = (rows[rows["task"] == task] for rows in (frame, tools))
     told = [better_tool(asked, who, tools), agreement_sentence(who, judged(asked))]
     return [sentence for sentence in told if sentence]
+
+
+def idle(logs: Mapping[str, Mapping[int, list]], frame: pd.DataFrame | None) -> list[str]:
+    """What makes the numbers of a run no result: training without a lesson, answers all cut.
+
+    logs: stage -> training seed -> the rows of its log; frame: the records.
+    """
+    told = [
+        f"{STAGES[stage]}, seed {seed}: {lesson}: what follows says nothing of this stage."
+        for stage, seeds in logs.items()
+        for seed, rows in seeds.items()
+        for lesson in checks.lessons(rows)
+    ]
+    for who, rows in entries(frame).items() if frame is not None else ():
+        cut = int(rows["truncated"].sum())
+        if cut >= ALL_CUT * len(rows):
+            told.append(f"{who}: {cut} of {len(rows)} completions have no end: {checks.ENDED}.")
+    return told
 
 
 def against_chance(cell: Mapping, chance: float) -> str:

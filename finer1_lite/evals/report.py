@@ -213,6 +213,11 @@ def _run_page(folder: Path, photos: Photos | None, problems: list[str]) -> Page:
     lab = frame is None or {*STAGES.values()} >= {*entries(frame)} > set()
     if frame is not None:
         found = metrics.lab_scores(frame) if lab else metrics.scores(frame)
+    idle = advice.idle(logs, frame)
+    if idle:
+        page.add("Read this first", points=idle)
+    for told in idle:
+        log.warning("%s", told)
     more = _add_advice(page, folder, found, frame, photos if lab else None)
     if lab:
         page.add("Summary", note=summary(found))

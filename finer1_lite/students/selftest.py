@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from finer1_lite import generation, logprobs, losses, prompts
 from finer1_lite.generation import Student
+from finer1_lite.runtime.checkpoints import NotFinite
 
 # Mean |difference| in nats a token between our scores and the model's own forward pass. In
 # 16 bits the two differ by the order of their sums; a wrong temperature or a lost picture
@@ -33,7 +34,10 @@ def overflow(student: Student, tokens: int = 8) -> str:
     batch = generation.encode_prompts(model, processor, [prompts.DESCRIBE], _pictures()[:1])
     if not all(torch.isfinite(f).all() for f in batch.image_features):
         return "the features of a picture are not finite"
-    out = generation.generate(model, processor, batch, max_new_tokens=tokens)
+    try:
+        out = generation.generate(model, processor, batch, max_new_tokens=tokens)
+    except NotFinite:
+        return f"the logits of an answer of {tokens} tokens are not finite"
     with torch.no_grad():  # each reads every logit, in the sum that it is divided by
         logps = logprobs.log_probs(model, batch, out.completion_ids, out.completion_mask, [0])
     finite = torch.isfinite(logps).all()

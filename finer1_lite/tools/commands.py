@@ -102,14 +102,13 @@ class LabCommand(PhotoOptions):
         from finer1_lite import lab
         from finer1_lite.data.folders import write_template
         from finer1_lite.evals.report import write_report
-        from finer1_lite.runtime import distributed, trackers
+        from finer1_lite.runtime import distributed
 
         if self.template:
             if self.photos is None:
                 raise ValueError("--template needs --photos")
             print(f"fill in: {write_template(self.photos.expanduser(), self.reading())}")
             return
-        trackers.require(self.report_to)  # now, and not when stage 2 begins
         job = self.job()
         if self.teacher:
             job = distributed.on_main_process(lambda: self.taught(job))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import platform
 import re
 from html.parser import HTMLParser
@@ -498,3 +499,43 @@ def test_the_machine_that_measured_is_named_and_not_the_one_that_shows(tmp_path)
     (folder / "timing.json").write_text(json.dumps({"platform": "elsewhere"}))
     text = write_report(folder, photo).with_suffix(".md").read_text()
     assert "elsewhere" in text and platform.platform() not in text
+
+
+# --- what makes the numbers no result ----------------------------------------------------------
+
+
+def dead(**row):
+    return {"step": 1, "loss": 0, "skipped": 1.0, "grad_norm": 0.0, "truncated": 0.0} | row
+
+
+@pytest.mark.parametrize(
+    "row, says",
+    [
+        (dead(accuracy=0.0, truncated=1.0), "all completions were cut at the length limit"),
+        (dead(accuracy=0.0), "no completion was right"),
+        (dead(accuracy=1.0), "every completion was right"),
+        (dead(accuracy=0.5), "the completions of each group were all right or all wrong"),
+        (dead(accuracy=0.5, skipped=0.0, grad_norm=0.3, varied=0), "of each group were all"),
+        (dead(accuracy=0.5, skipped=0.0, grad_norm=math.inf), "4 of 4 logged steps"),
+    ],
+)
+def test_a_training_without_a_lesson_stands_first(tmp_path, row, says, caplog):
+    folder = made_up_run(tmp_path / "lab", made_up_records())
+    write_rows(folder / "seed1/tapo/log.jsonl", [row | {"step": n} for n in range(1, 5)])
+    text = write_report(folder, photo).with_suffix(".md").read_text()
+    first = text.split("\n## ")[1]
+    assert first.startswith("Read this first") and "TAPO, seed 1: 4 of 4 logged steps" in first
+    assert says in first and "seed 0" not in first and says in caplog.text
+
+
+def test_answers_without_an_end_stand_first(tmp_path):
+    cut = [row | {"truncated": row["model"] == "TAPO"} for row in made_up_records()]
+    folder = made_up_run(tmp_path / "lab", cut)
+    first = write_report(folder, photo).with_suffix(".md").read_text().split("\n## ")[1]
+    assert first.startswith("Read this first") and "TAPO" in first and "SFT" not in first
+    assert "360 of 360 completions have no end" in first
+
+
+def test_a_run_that_learnt_has_nothing_to_read_first(tmp_path):
+    folder = made_up_run(tmp_path / "lab", made_up_records())
+    assert "Read this first" not in write_report(folder, photo).with_suffix(".md").read_text()
