@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from finer1_lite import cot, models, prompts
+from finer1_lite.data import marks
 from finer1_lite.data.chain_text import agreement, section
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset, SFTSettings
@@ -50,6 +51,9 @@ def chain_rows(
         for chain in cot.several(chains[photo.id])
         for question, reply in _asked(chain, collection, settings)
     ]
+    marks.refuse(
+        *(turn["content"] for row in rows for turn in (*row["prompt"], *row["completion"]))
+    )
     turn = [{"role": Value("string"), "content": Value("string")}]
     features = Features({"images": List(Image()), "prompt": turn, "completion": turn})
     return Dataset.from_list(rows, features=features)

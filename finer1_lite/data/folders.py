@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from finer1_lite.data import duplicates, images, labels, layouts, tables
+from finer1_lite.data import duplicates, images, labels, layouts, marks, tables
 from finer1_lite.data.layouts import CLASSES, DESCRIPTIONS, INDEX, PLAIN, ClassFolder, File, Reading
 from finer1_lite.data.tables import name_key
 from finer1_lite.runtime.files import DataError
@@ -170,6 +170,8 @@ def _rows_by_class(
         else:
             lines[own.folder] = line
             good.append((own, row, where))
+            mark = marks.problem(*(row.get(column, "") for column in columns))
+            problems += [f"{where}: {mark}"] if mark else []
     return good
 
 

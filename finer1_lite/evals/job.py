@@ -59,7 +59,8 @@ class Job(Pictures):
             read = questions.of_questions if self.questions else questions.of_files
             root = self.images or Path()
             asked = read(self.questions or self.files, root, self.allow_missing)
-            trained = facts.trained_on(self.models, {i.photo: root / i.photo for i in asked.items})
+            files_ = {item.photo: item.image.args[0] for item in asked.items}
+            trained = facts.trained_on(self.models, files_)
             return replace(asked, items=tuple(i for i in asked.items if i.photo not in trained))
         if self.photos is None:
             return Benchmark.of_collection(collection, f"paperbirds{self.world_seed}", "species")

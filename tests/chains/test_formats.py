@@ -151,7 +151,7 @@ def test_trl_rows_of_others_are_read_too():
     reply = {"role": "assistant", "content": "<think>t</think><answer>owl</answer>"}
     prompt = [{"role": "user", "content": said}]
     row = {"images": ["a.jpg"], "prompt": prompt, "completion": [reply]}
-    record = formats.from_trl(row)
+    record = formats.from_others(row)
     assert (record.species, record.question, record.photo) == ("owl", "What is it?", "a.jpg")
 
 
