@@ -120,7 +120,11 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     pictures = {item.photo: item.image for item in benchmark.items}
     pictures |= {photo.id: photo.image for photo in collection.train} if collection else {}
     page = report.write_report(job.folder, lambda name: pictures[name]())
-    files.require_none(left, f"not all is answered ({page}); the same command asks the rest:")
+    files.require_none(
+        left,
+        f"not all is answered ({page}); once what is said here is mended, "
+        "the same command asks the rest:",
+    )
     return page
 
 
@@ -149,7 +153,8 @@ def _ask_endpoint(job: Job, benchmark: Benchmark) -> list[str]:
         answerer = EndpointAnswerer(model, job.endpoint, ledger, cache, limit)
         for condition in job.conditions:
             n = evaluate_endpoint(answerer, benchmark, condition, job.folder)
-            left += [f"{model} {condition.name}: {n} questions without answer"] if n else []
+            what = f"{model} {condition.name}: {n} questions without answer ({answerer.why})"
+            left += [what] if n else []
     counts = json.dumps(ledger.to_dict(), indent=1)
     write_atomically(job.folder / "requests.json", counts.encode())
     log.info("requests of this start: %s", counts)

@@ -86,7 +86,7 @@ def read_key_values(items: Iterable[str]) -> dict[str, Any]:
     for item in items:
         key, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"--set {item}: write KEY=VALUE")
+            raise ValueError(f"{item}: write KEY=VALUE")
         try:
             found[key.replace(".", "__")] = json.loads(value)
         except ValueError:
