@@ -266,8 +266,11 @@ class Endpoint:
             response = create(model=self.model, messages=[message], extra_body=sent)
         except openai.APIError as error:
             cause = error.__cause__ or error  # what happened, under the library's general word
-            said = self._without_key(f"{type(cause).__name__}: {cause}")[:300]
-            status = getattr(error, "status_code", 0)
+            said, status = f"{type(cause).__name__}: {cause}", 0
+            if isinstance(error, openai.APIStatusError):
+                status, words = error.status_code, " ".join(error.response.text.split())
+                said = f"HTTP {status}: {words}"  # the server's own
+            said = self._without_key(said)[:400]
             if (400 <= status < 500 and status not in MAY_PASS) or "insufficient_quota" in said:
                 named = " ".join(f"{name}=null" for name in sent if name in said)
                 said += f" (--request {named} leaves that out)" if named else ""

@@ -5,7 +5,6 @@ Names are compared by `name_key`, to which curly quotes, dashes, and the signs t
 hold make no difference.
 """
 
-import codecs
 import csv
 import io
 import logging
@@ -172,9 +171,6 @@ def _delimiter(text: str, needed: Sequence[Sequence[str]]) -> str:
 
 def _json_lines(path: Path) -> Table:
     """The rows of JSON lines; what is lacking or null is an empty text."""
-    if path.read_bytes().lstrip(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        mend = "write one object a line (jq -c '.[]')"
-        raise DataError([f"{path}: is one JSON array; {mend}"], "no table:")
     table = Table(path, [], [])
     for line, found, problem in files.scan(path):
         if not isinstance(found, dict):

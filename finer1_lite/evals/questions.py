@@ -189,7 +189,7 @@ def _choice(options: object, answer: str, said: Counter) -> tuple[tuple[str, ...
     if not label:
         raise ValueError(f"the answer {answer!r} is not among the options; add it")
     said["letters or numbers of the options' own are taken off"] += plain != options
-    said["an answer given by its place stands for the option there"] += label not in answer
+    said["an answer given by its place stands for the option there"] += answer not in spelled
     return tuple(plain), label
 
 

@@ -179,7 +179,7 @@ def test_a_refusal_is_shown_on_the_screen_and_asked_once(tmp_path, caplog):
     with server(moods) as url:
         assert main([*command, url, "--out", str(tmp_path)]) == 2
     assert moods.seen.total() == 1  # of six conditions
-    for said in ("m think-open: 30 questions", "is not supported", "--request temperature=null"):
+    for said in ("m think-open: 60 questions", "is not supported", "--request temperature=null"):
         assert said in caplog.text
 
 
