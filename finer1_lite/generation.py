@@ -106,9 +106,8 @@ class Rollouts:
 
     def rows(self, first: int, count: int) -> "Rollouts":
         """Some completions that stand together."""
-        return Rollouts(
-            **{name: column[first : first + count] for name, column in vars(self).items()}
-        )
+        part = slice(first, first + count)
+        return Rollouts(**{name: column[part] for name, column in vars(self).items()})
 
     @property
     def lengths(self) -> Tensor:

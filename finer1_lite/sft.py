@@ -51,9 +51,6 @@ def chain_rows(
         for chain in cot.several(chains[photo.id])
         for question, reply in _asked(chain, collection, settings)
     ]
-    marks.refuse(
-        *(turn["content"] for row in rows for turn in (*row["prompt"], *row["completion"]))
-    )
     turn = [{"role": Value("string"), "content": Value("string")}]
     features = Features({"images": List(Image()), "prompt": turn, "completion": turn})
     return Dataset.from_list(rows, features=features)
@@ -63,6 +60,7 @@ def _asked(
     chain: str, collection: Collection, settings: SFTSettings | None
 ) -> Iterator[tuple[str, str]]:
     """(question, reply) of a chain."""
+    marks.refuse(collection.coarse, chain)
     yield prompts.question("think", collection.coarse), chain
     found = agreement(chain, parse_answer(chain), collection.names, aliases=collection.aliases)
     if settings and settings.with_options and found["distinct"] and found["listed"]:

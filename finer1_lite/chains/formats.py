@@ -214,7 +214,7 @@ def _turns(row: Mapping, name: str, role: str) -> list[tuple[str, str]]:
         turn = turn if isinstance(turn, dict) else {}
         text = turn.get("content", turn.get("value"))
         if isinstance(text, list) and all(isinstance(part, dict) for part in text):
-            text = "".join(part.get("text") or "" for part in text)  # in parts
+            text = "".join(str(part.get("text") or "") for part in text)  # in parts
         if not isinstance(text, str):
             raise ValueError(f"field {name!r}: a turn has no text: {str(turn)[:60]}")
         speaker = str(turn.get("role", turn.get("from", role)))
@@ -229,7 +229,8 @@ def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> R
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         raise ValueError(f"field {field_!r}: give the path of the picture, not {str(images)[:60]}")
-    question, carried = said["user"], row.get(CARRY)
+    more = row.get("input") if name == "instruction" else ""  # alpaca parts a question in two
+    question, carried = f"{said['user']}\n{more}" if more else said["user"], row.get(CARRY)
     given = {"system": said["system"], "chain": said["assistant"], "images": images}
     if carried is not None:
         carried = json.loads(carried) if isinstance(carried, str) else carried
@@ -244,7 +245,7 @@ def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> R
     if answer is None:  # of somebody else's row it is the label
         what = "the chain has no <answer>, so its label is not known"
         raise ValueError(f"field {FORMS[name][1] or name!r}: {what}")
-    read = {name, FORMS[name][1], field_, "system"}
+    read = {name, FORMS[name][1], field_, "system", *(["input"] if more else [])}
     kept = {"version": VERSION, "id": place or images[0], "photo": images[0], "question": bare}
     kept |= {"species": answer.strip(), "extra": {k: v for k, v in row.items() if k not in read}}
     return from_row(kept | given)

@@ -130,9 +130,9 @@ def _csv(path: Path, needed: Sequence[Sequence[str]]) -> Table:
     text = _text(path)
     hint = re.match(r"sep=(.)\r?\n", text)  # a line that Excel writes and reads
     start = hint.end() if hint else 0
-    delimiter = hint[1] if hint else _delimiter(text, needed)
-    reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
     try:
+        delimiter = hint[1] if hint else _delimiter(text, needed)
+        reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
         numbered = enumerate(reader, 2 if hint else 1)
         lines = [(line, row) for line, row in numbered if any(map(str.strip, row))]
     except csv.Error as error:

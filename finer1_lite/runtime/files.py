@@ -53,13 +53,10 @@ def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
 def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tuple[int, object]]:
     """(line number, value) of each line. DataError lists every line that cannot be read.
 
-    Args:
-        path: A file of JSON lines.
-        torn: Drop a last line that a kill cut off (it has no line end), with a warning.
-        objects: Every line must be a JSON object.
+    torn: drop a last line that a kill cut off (it has no line end), with a warning; objects:
+    every line must be a JSON object.
     """
-    found = []
-    problems = []
+    found, problems = [], []
     for number, line, ended in _lines(path):
         value, problem = _parse(line)
         if not problem and objects and not isinstance(value, dict):
@@ -89,11 +86,11 @@ def is_array(path: Path | str) -> bool:
 def _lines(path: Path | str) -> Iterator[tuple[int, bytes, bool]]:
     """(number, bytes, whether its line end is there) of each line that is not blank."""
     text = _text(path)
-    begins = text.lstrip()[:2].strip()
-    if begins[:1] == b"[" or (begins == b"{" and text.count(b"\n") > 1):
-        what = "one JSON array" if begins[:1] == b"[" else "JSON over several lines"
+    wrong = {b"[": "one JSON array", b"{\n": "JSON over several lines"}
+    begins = [what for sign, what in wrong.items() if text.lstrip().startswith(sign)]
+    if begins and (text.strip().count(b"\n") or b"]" in text):  # a kill may leave less
         mend = "write one object a line (jq -c '.[]' for an array, jq -c . for objects)"
-        raise DataError([f"{path}: begins as {what}; {mend}"], "no JSON lines:")
+        raise DataError([f"{path}: begins as {begins[0]}; {mend}"], "no JSON lines:")
     lines = text.split(b"\n")
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -12,6 +12,7 @@ from photo_folders import four_classes
 
 from finer1_lite.chains import formats
 from finer1_lite.data import tables
+from finer1_lite.data.runs import Pictures
 from finer1_lite.evals import questions
 from finer1_lite.evals.questions import scan_own as own
 from finer1_lite.runtime import files
@@ -146,7 +147,8 @@ bytes_of_files = st.one_of(
         st.sampled_from(VALID),
         st.integers(0, 999),
         st.integers(0, 9),
-        st.binary(max_size=6) | st.sampled_from([b'"', b"\0", b"[" * 999, b"1e999", b"\xff\xfe"]),
+        st.binary(max_size=6)
+        | st.sampled_from([b'"', b"\0", b"[" * 999, b"1e999", b"\xff\xfe", b"a" * 140_000]),
     ),
 )
 
@@ -193,3 +195,14 @@ def test_a_description_from_excel_in_one_round(tmp_path):
     (root / "descriptions.csv").write_bytes(text.encode("cp1252", "replace").replace(b"?", b"/"))
     birds = load_folder(root)
     assert {one.description for one in birds.species} == {"\u201ca bird\u201d, K\u00e4uzchen"}
+
+
+def test_a_description_or_a_coarse_word_with_a_mark_of_tokenizers_is_a_fault(tmp_path):
+    root = four_classes(tmp_path)
+    names = ["black-kite", "red-kite", "barn owl", "tawny owl"]
+    lines = [f"{n},a <|image_pad|> bird" if n == "red-kite" else f"{n},a bird" for n in names]
+    (root / "descriptions.csv").write_text("class,description\n" + "\n".join(lines))
+    with pytest.raises(DataError, match=r"descriptions.csv, line 3: holds <\|image_pad\|>"):
+        load_folder(root)
+    with pytest.raises(DataError, match=r"'<\|im_start\|>bird' holds <\|im_start\|>"):
+        Pictures(coarse="<|im_start|>bird")

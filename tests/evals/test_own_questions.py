@@ -9,7 +9,9 @@ from finer1_lite.__main__ import main
 from finer1_lite.data import benchmark
 from finer1_lite.data.benchmark import Condition
 from finer1_lite.evals import questions
+from finer1_lite.evals.job import Job
 from finer1_lite.evaluate import Completion
+from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import DataError
 
 FOOD = {
@@ -140,6 +142,19 @@ def test_an_alias_that_is_another_option_is_a_fault_of_its_row(tmp_path, birds):
     path = write(tmp_path, [FOOD | {"aliases": ["Seeds."]}], bird=birds)
     with pytest.raises(DataError, match="line 1: names cannot be scored: ambiguous.*'Seeds.'"):
         questions.of_questions([path], tmp_path)
+
+
+def test_a_photograph_that_was_trained_on_is_left_out_of_all_its_questions(
+    tmp_path, birds, monkeypatch
+):
+    path = write(tmp_path, [FOOD, FOOD, PLACE | {"image": "b.png"}], bird=birds)
+    write(tmp_path, [], "none.jsonl", ["b.png"], bird=birds)
+    monkeypatch.setattr(
+        "finer1_lite.evals.facts.trained_on",
+        lambda models, files: {name for name, file in files.items() if file.name == "a.png"},
+    )
+    job = Job(tmp_path, (), Preset.lab(), questions=(path,), images=tmp_path)
+    assert [item.photo for item in job.benchmark(None).items] == ["b.png"]
 
 
 THREE = ("rose", "tulip", "iris")
