@@ -154,7 +154,7 @@ class MakeCommand:
 class CheckCommand:
     """What is wrong with a file of chains.
 
-    Reads our JSON lines, TRL's rows or the released sharegpt JSON.
+    Reads our JSON lines, TRL's rows, and what LLaVA and LLaMA-Factory call sharegpt.
     """
 
     file: Path = argument("file of chains")

@@ -214,7 +214,9 @@ def _turns(row: Mapping, name: str, role: str) -> list[tuple[str, str]]:
         turn = turn if isinstance(turn, dict) else {}
         text = turn.get("content", turn.get("value"))
         if isinstance(text, list) and all(isinstance(part, dict) for part in text):
-            text = "".join(str(part.get("text") or "") for part in text)  # in parts
+            pictures = (str(part.get("type")).startswith("image") for part in text)
+            parts = zip(pictures, text, strict=True)
+            text = "".join(IMAGE if shown else str(part.get("text") or "") for shown, part in parts)
         if not isinstance(text, str):
             raise ValueError(f"field {name!r}: a turn has no text: {str(turn)[:60]}")
         speaker = str(turn.get("role", turn.get("from", role)))

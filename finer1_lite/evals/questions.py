@@ -6,9 +6,9 @@ options and ground_truth; in every released row the right option stands first. T
 word belongs to the data set and is not guessed from a path.
 
 One's own (in the manner of ImageWikiQA: the answer needs the name, which is not asked): a
-line has image (path), question, answer, and where wanted options (the answer among them),
-aliases (further spellings of the answer) and split (seen or unseen; left out: unseen). The
-data set is called as the file.
+line has image (path), question, answer, and where wanted options (the answer, or its letter,
+among them), aliases (further spellings of the answer) and split (seen or unseen; left out:
+unseen). The data set is called as the file.
 """
 
 import logging
@@ -32,7 +32,7 @@ log = logging.getLogger("finer1_lite")
 Scanned = Iterator[tuple[int, Question | None, str]]
 _OWN_MARK = re.compile(  # "A. rose", "(b) rose", "3) rose", "Option C: rose", "ii - rose"
     r"\s*(?:option\s+|choice\s+)?[(\[]?([a-z]|\d{1,2}|[ivx]{2,4})"
-    r"(?:[.:)\]]+(?!\d)|\s+[-\u2013](?=\s))\s*(\S.*)",
+    r"(?:[.:)\]\u3001\uff0e]+(?!\d)|\s+[-\u2013](?=\s))\s*(\S.*?)\s*",
     re.IGNORECASE | re.DOTALL,
 )
 _ROWS = (  # the marks of a list, from its first on

@@ -160,7 +160,8 @@ def test_trl_rows_of_others_are_read_too():
 ASKED, SAID = "<image>\nWhat is it?", "<think>t</think><answer>owl</answer>"
 TURNS = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}]
 LLAVA = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}]
-PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is "}]}]
+PARTS[0]["content"].append({"type": "text", "text": "it?"})
 
 
 @pytest.mark.parametrize("spread", ["array", "lines"])
@@ -171,6 +172,7 @@ PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text"
         ({"messages": TURNS, "images": "p/a.jpg"}, "sharegpt"),
         ({"messages": TURNS, "images": ["p/a.jpg"], "system": "Be brief."}, "sharegpt"),
         ({"instruction": ASKED, "input": "", "output": SAID, "images": ["p/a.jpg"]}, "sharegpt"),
+        ({"images": ["p/a.jpg"], "messages": [*PARTS, *TURNS[1:]]}, "sharegpt"),
         ({"image": "p/a.jpg", "prompt": PARTS, "completion": TURNS[1:]}, "trl"),
         ({"images": ["p/a.jpg"], "prompt": "What is it?", "completion": SAID}, "trl"),
     ],

@@ -165,7 +165,8 @@ THREE = ("rose", "tulip", "iris")
     [
         (["A. rose", "B. tulip", "C. iris"], "B"),
         (["(a) rose", "(b) tulip", "(c) iris"], "(b)"),
-        (["A) rose", "B) tulip", "C) iris"], "B. tulip"),
+        (["A) rose ", "B) tulip ", "C) iris"], "B. tulip"),
+        (["A\u3001rose", "B\u3001tulip", "C\u3001iris"], "b"),
         (["1. rose", "2. tulip", "3. iris"], 2),
         (["0: rose", "1: tulip", "2: iris"], "1"),
         (["i) rose", "ii) tulip", "iii) iris"], "ii"),
