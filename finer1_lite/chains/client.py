@@ -229,7 +229,7 @@ class Endpoint:
                 f"--url for {parts.hostname} holds a name, password or query: they would end in "
                 f"files; put the key into the environment variable {self.key_env}"
             )
-        self._own = read_key_values(self.request)
+        self._own = read_key_values(self.request, "--request")
         self._key = os.environ.get(self.key_env, "").strip()
         self._client = openai.OpenAI(
             base_url=self.url,

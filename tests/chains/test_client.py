@@ -153,6 +153,8 @@ def test_a_parameter_that_is_refused_is_named_and_can_be_left_out(tmp_path):
     ask(moods, tmp_path, request=("seed=null", "max_tokens=null", "max_completion_tokens=9"))
     sent = json.loads(moods.bodies[0][1])
     assert sent.keys() == {"model", "messages", "temperature", "max_completion_tokens"}
+    with pytest.raises(ValueError, match="--request seed: write KEY=VALUE"):
+        ask(moods, tmp_path, request=("seed",))
 
 
 def test_refused_for_good_stops_at_once(tmp_path):
