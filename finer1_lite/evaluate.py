@@ -146,14 +146,15 @@ def record(
     sample: int = 0,
 ) -> dict[str, Any]:
     """A completion, scored by the same parser as the reward's: the line of every records.jsonl."""
+    classes, aliases = benchmark.names(question)
     verdict = scoring.judge(
         completion.text,
         question.label,
-        benchmark.classes[question.dataset],
+        classes,
         options=question.options,
         letters=condition.letters,
         prompt=condition.prompt,
-        aliases=benchmark.aliases,
+        aliases=aliases,
         released_path=question.photo if benchmark.released else "",
         chain=not question.about,
     )

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finer1_lite import prompts
+from finer1_lite.data import marks
 from finer1_lite.runtime.checkpoints import require_finite
 
 VISION_TOKENS = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
@@ -106,9 +107,8 @@ class Rollouts:
 
     def rows(self, first: int, count: int) -> "Rollouts":
         """Some completions that stand together."""
-        return Rollouts(
-            **{name: column[first : first + count] for name, column in vars(self).items()}
-        )
+        part = slice(first, first + count)
+        return Rollouts(**{name: column[part] for name, column in vars(self).items()})
 
     @property
     def lengths(self) -> Tensor:
@@ -126,6 +126,7 @@ def core_of(model: nn.Module) -> nn.Module:
 
 def tokenise(model: nn.Module, processor: Any, questions: Sequence[str], images: Images) -> Any:
     """The inputs of a forward pass: chat template, token ids, pixels; padded on the left."""
+    marks.refuse(*questions)
     texts = [
         processor.apply_chat_template(
             prompts.messages(q, images is not None), add_generation_prompt=True, tokenize=False

@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from finer1_lite import checks, cot, models, prompts
+from finer1_lite.data import marks
 from finer1_lite.data.chain_text import agreement, section
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset, SFTSettings
@@ -61,6 +62,7 @@ def _asked(
     chain: str, collection: Collection, settings: SFTSettings | None
 ) -> Iterator[tuple[str, str]]:
     """(question, reply) of a chain."""
+    marks.refuse(collection.coarse, chain)
     yield prompts.question("think", collection.coarse), chain
     found = agreement(chain, parse_answer(chain), collection.names, aliases=collection.aliases)
     if settings and settings.with_options and found["distinct"] and found["listed"]:

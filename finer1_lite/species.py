@@ -184,7 +184,11 @@ def load_folder(
     root = near(Path(folder).expanduser())
     table = Path(descriptions).expanduser() if descriptions else None
     classes, faults = folders.read_folder(root, shots=shots, descriptions=table, reading=reading)
-    problems = _argument_problems(shots, unseen_share) + faults
+    rules = {
+        f"shots={shots}: give 1 or more": shots >= 1,
+        f"unseen_share={unseen_share}: give a share from 0 to below 1": 0 <= unseen_share < 1,
+    }
+    problems = [text for text, kept in rules.items() if not kept] + faults
     if problems:
         raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
     unseen = {one.name for one in classes if one.seen is False}
@@ -223,14 +227,6 @@ def _say(root: Path, found: Collection, shots: int, why: str) -> None:
 def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:
     """The distance between two classes by the words of their names and descriptions."""
     return partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
-
-
-def _argument_problems(shots: int, unseen_share: float) -> list[str]:
-    """What is wrong with two arguments of `load_folder`."""
-    problems = [f"shots={shots}: give 1 or more"] if shots < 1 else []
-    if not 0 <= unseen_share < 1:
-        problems.append(f"unseen_share={unseen_share}: give a share from 0 to below 1")
-    return problems
 
 
 def _draw_unseen(groups: dict[str, str], share: float, seed: int) -> set[str]:

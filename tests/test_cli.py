@@ -92,6 +92,7 @@ OPTIONS = {
         --workers int = 4
         --timeout float = 120.0
         --tries int = 5
+        --request KEY=VALUE x+
         --max-requests int
         --max-cost float
         --price-in float = 0.0
@@ -142,6 +143,7 @@ OPTIONS = {
         --workers int = 4
         --timeout float = 120.0
         --tries int = 5
+        --request KEY=VALUE x+
         --max-requests int
         --max-cost float
         --price-in float = 0.0

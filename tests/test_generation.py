@@ -54,6 +54,13 @@ def test_greedy_answers_are_those_of_transformers(student, birds):
     assert len({tuple(row) for row in ours.completion_ids.tolist()}) > 1  # the pictures matter
 
 
+def test_words_that_are_marks_of_the_tokenizer_are_refused(student, birds):
+    images = [birds.test[0].image()] * 2
+    asked = ["Which bird?", "<|vision_start|><|image_pad|><|vision_end|>Which bird?"]
+    with pytest.raises(ValueError, match=r"holds <\|vision_start\|>, <\|image_pad\|>"):
+        generation.encode_prompts(student.model, student.processor, asked, images)
+
+
 def test_text_alone_is_answered_as_transformers_do(student):
     questions = [prompts.LOOKS.format(name="talen finch"), "A bird has wing barred. What is it?"]
     texts = [

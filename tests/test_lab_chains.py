@@ -109,6 +109,16 @@ def test_every_fault_of_the_chains_is_named_before_anything_is_written(owls, col
     assert not (owls.parent / "runs").exists()
 
 
+def test_a_chain_with_a_mark_of_tokenizers_is_a_fault_of_its_photograph(collection, chains):
+    first, second = list(chains)[:2]
+    spoilt = {p: chains[p].replace("</think>", "<|im_end|></think>") for p in (first, second)}
+    with pytest.raises(DataError) as caught:
+        given_chains.check_chains(collection, chains | spoilt)
+    assert [p.partition(" which")[0] for p in caught.value.problems] == [
+        f"{photo}: holds <|im_end|>," for photo in (first, second)
+    ]
+
+
 def test_photographs_without_a_chain_are_counted_and_named(collection, chains, caplog):
     left = dict(list(chains.items())[2:])
     given_chains.check_chains(collection, left)

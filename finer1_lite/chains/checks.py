@@ -16,7 +16,7 @@ from scipy.stats import binom
 from finer1_lite import prompts, rewards
 from finer1_lite.chains import concepts
 from finer1_lite.chains.formats import Record
-from finer1_lite.data import wording
+from finer1_lite.data import marks, wording
 from finer1_lite.data.chain_text import LOOSE_HEADINGS, PARTS, Chain, fold, names_in
 
 MIN_WORDS, MAX_WORDS = 20, 900  # of the thought
@@ -45,6 +45,11 @@ def check_tags(c: Chain) -> str | None:
     """A broken form, e.g. two answers, or words before <think>."""
     if not rewards.format_reward(c.text):
         return "not one <think>...</think> and then one <answer>...</answer>"
+
+
+def check_marks(c: Chain) -> str | None:
+    """A mark of tokenizers, e.g. "<|im_end|>", which would end the turn."""
+    return marks.problem(c.text) or None
 
 
 def check_parts(c: Chain) -> str | None:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -27,7 +28,8 @@ from PIL import Image
 
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data.images import small
-from finer1_lite.runtime.files import write_atomically
+from finer1_lite.runtime.files import load, write_atomically
+from finer1_lite.runtime.options import read_key_values
 from finer1_lite.species import Photo
 
 Samples = Sequence[int]  # numbers: another one is another reply to the same prompt
@@ -36,7 +38,7 @@ HIDDEN = "[key]"
 NO_KEY = "none"  # what a server without keys is sent
 MAX_BYTES = 4_000_000  # of one HTTP body; more is cut off while it arrives
 MAX_CHARACTERS = 40_000  # of one completion; more is no chain
-FOR_GOOD = (400, 401, 403, 404, 422)  # another try would not help
+MAY_PASS = (408, 409, 425, 429)  # of the refusals 4xx: another try may help
 FAILURES = {  # what is tried again, and the word that counts it; the first that fits
     httpx2.TimeoutException: "time-out",
     httpx2.DecodingError: "bad JSON",
@@ -82,6 +84,7 @@ class Ledger:
     max_requests: int | None = None  # replies to pay for in this start; None: no limit
     max_cost: float | None = None
     counts: Counter = field(default_factory=Counter)
+    refused: dict[str, str] = field(default_factory=dict)  # model -> a refusal that is for good
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, what: str, by: int = 1) -> None:
@@ -146,7 +149,7 @@ class Cached:
             for sample, reply in zip(part, replies, strict=True):
                 write_atomically(paths[sample], json.dumps(asdict(reply)).encode())
                 self.ledger.count_reply(reply)
-        return [Reply(**json.loads(paths[s].read_text(encoding="utf-8"))) for s in samples]
+        return [Reply(**load(paths[s])) for s in samples]
 
 
 def picture_digest(image: Image.Image) -> str:
@@ -215,6 +218,7 @@ class Endpoint:
     workers: int = 4
     tries: int = 5
     timeout: float = 120.0
+    request: Sequence[str] = ()  # KEY=VALUE of what is sent otherwise; null: not at all
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -225,6 +229,7 @@ class Endpoint:
                 f"--url for {parts.hostname} holds a name, password or query: they would end in "
                 f"files; put the key into the environment variable {self.key_env}"
             )
+        self._own = read_key_values(self.request, "--request")
         self._key = os.environ.get(self.key_env, "").strip()
         self._client = openai.OpenAI(
             base_url=self.url,
@@ -238,7 +243,8 @@ class Endpoint:
     def identity(self) -> dict:
         """What replies depend on; the key is no part of it."""
         names = ("url", "model", "max_tokens", "temperature", "max_side")
-        return {"teacher": "endpoint"} | {name: getattr(self, name) for name in names}
+        own = {"request": self._own} if self._own else {}
+        return {"teacher": "endpoint"} | {name: getattr(self, name) for name in names} | own
 
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
         """Raise TeacherError when `tries` have failed, TeacherStopped when refused for good."""
@@ -249,19 +255,26 @@ class Endpoint:
         return [self._complete(content, sample) for sample in samples]
 
     def _complete(self, content: list[dict], sample: int) -> Reply:
-        """Send one request until there is a completion."""
+        """Send one request until there is a completion; none to a model that refused for good."""
+        if self.model in self.ledger.refused:
+            raise TeacherStopped(self.ledger.refused[self.model])
+        usual = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": sample}
+        sent = {name: value for name, value in (usual | self._own).items() if value is not None}
+        message = {"role": "user", "content": content}
+        create = self._client.chat.completions.with_raw_response.create
         try:
-            response = self._client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=[{"role": "user", "content": content}],
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                seed=sample,
-            )
+            response = create(model=self.model, messages=[message], extra_body=sent)
         except openai.APIError as error:
             cause = error.__cause__ or error  # what happened, under the library's general word
-            said = self._without_key(f"{type(cause).__name__}: {cause}")[:300]
-            if getattr(error, "status_code", None) in FOR_GOOD:
+            said, status = f"{type(cause).__name__}: {cause}", 0
+            if isinstance(error, openai.APIStatusError):
+                status, words = error.status_code, " ".join(error.response.text.split())
+                said = f"HTTP {status}: {words}"  # the server's own
+            said = self._without_key(said)[:400]
+            if (400 <= status < 500 and status not in MAY_PASS) or "insufficient_quota" in said:
+                named = " ".join(f"{name}=null" for name in sent if name in said)
+                said += f" (--request {named} leaves that out)" if named else ""
+                self.ledger.refused[self.model] = said
                 raise TeacherStopped(said) from None
             self.ledger.count("gave up")
             raise TeacherError(f"no answer after {self.tries} tries; the last: {said}") from None
@@ -292,15 +305,17 @@ class _BoundedClient(openai.DefaultHttpxClient):
             response = super().send(request, **(options | {"stream": True}))
             with closing(response):
                 body = self._read(response)
-            if response.is_success:
+            status = response.status_code
+            if response.is_success and not (status := error_status(body)):
+                status = response.status_code
                 read_reply(body)
         except httpx2.RequestError as error:
             self.ledger.count(next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind)))
             raise
-        if response.is_error:
-            self.ledger.count(f"http {response.status_code}")
+        if status >= 400:
+            self.ledger.count(f"http {status}")
         kept = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
-        return httpx2.Response(response.status_code, headers=kept, content=body, request=request)
+        return httpx2.Response(status, headers=kept, content=body, request=request)
 
     def _read(self, response: httpx2.Response) -> bytes:
         """Read the body piece by piece, so that neither size nor time run away."""
@@ -315,17 +330,41 @@ class _BoundedClient(openai.DefaultHttpxClient):
         return bytes(body)
 
 
+def error_status(body: bytes) -> int:
+    """The status of an error that came as a success (500 where it says none); 0 for none."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):  # `read_reply` tells it
+        return 0
+    choices = found.get("choices") if isinstance(found, dict) else None
+    places = [found, *(choices if isinstance(choices, list) else ())]
+    errors = [one["error"] for one in places if isinstance(one, dict) and one.get("error")]
+    if not errors:
+        return 0
+    code = str(errors[0].get("code")) if isinstance(errors[0], dict) else ""
+    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500
+
+
 def read_reply(body: bytes) -> Reply:
-    """Read a chat completion; httpx2.DecodingError for anything that is none."""
+    """Read a chat completion; httpx2.DecodingError, with its beginning, for anything that is none.
+
+    The content is a text, or a list of parts: those of the type text count, a thought does not.
+    Where it is none, a refusal is.
+    """
     try:
         found = json.loads(body)
         choice = found["choices"][0]
         usage = found.get("usage") or {}
         tokens = [int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")]
-        text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
+        message = choice["message"]
+        text = message.get("content") or message.get("refusal") or ""
+        if isinstance(text, list):
+            text = "".join(part["text"] for part in text if part["type"] == "text")
+        text = text.encode("utf-8", "replace").decode()
         return Reply(text, *tokens, str(choice.get("finish_reason") or "stop")[:20])
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise httpx2.DecodingError(f"no chat completion ({type(error).__name__})") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        said = body[:200].decode("utf-8", "replace")
+        raise httpx2.DecodingError(f"no chat completion: {said}") from None
 
 
 def data_url(image: Image.Image, max_side: int) -> str:

@@ -35,6 +35,9 @@ class PictureOptions(PhotoOptions):
         return paperbirds.collection(world, test=60, **given(self, "shots")), world
 
 
+SERVICE = ("key_env", "workers", "timeout", "tries", "request")  # what an `Endpoint` is told
+
+
 @dataclass(frozen=True, kw_only=True)
 class EndpointOptions:
     """What every command asks of an endpoint beside its address and models."""
@@ -45,6 +48,12 @@ class EndpointOptions:
     workers: int = option(4, "endpoint: requests at a time")
     timeout: float = option(120.0, "endpoint: seconds for one answer")
     tries: int = option(5, "endpoint: of one request, with growing pauses")
+    request: tuple[str, ...] = option(
+        (),
+        "endpoint: what a request says otherwise; null leaves a parameter out, as in seed=null "
+        "max_tokens=null max_completion_tokens=1024",
+        metavar="KEY=VALUE",
+    )
     max_requests: int | None = option(None, "budget: answers paid for in this start")
     max_cost: float | None = option(None, "budget: in the unit of the prices")
     price_in: float = option(0.0, "of a million tokens read")
@@ -128,7 +137,7 @@ class MakeCommand:
             return teachers.Table(collection)
         if kind == "endpoint":
             sampling = given(self, "max_tokens", "temperature")
-            service = given(self.service, "key_env", "workers", "timeout", "tries")
+            service = given(self.service, *SERVICE)
             return Endpoint(self.url, self.model, ledger, **sampling, **service)
         source = self.model
         if kind == "student" and source is None:
@@ -145,7 +154,7 @@ class MakeCommand:
 class CheckCommand:
     """What is wrong with a file of chains.
 
-    Reads our JSON lines, TRL's rows or the released sharegpt JSON.
+    Reads our JSON lines, TRL's rows, and what LLaVA and LLaMA-Factory call sharegpt.
     """
 
     file: Path = argument("file of chains")

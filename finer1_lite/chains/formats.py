@@ -4,24 +4,35 @@ A line of ours is one `Record`; TRL's are conversational rows with images. The r
 sharegpt JSON (stage 1) and parquet (stage 2), whose columns are images (the anchor), image_noisy
 (which holds the *positive*), image_aug (the *hard negative*), problem and answer. What a foreign
 format has no place for it carries in a column of its own: nothing is lost there and back.
+Chains of others are read as LLaVA, LLaMA-Factory and TRL write them, in an array or in lines.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
+from finer1_lite.data import marks
 from finer1_lite.data.chain_text import Chain
 from finer1_lite.data.layouts import file_of
+from finer1_lite.data.marks import IMAGE
+from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError, require_none, write_atomically, write_lines
-from finer1_lite.runtime.files import read as read_lines
 
 VERSION = 1
 CARRY = "finer1_lite"  # the column of our own fields in foreign formats
-IMAGE = "<image>"
 POSITIVE, NEGATIVE = "image_noisy", "image_aug"  # the released names
 ROLES = ["system", "user", "assistant"]
+SPEAKERS = {"human": "user", "gpt": "assistant"}  # LLaVA's words for them
+FORMS = {  # the field by which a form is known -> whose it is, the field of the reply if another
+    "prompt": ("TRL's prompt and completion", "completion"),
+    "messages": ("LLaMA-Factory's sharegpt", ""),
+    "conversations": ("LLaVA's and VLM-R1's sharegpt", ""),
+    "instruction": ("LLaMA-Factory's alpaca", "output"),
+    "problem": ("the questions of EasyR1 and VLM-R1", "chain"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,6 @@ class TripletRow:
     extra: dict = field(default_factory=dict)
 
 
-_KINDS = {f.name: f.type for f in fields(Record)}
-_NEEDED = ("id", "photo", "species", "question", "chain")
 _SPOKEN = {"question", "chain", "images", "system"}  # what foreign formats have a place for
 
 
@@ -81,19 +90,31 @@ def to_row(record: Record) -> dict:
 
 def from_row(row: object) -> Record:
     """Read a JSON object; ValueError naming every problem of the row."""
+    record = _filled(Record, row)
+    spoken = (record.system, record.question, record.species, *record.candidates)
+    mark = marks.problem(*spoken, record.chain.replace(IMAGE, ""))
+    if mark:
+        raise ValueError(mark)
+    return record
+
+
+def _filled(kind: type, row: object) -> Any:
+    """A `Record` or `TripletRow` of a JSON object; ValueError naming every problem of the row."""
     if not isinstance(row, dict):
         raise ValueError(f"is no JSON object but {type(row).__name__}")
-    problems = [f"lacks {name!r}" for name in _NEEDED if name not in row]
-    if row.get("version") != VERSION:
-        problems.append(f"has version {row.get('version')!r}; this program reads {VERSION}")
     values = {name: value for name, value in row.items() if name != "version"}
+    known = {field.name: field for field in fields(kind)}
+    plain = (name for name, one in known.items() if {one.default, one.default_factory} == {MISSING})
+    problems = [f"lacks {name!r}" for name in plain if name not in row]
+    if row.get("version") != VERSION and (kind is Record or "version" in row):
+        problems.append(f"has version {row.get('version')!r}; this program reads {VERSION}")
     for name, value in values.items():
-        kind = _KINDS.get(name)
-        if kind is None:
+        wanted = known[name].type if name in known else None
+        if wanted is None:
             problems.append(f"has an unknown field {name!r}; put it into extra")
-        elif kind in (str, int, dict):
-            if not isinstance(value, kind) or isinstance(value, bool):
-                what = "text" if kind is str else kind.__name__
+        elif wanted in (str, int, dict):
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                what = "text" if wanted is str else wanted.__name__
                 problems.append(f"{name} is no {what}: {value!r}")
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):
             values[name] = tuple(value)
@@ -101,7 +122,7 @@ def from_row(row: object) -> Record:
             problems.append(f"{name} is no list of texts: {value!r}")
     if problems:
         raise ValueError("; ".join(problems))
-    return Record(**values)
+    return kind(**values)
 
 
 def _convert(path: Path, rows: Iterable[tuple[object, object]], convert: Callable) -> list:
@@ -110,9 +131,8 @@ def _convert(path: Path, rows: Iterable[tuple[object, object]], convert: Callabl
     for where, row in rows:
         try:
             found.append(convert(row))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            said = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-            problems.append(f"{path}, {where}: {said}")
+        except ValueError as error:
+            problems.append(f"{path}, {where}: {error}")
     require_none(problems, f"{len(problems)} rows cannot be used:")
     return found
 
@@ -145,21 +165,6 @@ def _carried(record: Record) -> dict:
     return {k: v for k, v in to_row(record).items() if k not in _SPOKEN}
 
 
-def _restored(row: Mapping, spoken: Sequence[str], place: str) -> Record:
-    """A record of what a foreign row says (system, question, chain) and carries, if it does."""
-    given = dict(zip(("system", "question", "chain"), spoken, strict=True))
-    given["images"] = list(row["images"])
-    carried = row.get(CARRY)
-    if carried is not None:
-        return from_row((json.loads(carried) if isinstance(carried, str) else carried) | given)
-    answer = Chain(given["chain"]).answer
-    if answer is None:  # of somebody else's row it is the label
-        raise ValueError("the chain has no <answer>, so its label is not known")
-    photo = given["images"][0] if given["images"] else ""
-    kept = {"version": VERSION, "id": place or photo, "photo": photo, "species": answer.strip()}
-    return from_row(kept | given)
-
-
 def to_trl(record: Record) -> dict:
     """Write images, prompt, completion as `SFTTrainer` reads them; paths stand for pictures."""
     *prompt, completion = _messages(record)
@@ -168,61 +173,107 @@ def to_trl(record: Record) -> dict:
     return {"images": images, "prompt": prompt, "completion": [completion], CARRY: carried}
 
 
-def from_trl(row: Mapping, place: str = "") -> Record:
-    """Read a row of TRL, ours or of others; place: its id where it carries none."""
-    *system, user = row["prompt"]
-    (reply,) = row["completion"]
-    spoken = (_content(system[0]) if system else "", _content(user), _content(reply))
-    return _restored(row, spoken, place)
-
-
-def _content(message: Mapping) -> str:
-    """Text of a message, written plainly or in parts."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or "" for part in content)
-
-
 def to_sharegpt(record: Record, carry: bool = True) -> dict:
     """Write messages and images as released; carry: our other fields too, in a column."""
     row = {"messages": _messages(record, IMAGE), "images": list(record.images)}
     return row | ({CARRY: _carried(record)} if carry else {})
 
 
-def from_sharegpt(row: Mapping, place: str) -> Record:
-    """Read a released row; ValueError for other roles, or no picture before the question."""
-    roles = [m["role"] for m in row["messages"]]
-    if roles not in (ROLES, ROLES[1:]):
-        raise ValueError(f"the roles are {roles}, wanted {ROLES}")
-    system, question, chain = ["", *(m["content"] for m in row["messages"])][-3:]
-    if not question.startswith(IMAGE) or question.count(IMAGE) != 1 or len(row["images"]) != 1:
-        raise ValueError(f"the question must begin with the one {IMAGE}: {question[:60]!r}")
-    return _restored(row, (system, question.removeprefix(IMAGE), chain), place)
+def from_others(row: object, place: str = "") -> Record:
+    """Read a row of one of `FORMS`; place: its id where it carries none.
+
+    ValueError naming the form and the field that is not as it should be.
+    """
+    name = form_of(row)
+    if not name:
+        raise ValueError(f"is no chain of ours, nor has it a field of {', '.join(FORMS)}")
+    form, reply = FORMS[name]
+    if reply and not row.get(reply):
+        raise ValueError(f"{form}: lacks the field {reply!r}, so it holds no chain")
+    try:
+        turns = _turns(row, name, "user") + (_turns(row, reply, "assistant") if reply else [])
+        roles = [role for role, _ in turns]
+        if roles not in (ROLES, ROLES[1:]):
+            raise ValueError(f"field {name!r}: the roles are {roles}, wanted {ROLES}")
+        return _restored(row, name, {"system": row.get("system") or "", **dict(turns)}, place)
+    except ValueError as error:
+        raise ValueError(f"{form}: {error}") from None
+
+
+def form_of(row: object) -> str:
+    """The field by which somebody else's form is known, or ""."""
+    foreign = isinstance(row, dict) and "version" not in row
+    return next((name for name in FORMS if foreign and name in row), "")
+
+
+def _turns(row: Mapping, name: str, role: str) -> list[tuple[str, str]]:
+    """(role, text) of each turn of a field; of a plain text, which `role` says, one."""
+    said = row[name] if isinstance(row[name], list) else [{"role": role, "content": row[name]}]
+    found = []
+    for turn in said:
+        turn = turn if isinstance(turn, dict) else {}
+        text = turn.get("content", turn.get("value"))
+        if isinstance(text, list) and all(isinstance(part, dict) for part in text):
+            pictures = (str(part.get("type")).startswith("image") for part in text)
+            parts = zip(pictures, text, strict=True)
+            text = "".join(IMAGE if shown else str(part.get("text") or "") for shown, part in parts)
+        if not isinstance(text, str):
+            raise ValueError(f"field {name!r}: a turn has no text: {str(turn)[:60]}")
+        speaker = str(turn.get("role", turn.get("from", role)))
+        found.append((SPEAKERS.get(speaker, speaker), text))
+    return found
+
+
+def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> Record:
+    """A record of what a foreign row says by role, and of what it carries, if it does."""
+    field_ = "image" if "image" in row else "images"
+    images = row.get(field_)
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+        raise ValueError(f"field {field_!r}: give the path of the picture, not {str(images)[:60]}")
+    more = row.get("input") if name == "instruction" else ""  # alpaca parts a question in two
+    question, carried = f"{said['user']}\n{more}" if more else said["user"], row.get(CARRY)
+    given = {"system": said["system"], "chain": said["assistant"], "images": images}
+    if carried is not None:
+        carried = json.loads(carried) if isinstance(carried, str) else carried
+        if not isinstance(carried, dict):
+            raise ValueError(f"field {CARRY!r}: is no JSON object")
+        return from_row(carried | given | {"question": question.removeprefix(IMAGE)})
+    bare = marks.without_picture(question)
+    if (bare == question and name != "prompt") or IMAGE in bare or len(images) != 1:
+        what = f"the question must begin with the one {IMAGE} of one picture: {question[:60]!r}"
+        raise ValueError(f"field {name!r}: {what}")
+    answer = Chain(given["chain"]).answer
+    if answer is None:  # of somebody else's row it is the label
+        what = "the chain has no <answer>, so its label is not known"
+        raise ValueError(f"field {FORMS[name][1] or name!r}: {what}")
+    read = {name, FORMS[name][1], field_, "system", *(["input"] if more else [])}
+    kept = {"version": VERSION, "id": place or images[0], "photo": images[0], "question": bare}
+    kept |= {"species": answer.strip(), "extra": {k: v for k, v in row.items() if k not in read}}
+    return from_row(kept | given)
 
 
 def read_records(path: Path, torn: bool = False) -> list[Record]:
     """Read our JSON lines; torn: without a half-written last line. DataError lists all problems."""
-    return _convert(path, [(f"line {n}", row) for n, row in read_lines(path, torn)], from_row)
+    return _convert(path, [(f"line {n}", row) for n, row in files.read(path, torn)], from_row)
 
 
 def read_any(path: Path) -> tuple[list[Record], str]:
-    """Read chains of any format, and tell which one by the content: ours, trl or sharegpt."""
-    path = Path(path)
-    if path.suffix == ".json":
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError([f"{path}: is no JSON ({error})"], "cannot be read:") from None
-        if not isinstance(found, list):
-            raise DataError([f"{path}: is no list of conversations"], "cannot be read:")
-        rows = [(f"entry {i}", (row, str(i))) for i, row in enumerate(found)]
-        return _convert(path, rows, lambda pair: from_sharegpt(*pair)), "sharegpt"
-    lines = read_lines(path)
-    if lines and isinstance(lines[0][1], dict) and "completion" in lines[0][1]:
-        rows = [(f"line {n}", (row, str(n))) for n, row in lines]
-        return _convert(path, rows, lambda pair: from_trl(*pair)), "trl"
-    return read_records(path), "ours"
+    """Read chains of any format, and tell which by the content: ours, trl or sharegpt.
+
+    One JSON array is read as lines are.
+    """
+    array = files.is_array(path)
+    found = list(enumerate(files.load(path))) if array else files.read(path)
+    rows = [(f"{'entry' if array else 'line'} {n}", (row, str(n))) for n, row in found]
+
+    def convert(pair: tuple[object, str]) -> Record:
+        own = isinstance(pair[0], dict) and {"version", "chain"} & pair[0].keys()
+        return from_row(pair[0]) if own else from_others(*pair)
+
+    kinds = {"": "ours", "prompt": "trl"}  # by the field that tells
+    told = dict.fromkeys(kinds.get(form_of(row), "sharegpt") for _, row in found)
+    return _convert(path, rows, convert), " and ".join(told)
 
 
 def write_records(
@@ -241,11 +292,16 @@ def write_records(
 
 def read_triplets(path: Path) -> list[TripletRow]:
     """Read triplets from JSON lines; DataError lists all problems."""
+    return _convert(path, [(f"line {n}", row) for n, row in files.read(path)], _triplet)
 
-    def convert(row: Mapping) -> TripletRow:
-        return TripletRow(**{k: v for k, v in row.items() if k != "version"})
 
-    return _convert(path, [(f"line {n}", row) for n, row in read_lines(path)], convert)
+def _triplet(row: object) -> TripletRow:
+    """Read a JSON object; ValueError naming every problem of the row."""
+    found = _filled(TripletRow, row)
+    bare = marks.without_picture(found.question)
+    if mark := marks.problem(bare, found.label):
+        raise ValueError(mark)
+    return replace(found, question=bare)
 
 
 def write_triplets(path: Path, rows: Iterable[TripletRow]) -> None:
@@ -297,19 +353,27 @@ def read_parquet(path: Path, root: Path) -> list[TripletRow]:
     missing = sorted({*pictures, "problem", "answer"} - set(table.column_names))
     if missing:
         raise DataError([f"{path}: lacks the column {c}" for c in missing], "no triplets:")
-    rows = []
-    for number, row in enumerate(table.to_pylist()):
-        names = [_unpack(row[column], root, f"{number}-{column}") for column in pictures]
-        question = row["problem"].removeprefix(IMAGE)
-        rows.append(TripletRow(*names, question, row["answer"], json.loads(row.get(CARRY) or "{}")))
-    return rows
+
+    def convert(row: dict) -> TripletRow:
+        names = [_unpack(row[column], root, f"{row['row']}-{column}") for column in pictures]
+        found = dict(zip(("anchor", "positive", "negative"), names, strict=True))
+        extra = json.loads(row.get(CARRY) or "{}")
+        return _triplet(
+            found | {"question": row["problem"], "label": row["answer"], "extra": extra}
+        )
+
+    numbered = enumerate(table.to_pylist())
+    return _convert(path, [(f"row {n}", row | {"row": n}) for n, row in numbered], convert)
 
 
 def _unpack(cell: object, root: Path, otherwise: str) -> str:
     """Write one picture cell (a list or a single one; bytes with or without a path)."""
-    one = cell[0] if isinstance(cell, list) else cell
-    data, name = (one, None) if isinstance(one, bytes) else (one["bytes"], one.get("path"))
+    one = cell[0] if isinstance(cell, list) and cell else cell
+    one = {"bytes": one} if isinstance(one, bytes) else one
+    if not isinstance(one, dict) or not isinstance(one.get("bytes"), bytes):
+        raise ValueError(f"column {otherwise.partition('-')[2]!r}: no bytes of a picture")
+    name = one.get("path")
     if not name or not (root / name).resolve().is_relative_to(root.resolve()):
         name = otherwise
-    write_atomically((root / name).resolve(), data)
+    write_atomically((root / name).resolve(), one["bytes"])
     return name

@@ -215,7 +215,7 @@ class ChainJob:
         reasons = Counter(f["code"] for row in rejected for f in row["findings"])
         paid = Ledger(self.ledger.price_in, self.ledger.price_out)  # over all starts
         for path in (self.folder / "cache").glob("*/*.json"):
-            reply = json.loads(path.read_text(encoding="utf-8"))
+            reply = files.load(path)
             tokens = {name: reply[name] for name in ("tokens_in", "tokens_out")}
             paid.counts.update(answers=1, **tokens)
         report = {

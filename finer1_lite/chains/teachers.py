@@ -18,7 +18,7 @@ from finer1_lite import cot, paperbirds, prompts
 from finer1_lite.chains import concepts
 from finer1_lite.chains.client import Reply, Samples, TeacherStopped, digest
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
-from finer1_lite.data import wording
+from finer1_lite.data import marks, wording
 from finer1_lite.species import Collection, Photo
 
 
@@ -144,6 +144,7 @@ class Local:
     def _generate(self, photo: Photo | None, text: str, num_generations: int) -> list[Reply]:
         from finer1_lite.generation import end_tokens, vision_tokens
 
+        marks.refuse(text)
         chat = prompts.messages(text, photo is not None)
         chat = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         images = {"images": [photo.image()]} if photo else {}

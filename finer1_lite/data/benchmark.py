@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from finer1_lite import prompts
-from finer1_lite.rewards import Aliases
+from finer1_lite.rewards import Aliases, normalise
 from finer1_lite.species import Collection
 
 N_OPTIONS = 4
@@ -96,6 +96,19 @@ class Benchmark:
         classes = {dataset: collection.names}
         known = {"groups": collection.groups, "aliases": collection.aliases}
         return cls(items, classes, **known, drawn=True, as_drawn=as_drawn)
+
+    def names(self, question: Question) -> tuple[Sequence[str], Aliases]:
+        """The names that count as one, and their aliases.
+
+        A question of one's own brings its aliases itself: they mean nothing to another question,
+        and the answers of others that read like one of them are no names here.
+        """
+        classes = self.classes[question.dataset]
+        if not question.about:
+            return classes, self.aliases
+        own = {*map(normalise, question.aliases)} - {normalise(question.label)}
+        kept = [name for name in classes if not own or normalise(name) not in own]
+        return kept, {question.label: question.aliases}
 
 
 def questions(benchmark: Benchmark, condition: Condition) -> list[Question]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from finer1_lite.data import duplicates, images, labels, layouts, tables
+from finer1_lite.data import duplicates, hubsets, images, labels, layouts, marks, tables
 from finer1_lite.data.layouts import CLASSES, DESCRIPTIONS, INDEX, PLAIN, ClassFolder, File, Reading
 from finer1_lite.data.tables import name_key
 from finer1_lite.rewards import normalise
@@ -178,6 +178,8 @@ def _rows_by_class(
             lines[own.folder] = line
             told = {name: row.get(column, "") for name, column in spelled.items()}
             good.append((own, told, where))
+            mark = marks.problem(*told.values())
+            problems += [f"{where}: {mark}"] if mark else []
     return good
 
 

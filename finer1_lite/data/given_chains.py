@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from finer1_lite import cot, rewards
+from finer1_lite.data import marks
 from finer1_lite.data.chain_text import section
 from finer1_lite.data.folders import unknown
 from finer1_lite.runtime.files import require_none
@@ -56,6 +57,8 @@ def _faults(collection: Collection, photo: str, name: str, chains: Sequence[str]
     for chain in chains:
         answer = rewards.parse_answer(chain)
         named = rewards.match_class(answer, collection.names, collection.aliases)
+        mark = marks.problem(chain)
+        found += [f"{photo}: {mark}"] if mark else []
         if not rewards.format_reward(chain):
             found.append(f"{photo}: is not one <think>...</think>, then one <answer>...</answer>")
         elif named is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finer1_lite import cot, paperbirds
-from finer1_lite.data import given_chains, tables
+from finer1_lite.data import given_chains, marks, tables
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import fingerprint
@@ -24,6 +24,9 @@ class Pictures:
     unseen_share: float = 0.4  # of the photographs' classes
     reading: Reading = Reading()  # how the folder of photographs is read
     world_seed: int = 0
+
+    def __post_init__(self) -> None:
+        marks.refuse(self.coarse)  # it stands in every question
 
     def pictures(self, shots: int = 4, test: int = 432, seed: int = 0) -> Collection:
         """The pictures, divided; test: birds a split; seed: of the photographs' division."""

@@ -5,7 +5,6 @@ Names are compared by `name_key`, to which curly quotes, dashes, and the signs t
 hold make no difference.
 """
 
-import codecs
 import csv
 import io
 import logging
@@ -127,10 +126,10 @@ def _csv(path: Path, needed: Sequence[Sequence[str]], exact: bool) -> Table:
     text = _text(path)
     hint = re.match(r"sep=(.)\r?\n", text)  # a line that Excel writes and reads
     start = hint.end() if hint else 0
-    delimiter = hint[1] if hint else _delimiter(text, needed)
-    form = {"delimiter": delimiter, "strict": True, "skipinitialspace": not exact}
-    reader = csv.reader(io.StringIO(text[start:], newline=""), **form)
     try:
+        delimiter = hint[1] if hint else _delimiter(text, needed)
+        form = {"delimiter": delimiter, "strict": True, "skipinitialspace": not exact}
+        reader = csv.reader(io.StringIO(text[start:], newline=""), **form)
         numbered = enumerate(reader, 2 if hint else 1)
         lines = [(line, row) for line, row in numbered if any(map(str.strip, row))]
     except csv.Error as error:
@@ -169,9 +168,6 @@ def _delimiter(text: str, needed: Sequence[Sequence[str]]) -> str:
 
 def _json_lines(path: Path) -> Table:
     """The rows of JSON lines; what is lacking or null is an empty text."""
-    if path.read_bytes().lstrip(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        mend = "write one object a line (jq -c '.[]')"
-        raise DataError([f"{path}: is one JSON array; {mend}"], "no table:")
     table = Table(path, [], [])
     for line, found, problem in files.scan(path):
         if not isinstance(found, dict):

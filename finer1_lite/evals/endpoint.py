@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finer1_lite.chains.client import Cached, Endpoint, Ledger, TeacherError, in_parallel
-from finer1_lite.chains.commands import EndpointOptions
+from finer1_lite.chains.commands import SERVICE, EndpointOptions
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
@@ -38,7 +38,7 @@ class Remote:
 
     def endpoint(self, model: str, ledger: Ledger, max_tokens: int, temperature: float) -> Endpoint:
         """ValueError for an address that cannot work or holds a key."""
-        settings = given(self.service, "key_env", "workers", "tries", "timeout")
+        settings = given(self.service, *SERVICE)
         limits = {"max_tokens": max_tokens, "temperature": temperature}
         return Endpoint(self.url, model, ledger, **limits, **settings)
 
@@ -54,6 +54,7 @@ class EndpointAnswerer:
     max_tokens: int
     bars: bool = True
     seed: None = None
+    why: str = ""  # the last question without an answer has none
 
     def answer(
         self, questions: Sequence[Question], condition: Condition, start: int
@@ -71,6 +72,7 @@ class EndpointAnswerer:
             try:
                 found[key] = _ask(teacher, different[key], condition)
             except TeacherError as error:
+                self.why = str(error)
                 found[key] = [Completion(error=f"{NO_ANSWER}: {error}")] * condition.samples
                 raise
 

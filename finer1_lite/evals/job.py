@@ -59,7 +59,8 @@ class Job(Pictures):
             read = questions.of_questions if self.questions else questions.of_files
             root = self.images or Path()
             asked = read(self.questions or self.files, root, self.allow_missing)
-            trained = facts.trained_on(self.models, {i.photo: root / i.photo for i in asked.items})
+            files_ = {item.photo: item.image.args[0] for item in asked.items}
+            trained = facts.trained_on(self.models, files_)
             return replace(asked, items=tuple(i for i in asked.items if i.photo not in trained))
         if self.photos is None:
             return Benchmark.of_collection(collection, f"paperbirds{self.world_seed}", "species")
@@ -119,7 +120,11 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     pictures = {item.photo: item.image for item in benchmark.items}
     pictures |= {photo.id: photo.image for photo in collection.train} if collection else {}
     page = report.write_report(job.folder, lambda name: pictures[name]())
-    files.require_none(left, f"not all is answered ({page}); the same command asks the rest:")
+    files.require_none(
+        left,
+        f"not all is answered ({page}); once what is said here is mended, "
+        "the same command asks the rest:",
+    )
     return page
 
 
@@ -148,7 +153,8 @@ def _ask_endpoint(job: Job, benchmark: Benchmark) -> list[str]:
         answerer = EndpointAnswerer(model, job.endpoint, ledger, cache, limit)
         for condition in job.conditions:
             n = evaluate_endpoint(answerer, benchmark, condition, job.folder)
-            left += [f"{model} {condition.name}: {n} questions without answer"] if n else []
+            what = f"{model} {condition.name}: {n} questions without answer ({answerer.why})"
+            left += [what] if n else []
     counts = json.dumps(ledger.to_dict(), indent=1)
     write_atomically(job.folder / "requests.json", counts.encode())
     log.info("requests of this start: %s", counts)

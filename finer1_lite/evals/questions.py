@@ -6,11 +6,13 @@ options and ground_truth; in every released row the right option stands first. T
 word belongs to the data set and is not guessed from a path.
 
 One's own (in the manner of ImageWikiQA: the answer needs the name, which is not asked): a
-line has image (path), question, answer, and where wanted options (the answer among them),
-aliases (further spellings of the answer) and split (seen or unseen; left out: unseen). The
-data set is called as the file.
+line has image (path), question, answer, and where wanted options (the answer, or its letter,
+among them), aliases (further spellings of the answer) and split (seen or unseen; left out:
+unseen). The data set is called as the file.
 """
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,14 +20,27 @@ from functools import partial
 from pathlib import Path
 
 from finer1_lite import rewards
-from finer1_lite.data import hubsets
+from finer1_lite.data import hubsets, marks, scoring
 from finer1_lite.data import images as pictures
 from finer1_lite.data.benchmark import Benchmark, Question
 from finer1_lite.data.records import SPLITS
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError, require_none
 
+log = logging.getLogger("finer1_lite")
+
 Scanned = Iterator[tuple[int, Question | None, str]]
+_OWN_MARK = re.compile(  # "A. rose", "(b) rose", "3) rose", "Option C: rose", "ii - rose"
+    r"\s*(?:option\s+|choice\s+)?[(\[]?([a-z]|\d{1,2}|[ivx]{2,4})"
+    r"(?:[.:)\]\u3001\uff0e]+(?!\d)|\s+[-\u2013](?=\s))\s*(\S.*?)\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+_ROWS = (  # the marks of a list, from its first on
+    "abcdefghijklmnopqrstuvwxyz",
+    [str(n) for n in range(100)],
+    [str(n) for n in range(1, 100)],
+    ["i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x"],
+)
 
 
 def of_files(paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Benchmark:
@@ -52,9 +67,7 @@ def of_questions(paths: Sequence[Path], images: Path, allow_missing: bool = Fals
         times[question.dataset, question.photo] += 1
         n = times[question.dataset, question.photo]
         items.append(question if n == 1 else replace(question, photo=f"{question.photo}#{n}"))
-    aliases = {q.label: q.aliases for q in found if q.aliases}
-    missing = len(found) - len(items)
-    return Benchmark(tuple(items), classes_of(found), aliases=aliases, missing=missing)
+    return Benchmark(tuple(items), classes_of(found), missing=len(found) - len(items))
 
 
 def _with_pictures(found: list[Question], images: Path, allow_missing: bool) -> list[Question]:
@@ -85,59 +98,108 @@ def scan(path: Path | str) -> Scanned:
     """
     dataset, split = dataset_of(path)
     words = dict(zip(("coarse", "fine"), hubsets.coarse_word(dataset), strict=True))
-    for number, row, problem in files.scan(path):
-        question = None
-        problem = problem or _texts_problem(row, ("image_path", "question", "ground_truth"))
-        problem = problem or _options_problem(row.get("options"), row["ground_truth"])
-        if not problem:
-            place = (row["image_path"], dataset, split, row["ground_truth"])
-            question = Question(*place, options=tuple(row["options"]), **words)
-        yield number, question, problem
+
+    def read(row: object, said: Counter) -> Question:
+        photo, _, label = _texts(row, ("image_path", "question", "ground_truth"))
+        options, label = _choice(row.get("options"), label, said)
+        return Question(photo, dataset, split, label, options=options, **words)
+
+    yield from _scan(path, read)
 
 
 def scan_own(path: Path | str) -> Scanned:
     """As `scan`, of a file of one's own questions."""
+
+    def read(row: object, said: Counter) -> Question:
+        photo, question, label = _texts(row, ("image", "question", "answer"))
+        about = marks.without_picture(question)
+        said[f"{marks.IMAGE} at an end of the question is dropped"] += about != question
+        if not about:
+            raise ValueError(f"question: holds {marks.IMAGE} alone; add words")
+        options, aliases = None, row.get("aliases") or []
+        if row.get("options") is not None:
+            options, label = _choice(row["options"], label, said)
+        if not isinstance(aliases, list) or not all(isinstance(one, str) for one in aliases):
+            raise ValueError("aliases: give a list of texts")
+        rewards.match_class(None, options or (label,), {label: aliases})
+        split = row.get("split", "unseen")
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r}: write seen or unseen")
+        words = {"coarse": "answer", "fine": "", "about": about, "aliases": tuple(aliases)}
+        return Question(photo, Path(path).stem, split, label, options=options, **words)
+
+    yield from _scan(path, read)
+
+
+def _scan(path: Path | str, read: Callable[[object, Counter], Question]) -> Scanned:
+    """What `read` makes of each row; logs what it took for granted, counted."""
+    said: Counter[str] = Counter()
     for number, row, problem in files.scan(path):
-        question, problem = None, problem or own_problem(row)
-        if not problem:
-            place = (row["image"], Path(path).stem, row.get("split", "unseen"), row["answer"])
-            words = {"coarse": "answer", "fine": "", "about": row["question"]}
-            words |= {"aliases": tuple(row.get("aliases") or ())}
-            question = Question(*place, options=tuple(row.get("options") or ()) or None, **words)
-        yield number, question, problem
+        question = None
+        try:
+            question = None if problem else read(row, said)
+            if question:
+                problem = marks.problem(question.about, question.label, *(question.options or ()))
+        except ValueError as error:
+            problem = str(error).replace("\n- ", " ")
+        yield number, None if problem else question, problem
+    for what, count in said.items():
+        if count:
+            log.info("%s: %d questions: %s", path, count, what)
 
 
-def own_problem(row: object) -> str:
-    """Why a row of one's own cannot be asked, with the mend; "" if it can."""
-    if problem := _texts_problem(row, ("image", "question", "answer")):
-        return problem
-    answer, others, split = row["answer"], row.get("aliases") or [], row.get("split", "unseen")
-    if not rewards.normalise(answer):
-        return f"answer {answer!r}: nothing is left of it once normalised; reword"
-    if row.get("options") is not None and (problem := _options_problem(row["options"], answer)):
-        return problem
-    if not isinstance(others, list) or not all(isinstance(o, str) for o in others):
-        return "aliases: give a list of texts"
-    return "" if split in SPLITS else f"split {split!r}: write seen or unseen"
-
-
-def _texts_problem(row: object, names: Sequence[str]) -> str:
+def _texts(row: object, names: Sequence[str]) -> list[str]:
+    """The texts of these fields, of which the last, the answer, may be a number among options."""
     if not isinstance(row, dict):
-        return "is no JSON object; write {...}"
-    texts = [name for name in names if not isinstance(row.get(name), str) or not row[name].strip()]
-    return f"{', '.join(texts)}: missing or no text; fill in" if texts else ""
+        raise ValueError("is no JSON object; write {...}")
+    found = [row.get(name) for name in names]
+    if row.get("options") is not None and type(found[-1]) is int:
+        found[-1] = str(found[-1])
+    texts = zip(names, found, strict=True)
+    bad = [name for name, text in texts if not isinstance(text, str) or not text.strip()]
+    if bad:
+        raise ValueError(f"{', '.join(bad)}: missing or no text; fill in")
+    return found
 
 
-def _options_problem(options: object, answer: str) -> str:
+def _choice(options: object, answer: str, said: Counter) -> tuple[tuple[str, ...], str]:
+    """(options, the right one), without letters or numbers of their own: orders change.
+
+    ValueError where the answer is none of the options, nor the letter or number of one.
+    """
+    own = {}
+    if isinstance(options, dict):  # {"A": "rose", "B": "tulip"}
+        own = {key.casefold(): one for key, one in options.items()}
+        options = list(options.values())
     if not isinstance(options, list) or len(options) < 2:
-        return "options: give a list of two names or more"
-    if any(not isinstance(o, str) or not rewards.normalise(o) for o in options):
-        return "options: one is no name; fill in"
-    if answer not in options:
-        return f"the answer {answer!r} is not among the options; add it"
-    if len({rewards.normalise(o) for o in options}) < len(options):
-        return f"two options read alike: {options}; keep one"
-    return ""
+        raise ValueError("options: give a list of two names or more")
+    if any(not isinstance(one, str) or not rewards.normalise(one) for one in options):
+        raise ValueError("options: one is no name; fill in")
+    own = own or _by_mark(options)
+    plain = list(own.values()) or options
+    if len({rewards.normalise(one) for one in plain}) < len(plain):
+        raise ValueError(f"two options read alike: {plain}; keep one")
+    spelled = dict(zip(plain, plain, strict=True)) | dict(zip(options, plain, strict=True))
+    label = spelled.get(answer) or own.get(answer.strip("()[]. :").casefold())
+    if not label and (not own or "a" in own):  # "A", "(a)", "A. its name"
+        label = scoring.option_of_letter(answer, [own[mark] for mark in sorted(own)] or options)
+    if not label and answer.strip().isdecimal():
+        what = "a place, which may be counted from 0 or from 1; write the option itself"
+        raise ValueError(f"the answer {answer!r} is {what}")
+    if not label:
+        raise ValueError(f"the answer {answer!r} is not among the options; add it")
+    said["letters or numbers of the options' own are taken off"] += plain != options
+    said["an answer given by its place stands for the option there"] += answer not in spelled
+    return tuple(plain), label
+
+
+def _by_mark(options: Sequence[str]) -> dict[str, str]:
+    """Letter or number -> its option without it, where all have one of one row; else {}."""
+    found = [_OWN_MARK.fullmatch(one) for one in options]
+    if not all(found):
+        return {}
+    own = {one[1].casefold(): one[2] for one in found}
+    return own if any(own.keys() == {*row[: len(options)]} for row in _ROWS) else {}
 
 
 def gather(

@@ -1,10 +1,10 @@
-"""Files: the one error of bad data, JSON lines in and out, safe writing, the folder of a run.
+"""Files: the one error of bad data, JSON and its lines in and out, safe writing, a run's folder.
 
-A line that cannot be read is named with its number; a last line that a kill cut off, which
-has no line end, may be dropped.
+Any Unicode encoding and line end is read, with or without a mark at the start. A line that
+cannot be read is named with its number; a last line that a kill cut off, which has no line end,
+may be dropped.
 """
 
-import codecs
 import hashlib
 import json
 import logging
@@ -53,13 +53,10 @@ def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
 def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tuple[int, object]]:
     """(line number, value) of each line. DataError lists every line that cannot be read.
 
-    Args:
-        path: A file of JSON lines.
-        torn: Drop a last line that a kill cut off (it has no line end), with a warning.
-        objects: Every line must be a JSON object.
+    torn: drop a last line that a kill cut off (it has no line end), with a warning; objects:
+    every line must be a JSON object.
     """
-    found = []
-    problems = []
+    found, problems = [], []
     for number, line, ended in _lines(path):
         value, problem = _parse(line)
         if not problem and objects and not isinstance(value, dict):
@@ -74,22 +71,53 @@ def read(path: Path | str, torn: bool = False, objects: bool = False) -> list[tu
     return found
 
 
+def load(path: Path | str) -> object:
+    """The value of a JSON file. DataError if it is none."""
+    value, problem = _parse(Path(path).read_bytes())
+    require_none([f"{path}: {problem}"] if problem else [], "cannot be read:")
+    return value
+
+
+def is_array(path: Path | str) -> bool:
+    """Whether a file begins as one JSON array does, and not as JSON lines."""
+    return _text(path).lstrip().startswith(b"[")
+
+
 def _lines(path: Path | str) -> Iterator[tuple[int, bytes, bool]]:
-    """(number, bytes, whether its line end is there); only a line feed ends a line."""
-    lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    """(number, bytes, whether its line end is there) of each line that is not blank."""
+    text = _text(path)
+    wrong = {b"[": "one JSON array", b"{\n": "JSON over several lines"}
+    begins = [what for sign, what in wrong.items() if text.lstrip().startswith(sign)]
+    if begins and (text.strip().count(b"\n") or b"]" in text):  # a kill may leave less
+        mend = "write one object a line (jq -c '.[]' for an array, jq -c . for objects)"
+        raise DataError([f"{path}: begins as {begins[0]}; {mend}"], "no JSON lines:")
+    lines = text.split(b"\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, line, number < len(lines)
 
 
-def _parse(line: bytes) -> tuple[object, str]:
-    """(value, ""), or (None, what is wrong with the line)."""
+def _text(path: Path | str) -> bytes:
+    """The text of a file in UTF-8, whose lines end in a line feed; no mark at its start."""
+    data = Path(path).read_bytes()
+    encoding = json.detect_encoding(data)
+    if encoding != "utf-8":
+        try:
+            data = data.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            problem = f"{path}: is not {encoding.upper()}; save it as UTF-8"
+            raise DataError([problem], "cannot be read:") from None
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _parse(data: bytes) -> tuple[object, str]:
+    """(value, ""), or (None, what is wrong with a line or a file)."""
     try:
-        return json.loads(line.decode("utf-8", "surrogatepass")), ""
+        return json.loads(data), ""
     except UnicodeDecodeError:
         return None, "is not UTF-8; save it so"
-    except (ValueError, RecursionError):  # too deep a nesting is no row of ours either
-        return None, "is no JSON; mend or delete the line"
+    except (ValueError, RecursionError) as error:  # too deep a nesting is no row of ours either
+        return None, f"is no JSON ({error}); mend it".replace(": line 1 column", ", column")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping]) -> None:
@@ -184,8 +212,8 @@ def nothing_left_of_a_failed_start() -> Iterator[None]:
 def run_config(path: Path) -> dict | None:
     """The configuration of the run that a folder holds; a model's config.json is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = load(path)
+    except (OSError, DataError):
         return None
     return found if isinstance(found, dict) and "preset" in found else None
 

@@ -80,13 +80,13 @@ def given(options: Any, *names: str, **renamed: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def read_key_values(items: Iterable[str]) -> dict[str, Any]:
+def read_key_values(items: Iterable[str], flag: str = "--set") -> dict[str, Any]:
     """What `Preset.with_` wants; a value is JSON, or else a word. ValueError without a "="."""
     found = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"--set {item}: write KEY=VALUE")
+            raise ValueError(f"{flag} {item}: write KEY=VALUE")
         try:
             found[key.replace(".", "__")] = json.loads(value)
         except ValueError:

@@ -61,6 +61,7 @@ def swap(old: str, new: str) -> str:
 BAD = [  # (what is wrong, the chain, the code that must name it)
     ("think never closed", swap("</think>\n", ""), "tags"),
     ("no tags at all", GOOD.replace("<think>", "").replace("</think>", ""), "tags"),
+    ("ends the turn", swap("buff back", "buff <|im_end|> back"), "marks"),
     ("two answers", GOOD + "<answer>barn owl</answer>", "tags"),
     ("goes on talking", GOOD + "\nHope this helps!", "tags"),
     ("talks before it thinks", "Sure, here it is: " + GOOD, "tags"),

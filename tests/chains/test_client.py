@@ -98,6 +98,65 @@ def test_half_a_character_can_be_sent_and_written_again():
         read_reply(b'{"choices": [{"message": {"content": ["an owl"]}}]}')
 
 
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (
+            {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "owl"}]},
+            "owl",
+        ),
+        ({"content": [{"type": "text", "text": "an "}, {"type": "text", "text": "owl"}]}, "an owl"),
+        ({"content": None, "reasoning_content": "hm"}, ""),
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+    ],
+)
+def test_an_answer_in_parts_or_a_refusal_is_read(message, text):
+    assert read_reply(json.dumps({"choices": [{"message": message}]}).encode()) == Reply(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "stops"),
+    [
+        ({"message": "Insufficient credits", "code": 402}, True),
+        ({"message": "no such field", "code": "400"}, True),
+        ({"message": "quota", "code": "insufficient_quota"}, True),
+        ({"message": "Provider returned error", "code": 429}, False),
+        ("model is loading", False),
+    ],
+)
+def test_an_error_that_comes_as_a_success_is_told_in_the_servers_words(error, stops, tmp_path):
+    moods = Moods(default="said")
+    moods.said = json.dumps({"error": error}).encode()
+    with pytest.raises(
+        TeacherError, match=error if isinstance(error, str) else error["message"]
+    ) as e:
+        ask(moods, tmp_path, tries=2)
+    assert (type(e.value) is TeacherStopped) == stops
+    moods.default, moods.said = "good", b""
+    assert ask(moods, tmp_path)[0][0].text == "a text"
+
+
+def test_what_is_no_completion_is_shown_as_it_came(tmp_path):
+    moods = Moods(default="said")
+    moods.said = b'{"object": "error", "message": "out of cards"}'
+    with pytest.raises(TeacherError, match="no chat completion.*out of cards"):
+        ask(moods, tmp_path, tries=1)
+
+
+def test_a_parameter_that_is_refused_is_named_and_can_be_left_out(tmp_path):
+    moods = Moods(default="said")
+    moods.status, moods.said = 400, b'{"error": {"message": "Unknown name \\"seed\\""}}'
+    with pytest.raises(TeacherStopped, match="--request seed=null leaves that out"):
+        ask(moods, tmp_path, samples=(0, 1))
+    assert moods.seen.total() == 1
+    moods = Moods()
+    ask(moods, tmp_path, request=("seed=null", "max_tokens=null", "max_completion_tokens=9"))
+    sent = json.loads(moods.bodies[0][1])
+    assert sent.keys() == {"model", "messages", "temperature", "max_completion_tokens"}
+    with pytest.raises(ValueError, match="--request seed: write KEY=VALUE"):
+        ask(moods, tmp_path, request=("seed",))
+
+
 def test_refused_for_good_stops_at_once(tmp_path):
     moods = Moods(default="401")
     with pytest.raises(TeacherStopped) as caught:

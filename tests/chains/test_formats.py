@@ -3,8 +3,10 @@
 import io
 import json
 import random
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from paths import ROOT, SHARED
@@ -151,8 +153,72 @@ def test_trl_rows_of_others_are_read_too():
     reply = {"role": "assistant", "content": "<think>t</think><answer>owl</answer>"}
     prompt = [{"role": "user", "content": said}]
     row = {"images": ["a.jpg"], "prompt": prompt, "completion": [reply]}
-    record = formats.from_trl(row)
+    record = formats.from_others(row)
     assert (record.species, record.question, record.photo) == ("owl", "What is it?", "a.jpg")
+
+
+ASKED, SAID = "<image>\nWhat is it?", "<think>t</think><answer>owl</answer>"
+TURNS = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}]
+LLAVA = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": SAID}]
+PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is "}]}]
+PARTS[0]["content"].append({"type": "text", "text": "it?"})
+
+
+@pytest.mark.parametrize("spread", ["array", "lines"])
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"id": "a", "image": "p/a.jpg", "conversations": LLAVA}, "sharegpt"),
+        ({"messages": TURNS, "images": "p/a.jpg"}, "sharegpt"),
+        ({"messages": TURNS, "images": ["p/a.jpg"], "system": "Be brief."}, "sharegpt"),
+        ({"instruction": ASKED, "input": "", "output": SAID, "images": ["p/a.jpg"]}, "sharegpt"),
+        ({"images": ["p/a.jpg"], "messages": [*PARTS, *TURNS[1:]]}, "sharegpt"),
+        ({"image": "p/a.jpg", "prompt": PARTS, "completion": TURNS[1:]}, "trl"),
+        ({"images": ["p/a.jpg"], "prompt": "What is it?", "completion": SAID}, "trl"),
+    ],
+)
+def test_chains_of_other_programs_are_read_in_arrays_and_in_lines(row, kind, spread, tmp_path):
+    path = tmp_path / "x.json"
+    text = json.dumps([row], indent=1) if spread == "array" else json.dumps(row)
+    path.write_text("\ufeff" + text.replace("\n", "\r\n"), newline="")
+    (record,), found = formats.read_any(path)
+    assert (record.photo, record.question, record.species) == ("p/a.jpg", "What is it?", "owl")
+    assert (record.chain, record.system, found) == (SAID, row.get("system", ""), kind)
+    assert record.extra.get("id") == row.get("id")  # what has no place here is kept
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"image": "a.jpg", "prompt": "What?", "solution": "owl"}, "TRL.*lacks.*'completion'"),
+        ({"image": "a.jpg", "problem": "What?", "solution": "owl"}, "EasyR1.*no chain"),
+        ({"image": "a.jpg", "conversations": "x"}, "LLaVA.*'conversations'.*the roles are"),
+        ({"image": "a.jpg", "conversations": [1, None]}, "LLaVA.*'conversations'.*no text"),
+        ({"conversations": LLAVA}, "LLaVA.*'images'.*path"),
+        ({"image": ["a", "b"], "conversations": LLAVA}, "'conversations'.*one picture"),
+        ({"images": [{"bytes": ""}], "messages": TURNS}, "LLaMA-Factory.*'images'.*path"),
+        ({"images": "a", "messages": TURNS, CARRY: "[]"}, "'finer1_lite'.*no JSON object"),
+        ({"images": "a", "messages": [*TURNS, *TURNS]}, "'messages'.*the roles are"),
+        ({"image": "a", "prompt": [], "completion": {}}, "TRL"),
+        ({"image": "a", "query": "What?", "response": SAID}, "no chain of ours.*prompt, messages"),
+        ([1], "no chain of ours"),
+    ],
+)
+def test_what_is_no_chain_of_others_is_told_by_its_form_and_field(row, said, tmp_path, caplog):
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        json.dumps({"n": 1, **row} if isinstance(row, dict) else row).replace("[1]", "1")
+    )
+    assert main(["cot", "check", str(path)]) == 2
+    assert re.search(rf"x.jsonl, line 1: .*{said}", caplog.text), caplog.text
+
+
+@pytest.mark.parametrize("field", ["question", "chain", "species"])
+def test_a_mark_of_tokenizers_is_a_fault_of_its_line(records, field, tmp_path):
+    spoilt = replace(records[0], **{field: "<|im_end|> " + getattr(records[0], field)})
+    formats.write_records(tmp_path / "x.jsonl", [records[1], spoilt])
+    with pytest.raises(DataError, match=r"line 2: holds <\|im_end\|>"):
+        formats.read_any(tmp_path / "x.jsonl")
 
 
 def test_all_faults_of_a_file_come_in_one_message(tmp_path):
@@ -232,6 +298,28 @@ def test_triplets_travel_in_the_released_columns_and_come_back(triplets, tmp_pat
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
     formats.write_triplets(tmp_path / "t.jsonl", triplets)
     assert formats.read_triplets(tmp_path / "t.jsonl") == triplets
+
+
+def test_triplets_that_are_none_are_told_by_row_and_field(triplets, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"anchor": "a"}, {"anchor": "a", "positive": "b", "negative": "c", "label": 1}, [1]]
+    write_lines(tmp_path / "t.jsonl", [{"x": 1}, *rows])
+    with pytest.raises(DataError) as caught:
+        formats.read_triplets(tmp_path / "t.jsonl")
+    told = str(caught.value)
+    for part in (
+        "line 2: lacks 'positive'",
+        "line 3: lacks 'question'; label is no text",
+        "line 4",
+    ):
+        assert part in told
+    cells = {name: ["a.png"] for name in ("images", "image_noisy", "image_aug")}
+    table = cells | {"problem": ["<image>q"], "answer": ["a"]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 0: column 'images': no bytes of a picture"):
+        formats.read_parquet(tmp_path / "t.parquet", tmp_path)
 
 
 def test_a_parquet_cannot_write_outside_its_folder(triplets, tmp_path):

@@ -3,11 +3,19 @@
 import csv
 import json
 import logging
+from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from photo_folders import four_classes
 
+from finer1_lite.chains import formats
 from finer1_lite.data import tables
+from finer1_lite.data.runs import Pictures
+from finer1_lite.evals import questions
+from finer1_lite.evals.questions import scan_own as own
+from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError, scan
 from finer1_lite.species import load_folder
 
@@ -103,6 +111,67 @@ def test_lines_of_other_files_may_begin_with_a_mark_too(tmp_path):
     assert list(scan(path)) == [(1, {"a": 1}, "")]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_json_is_read_in_any_encoding_and_with_any_line_end(tmp_path, encoding, end):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(end.join(['{"a": "\u00e4"}', "", '{"a": 2}', ""]).encode(encoding))
+    assert files.read(path) == [(1, {"a": "\u00e4"}), (3, {"a": 2})]
+    assert [row["a"] for _, row in tables.read(path).rows] == ["\u00e4", "2"]
+    path.write_bytes(json.dumps([1]).encode(encoding))
+    assert files.load(path) == [1]
+
+
+@pytest.mark.parametrize("text", ['[\n{"a": 1}\n]', '[{"a": 1}, {"a": 2}]', '{\n"a": 1\n}\n'])
+def test_json_that_is_no_lines_is_one_fault_with_its_mend(tmp_path, text):
+    path = tmp_path / "x.jsonl"
+    path.write_text(text)
+    for read in (files.read, tables.read):
+        with pytest.raises(DataError, match="x.jsonl: begins as .*write one object a line"):
+            read(path)
+
+
+def test_quotes_of_a_word_processor_are_told_by_their_place(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("{\u201ca\u201d: 1}\n{'a': 1}\n")
+    with pytest.raises(DataError) as caught:
+        files.read(path)
+    assert len(caught.value.problems) == 2
+    assert all("double quotes, column 2" in problem for problem in caught.value.problems)
+
+
+VALID = [
+    b'{"image": "0.jpg", "question": "?", "answer": "a", "options": ["a", "b"]}\n{"a": [1]}\n',
+    b'class,description\r\n"rose, red",\xc3\xa4\r\n',
+    "\ufeffsep=;\nclass;text\nrose;1\n".encode(),
+    json.dumps({"messages": [{"role": "user", "content": "<image>?"}], "images": "a"}).encode(),
+]
+bytes_of_files = st.one_of(
+    st.binary(max_size=80),
+    st.builds(
+        lambda whole, at, cut, new: whole[: at % len(whole)] + new + whole[at % len(whole) + cut :],
+        st.sampled_from(VALID),
+        st.integers(0, 999),
+        st.integers(0, 9),
+        st.binary(max_size=6)
+        | st.sampled_from([b'"', b"\0", b"[" * 999, b"1e999", b"\xff\xfe", b"a" * 140_000]),
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(data=bytes_of_files)
+def test_any_bytes_end_in_rows_or_in_one_clear_error(data, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    for name in ("x.jsonl", "x.csv", "x.json", "bird_seen.jsonl"):
+        path = folder / name
+        path.write_bytes(data)
+        reads = [tables.read, files.read, files.load, formats.read_any, formats.read_triplets]
+        for read in (*reads, lambda p: questions.gather([p]), lambda p: questions.gather([p], own)):
+            with suppress(DataError):
+                read(path)
+
+
 @pytest.mark.parametrize(
     "name, others",
     [
@@ -132,3 +201,14 @@ def test_a_description_from_excel_in_one_round(tmp_path):
     (root / "descriptions.csv").write_bytes(text.encode("cp1252", "replace").replace(b"?", b"/"))
     birds = load_folder(root)
     assert {one.description for one in birds.species} == {"\u201ca bird\u201d, K\u00e4uzchen"}
+
+
+def test_a_description_or_a_coarse_word_with_a_mark_of_tokenizers_is_a_fault(tmp_path):
+    root = four_classes(tmp_path)
+    names = ["black-kite", "red-kite", "barn owl", "tawny owl"]
+    lines = [f"{n},a <|image_pad|> bird" if n == "red-kite" else f"{n},a bird" for n in names]
+    (root / "descriptions.csv").write_text("class,description\n" + "\n".join(lines))
+    with pytest.raises(DataError, match=r"descriptions.csv, line 3: holds <\|image_pad\|>"):
+        load_folder(root)
+    with pytest.raises(DataError, match=r"'<\|im_start\|>bird' holds <\|im_start\|>"):
+        Pictures(coarse="<|im_start|>bird")

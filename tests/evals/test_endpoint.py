@@ -172,6 +172,17 @@ def test_the_command_reports_what_is_left_and_the_same_command_asks_it(
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and KEY.encode() in f.read_bytes()]
 
 
+def test_a_refusal_is_shown_on_the_screen_and_asked_once(tmp_path, caplog):
+    moods = Moods(default="said")
+    moods.status, moods.said = 400, b'{"error": {"message": "temperature is not supported"}}'
+    command = "evaluate --model m --test-pictures 24 --workers 1 --no-blind --endpoint".split()
+    with server(moods) as url:
+        assert main([*command, url, "--out", str(tmp_path)]) == 2
+    assert moods.seen.total() == 1  # of six conditions
+    for said in ("m think-open: 60 questions", "is not supported", "--request temperature=null"):
+        assert said in caplog.text
+
+
 @pytest.mark.parametrize("mood", ["echo", "401"])
 def test_the_key_is_never_written(mood, three, tmp_path, caplog):
     ask(Moods(default=mood), three, tmp_path)

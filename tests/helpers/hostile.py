@@ -33,13 +33,15 @@ class Moods:
     """What the server does next: `script` first (one entry a request), then `default`.
 
     good, slow, 429, 500, 401, cut (inside the body), drop (before it), bad (no JSON), odd
-    (JSON of another kind), empty, huge (text), endless (body), echo (the request's own key).
+    (JSON of another kind), empty, huge (text), endless (body), echo (the request's own key),
+    said (the body `said` with the status `status`).
     """
 
     def __init__(self, script=(), default="good", reply=lambda request: "a text"):
         self.script, self.default, self.reply = list(script), default, reply
         self.seen, self.bodies, self.lock = Counter(), [], threading.Lock()
         self.under_way = self.most_at_a_time = 0
+        self.said, self.status = b"", 200
 
     def next(self, body: str) -> str:
         with self.lock:
@@ -76,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
         if mood in ("429", "500", "401"):
             said = {"error": {"message": f"refused {key}", "type": mood}}
             return self._send(int(mood), json.dumps(said).encode())
+        if mood == "said":
+            return self._send(moods.status, moods.said)
         time.sleep({"slow": 4.0, "good": 0.02}.get(mood, 0))
         text = {"empty": "", "huge": "word " * 20_000, "echo": f"your key is {key}"}.get(mood)
         whole = completion(moods.reply(json.loads(body)) if text is None else text)
