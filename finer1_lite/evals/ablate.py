@@ -46,9 +46,8 @@ class Row:
     """One line of the table: a recipe and what is changed in it."""
 
     label: str
-    recipe: str = "tapo"
+    recipe: str = "tapo"  # called as the row whose searched learning rate it takes
     changes: dict = field(default_factory=dict)
-    rate_of: str = "tapo"  # the row whose searched learning rate it takes
     from_base: bool = False  # no SFT before it
 
     def preset(self, preset: Preset, rate: float) -> Preset:
@@ -59,11 +58,11 @@ class Row:
 
 N = Preset.lab().tapo.anchor_rollouts + Preset.lab().tapo.positive_rollouts
 ROWS = {
-    "cls_rl": Row("CLS-RL (answer only, no SFT)", "cls_rl", rate_of="cls_rl", from_base=True),
-    "dapo": Row("DAPO", "dapo", rate_of="dapo"),
+    "cls_rl": Row("CLS-RL (answer only, no SFT)", "cls_rl", from_base=True),
+    "dapo": Row("DAPO", "dapo"),
     "tapo": Row("TAPO"),
-    "dapo_agreement": Row("DAPO, agreement rewarded", "dapo_agreement", rate_of="dapo_agreement"),
-    "tapo_agreement": Row("TAPO, agreement rewarded", "tapo_agreement", rate_of="tapo_agreement"),
+    "dapo_agreement": Row("DAPO, agreement rewarded", "dapo_agreement"),
+    "tapo_agreement": Row("TAPO, agreement rewarded", "tapo_agreement"),
     "no_intra": Row(
         "TAPO without positives", changes={"anchor_rollouts": N, "positive_rollouts": 0}
     ),
@@ -178,7 +177,7 @@ def run_study(study: Study, workers: int = 0) -> Path:
     rates = search(study, workers)
     starts = [study.tasks(start, 0.0, study.seeds) for start in STARTS]
     do_all(sum(starts, []), workers)
-    rows = [study.tasks(row, rates[ROWS[row].rate_of], study.seeds) for row in study.rows]
+    rows = [study.tasks(row, rates[ROWS[row].recipe], study.seeds) for row in study.rows]
     do_all(sum(rows, []), workers)
     return write(study, rates)
 
@@ -190,7 +189,7 @@ def search(study: Study, workers: int) -> dict[str, float]:
     """
     path = study.folder / "search.json"
     held = json.loads(path.read_bytes()) if path.exists() else {"rates": {}, "tried": {}}
-    families = sorted({ROWS[row].rate_of for row in study.rows} - held["rates"].keys())
+    families = sorted({ROWS[row].recipe for row in study.rows} - held["rates"].keys())
     if not families:
         return held["rates"]
     place = (study, SEARCH_WORLD, SEARCH_SEED)
@@ -234,23 +233,20 @@ def do(task: Task) -> None:
 def train(task: Task, world: paperbirds.World, birds: Collection) -> Student:
     """The student of a task: SFT from the base, or reinforcement from SFT or the base."""
     preset = task.study.preset
-    folder = task.folder
     require_enough(birds)
     student = models.load_student(prepare_base(preset, task.study.folder, task.world), preset)
-    if task.row in STARTS:
+    if task.start:
+        student = models.load_adapter(student, task.start.folder, trainable=True)
+    else:
+        student = models.add_adapter(student, preset, task.seed)
+    if task.row in ROWS:
+        preset = ROWS[task.row].preset(preset, task.rate)
+        train_tapo(student, birds, preset, task.seed, task.folder)
+    else:
         if task.row == "sft_long":
             preset = preset.with_(sft__steps=preset.sft.steps + preset.tapo.steps)
-        student = models.add_adapter(student, preset, task.seed)
         chains = cot.make_chains(birds, cot.oracle(world), seed=0)
-        train_sft(student, chain_rows(birds, chains, preset.sft), preset, task.seed, folder)
-    else:
-        row = ROWS[task.row]
-        preset = row.preset(preset, task.rate)
-        if row.from_base:
-            student = models.add_adapter(student, preset, task.seed)
-        else:
-            student = models.load_adapter(student, task.start.folder, trainable=True)
-        train_tapo(student, birds, preset, task.seed, folder)
+        train_sft(student, chain_rows(birds, chains, preset.sft), preset, task.seed, task.folder)
     student.model.eval()
     return student
 
@@ -284,17 +280,16 @@ def answers_of(task: Task, world: paperbirds.World) -> dict[str, dict[str, str]]
     candidates, both absent without a chain; marks: how many of the bird's marks the analysis
     names rightly.
     """
-    found: dict[str, dict[str, list]] = {}
+    found: dict[str, dict[str, str]] = {}
     for record in metrics.read_records(task.records):
-        row = {name: record.get(name) for name in COLUMNS}
-        if row["agrees"] is not None:
+        if record.get("agrees") is not None:
             said = section(record["completion"], "analysis").partition("\n")[0]
-            row["marks"] = marks_right(said, world.marks[record["label"]])
+            record["marks"] = marks_right(said, world.marks[record["label"]])
         columns = found.setdefault(record["split"], {})
-        for name, value in row.items():
-            if value is not None:
-                columns.setdefault(name, []).append(str(int(value)))
-    return {split: {n: "".join(v) for n, v in c.items()} for split, c in found.items()}
+        for name in COLUMNS:
+            if record.get(name) is not None:
+                columns[name] = columns.get(name, "") + str(int(record[name]))
+    return found
 
 
 def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
@@ -303,14 +298,11 @@ def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
     reason: correct and agrees; marks: a share. NaN without a chain.
     """
     parts = []
-    for task in tasks:
-        kept = json.loads(task.result.read_bytes())
-        for split in SPLITS:
-            columns = {name: [int(c) for c in kept[split].get(name, "")] for name in COLUMNS}
-            where = {"world": task.world, "seed": task.seed, "split": split}
-            n = len(columns["correct"])
-            parts.append(pd.DataFrame({k: v or [np.nan] * n for k, v in columns.items()}))
-            parts[-1] = parts[-1].astype(float).assign(**where)
+    for task, split in product(tasks, SPLITS):
+        kept = json.loads(task.result.read_bytes())[split]
+        columns = pd.DataFrame({name: list(digits) for name, digits in kept.items()}, dtype=float)
+        where = {"world": task.world, "seed": task.seed, "split": split}
+        parts.append(columns.reindex(columns=COLUMNS).assign(**where))
     found = pd.concat(parts, ignore_index=True)
     found["marks"] /= len(paperbirds.MARKS)
     return found.assign(reason=found["correct"] * found["agrees"])
@@ -321,7 +313,7 @@ def measure(study: Study, rates: dict[str, float]) -> dict:
     records: dict[str, pd.DataFrame] = {}
     found = {}
     for name in (*STARTS, *ROWS):
-        tasks = study.finished(name, rates.get(ROWS[name].rate_of, 1.0) if name in ROWS else 0.0)
+        tasks = study.finished(name, rates.get(ROWS[name].recipe, 1.0) if name in ROWS else 0.0)
         if not tasks:
             log.info("%s: no seed is finished in all worlds; not in the table", name)
             continue
@@ -340,18 +332,18 @@ def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
     took = [json.loads(task.result.read_bytes()) for task in tasks]
     whole = [one for one in took if not one.get("resumed")]  # a resumed one knows its last start
     worlds = records.groupby(["split", "world"])[["correct", *CHAIN_SHARES]].mean()
-    by_world = {split: worlds.loc[split, "correct"].tolist() for split in SPLITS}
+    means = {
+        key: {split: float(worlds.loc[split, key].mean()) for split in SPLITS}
+        for key in worlds
+        if worlds[key].notna().all()
+    }
     return {
         "label": ROWS[row].label if row in ROWS else STARTS[row],
         "seeds": len({task.seed for task in tasks}),
         "minutes": float(np.mean([one["train_minutes"] for one in whole or took])),
-        "accuracy": {split: float(np.mean(shares)) for split, shares in by_world.items()},
-        "by_world": by_world,
-        **{
-            key: {split: float(worlds.loc[split, key].mean()) for split in SPLITS}
-            for key in CHAIN_SHARES
-            if worlds[key].notna().all()
-        },
+        "accuracy": means.pop("correct"),
+        "by_world": {split: worlds.loc[split, "correct"].tolist() for split in SPLITS},
+        **means,
     }
 
 

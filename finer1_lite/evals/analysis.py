@@ -9,6 +9,8 @@ intervals, and "unchanged" can be told from "too few to see".
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -189,18 +191,15 @@ def parts(
     photos = collection.test
     question = prompts.question("answer", collection.coarse)
 
-    def dated(measure: Callable[[Student], Rows]) -> Rows:
-        return [row | {"when": when} for when, s in students.items() for row in measure(s)]
+    def dated(measure: Callable[..., Rows], *about: Any) -> Rows:
+        return [row | {"when": when} for when, s in students.items() for row in measure(s, *about)]
 
-    def language(student: Student, photos: Sequence[Photo]) -> np.ndarray:
-        return language_states(student, photos, question)
-
-    def faith() -> Rows:
-        return dated(lambda s: faithfulness(s, world, photos, max_new_tokens))
-
-    always = {
-        "vision": lambda: features_moved("vision", students, photos, vision_features),
-        "language": lambda: features_moved("language", students, photos, language),
-        "quiz": lambda: dated(lambda s: quiz(s, collection)),
+    language = partial(language_states, question=question)
+    made = {
+        "vision": partial(features_moved, "vision", students, photos, vision_features),
+        "language": partial(features_moved, "language", students, photos, language),
+        "quiz": partial(dated, quiz, collection),
     }
-    return always | ({} if world is None else {"faithfulness": faith})
+    if world is not None:
+        made["faithfulness"] = partial(dated, faithfulness, world, photos, max_new_tokens)
+    return made

@@ -144,11 +144,11 @@ class Baseline:
         keys = list(pictures)
         found: dict = {}
         for at in range(0, len(keys), BATCH):
-            found |= {key: read_image(pictures[key]) for key in keys[at : at + BATCH]}
-            good = [key for key in keys[at : at + BATCH] if not isinstance(found[key], str)]
+            shown = {key: read_image(pictures[key]) for key in keys[at : at + BATCH]}
+            good = {key: image for key, image in shown.items() if not isinstance(image, str)}
+            found |= shown
             if good:
-                queries = features([found[key] for key in good])
-                scores = self.how(shots, labels, self.classes, queries)
+                scores = self.how(shots, labels, self.classes, features(list(good.values())))
                 found |= dict(zip(good, scores, strict=True))
         return found
 

