@@ -217,10 +217,8 @@ class Meter(TrainerCallback):
         self.peaks: dict[str, float] = {}  # of each phase, MiB, over all steps
         core = generation.core_of(student.model)
         core.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
-        ends = core.generation_config.eos_token_id
-        never = {*(ends if isinstance(ends, list) else [ends])} - {None}
-        never |= {student.processor.tokenizer.eos_token_id}
-        self.never = sorted(never.union(generation.suppress_tokens(student.processor)))
+        end = student.processor.tokenizer.eos_token_id
+        self.never = [end, *generation.suppress_tokens(student.processor)]
         core.lm_head.register_forward_hook(self._suppress)
 
     @contextmanager
