@@ -6,7 +6,6 @@ descriptions of each picture mention the concept.
 """
 
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,14 +28,13 @@ DENIED_WORDS = 8  # of a clause that is a concept as a whole
 NEGATED = "\u00ac"  # stands for any negation among stems
 ARTICLES = {"a", "an", "the"}
 AGREED = 1 / 3  # share of a picture's descriptions that make a concept its own
-_STEMMER, _LOCK = snowballstemmer.stemmer("english"), threading.Lock()
 _CLAUSE = re.compile(r"[.,;:!?()\n]|\band\b|\bbut\b|\bwhile\b")
 
 
 @lru_cache(maxsize=50_000)
 def _stem(word: str) -> str:
-    with _LOCK:  # the stemmer keeps its word in itself, and teachers answer in threads
-        return _STEMMER.stemWord(word)
+    # a stemmer keeps its word in itself, and teachers answer in threads: one for each word
+    return snowballstemmer.stemmer("english").stemWord(word)
 
 
 def stems(text: str) -> frozenset[str]:

@@ -27,16 +27,12 @@ class Look:
     @classmethod
     def of(cls, image: Image.Image) -> "Look":
         """The look of an upright RGB picture."""
+        grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
+        values = np.asarray(grey, dtype=np.int16)
+        rises = (values[:, 1:] > values[:, :-1]).ravel()  # each from its left neighbour
+        code = int.from_bytes(np.packbits(rises).tobytes(), "big")
         small = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX)
-        return cls(difference_hash(image), np.asarray(small, dtype=np.uint8))
-
-
-def difference_hash(image: Image.Image) -> int:
-    """Which of 64 neighbouring pairs of a 9 x 8 grey copy rise: 64 bits (dHash)."""
-    grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
-    values = np.asarray(grey, dtype=np.int16)
-    bits = (values[:, 1:] > values[:, :-1]).ravel()
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+        return cls(code, np.asarray(small, dtype=np.uint8))
 
 
 def pairs(

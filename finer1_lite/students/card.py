@@ -170,9 +170,8 @@ def model_card(card: Card, adapter: bool) -> str:
         pipeline_tag="image-text-to-text",
         tags=["fine-grained-classification", "finer1_lite", *(["lora"] if adapter else [])],
     )
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
-    template = environment.get_template("card.md.jinja")
+    text = Path(__file__).with_name("card.md.jinja").read_text("utf-8")
+    template = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True)
     base = Path(card.base).name if local else card.base
     words = {"head": head.to_yaml(), "local": local, "base": base}
     return template.render(card=card, adapter=adapter, question=json.dumps(card.question), **words)

@@ -54,51 +54,43 @@ def probe(student: Student, world: paperbirds.World, per_species: int = 4) -> di
     of a picture without thinking; think: with. Of chains also how many are right and agree
     (`chain_text.agreement`), and how many of all have true remarks.
     """
-    scores = {}
+    scores: dict[str, float] = {}
     total = len(paperbirds.MARKS)
     for half in ("seen", "unseen"):
         names = [n for n in world.names if (n in world.seen) == (half == "seen")]
         photos = [paperbirds.photo(world, n, "probe", i) for n in names for i in range(per_species)]
         images = [photo.image() for photo in photos]
         labels = [photo.species for photo in photos]
-        described = complete(
-            student,
-            [prompts.DESCRIBE.format(coarse="bird")] * len(photos),
-            images,
-            max_new_tokens=40,
-        )
+        asked = [prompts.DESCRIBE.format(coarse="bird")] * len(photos)
+        described = complete(student, asked, images, max_new_tokens=40)
         right = [marks_right(t, world.marks[n]) for t, n in zip(described, labels, strict=True)]
-        scores[f"marks_{half}"] = sum(right) / (total * len(right))
-        scores[f"all_marks_{half}"] = sum(r == total for r in right) / len(right)
+        found = {"marks": sum(right) / (total * len(right))}
+        found["all_marks"] = sum(r == total for r in right) / len(right)
         asked = [prompts.LOOKS.format(name=name) for name in names]
         looks = complete(student, asked, max_new_tokens=40)
         right = [marks_right(t, world.marks[n]) for t, n in zip(looks, names, strict=True)]
-        scores[f"guide_{half}"] = sum(right) / (total * len(names))
+        found["guide"] = sum(right) / (total * len(names))
         known = [f"A bird has {paperbirds.knowledge(world, n)}. " for n in names]
         for key, kind in (("quiz", "answer"), ("argue", "think")):
             asked = [text + prompts.question(kind, "bird") for text in known]
             said = complete(student, asked, max_new_tokens=LIMITS[kind])
-            scores |= _named(key, kind, half, said, names, world)
+            found |= shares(key, kind, said, names, world)
         for key, kind in (("direct", "answer"), ("think", "think")):
             asked = [prompts.question(kind, "bird")] * len(photos)
             said = complete(student, asked, images, max_new_tokens=LIMITS[kind])
-            scores |= _named(key, kind, half, said, labels, world)
-    return {name: round(score, 4) for name, score in scores.items()}
+            found |= shares(key, kind, said, labels, world)
+        scores |= {f"{name}_{half}": round(share, 4) for name, share in found.items()}
+    return scores
 
 
-def _named(
-    key: str,
-    kind: str,
-    half: str,
-    completions: Sequence[str],
-    labels: Sequence[str],
-    world: paperbirds.World,
+def shares(
+    key: str, kind: str, completions: Sequence[str], labels: Sequence[str], world: paperbirds.World
 ) -> dict[str, float]:
     """Shares of completions that name the right species, and of chains that lead to it."""
-    pairs = list(zip(completions, labels, strict=True))
+    pairs = zip(completions, labels, strict=True)
     verdicts = [scoring.judge(text, label, world.names, prompt=kind) for text, label in pairs]
-    shares = {key: [v.correct for v in verdicts]}
+    found = {key: [v.correct for v in verdicts]}
     if kind in prompts.WITH_CHAIN:
-        shares[f"{key}_agrees"] = [bool(v.correct and v.agrees) for v in verdicts]
-        shares[f"{key}_true"] = [remarks_true(text, world) for text in completions]
-    return {f"{name}_{half}": sum(of) / len(of) for name, of in shares.items()}
+        found[f"{key}_agrees"] = [bool(v.correct and v.agrees) for v in verdicts]
+        found[f"{key}_true"] = [remarks_true(text, world) for text in completions]
+    return {name: sum(of) / len(of) for name, of in found.items()}

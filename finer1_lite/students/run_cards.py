@@ -8,8 +8,6 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-import pandas as pd
-
 from finer1_lite import metrics, models, paperbirds, prompts
 from finer1_lite.data import folders
 from finer1_lite.data.runs import Pictures, Run
@@ -69,16 +67,12 @@ def write_cards(job: Run, collection: Collection) -> None:
         if records.is_file():
             frame = metrics.table(metrics.read_records(records)) if frame is None else frame
             rows = frame[(frame["model"] == model) & (frame["seed"] == seed)]
-            card = card.model_copy(update={"measured": measured(rows)})
+            measured = [  # in each world, on seen and unseen classes
+                Measured(task=task, split=split, **metrics.accuracy(part))
+                for split, task, part in metrics.parts(rows)
+            ]
+            card = card.model_copy(update={"measured": tuple(measured)})
         cards.write_card(folder, card)
-
-
-def measured(rows: pd.DataFrame) -> tuple[Measured, ...]:
-    """The accuracy of a model's rows in each world, on seen and unseen classes."""
-    return tuple(
-        Measured(task=task, split=split, **metrics.accuracy(part))
-        for split, task, part in metrics.parts(rows)
-    )
 
 
 def collection_of(card: Card, folder: Path, photos: Path | None = None) -> Collection:

@@ -253,8 +253,7 @@ def full_row(job: Job, found: dict[str, Readings], machine: dict, load: Load) ->
     row["of_limit"] = row["rollout_tokens_per_s"] / row["limit_tokens_per_s"]
     if job.trainer == TRL:
         return row
-    phases = load.phases()
-    planned = {name: sum(phases[name].values()) / MIB for name in PHASES}
+    planned = {name: sum(load.phases[name].values()) / MIB for name in PHASES}
     for name, size in (planned | {"peak": max(planned.values())}).items():
         row[f"{name}_planned_mb"] = size
         row[f"{name}_of_plan"] = row[f"{name}_mb"] / size

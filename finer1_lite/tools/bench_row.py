@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -190,9 +190,7 @@ def anchor_rows(preset: Preset, birds: Collection) -> Dataset:
     prompt = [{"role": "user", "content": prompts.question(s.prompt, birds.coarse)}]
     anchors = [triplet.anchor for drawn in steps for triplet in drawn]
     rows = [{"images": [p.image()], "prompt": prompt, "label": p.species} for p in anchors]
-    turns = [{"role": Value("string"), "content": Value("string")}]
-    features = Features({"images": List(Image()), "prompt": turns, "label": Value("string")})
-    return Dataset.from_list(rows, features=features)
+    return Dataset.from_list(rows)
 
 
 # --- the meter -----------------------------------------------------------------------

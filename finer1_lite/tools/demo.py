@@ -38,7 +38,7 @@ TOP = 3  # names shown, and look-alikes
 EACH, THUMB = 2, 240  # pictures of a look-alike, and their longer side in pixels
 SIDE = 420  # of the photograph, pixels
 HERE = Path(__file__).parent
-TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True)
+PAGE = jinja2.Template((HERE / "demo.html.jinja").read_text("utf-8"), autoescape=True)
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,12 @@ class Answers:
 
     def of(self, path: Path) -> str:
         """The HTML about one photograph, or why it cannot be used."""
-        page = TEMPLATES.get_template("demo.html.jinja")
         try:
             picture = read(path)
         except PictureError as error:
-            return page.render(refused=error)
+            return PAGE.render(refused=error)
         said = self.namer([picture])[0]
-        return page.render(
+        return PAGE.render(
             said=said,
             known=said.known(self.unknown),
             unknown=self.unknown,

@@ -10,6 +10,7 @@ and against torch's saved tensors (the tests do).
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -207,6 +208,7 @@ class Load:
         """Tokens of a prompt and its longest completion."""
         return self.prompt + self.preset.max_new_tokens
 
+    @cached_property
     def phases(self) -> dict[str, Parts]:
         """Phase -> part -> bytes, each at its worst moment."""
         return {name: getattr(self, name)() for name in PHASES}

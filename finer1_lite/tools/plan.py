@@ -8,8 +8,7 @@ settings that fit, and what to lower first.
 import bisect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -62,17 +61,11 @@ class Plan:
 
     load: Load
     gpu: int
-    source: str
-
-    @cached_property
-    def phases(self) -> dict[str, memory.Parts]:
-        """Phase -> part -> bytes."""
-        return self.load.phases()
 
     @property
     def peaks(self) -> dict[str, int]:
         """Phase -> bytes that torch will have allocated at its worst moment."""
-        return {phase: sum(parts.values()) for phase, parts in self.phases.items()}
+        return {phase: sum(parts.values()) for phase, parts in self.load.phases.items()}
 
     @property
     def peak(self) -> int:
@@ -96,7 +89,7 @@ class Plan:
     def changed(self, name: str, value: int | bool) -> "Plan":
         """The plan after another value of a setting such as `tapo.groups`."""
         preset = self.load.preset.with_(**{name.replace(".", "__"): value})
-        return Plan(Load(self.load.sizes, preset, self.load.text_tokens), self.gpu, self.source)
+        return replace(self, load=replace(self.load, preset=preset))
 
     def largest(self, name: str) -> int:
         """The largest value at which the plan fits, other settings as they are; 0: none.
@@ -135,11 +128,11 @@ class Plan:
     def to_dict(self) -> dict:
         """For a file: bytes everywhere."""
         return {
-            "source": self.source,
+            "source": self.load.preset.student,
             "preset": self.load.preset.to_dict(),
             "gpu": self.gpu,
             "parameters": self.load.sizes.parameters,
-            "phases": self.phases,
+            "phases": self.load.phases,
             "peaks": self.peaks,
             "peak": self.peak,
             "needed": self.needed,
@@ -152,7 +145,7 @@ class Plan:
         load = self.load
         s = load.sizes
         head = (
-            f"{self.source}, preset {load.preset.name}, on {self.gpu / GIB:g} GiB\n"
+            f"{load.preset.student}, preset {load.preset.name}, on {self.gpu / GIB:g} GiB\n"
             f"{s.parameters:,} parameters; LoRA rank {s.rank}; hidden states of {8 * s.number} "
             f"bits; prompts of {load.visual} visual and {load.text_tokens} other tokens"
         )
@@ -165,12 +158,10 @@ class Plan:
 
     def _table(self) -> str:
         """A line a part, a column a phase; blank where a phase has no such part."""
-        large = self.peak >= GIB
-        table = pd.DataFrame(self.phases) / (GIB if large else 2**20)
+        unit, size, digits = ("GiB", GIB, 2) if self.peak >= GIB else ("MiB", 2**20, 1)
+        table = (pd.DataFrame(self.load.phases) / size).rename_axis(columns=unit)
         table.loc["sum"] = table.sum()
-        form = " {:.2f}" if large else " {:.1f}"
-        table = table.rename_axis(columns="GiB" if large else "MiB")
-        return table.to_string(float_format=form.format, na_rep="")
+        return table.to_string(float_format=f" {{:.{digits}f}}".format, na_rep="")
 
     def _room(self) -> str:
         """The peak against the card, and the largest settings."""
@@ -216,7 +207,7 @@ def memory_plan(
     source = str(lab_student.asset_folder(0)) if lab else preset.student
     config = random_weights.find_config(source)
     sizes = memory.count(meta_student(config, preset, dtype), dtype.itemsize)
-    return Plan(Load(sizes, preset, text_tokens), int(gpu_gib * GIB), preset.student)
+    return Plan(Load(sizes, preset, text_tokens), int(gpu_gib * GIB))
 
 
 def card_gib(named: str) -> float:

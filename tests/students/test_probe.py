@@ -43,7 +43,7 @@ def test_shares_are_of_names_of_reasons_and_of_true_remarks(world, chain):
     beside = chain.replace(f"prediction: {name}", f"prediction: {other}")
     false = chain.replace(", fits", "")
     said = [chain, beside, false, "nothing"]
-    found = probe._named("think", "think", "seen", said, [name] * 4, world)
-    assert found == {"think_seen": 0.75, "think_agrees_seen": 0.25, "think_true_seen": 0.5}
-    found = probe._named("quiz", "answer", "seen", [f"<answer>{name}</answer>"], [name], world)
-    assert found == {"quiz_seen": 1.0}
+    found = probe.shares("think", "think", said, [name] * 4, world)
+    assert found == {"think": 0.75, "think_agrees": 0.25, "think_true": 0.5}
+    found = probe.shares("quiz", "answer", [f"<answer>{name}</answer>"], [name], world)
+    assert found == {"quiz": 1.0}

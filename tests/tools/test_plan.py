@@ -84,8 +84,8 @@ def test_the_target_of_12_gib():
 
 def test_the_peak_is_the_largest_phase_and_not_the_sum():
     found = memory_plan(T4)
-    assert list(found.phases) == ["generate", "score", "update", "sft", "evaluate"]
-    assert found.peak == max(sum(parts.values()) for parts in found.phases.values())
+    assert list(found.load.phases) == ["generate", "score", "update", "sft", "evaluate"]
+    assert found.peak == max(sum(parts.values()) for parts in found.load.phases.values())
     assert found.needed > found.peak + plan.CONTEXT
 
 
