@@ -10,7 +10,7 @@ Here an answer must be the name of exactly one class.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 Aliases = Mapping[str, Sequence[str]] | None  # class -> further names of it
@@ -103,7 +103,7 @@ def parse_answer(completion: str) -> str | None:
 
 
 def _named(
-    answer: str | None, classes: Sequence[str], aliases: Aliases, labels: Iterable[str] = ()
+    answer: str | None, classes: Sequence[str], aliases: Aliases, label: str | None = None
 ) -> str | None:
     """The class whose name is a reading of the answer; ValueError listing all bad names."""
     if isinstance(classes, str):
@@ -125,9 +125,8 @@ def _named(
             problems.append(f"nothing is left of {listed} once normalised: rename")
         elif len({index for index, _ in owners}) > 1:
             problems.append(f"ambiguous, all read as {key!r}: {listed}: rename or drop")
-    for label in labels:
-        if label not in classes:
-            problems.append(f"label {label!r} is not among the {len(classes)} classes")
+    if label is not None and label not in classes:
+        problems.append(f"label {label!r} is not among the {len(classes)} classes")
     if problems:
         raise ValueError("names cannot be scored:\n- " + "\n- ".join(problems))
     owners = next((found[reading] for reading in _readings(answer or "") if reading in found), ())
@@ -152,7 +151,7 @@ def accuracy_reward(
 
     ValueError as `match_class`, and for a label that is not spelled as in `classes`.
     """
-    return float(_named(parse_answer(completion), classes, aliases, (label,)) == label)
+    return float(_named(parse_answer(completion), classes, aliases, label) == label)
 
 
 def format_reward(completion: str) -> float:
@@ -200,8 +199,7 @@ def accuracy(
     if not size == len(label) == len(class_rows) == len(alias_rows):
         lengths = f"{len(label)} label, {len(class_rows)} classes, {len(alias_rows)} aliases"
         raise ValueError(f"{size} completions, but rows of the columns: {lengths}")
-    paid: list[float] = []
-    problems: list[str] = []
+    paid, problems = [], []
     rows = zip(completions, label, class_rows, alias_rows, strict=True)
     for completion, name, names, more in rows:
         try:
