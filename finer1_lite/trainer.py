@@ -24,16 +24,8 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from finer1_lite import checks, models
 from finer1_lite.generation import Student
-from finer1_lite.runtime import distributed, trackers
-from finer1_lite.runtime.checkpoints import (
-    STATE,
-    last_checkpoint,
-    read_tensors,
-    require_finite,
-    require_fit,
-    seal,
-    stand,
-)
+from finer1_lite.runtime import checkpoints, distributed, trackers
+from finer1_lite.runtime.checkpoints import STATE, last_checkpoint, require_finite, stand
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import write_lines
 from finer1_lite.runtime.oom import Limits
@@ -181,7 +173,7 @@ class Loop:
             save_file(learning(self.model), draft / "trained.safetensors")
             state = {"global_step": self.done, "log_history": self.history}
             (draft / STATE).write_text(json.dumps(state), encoding="utf-8")
-            seal(draft)
+            checkpoints.seal(draft)
             draft.rename(whole)
             for other in self.work.iterdir():
                 if other != whole:
@@ -194,8 +186,8 @@ class Loop:
         if found is None:
             return
         self.accelerator.load_state(found)
-        saved = read_tensors(Path(found) / "trained.safetensors")
-        require_fit(saved, learning(self.model), found)
+        saved = checkpoints.read_tensors(Path(found) / "trained.safetensors")
+        checkpoints.require_fit(saved, learning(self.model), found)
         for name, weight in learning(self.model).items():
             weight.data.copy_(saved[name])
         state = json.loads((Path(found) / STATE).read_text(encoding="utf-8"))
@@ -232,7 +224,7 @@ def save_trained(
     if distributed.is_main():
         rows = [row for row in history if "loss" in row]
         for told in checks.lessons(rows):
-            log.warning("%s: %s", folder.name, told)
+            log.info("%s: %s", folder.name, told)  # the page of the run warns of it
         models.save_adapter(student, folder, weights)
         write_lines(folder / "log.jsonl", rows)
     distributed.wait()

@@ -208,7 +208,8 @@ def test_a_rate_that_breaks_the_weights_stops_it_and_nothing_is_written(
 def test_an_adapter_that_did_not_move_is_said(fresh, few, chains, tmp_path, caplog):
     preset = TINY.with_(sft__learning_rate=0.0, sft__steps=1)
     adapted = models.add_adapter(fresh, preset, 0)
-    sft.train_sft(adapted, sft.chain_rows(few, chains), preset, 0, tmp_path / "sft")
+    with caplog.at_level("INFO", "finer1_lite"):
+        sft.train_sft(adapted, sft.chain_rows(few, chains), preset, 0, tmp_path / "sft")
     assert "sft: the adapter did not move" in caplog.text
     assert json.loads((tmp_path / "sft" / "log.jsonl").read_text())["moved"] == 0
 
