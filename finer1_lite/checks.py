@@ -4,8 +4,6 @@ Each raises AssertionError with one sentence for the reader of a notebook, wheth
 Python runs with assertions switched on.
 """
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -98,35 +96,3 @@ def assert_not_all_truncated(rollouts: Rollouts | Sequence) -> float:
         "answer to score: raise max_new_tokens, or look whether the model ever ends its turn.",
     )
     return truncated.cpu().double().mean().item()  # mps has no float64
-
-
-# --- what a training's log tells ---------------------------------------------------------------
-
-ENDED = "raise max_new_tokens, or look whether the model ends its turns"
-WHY = {  # a reason why a step of TAPO has no gradient -> whether its row of the log says so
-    f"all completions were cut at the length limit ({ENDED})": lambda row: row["truncated"] == 1,
-    "no completion was right (train stage 1 longer)": lambda row: row["accuracy"] == 0,
-    "every completion was right": lambda row: row["accuracy"] == 1,
-    "the completions of each group were all right or all wrong (sample hotter)": lambda row: True,
-}
-
-
-def taught_nothing(row: Mapping) -> bool:
-    """Whether a step, by its row of log.jsonl, had no gradient or rewards without variance."""
-    gradient = row.get("grad_norm")
-    dead = gradient is not None and not 0 < gradient < math.inf
-    return bool(row.get("skipped")) or dead or row.get("varied") == 0
-
-
-def lessons(log: Sequence[Mapping]) -> list[str]:
-    """What is wrong with a training of which most steps taught nothing, in sentences."""
-    idle = [row for row in log if taught_nothing(row)]
-    told = []
-    if idle and 2 * len(idle) >= len(log):
-        rewarded = [row for row in idle if "accuracy" in row and "truncated" in row]
-        why = Counter(next(w for w, so in WHY.items() if so(row)) for row in rewarded)
-        reasons = "".join(f"; in {n} of them {reason}" for reason, n in why.items())
-        told.append(f"{len(idle)} of {len(log)} logged steps had nothing to learn from{reasons}")
-    if log and log[-1].get("moved") == 0 and len(idle) < len(log):
-        told.append("the adapter did not move: its learning rate may be too small")
-    return told

@@ -18,7 +18,6 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from finer1_lite import prompts
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import checkpoints
@@ -27,12 +26,12 @@ from finer1_lite.runtime.files import DataError
 from finer1_lite.students import random_weights, selftest, unsloth
 from finer1_lite.students.card import ADAPTER, is_adapter, is_hub_name, read_card, resolved
 from finer1_lite.students.families import LORA_TARGETS, VISION_TARGETS, check_family
-from finer1_lite.students.lab_student import TAGS, PictureProcessor, asset_folder
+from finer1_lite.students.lab_student import PictureProcessor, asset_folder
+from finer1_lite.students.tokens import settle_tokens
 
 log = logging.getLogger("finer1_lite")
 CONFIG = "config.json"  # of a model's folder
 WEIGHTS = "adapter_model.safetensors"
-PADS = ("<|endoftext|>", "<|vision_pad|>", "<|pad|>", "<pad>", "[PAD]")  # a spare one, if known
 BROKEN = "; they are no student: get them anew, or train again at a lower learning rate"
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -66,41 +65,6 @@ def load_processor(
     settle_tokens(processor, source)
     processor.tokenizer.padding_side = "left"
     return processor
-
-
-def settle_tokens(processor: Any, source: str | Path) -> None:
-    """One token that ends a turn, as the chat template has it, and another one that pads.
-
-    A tokenizer that says otherwise is set right, with a warning: a padding token is never
-    sampled, so that no answer would end. ValueError where it has no token to spare.
-    """
-    tok = processor.tokenizer
-    ends = _end_of_turn(processor) or tok.eos_token
-    if ends is None:
-        raise ValueError(f"{source}: eos_token is missing: name the token that ends a turn")
-    if ends != tok.eos_token:
-        log.warning("%s: a turn ends with %s, not eos_token %s", source, ends, tok.eos_token)
-        tok.eos_token = ends
-    taken = {None, ends, "<|im_start|>", "<|image_pad|>", "<|video_pad|>", *TAGS}
-    if tok.pad_token not in taken:
-        return
-    spare = [pad for pad in PADS if pad in tok.get_vocab() and pad not in taken]
-    if not spare:
-        what = f"{source}: pad_token {tok.pad_token} cannot pad, it has another role or is missing"
-        raise ValueError(f"{what}; set pad_token in tokenizer_config.json to a token of its own")
-    log.warning("%s: pad_token %s has another role; %s pads", source, tok.pad_token, spare[0])
-    tok.pad_token = spare[0]
-
-
-def _end_of_turn(processor: Any) -> str | None:
-    """The special token that the chat template puts behind an answer; None where there is none."""
-    if processor.chat_template is None:
-        return None
-    chat = [*prompts.messages("?", with_image=False), {"role": "assistant", "content": "finis"}]
-    _, shown, told = processor.apply_chat_template(chat, tokenize=False).rpartition("finis")
-    ids = processor.tokenizer(told, add_special_tokens=False)["input_ids"][: bool(shown)]
-    known = processor.tokenizer.added_tokens_decoder
-    return known[ids[0]].content if ids and ids[0] in known and known[ids[0]].special else None
 
 
 def four_bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

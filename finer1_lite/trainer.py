@@ -28,6 +28,7 @@ from finer1_lite.runtime import checkpoints, distributed, trackers
 from finer1_lite.runtime.checkpoints import STATE, last_checkpoint, require_finite, stand
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import write_lines
+from finer1_lite.runtime.lessons import lessons, taught_nothing
 from finer1_lite.runtime.oom import Limits
 
 log = logging.getLogger("finer1_lite")
@@ -211,9 +212,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def warn_of_idle(work: Path, history: list[dict]) -> None:
     """Say, now and then, that most steps so far taught nothing, where the last one did not."""
-    idle = [checks.taught_nothing(row) for row in history]
+    idle = [taught_nothing(row) for row in history]
     if idle[-1] and sum(idle).bit_count() == 1:  # 1, 2, 4, 8, ...
-        for told in checks.lessons(history):
+        for told in lessons(history):
             log.warning("%s: %s", work.parent.name, told)
 
 
@@ -223,7 +224,7 @@ def save_trained(
     """Write the adapter (weights: see `models.save_adapter`) and log.jsonl; all wait for it."""
     if distributed.is_main():
         rows = [row for row in history if "loss" in row]
-        for told in checks.lessons(rows):
+        for told in lessons(rows):
             log.info("%s: %s", folder.name, told)  # the page of the run warns of it
         models.save_adapter(student, folder, weights)
         write_lines(folder / "log.jsonl", rows)

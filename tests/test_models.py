@@ -17,6 +17,7 @@ from finer1_lite.evals import job as jobs
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.sft import chain_rows, train_sft
+from finer1_lite.students import tokens
 from finer1_lite.tools.publish import merge
 
 VISION = TINY.with_(lora_vision=True, sft__steps=2, sft__batch=2, sft__micro_batch=2)
@@ -365,7 +366,7 @@ def test_a_turn_ends_with_one_token_and_another_pads(lab, saved, caplog):
 
 def test_without_a_token_to_spare_the_pad_token_is_refused(lab, monkeypatch):
     edit(lab / "tokenizer_config.json", pad_token="<|im_end|>")
-    monkeypatch.setattr(models, "PADS", ())
+    monkeypatch.setattr(tokens, "PADS", ())
     with pytest.raises(ValueError, match="pad_token .*set pad_token in tokenizer_config.json"):
         models.load_student(lab, TINY)
 

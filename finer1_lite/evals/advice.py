@@ -9,10 +9,11 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from finer1_lite import checks, metrics
+from finer1_lite import metrics
 from finer1_lite.data.chain_text import agreement, fold
 from finer1_lite.evals.tables import percent, points, text_table, verdict
 from finer1_lite.metrics import PHOTO, SPLITS, TASKS, Entry, entries
+from finer1_lite.runtime.lessons import ENDED, lessons
 from finer1_lite.students.card import STAGES
 
 ALSO = "The student additionally writes a chain of thought."
@@ -65,12 +66,12 @@ def idle(logs: Mapping[str, Mapping[int, list]], frame: pd.DataFrame | None) -> 
         f"{STAGES[stage]}, seed {seed}: {lesson}: what follows says nothing of this stage."
         for stage, seeds in logs.items()
         for seed, rows in seeds.items()
-        for lesson in checks.lessons(rows)
+        for lesson in lessons(rows)
     ]
     for who, rows in entries(frame).items() if frame is not None else ():
         cut = int(rows["truncated"].sum())
         if cut >= ALL_CUT * len(rows):
-            told.append(f"{who}: {cut} of {len(rows)} completions have no end: {checks.ENDED}.")
+            told.append(f"{who}: {cut} of {len(rows)} completions have no end: {ENDED}.")
     return told
 
 
