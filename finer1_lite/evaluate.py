@@ -20,6 +20,7 @@ from finer1_lite.data import scoring
 from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
 from finer1_lite.generation import Rollouts, Student
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.console import progress_bar
 
 # --- who answers -----------------------------------------------------------------------------
@@ -59,7 +60,24 @@ class StudentAnswerer:
     def answer(
         self, questions: Sequence[Question], condition: Condition, start: int
     ) -> list[Completion]:
-        """One batch; a picture that cannot be read is a completion with an error."""
+        """One batch; a picture that cannot be read is a completion with an error.
+
+        So is one whose logits are not finite, as float16 may have it, where others are.
+        """
+        try:
+            return self._answer(questions, condition, start)
+        except NotFinite as error:
+            if len(questions) == 1:
+                return [Completion(error=str(error))] * condition.samples
+            alone = [self.answer([q], condition, start + i) for i, q in enumerate(questions)]
+            found = [completion for completions in alone for completion in completions]
+            if all(completion.error for completion in found):
+                raise
+            return found
+
+    def _answer(
+        self, questions: Sequence[Question], condition: Condition, start: int
+    ) -> list[Completion]:
         images = [read_image(q.image) if condition.picture else None for q in questions]
         readable = [i for i, image in enumerate(images) if not isinstance(image, str)]
         batches = ask(

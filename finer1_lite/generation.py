@@ -268,7 +268,7 @@ def generate(
     draws = _uniform(generator, *ids.shape, mask.device) if temperature else ids
     for t in range(max_new_tokens):
         logits = core.lm_head(hidden[:, -1]).float()
-        require_finite([(f"the logits of token {t + 1} of a completion", logits.amax(-1))])
+        require_finite([(f"the logits of token {t + 1} ({hidden.dtype})", logits.amax(-1)[going])])
         logits[:, suppressed] = -torch.inf
         token = pick_tokens(logits, temperature, top_p, draws[rows, t])
         token = token.masked_fill(~going, tok.pad_token_id)  # these rows ended before

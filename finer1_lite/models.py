@@ -32,6 +32,7 @@ from finer1_lite.students.tokens import settle_tokens
 log = logging.getLogger("finer1_lite")
 CONFIG = "config.json"  # of a model's folder
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
 BROKEN = "; they are no student: get them anew, or train again at a lower learning rate"
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -172,7 +173,8 @@ def _read(source: str | Path, dtype: torch.dtype | str, options: dict[str, Any])
         raise ValueError(f"{source}: its weights cannot be read: {error}") from error
     other = [f"{name} {list(a)} for {list(b)}" for name, a, b in found["mismatched_keys"]]
     what = f"{source}: matrices that do not fit its config.json"
-    checkpoints.require_same(what, found["missing_keys"], found["unexpected_keys"], other)
+    more = [n for n in found["unexpected_keys"] if not n.endswith("inv_freq")]  # computed anew
+    checkpoints.require_same(what, found["missing_keys"], more, other)
     return model
 
 
@@ -229,6 +231,9 @@ def load_adapter_on(model: nn.Module, folder: Path, trainable: bool = False) -> 
     DataError where the file cannot be read or its matrices are not those that this base and
     adapter_config.json make, of which PEFT only warns; ValueError where any is nan or inf.
     """
+    if not (Path(folder) / WEIGHTS).exists() and (Path(folder) / PICKLED).exists():
+        mend = f"save it as {WEIGHTS}: a pickle may run code"
+        raise DataError([f"{folder}: holds {PICKLED}; {mend}"], "weights that are not read:")
     given = checkpoints.read_tensors(Path(folder) / WEIGHTS)
     adapted = PeftModel.from_pretrained(
         model, folder, is_trainable=trainable, ignore_mismatched_sizes=True

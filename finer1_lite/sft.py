@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from datasets import Dataset, Features, Image, List, Value
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.distributed import one_card
 from finer1_lite.species import Collection
 from finer1_lite.students import unsloth
-from finer1_lite.trainer import learning, save_trained
+from finer1_lite.trainer import learning, overflow_may_pass, save_trained
 
 ENGINES = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 MICRO = "sft.micro_batch"
@@ -82,6 +83,9 @@ class SavedLimits(TrainerCallback, ExportableState, oom.Limits):
 class Guard(TrainerCallback):
     """Stops a training at the first number that is not finite; seals its checkpoints."""
 
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """For whatever is found in this step."""
         rate = more["optimizer"].param_groups[0]["lr"]
@@ -89,7 +93,7 @@ class Guard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """The gradient; in float16 the optimiser leaves out one that overflowed."""
-        named = {} if args.fp16 else learning(more["model"])
+        named = {} if overflow_may_pass(self.accelerator) else learning(more["model"])
         found = ((f"the gradient of {name}", p.grad) for name, p in named.items())
         require_finite((name, gradient) for name, gradient in found if gradient is not None)
 
@@ -123,7 +127,7 @@ class ChainTrainer(SFTTrainer):
     def __init__(self, model: nn.Module, args: SFTConfig, **kwargs: Any) -> None:
         super().__init__(model, one_card(args), **kwargs)
         self.add_callback(SavedLimits())
-        self.add_callback(Guard())
+        self.add_callback(Guard(self.accelerator))
         # Qwen-VL says it takes no token count, and the mean would be one of micro-batches'
         # means; TRL's loss takes it: a mean over the tokens of the whole step, of all processes.
         self.model_accepts_loss_kwargs = True
@@ -152,7 +156,8 @@ class ChainTrainer(SFTTrainer):
             limits.halve(MICRO, size, problem, "pixels")
             model.zero_grad()
             todo = self.so_far
-        require_finite([("the loss", losses[-1])])
+        if not overflow_may_pass(self.accelerator):
+            require_finite([("the loss", losses[-1])])
         if self.accelerator.sync_gradients:
             self.so_far = []
         return losses[-1]

@@ -131,11 +131,9 @@ class Loop:
     def step(self, log: dict[str, float]) -> None:
         """Clip the gradient and let the optimiser make its step; NotFinite stops before it."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
-        scaler = self.accelerator.scaler
-        found = [("the loss", torch.tensor(float(log.get("loss") or 0)))]
-        if scaler is None or scaler.get_scale() < 1:  # it halves the scale at each overflow
-            found.append(("the gradient", norm))
-        require_finite(found)
+        if not overflow_may_pass(self.accelerator):
+            loss = torch.tensor(float(log.get("loss") or 0))
+            require_finite([("the loss", loss), ("the gradient", norm)])
         self.optimizer.step()  # in float16 it leaves out gradients that overflowed
         require_finite(learning(self.model).items())
         self._finish(log | {"grad_norm": float(norm)})
@@ -193,6 +191,11 @@ class Loop:
             weight.data.copy_(saved[name])
         state = json.loads((Path(found) / STATE).read_text(encoding="utf-8"))
         self.done, self.history = state["global_step"], state["log_history"]
+
+
+def overflow_may_pass(accelerator: Accelerator) -> bool:
+    """In float16 the scaler leaves out a step that overflowed and halves its scale; to 1 or so."""
+    return accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1
 
 
 def learning(model: nn.Module) -> dict[str, nn.Parameter]:

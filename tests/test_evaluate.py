@@ -8,6 +8,7 @@ from finer1_lite import evaluate, metrics, prompts
 from finer1_lite.data import benchmark
 from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.evaluate import Completion, StudentAnswerer
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.species import OPTION_POOL, Collection
 
 OPEN = Condition("answer", "open")
@@ -147,6 +148,30 @@ def test_the_open_world_is_shown_no_options(student, seven, tmp_path):
     assert all(row["options"] is None for row in rows)
     assert all(0 < row["tokens"] <= 6 for row in rows)
     assert {row["split"] for row in rows} == {"seen", "unseen"}
+
+
+@pytest.mark.parametrize("overflows", [[], [1], [6], [0, 1, 2]])
+def test_a_picture_that_overflows_costs_its_own_answer(
+    student, seven, tmp_path, monkeypatch, overflows
+):
+    """In float16, say. Where a whole batch does, the model is to blame: that stops."""
+    bad, real = [seven.test[i].image().tobytes() for i in overflows], evaluate.ask
+
+    def ask(student, questions, images, **settings):
+        if any(image.tobytes() in bad for image in images):
+            raise NotFinite("nan or inf in the logits")
+        return real(student, questions, images, **settings)
+
+    whole = [json.loads(line) for line in answer(student, seven, OPEN, tmp_path / "a").splitlines()]
+    monkeypatch.setattr(evaluate, "ask", ask)
+    if len(overflows) == 3:
+        with pytest.raises(NotFinite):
+            answer(student, seven, OPEN, tmp_path / "b")
+        return
+    rows = [json.loads(line) for line in answer(student, seven, OPEN, tmp_path / "b").splitlines()]
+    for i, (row, before) in enumerate(zip(rows, whole, strict=True)):
+        assert row["error"] == ("nan or inf in the logits" if i in overflows else None)
+        assert i in overflows or row == before
 
 
 # --- killed and started again --------------------------------------------------------

@@ -308,6 +308,14 @@ def test_an_adapter_that_fits_in_part_is_refused(lab, fresh, tmp_path, change, s
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_pickled_adapter_is_not_read(lab, fresh, tmp_path):
+    models.save_adapter(models.add_adapter(fresh, TINY, 0), tmp_path / "sft")
+    weights = tmp_path / "sft" / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="adapter_model.bin; save it as adapter_model.safetensors"):
+        models.load_trained(tmp_path / "sft", TINY, str(lab))
+
+
 def test_an_adapter_whose_config_names_fewer_layers_is_refused(lab, fresh, tmp_path):
     models.save_adapter(models.add_adapter(fresh, TINY, 0), tmp_path / "sft")
     edit(tmp_path / "sft" / "adapter_config.json", target_modules=".*language_model.*q_proj")

@@ -38,7 +38,8 @@ HIDDEN = "[key]"
 NO_KEY = "none"  # what a server without keys is sent
 MAX_BYTES = 4_000_000  # of one HTTP body; more is cut off while it arrives
 MAX_CHARACTERS = 40_000  # of one completion; more is no chain
-MAY_PASS = (408, 409, 425, 429)  # of the refusals 4xx: another try may help
+MAY_PASS = (408, 409, 424, 425, 429)  # of the refusals 4xx: another try may help
+OF_ONE = (413, 415)  # a picture that is too large, or of another kind: the next one may do
 FAILURES = {  # what is tried again, and the word that counts it; the first that fits
     httpx2.TimeoutException: "time-out",
     httpx2.DecodingError: "bad JSON",
@@ -271,9 +272,15 @@ class Endpoint:
                 status, words = error.status_code, " ".join(error.response.text.split())
                 said = f"HTTP {status}: {words}"  # the server's own
             said = self._without_key(said)[:400]
+            if status in OF_ONE:
+                self.ledger.count("gave up")
+                raise TeacherError(said) from None
             if (400 <= status < 500 and status not in MAY_PASS) or "insufficient_quota" in said:
                 named = " ".join(f"{name}=null" for name in sent if name in said)
-                said += f" (--request {named} leaves that out)" if named else ""
+                about = re.search(
+                    "support|unknown|unrecogni|not permitted|extra|invalid", said.casefold()
+                )
+                said += f" (--request {named} leaves that out)" if named and about else ""
                 self.ledger.refused[self.model] = said
                 raise TeacherStopped(said) from None
             self.ledger.count("gave up")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finer1_lite.chains import checks, formats
 from finer1_lite.chains.formats import Record
-from finer1_lite.data import tables
+from finer1_lite.data import marks, tables
 from finer1_lite.runtime.files import DataError, require_none
 from finer1_lite.runtime.files import read as read_lines
 
@@ -73,7 +73,8 @@ class Review:
             return f"the decision {action!r} must be one of {', '.join(ACTIONS)}, or empty"
         if action == "edit" and not chain.strip():
             return f"{id_}: edit needs the whole new text in new_chain; or drop it"
-        return None
+        mark = marks.problem(chain) if action == "edit" else ""
+        return f"{id_}: the new chain {mark}" if mark else None
 
     # --- what it comes to ------------------------------------------------------------------
 

@@ -135,6 +135,7 @@ def shown(names: Iterable[str]) -> dict[str, str]:
     counted = not counts or (padded and len({*counts}) == len(counts)) or running
     if names and all(found) and counted:
         plain = {name: display(name[one.end() :]) for name, one in zip(names, found, strict=True)}
+    if names and all(found) and counted and len({*plain.values()}) == len({*names}):
         first = f"{names[0]!r} is {plain[names[0]]!r}"
         log.info("numbers before names are left out (%s); %s may say others", first, CLASSES)
         return plain

@@ -27,6 +27,7 @@ from finer1_lite.evaluate import StudentAnswerer, evaluate
 from finer1_lite.generation import Student
 from finer1_lite.metrics import SPLITS
 from finer1_lite.presets import Preset
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
@@ -198,8 +199,10 @@ def search(study: Study, workers: int) -> dict[str, float]:
     do_all(tasks, workers)
     tried: dict[str, dict[str, float]] = {family: {} for family in families}
     for task in tasks:
-        right = records_of([task]).groupby("split")["correct"].mean()
-        score = metrics.harmonic_mean(*(right[split] for split in SPLITS))
+        score = 0.0  # of a rate at which the training broke
+        if task.done:
+            right = records_of([task]).groupby("split")["correct"].mean()
+            score = metrics.harmonic_mean(*(right[split] for split in SPLITS))
         tried[task.row][f"{task.rate:g}"] = score
     rates = {family: float(max(scores, key=scores.get)) for family, scores in tried.items()}
     held = {"rates": held["rates"] | rates, "tried": held["tried"] | tried}
@@ -216,7 +219,13 @@ def do(task: Task) -> None:
     birds = paperbirds.collection(world, shots=preset.shots, test=pictures, split=task.split)
     checkpoints = task.folder / "checkpoints"
     resumed = checkpoints.exists()
-    student = train(task, world, birds)
+    try:
+        student = train(task, world, birds)
+    except NotFinite as error:
+        if task.split != "val":
+            raise
+        log.warning("the search leaves out %s at %g: %s", task.row, task.rate, error)
+        return
     if task.done:  # only its adapter was missing, for what goes on from it
         return
     trained = time.time()

@@ -32,7 +32,7 @@ log = logging.getLogger("finer1_lite")
 Scanned = Iterator[tuple[int, Question | None, str]]
 _OWN_MARK = re.compile(  # "A. rose", "(b) rose", "3) rose", "Option C: rose", "ii - rose"
     r"\s*(?:option\s+|choice\s+)?[(\[]?([a-z]|\d{1,2}|[ivx]{2,4})"
-    r"(?:[.:)\]\u3001\uff0e]+(?!\d)|\s+[-\u2013](?=\s))\s*(\S.*?)\s*",
+    r"(?:[.)\]\u3001\uff0e]+(?!\d)|:(?!\s*\d)|\s+[-\u2013](?=\s)(?!\s*\d))\s*(\S.*?)\s*",
     re.IGNORECASE | re.DOTALL,
 )
 _ROWS = (  # the marks of a list, from its first on

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finer1_lite.runtime import distributed
-from finer1_lite.runtime.files import DataError, require_none
+from finer1_lite.runtime.files import DataError, require_none, write_atomically
 
 log = logging.getLogger("finer1_lite")
 
@@ -53,10 +53,12 @@ def stand(work: Path | None = None, step: int = 0, rate: float = 0.0, dtype: str
 def require_finite(tensors: Iterable[tuple[str, Tensor]], what: str = "", mend: str = "") -> None:
     """NotFinite that names the tensors with nan or inf and counts them, where there are any.
 
-    In a training it says where that stands, and what to try.
+    In a training it says where that stands, and what to try. Quantised weights are passed over:
+    their bytes are no numbers of the dtype in which they are kept.
     """
     own = ((name, x.to_local() if hasattr(x, "to_local") else x) for name, x in tensors)
-    bad = [name for name, x in own if x.is_floating_point() and not torch.isfinite(x).all()]
+    plain = ((n, x) for n, x in own if x.is_floating_point() and not hasattr(x, "quant_state"))
+    bad = [n for n, x in plain if x.dtype.itemsize > 1 and not torch.isfinite(x).all()]
     if bad:
         count = f" ({len(bad)} in all)" if len(bad) > 1 else ""
         mend = LOWER_RATE if _place else mend
@@ -112,7 +114,7 @@ def last_checkpoint(work: Path) -> str | None:
 
 def seal(checkpoint: Path) -> None:
     """Write down the checksums of a checkpoint's files."""
-    (checkpoint / SUMS).write_text(json.dumps(_sums(checkpoint), indent=1), encoding="utf-8")
+    write_atomically(checkpoint / SUMS, json.dumps(_sums(checkpoint), indent=1).encode())
 
 
 def _sums(checkpoint: Path) -> dict[str, str]:

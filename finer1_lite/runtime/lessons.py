@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 ENDED = "raise max_new_tokens, or look whether the model ends its turns"
 WHY = {  # a reason why a step of TAPO has no gradient -> whether its row of the log says so
+    "float16 overflowed, and the step was left out": lambda row: not _finite(row),
     f"all completions were cut at the length limit ({ENDED})": lambda row: row["truncated"] == 1,
     "no completion was right (train stage 1 longer)": lambda row: row["accuracy"] == 0,
     "every completion was right": lambda row: row["accuracy"] == 1,
@@ -15,9 +16,12 @@ WHY = {  # a reason why a step of TAPO has no gradient -> whether its row of the
 
 def taught_nothing(row: Mapping) -> bool:
     """Whether a step, by its row of log.jsonl, had no gradient or rewards without variance."""
-    gradient = row.get("grad_norm")
-    dead = gradient is not None and not 0 < gradient < math.inf
-    return bool(row.get("skipped")) or dead or row.get("varied") == 0
+    idle = row.get("skipped") or row.get("grad_norm") == 0 or row.get("varied") == 0
+    return bool(idle) or not _finite(row)
+
+
+def _finite(row: Mapping) -> bool:
+    return math.isfinite(row.get("grad_norm") or 0)
 
 
 def lessons(log: Sequence[Mapping]) -> list[str]:

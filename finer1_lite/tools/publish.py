@@ -23,6 +23,7 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     for bases that are no Qwen-VL; nothing half-written stays.
     """
     import torch
+    from transformers import AutoConfig
 
     from finer1_lite import models
 
@@ -42,10 +43,10 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     shutil.rmtree(part, ignore_errors=True)
     try:
         kept = "auto" if dtype == "auto" else getattr(torch, dtype)
-        model = models.read_weights(named, torch.device("cpu"), kept)
-        if getattr(model, "is_quantized", False):
+        if getattr(AutoConfig.from_pretrained(named), "quantization_config", None):
             what = f"{named}: is saved quantised, and a sum would be rounded again"
             raise DataError([f"{what}; give the model that it was made from"], "nothing to merge:")
+        model = models.read_weights(named, torch.device("cpu"), kept)
         model = models.load_adapter_on(model, adapter).merge_and_unload(safe_merge=True)
         model.save_pretrained(part)  # with its generation config
         own = (adapter / "processor_config.json").is_file()  # the pixel budget of the training

@@ -157,6 +157,26 @@ def test_a_parameter_that_is_refused_is_named_and_can_be_left_out(tmp_path):
         ask(moods, tmp_path, request=("seed",))
 
 
+@pytest.mark.parametrize("status, asked", [(413, 2), (415, 2), (400, 1)])
+def test_a_picture_that_is_too_large_stops_its_own_request_alone(tmp_path, status, asked):
+    moods = Moods(default="said")
+    moods.status, moods.said = status, b'{"error": {"message": "reduce max_tokens"}}'
+    ledger = Ledger()
+    with server(moods) as url:
+        for _ in range(2):  # the second is sent unless the model refused for good
+            teacher = Endpoint(url, "m", ledger, **QUICK)
+            with pytest.raises(TeacherError, match="reduce max_tokens") as caught:
+                teacher.ask(None, PROMPT, [0])
+            assert "leaves that out" not in str(caught.value)
+    assert moods.seen.total() == asked
+
+
+def test_a_request_may_hold_a_dot(tmp_path):
+    moods = Moods()
+    ask(moods, tmp_path, request=("a.b=1",))
+    assert json.loads(moods.bodies[0][1])["a.b"] == 1
+
+
 def test_refused_for_good_stops_at_once(tmp_path):
     moods = Moods(default="401")
     with pytest.raises(TeacherStopped) as caught:

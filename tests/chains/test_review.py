@@ -77,6 +77,13 @@ def test_keeping_an_edited_chain_keeps_the_edit(state):
     assert "c0" not in [r.id for r in state.results(undecided=True)]
 
 
+def test_an_edit_holds_no_mark_of_a_tokenizer(state):
+    """It would make the whole file unreadable."""
+    with pytest.raises(ValueError, match=r"c0: the new chain holds <\|im_end\|>"):
+        state.decide("c0", "edit", "<think>seen<|im_end|></think>")
+    assert not state.history
+
+
 def test_an_edit_is_checked_again_and_a_faulty_one_stays_out(state):
     state.decide("c0", "edit", "<think>gone</think>")
     assert {"tags", "answer"} <= {f.code for f in state.problems("c0")}

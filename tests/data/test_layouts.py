@@ -80,6 +80,7 @@ def test_numbers_of_a_data_set_go_where_every_folder_has_one(tmp_path, said):
         (["7.5cm PaK", "8.8cm FlaK"], ["7.5cm PaK", "8.8cm FlaK"]),
         (["2011 Audi", "2012 BMW"], ["2011 Audi", "2012 BMW"]),
         (["0-owl", "0-kite", "1-owl", "1-kite"], ["0-owl", "0-kite", "1-owl", "1-kite"]),
+        (["1_star", "2_star", "3_star"], ["1 star", "2 star", "3 star"]),
     ],
 )
 def test_numbers_that_count_go_and_those_of_names_stay(names, shown):

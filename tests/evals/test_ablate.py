@@ -11,6 +11,7 @@ import pytest
 from finer1_lite import cot, metrics, paperbirds
 from finer1_lite.evals import ablate, figures, job
 from finer1_lite.presets import Preset
+from finer1_lite.runtime.checkpoints import NotFinite
 
 TINY = Preset.lab().with_(
     max_new_tokens=6,
@@ -91,6 +92,18 @@ def test_rows_named_later_have_their_rates_searched_too(study, monkeypatch):
     assert ablate.search(study, 1) == {"dapo": 0.5, "tapo": 1e-3}
     assert {task.row for task in ran} == {"sft", "tapo"}  # what is known is not tried again
     assert ablate.search(study, 1) == {"dapo": 0.5, "tapo": 1e-3}
+
+
+def test_a_rate_at_which_training_breaks_is_left_out_of_the_search_alone(study, monkeypatch):
+    def broken(*_):
+        raise NotFinite("nan or inf in the loss")
+
+    monkeypatch.setattr(ablate, "train", broken)
+    searched, wanted = (ablate.Task(study, 0, 100, "tapo", 1.0, split) for split in ("val", "test"))
+    ablate.do(searched)
+    assert not searched.done
+    with pytest.raises(NotFinite):
+        ablate.do(wanted)
 
 
 def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):

@@ -208,6 +208,15 @@ def test_names_that_only_look_numbered_stay(tmp_path, birds):
     assert (list(asked.options), asked.label) == (names, "A. lyrata")
 
 
+@pytest.mark.parametrize(
+    "options", [["1 - 2 m", "2 - 3 m"], ["1: 2", "2: 3"], ["0 - 10", "1 - 20"]]
+)
+def test_ranges_and_ratios_keep_their_first_number(tmp_path, birds, options):
+    row = FOOD | {"options": options, "answer": options[1]}
+    (asked,) = questions.of_questions([write(tmp_path, [row], bird=birds)], tmp_path).items
+    assert (list(asked.options), asked.label) == (options, options[1])
+
+
 def test_a_prompt_that_asks_for_a_name_is_refused(tmp_path, caplog):
     with pytest.raises(ValueError, match="asks for a name"):
         prompts.about("exact", "Why?")

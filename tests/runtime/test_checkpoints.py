@@ -75,6 +75,15 @@ def test_weights_are_compared_by_name_and_shape():
     assert told.value.problems == ["missing: c", "unexpected: x", "size mismatch: b [3] for [4]"]
 
 
+def test_bytes_of_quantised_weights_are_no_numbers(tmp_path):
+    packed = torch.full((4,), 255, dtype=torch.uint8).view(torch.bfloat16)  # nan, if it were any
+    with pytest.raises(NotFinite):
+        checkpoints.require_finite([("plain", packed)])
+    packed.quant_state = object()
+    eighths = torch.ones(2).to(torch.float8_e4m3fn)
+    checkpoints.require_finite([("packed", packed), ("float8", eighths)])
+
+
 def test_weights_that_are_not_finite_are_named_and_counted(tmp_path):
     bad = {"a": torch.tensor([1.0, torch.nan]), "b": torch.tensor(-torch.inf), "c": torch.ones(1)}
     save_file(bad, tmp_path / "x.safetensors")
