@@ -1,12 +1,13 @@
 """Rewards: what pays, what must not pay, and that no text can hold the scorer up."""
 
 import json
-import random
 import sys
 import time
 import unicodedata
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from paths import SHARED
 
 from finer1_lite import rewards
@@ -286,51 +287,53 @@ ODD = [
 ]
 
 
-def odd_text(rng: random.Random) -> str:
-    parts = (
-        rng.choice(ODD) if rng.random() < 0.9 else chr(rng.randrange(1, 0xD800)) for _ in "12345"
-    )
-    return "".join(rng.choice(("", " ")) + part for part in parts)
+pieces = st.sampled_from(ODD) | st.sampled_from(["", " "]) | st.characters(codec="utf-8")
+odd_texts = st.lists(pieces, max_size=8).map("".join)
+fuzz = settings(max_examples=1_500, deadline=None, derandomize=True, database=None)
 
 
-def test_one_spelling_of_any_text_is_its_own_spelling():
-    rng = random.Random(0)
-    everything = (f"x{chr(code)}y" for code in range(0xD800))
-    for text in (*everything, *(odd_text(rng) for _ in range(20_000))):
+def test_one_spelling_of_any_letter_is_its_own_spelling():
+    for code in range(0xD800):
+        text = f"x{chr(code)}y"
         assert rewards.plain(rewards.plain(text)) == rewards.plain(text)
 
 
-def test_no_class_earns_the_reward_of_another():
+@fuzz
+@given(odd_texts)
+def test_one_spelling_of_any_text_is_its_own_spelling(text):
+    assert rewards.plain(rewards.plain(text)) == rewards.plain(text)
+
+
+@fuzz
+@given(st.lists(odd_texts, min_size=2, max_size=4), odd_texts)
+def test_no_class_earns_the_reward_of_another(classes, also):
     """Of any names that pass as classes each earns its own reward alone, and marked too."""
-    rng = random.Random(1)
-    scored = 0
-    for _ in range(1_500):
-        classes = [odd_text(rng).replace("<", "").replace(">", "") for _ in range(4)]
-        try:
-            match_class(None, classes)
-        except ValueError:
-            continue  # alike, or nothing but signs
-        for said in classes:
-            for answer in (said, said.upper().lower(), f"{normalise(said)}", f" {said}\n"):
-                named = match_class(answer, classes)
-                paid = [score_of(answer, label, classes) for label in classes]
-                assert paid == [float(named == label) for label in classes]
-            assert match_class(said, classes) == said
-            scored += 1
-    assert scored > 1_000
+    classes = [name.replace("<", "").replace(">", "") for name in classes]
+    try:
+        match_class(None, classes)
+    except ValueError:
+        return  # alike, or nothing but signs
+    for said in classes:
+        for answer in (said, said.upper().lower(), normalise(said), f" {said}\n", said + also):
+            named = match_class(answer, classes)
+            paid = [score_of(answer, label, classes) for label in classes]
+            assert paid == [float(named == label) for label in classes]
+        assert match_class(said, classes) == said
 
 
 def score_of(answer: str, label: str, classes: list[str]) -> float:
     return accuracy_reward(f"<think>x</think><answer>{answer}</answer>", label, classes=classes)
 
 
-def test_whatever_is_said_with_a_wrong_name_earns_nothing():
+@fuzz
+@given(
+    odd_texts,
+    st.sampled_from(["Lenten Rose", "Royal Gala", "Tulip", "Black-footed Albatross", "Boeing 707"]),
+    odd_texts,
+)
+def test_whatever_is_said_with_a_wrong_name_earns_nothing(before, wrong, after):
     """No decoration, negation or list makes a wrong answer right."""
-    rng = random.Random(2)
-    wrong = ["Lenten Rose", "Royal Gala", "Tulip", "Black-footed Albatross", "Boeing 707-200"]
-    for _ in range(5_000):
-        answer = f"{odd_text(rng)}{rng.choice(wrong)}{odd_text(rng)}"
-        assert score_of(answer, "Boeing 727-200", CLASSES) == 0
+    assert score_of(f"{before}{wrong}{after}", "Boeing 727-200", CLASSES) == 0
 
 
 def test_parse_answer_gives_the_raw_text():
