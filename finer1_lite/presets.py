@@ -176,10 +176,10 @@ class Preset(Settings):
         return self.with_(**{f"tapo__{key}": value for key, value in changes.items()})
 
     def with_(self, **changes: Any) -> "Preset":
-        """A copy with changes; nested ones as `sft__steps=10`. ValueError as for `Preset`."""
+        """A copy with changes; nested as `sft__steps` or `sft.steps`. ValueError as of `Preset`."""
         stages = {"sft": self.sft.model_dump(), "tapo": self.tapo.model_dump()}
         values = self.model_dump(exclude_unset=True) | stages  # what was not asked stays so
-        for key, value in changes.items():
+        for key, value in ((key.replace(".", "__"), value) for key, value in changes.items()):
             stage, _, name = key.partition("__")
             if name and stage in stages:
                 stages[stage][name] = value

@@ -313,9 +313,10 @@ class _BoundedClient(openai.DefaultHttpxClient):
             with closing(response):
                 body = self._read(response)
             status = response.status_code
-            if response.is_success and not (status := error_status(body)):
-                status = response.status_code
-                read_reply(body)
+            if response.is_success:
+                status = error_status(body) or status
+                if status < 400:
+                    read_reply(body)
         except httpx2.RequestError as error:
             self.ledger.count(next(FAILURES[kind] for kind in FAILURES if isinstance(error, kind)))
             raise

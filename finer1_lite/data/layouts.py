@@ -133,9 +133,9 @@ def shown(names: Iterable[str]) -> dict[str, str]:
     padded = {len(count) for count in counts} in ({2}, {3}, {4}, {5}) and min(counts)[0] == "0"
     running = sorted(map(int, counts)) in (list(range(at, at + len(counts))) for at in (0, 1))
     counted = not counts or (padded and len({*counts}) == len(counts)) or running
-    if names and all(found) and counted:
-        plain = {name: display(name[one.end() :]) for name, one in zip(names, found, strict=True)}
-    if names and all(found) and counted and len({*plain.values()}) == len({*names}):
+    parts = zip(names, found, strict=True)
+    plain = {name: display(name[one.end() :]) for name, one in parts if one}
+    if names and counted and len({*plain.values()}) == len({*names}):  # all have one; none alike
         first = f"{names[0]!r} is {plain[names[0]]!r}"
         log.info("numbers before names are left out (%s); %s may say others", first, CLASSES)
         return plain

@@ -85,7 +85,6 @@ def read_key_values(items: Iterable[str], flag: str = "--set") -> dict[str, Any]
     found = {}
     for item in items:
         key, equals, value = item.partition("=")
-        key = key.replace(".", "__") if flag == "--set" else key
         if not equals:
             raise ValueError(f"{flag} {item}: write KEY=VALUE")
         try:
