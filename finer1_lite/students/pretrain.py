@@ -36,6 +36,7 @@ from finer1_lite.trainer import Loop
 log = logging.getLogger("finer1_lite")
 MIXTURE = {"describe": 22, "guide": 3, "argue": 22}  # rows in every step
 MISTAKEN = 0.4  # of the rows that argue have one or two wrong marks
+BEHIND = 0.5  # of the chains that go on from an analysis stand behind a picture of any bird
 OFFERED = 0.3  # of the questions that may have options do
 CAPTIONED = 1 / 6  # of the steps, the last ones, have one more row: a picture with its name
 CAPTIONS = ("A photo of a {}.", "This is a {}.", "A {} sitting in a tree.", "Here is the {}.")
@@ -59,8 +60,8 @@ def describe_row(world: World, rng: random.Random) -> Row:
     if rng.random() < 1 / 3:
         marks = world.marks[rng.choice(world.names)]
     else:
-        marks = {mark: rng.choice(values) for mark, values in paperbirds.MARKS.items()}
-    picture = paperbirds.draw(marks, random.Random(f"paperbirds/pretrain/{rng.random()}"))
+        marks = _any_marks(rng)
+    picture = _picture(marks, rng)
     question = rng.choice((prompts.DESCRIBE, prompts.LIST)).format(coarse="bird")
     options = _options(world, rng, rng.choice(world.names))
     return Row(question + prompts.offered(options), picture, paperbirds.describe(marks))
@@ -87,12 +88,14 @@ def guide_row(world: World, rng: random.Random) -> Row:
 
 
 def argue_row(world: World, rng: random.Random) -> Row:
-    """From marks given in words to a whole chain: text alone.
+    """From marks given in words to a whole chain.
 
     Some marks are mistaken, as eyes mistake them. The chain then goes on from what is given: it
     says of each candidate what tells it from that, and names the nearest. In half of the rows
     the marks stand in the question, in half in the analysis alone, so that the rest of a chain
-    is read off its analysis wherever that came from.
+    is read off its analysis wherever that came from. Some of the latter stand behind a picture
+    that has nothing to do with them: what was only ever done in text alone fails behind a
+    picture (the second remark falls on the wrong candidate).
     """
     name = rng.choice(world.names)
     seen = dict(world.marks[name])
@@ -107,7 +110,17 @@ def argue_row(world: World, rng: random.Random) -> Row:
     if rng.random() < 0.5:
         return Row(f"A bird has {paperbirds.describe(seen)}. {question}", None, chain)
     begun = opening(chain)
-    return Row(question, None, chain.removeprefix(begun), begun)
+    picture = _picture(_any_marks(rng), rng) if rng.random() < BEHIND else None
+    return Row(question, picture, chain.removeprefix(begun), begun)
+
+
+def _any_marks(rng: random.Random) -> dict[str, str]:
+    """Marks that need not be a species'."""
+    return {mark: rng.choice(values) for mark, values in paperbirds.MARKS.items()}
+
+
+def _picture(marks: dict[str, str], rng: random.Random) -> Image.Image:
+    return paperbirds.draw(marks, random.Random(f"paperbirds/pretrain/{rng.random()}"))
 
 
 def _nearest(world: World, seen: dict[str, str], among: list[str], rng: random.Random) -> str:
