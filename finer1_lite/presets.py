@@ -47,7 +47,7 @@ class Settings(BaseModel):
 class SFTSettings(Settings):
     """Stage 1. Released: full fine-tuning, 10 epochs, lr 5e-6, batch 64."""
 
-    steps: Count = setting(70, "optimiser steps")
+    steps: Count = setting(40, "optimiser steps")
     batch: Count = setting(16, "rows a step: a chain stands in up to three")
     learning_rate: float = setting(1e-3, "highest rate of AdamW; a cosine follows", ge=0)
     micro_batch: Count = setting(16, "rows in one forward and backward pass, at most")

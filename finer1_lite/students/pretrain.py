@@ -4,7 +4,8 @@ The claim of Fine-R1 is that a model already knows the classes and uses the know
 badly. So the base learns, in separate pieces, to describe birds (any combination of marks,
 not only real species), to recite the field guide of *all* species, seen and unseen, to
 argue in text from given marks to a name, and at last, from a few captioned pictures, a
-little naming. It never sees a picture together with a chain of thought. No picture of the
+little naming. It never sees a picture together with a chain of thought about it: a chain that
+stands behind a picture argues from marks given in words, of another bird. No picture of the
 training or test splits is ever drawn here.
 """
 
@@ -259,10 +260,11 @@ def warm_up(
     seed: int,
     chains: Sequence[str] = (),
 ) -> Student:
-    """Let a lab student meet the words of a new collection: text alone, all weights.
+    """Let a lab student meet the words of a new collection; all weights learn.
 
     Words of names and descriptions become tokens (their embeddings are trained here, and
-    frozen later: LoRA would leave them random). No picture is shown.
+    frozen later: LoRA would leave them random). Half of the chains go on from their analysis
+    behind a training picture of another class: see `argue_row`.
     chains: what stage 1 will be trained on, for their words.
     """
     described = {n: cot.phrase(collection, n, cot.SEEN_WORDS) for n in collection.names}
@@ -283,7 +285,14 @@ def warm_up(
             name = rng.choice(told)
             given = f"A {collection.coarse} has {described[name]}."
             short.append(Row(f"{given} {answer}", None, prompts.answer(name)))
-            long.append(Row(f"{given} {think}", None, cot.table_chain(collection, name, rng)))
+            chain = cot.table_chain(collection, name, rng)
+            others = [photo for photo in collection.train if photo.species != name]
+            if others and rng.random() < 0.5:
+                begun = opening(chain)
+                picture = rng.choice(others).image()
+                long.append(Row(think, picture, chain.removeprefix(begun), begun))
+            else:
+                long.append(Row(f"{given} {think}", None, chain))
             short.append(Row(prompts.LOOKS.format(name=name), None, described[name]))
         return [short, long]
 
