@@ -5,6 +5,7 @@ with reward variance, advantages, log-probabilities on anchor and hard negative,
 DAPO, CLS-RL, PAPO and NoisyRollout are settings of it: `presets.RECIPES`.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -151,16 +152,18 @@ def sample_groups(
 ) -> tuple[list[Group], list[Group]]:
     """Dynamic sampling (DAPO, arXiv 2503.14476): the (kept, dropped) groups of a step.
 
-    Draws until `groups` of them have reward variance, `draws` rounds at most. Every process
-    holds all groups afterwards, so that all keep the same.
+    Draws until `groups` of them have reward variance, `draws` rounds at most: in later rounds as
+    many as are likely to hold what is missing. Every process holds all groups afterwards, so
+    that all keep the same.
     """
     s = preset.tapo
     kept: list[Group] = []
     dropped: list[Group] = []
     for round_ in range(s.draws):
+        count = groups_to_draw(s.groups, len(kept), len(kept) + len(dropped))
         how = {"positive": s.positive, "negative": triplets.NEGATIVES[s.negative]}
         how |= {"offer": s.with_options}
-        drawn = triplets.draw_triplets(collection, s.groups, seed, step, round_, **how)
+        drawn = triplets.draw_triplets(collection, count, seed, step, round_, **how)
         dice = f"rollouts/{seed}/{step}/{round_}"
         groups = _rollout_by_all(student, drawn, collection, preset, dice, limits or Limits())
         varied = advantages.keep_group(torch.stack([g.accuracy for g in groups]))
@@ -170,6 +173,15 @@ def sample_groups(
         if len(kept) == s.groups:
             break
     return kept, dropped
+
+
+def groups_to_draw(wanted: int, kept: int, drawn: int) -> int:
+    """How many groups the next round draws, from the share kept of those drawn so far.
+
+    The share counts one kept group more than there were (rule of succession), so that it is
+    never 0; a round never draws more than `wanted`.
+    """
+    return min(wanted, math.ceil((wanted - kept) * (drawn + 1) / (kept + 1)))
 
 
 def _rollout_by_all(

@@ -111,7 +111,7 @@ def draw_triplets(
     offer: bool = False,
     **how: Any,
 ) -> list[Triplet]:
-    """The triplets of one step: a function of (seed, step, round) alone.
+    """The triplets of one step: a function of (count, seed, step, round) alone.
 
     Round 0 walks through shuffled epochs, so that every anchor has its turn; later rounds
     (dynamic sampling drew again) take anchors at random. offer: every second one has four

@@ -14,6 +14,8 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from hypothesis import given
+from hypothesis import strategies as st
 from killed import Killed, kill_at
 from tiny_tapo import (
     OFF,
@@ -202,6 +204,29 @@ def test_sampling_draws_again_for_what_is_missing(fresh, birds, tmp_path, sample
     assert len(drawn) == 3 and len(stage.kept) == 2 and len(stage.dropped) == 4
     assert [g.triplet for g in stage.kept] == [drawn[0][1], drawn[2][0]]
     assert drawn == [draw_triplets(birds, 2, 0, 0, round_, offer=True) for round_ in range(3)]
+
+
+@pytest.mark.parametrize(
+    "kept, drawn, count", [(0, 0, 8), (0, 8, 8), (4, 8, 8), (5, 8, 5), (6, 8, 3), (7, 8, 2)]
+)
+def test_later_rounds_draw_what_is_missing_at_the_share_kept_so_far(kept, drawn, count):
+    """With 5 of 8 kept 3 are missing, and 5 more hold about as many (6 of 9 each)."""
+    assert tapo.groups_to_draw(8, kept, drawn) == count
+
+
+@given(st.integers(1, 64), st.data())
+def test_a_round_draws_at_least_what_is_missing_and_never_more_than_a_batch(wanted, data):
+    kept = data.draw(st.integers(0, wanted - 1))
+    drawn = data.draw(st.integers(kept, 10 * wanted))
+    assert wanted - kept <= tapo.groups_to_draw(wanted, kept, drawn) <= wanted
+
+
+def test_a_round_that_lacks_little_is_small(fresh, birds, tmp_path, sample_with):
+    half, none = [1.0, 0.0, 0.0, 1.0], [0.0] * 4
+    stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__draws=2, tapo__groups=4))
+    drawn = sample_with(stage, [[half, half, none, half], [half, none]])
+    assert [len(triplets) for triplets in drawn] == [4, 2]
+    assert len(stage.kept) == 4 and len(stage.dropped) == 2
 
 
 def test_a_choice_among_names_is_asked_of_all_pictures_of_its_group(fresh, birds, tmp_path):
