@@ -68,13 +68,14 @@ def picture_advantages(rewards: Tensor, counts: Sequence[int]) -> Tensor:
 def keep_group(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:
     """Dynamic sampling (DAPO): which groups have something to teach.
 
-    accuracies: (G, rollouts), 1 where the answer was right; a group stays if its mean lies
-    strictly between `low` and `high`. Returns (G,) bool.
+    accuracies: (G, rollouts), 1 where the answer was right, between where it is paid in part; a
+    group stays if they differ and their mean lies strictly between `low` and `high`. (G,) bool.
     """
     if accuracies.dim() != 2 or accuracies.shape[1] == 0:
         raise ValueError(f"accuracies must be (G, rollouts), not {tuple(accuracies.shape)}")
     mean = accuracies.double().mean(dim=1)
-    return (mean > low) & (mean < high)
+    differ = accuracies.amax(dim=1) > accuracies.amin(dim=1)
+    return differ & (mean > low) & (mean < high)
 
 
 def share_without_variance(accuracies: Tensor) -> float:

@@ -12,6 +12,7 @@ Size = Literal["lab", "t4", "l4", "a100"]  # presets that a command line offers
 Quantize = Literal["none", "nf4"]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 ALONE = dict(anchor_rollouts=8, positive_rollouts=0)
 NO_NEGATIVE = dict(inter_class_weight=0.0, anchor_entropy_weight=0.0, negative_entropy_weight=0.0)
@@ -67,7 +68,9 @@ class TAPOSettings(Settings):
     learning_rate: float = setting(1e-3, "rate of AdamW, constant after a warm-up", ge=0)
     accuracy_weight: float = setting(0.9, "of the right name in the reward")
     format_weight: float = setting(0.1, "of the right form in the reward")
-    reward_agreement: bool = setting(False, "the right name pays only where the chain leads to it")
+    reward_agreement: bool | Share = setting(
+        False, "share of a right name's pay due only where the chain leads to it; true: all"
+    )
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - clip_low", ge=0, le=1)
     clip_high: float = setting(0.28, "and above 1 + clip_high", ge=0)
     clip_dual: float = setting(3.0, "of negative advantages; inf: off", gt=1, allow_inf_nan=True)
@@ -219,7 +222,7 @@ def _contradictions(values: dict[str, Any], faulty: Container[str]) -> dict[str,
         "updates": (s["updates"] > s["groups"], f"at most tapo.groups, {s['groups']}: one each"),
         "overlong_tokens": (s["overlong_tokens"] > limit, f"at most {limit}, the limit"),
         "reward_agreement": (
-            s["reward_agreement"] is True and s["prompt"] not in WITH_CHAIN,
+            0 < s["reward_agreement"] <= 1 and s["prompt"] not in WITH_CHAIN,
             f"needs a prompt with a chain: {', '.join(WITH_CHAIN)}",
         ),
     }

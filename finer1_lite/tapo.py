@@ -41,7 +41,7 @@ class Group:
     truncated: Tensor  # (n+m,)
     right: Tensor  # (n+m,) names the anchor's class
     agrees: Tensor  # (n+m,) the chain leads to the answer: `chain_text.agreement`
-    accuracy: Tensor  # (n+m,) what is paid as right: both, where agreement is rewarded
+    accuracy: Tensor  # (n+m,) what is paid as right: less without `agrees` where that is rewarded
     format: Tensor  # (n+m,)
     reward: Tensor  # (n+m,)
 
@@ -266,7 +266,8 @@ def reward_group(
     named = (collection.names, labels[0], collection.aliases)
     said = ((text, rewards.parse_answer(text)) for text in out.completions)
     agrees = [float(agreement(text, answer, *named)["agrees"]) for text, answer in said]
-    accuracy = [r * a for r, a in zip(right, agrees, strict=True)] if s.reward_agreement else right
+    w = s.reward_agreement
+    accuracy = [r * (1 - w + w * a) for r, a in zip(right, agrees, strict=True)]
     formed = rewards.format(out.completions)
     penalties = [
         rewards.overlong_penalty(length, preset.max_new_tokens, s.overlong_tokens)

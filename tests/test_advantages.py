@@ -93,7 +93,9 @@ def test_keep_group_wants_some_right_and_some_wrong():
     table = torch.tensor([[0.0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
     assert keep_group(table).tolist() == [False, False, True, True]
     assert keep_group(table, low=0.25, high=0.75).tolist() == [False] * 4  # strictly between
-    assert keep_group(table.bool()).dtype == torch.bool
+    assert keep_group(table.bool()).tolist() == [False, False, True, True]
+    in_part = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 1]])
+    assert keep_group(in_part).tolist() == [False, True]  # all alike teach nothing
     with pytest.raises(ValueError, match=r"\(4,\)"):
         keep_group(torch.zeros(4))
 

@@ -312,12 +312,12 @@ def test_agreement_is_watched_always_and_paid_where_it_is_asked_for(
     beside = good.replace(f"prediction: {label}", f"prediction: {other}")
     said = [good, beside, "nothing", good.replace(f"<answer>{label}", f"<answer>{other}")]
     speak(said * 2)
-    for paid, earned in ((False, [1, 1, 0, 0]), (True, [1, 0, 0, 0])):
+    for paid, beside in ((False, 1), (0.25, 0.75), (True, 0)):
         stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__reward_agreement=paid))
         group = stage.rollout(triplets, torch.Generator())[0]
         assert group.right.tolist() == [1, 1, 0, 0] and group.agrees.tolist() == [1, 0, 0, 0]
-        assert group.accuracy.tolist() == earned
-        assert group.reward.tolist() == pytest.approx([1, 0.9 * earned[1] + 0.1, 0, 0.1])
+        assert group.accuracy.tolist() == [1, beside, 0, 0]
+        assert group.reward.tolist() == pytest.approx([1, 0.9 * beside + 0.1, 0, 0.1])
         stage.kept = [group]
         log = stage.log()
         assert (log["accuracy"], log["agrees"], log["right_and_agrees"]) == (0.5, 0.25, 0.25)

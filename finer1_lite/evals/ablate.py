@@ -35,7 +35,7 @@ from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.species import Collection
 from finer1_lite.students.card import ADAPTER
 from finer1_lite.students.pretrain import prepare_base
-from finer1_lite.students.probe import marks_right
+from finer1_lite.students.probe import marks_right, remarks_true
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import require_enough
 
@@ -64,6 +64,8 @@ ROWS = {
     "tapo": Row("TAPO"),
     "dapo_agreement": Row("DAPO, agreement rewarded", "dapo_agreement"),
     "tapo_agreement": Row("TAPO, agreement rewarded", "tapo_agreement"),
+    "tapo_half": Row("TAPO, half of it", "tapo_agreement", {"reward_agreement": 0.5}),
+    "tapo_quarter": Row("TAPO, a quarter of it", "tapo_agreement", {"reward_agreement": 0.25}),
     "no_intra": Row(
         "TAPO without positives", changes={"anchor_rollouts": N, "positive_rollouts": 0}
     ),
@@ -90,11 +92,12 @@ RATES = (5e-4, 1e-3, 2e-3)
 SEARCH_SEED = 100
 SEARCH_WORLD = 0
 SEARCH_PICTURES = 144
-COLUMNS = ("correct", "agrees", "listed", "marks")  # what is kept of an answer
+COLUMNS = ("correct", "agrees", "listed", "true", "marks")  # what is kept of an answer
 RESULTS = "results"  # folder of a study: a small file a training
 CHAIN_SHARES = {  # seen / unseen, in %
     "marks": "marks right",
     "listed": "label listed",
+    "true": "every remark true",
     "agrees": "chain and answer agree",
     "reason": "right for its reason",
 }
@@ -234,7 +237,7 @@ def do(task: Task) -> None:
     for _ in evaluate(answerer, benchmark, task.condition, task.folder, preset.eval_batch):
         pass
     took = {"train_minutes": (trained - start) / 60, "minutes": (time.time() - start) / 60}
-    facts = took | {"resumed": resumed} | answers_of(task, world)
+    facts = took | {"resumed": resumed, "steps": steps_of(task)} | answers_of(task, world)
     write_atomically(task.result, (json.dumps(facts, indent=1) + "\n").encode())
     shutil.rmtree(checkpoints, ignore_errors=True)  # not before: evaluation may be killed
 
@@ -282,18 +285,27 @@ def _run(left: list[Task], workers: int) -> None:
             bar.update()
 
 
+def steps_of(task: Task) -> dict[str, list[float]]:
+    """Of rollouts, by step: the share right, right for its reason, and groups kept."""
+    log = metrics.read_records(task.folder / "log.jsonl")
+    return {
+        key: [row[key] for row in log] for key in figures.STEPS if all(key in row for row in log)
+    }
+
+
 def answers_of(task: Task, world: paperbirds.World) -> dict[str, dict[str, str]]:
     """Split -> column -> a digit a picture, in the order of the records.
 
     correct; agrees: chain and answer (`chain_text.agreement`), listed: the label among its
-    candidates, both absent without a chain; marks: how many of the bird's marks the analysis
-    names rightly.
+    candidates, true: every remark is true of its candidate (`probe.remarks_true`), all absent
+    without a chain; marks: how many of the bird's marks the analysis names rightly.
     """
     found: dict[str, dict[str, str]] = {}
     for record in metrics.read_records(task.records):
         if record.get("agrees") is not None:
             said = section(record["completion"], "analysis").partition("\n")[0]
             record["marks"] = marks_right(said, world.marks[record["label"]])
+            record["true"] = remarks_true(record["completion"], world)
         columns = found.setdefault(record["split"], {})
         for name in COLUMNS:
             if record.get(name) is not None:
@@ -328,6 +340,9 @@ def measure(study: Study, rates: dict[str, float]) -> dict:
             continue
         records[name] = records_of(tasks)
         found[name] = _facts(tasks, records[name])
+        if "reason" in found[name]:
+            cells = {split: _with_interval(records[name], split, "reason") for split in SPLITS}
+            found[name]["reason_interval"] = cells
     for name, other in product(found, ("sft", "dapo", "tapo")):
         if other in found and name != other:
             if over := _over(records[name], records[other]):
@@ -346,10 +361,12 @@ def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
         for key in worlds
         if worlds[key].notna().all()
     }
+    steps = [one.get("steps", {}) for one in took]
     return {
         "label": ROWS[row].label if row in ROWS else STARTS[row],
         "seeds": len({task.seed for task in tasks}),
         "minutes": float(np.mean([one["train_minutes"] for one in whole or took])),
+        "steps": {k: np.mean([s[k] for s in steps], 0).round(4).tolist() for k in steps[0]},
         "accuracy": means.pop("correct"),
         "by_world": {split: worlds.loc[split, "correct"].tolist() for split in SPLITS},
         **means,
@@ -359,17 +376,25 @@ def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
 def _over(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict:
     """Split -> difference of two rows on the training seeds that both have; {} without any."""
     seeds = set(ours["seed"]) & set(theirs["seed"])
+    both = [records[records["seed"].isin(seeds)] for records in (ours, theirs)]
+    found = {}
+    for split in SPLITS if seeds else ():
+        a, b = (_grids(records, split, "correct") for records in both)
+        found[split] = metrics.bootstrap_over_worlds(a, b) | {"seeds": len(seeds)}
+    return found
 
-    def grids(records: pd.DataFrame, split: str) -> list[np.ndarray]:
-        """A world each, (seeds, pictures)."""
-        rows = records[(records["split"] == split) & records["seed"].isin(seeds)]
-        worlds = [world["correct"].to_numpy() for _, world in rows.groupby("world", sort=False)]
-        return [right.reshape(len(seeds), -1) for right in worlds]
 
-    if not seeds:
-        return {}
-    found = {s: metrics.bootstrap_over_worlds(grids(ours, s), grids(theirs, s)) for s in SPLITS}
-    return {split: cell | {"seeds": len(seeds)} for split, cell in found.items()}
+def _grids(records: pd.DataFrame, split: str, column: str) -> list[np.ndarray]:
+    """A column of a split, a world each, (seeds, pictures)."""
+    rows, seeds = records[records["split"] == split], records["seed"].nunique()
+    worlds = [world[column].to_numpy() for _, world in rows.groupby("world", sort=False)]
+    return [values.reshape(seeds, -1) for values in worlds]
+
+
+def _with_interval(records: pd.DataFrame, split: str, column: str) -> dict:
+    """Mean, low and high of a column: the bootstrap of its difference to nothing."""
+    grids = _grids(records, split, column)
+    return metrics.bootstrap_over_worlds(grids, [np.zeros_like(grid) for grid in grids])
 
 
 def table(found: dict) -> pd.DataFrame:
@@ -383,6 +408,9 @@ def table(found: dict) -> pd.DataFrame:
             line[f"{split} over {other.upper()}"] = points(over[split]) if over else ""
         for key, words in CHAIN_SHARES.items():
             line[words] = " / ".join(f"{100 * cell[key][s]:.0f}" for s in SPLITS if key in cell)
+        if ends := cell.get("reason_interval"):
+            shares = (percent(cell["reason"][s], ends[s]) for s in SPLITS)
+            line[CHAIN_SHARES["reason"]] = " / ".join(shares)
         rows.append(line | {"minutes": f"{cell['minutes']:.1f}"})
     return pd.DataFrame(rows)
 
@@ -407,4 +435,17 @@ def write(study: Study, rates: dict[str, float]) -> Path:
     page = Page("Ablation of TAPO")
     figure = page.picture("ablation", figures.ablation(found))
     page.add("Differences to SFT", table(found), note=note, figure=figure)
+    note = (
+        "How many answers are right, and how many of those by a chain that leads to them: on the "
+        "dashed line all. Joined: the same method with more of a right name's pay due to agreement."
+    )
+    page.add(
+        "Right, and for its reason",
+        note=note,
+        figure=page.picture("reasons", figures.reasons(found)),
+    )
+    note = "Rollouts at temperature 1, mean over training seeds and worlds; groups kept of a batch."
+    page.add(
+        "Over the steps of training", note=note, figure=page.picture("steps", figures.steps(found))
+    )
     return page.write(study.folder)

@@ -31,6 +31,66 @@ def ablation(found: Mapping) -> Figure:
     return figure
 
 
+SHARES = ("accuracy", "reason")  # of a row: right, and right for its reason
+STEPS = {  # of a training step: key -> title
+    "accuracy": "rollouts right, %",
+    "right_and_agrees": "right for their reason, %",
+    "groups_kept": "groups kept",
+}
+CHAINS = {  # rows whose chains are compared: colour, dashes
+    "sft": (plots.COLOURS["sft"], "-"),
+    "dapo": (plots.INK, "-"),
+    "dapo_agreement": (plots.INK, "--"),
+    "tapo": (plots.COLOURS["tapo"], "-"),
+    "tapo_quarter": (plots.COLOURS["tapo"], ":"),
+    "tapo_half": (plots.COLOURS["tapo"], "-."),
+    "tapo_agreement": (plots.COLOURS["tapo"], "--"),
+}
+
+
+def reasons(found: Mapping) -> Figure:
+    """Accuracy against the share that is right for its reason, a dot a row of `CHAINS`.
+
+    found: as `ablate.measure` returns it.
+    """
+    figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
+    there = {name: found[name] for name in CHAINS if "reason" in found.get(name, {})}
+    for axis, split in zip(figure.subplots(1, 2), SPLITS, strict=True):
+        at = {name: [100 * cell[k][split] for k in SHARES] for name, cell in there.items()}
+        for method in ("dapo", "tapo"):
+            joined = [place for name, place in at.items() if name.startswith(method)]
+            axis.plot(*np.reshape(joined, (-1, 2)).T, color=CHAINS[method][0], linewidth=0.8)
+        for name, place in at.items():
+            axis.plot(*place, "o", color=CHAINS[name][0])
+            axis.annotate(there[name]["label"], place, (5, -9), textcoords="offset points", size=8)
+        axis.axline((50, 50), slope=1, color=plots.INK, linewidth=0.8, linestyle="--")
+        axis.set(title=f"{split} classes", xlabel="right, %", ylabel="right for its reason, %")
+        axis.margins(0.25, 0.1)
+        plots.tidy(axis, "both")
+    return figure
+
+
+def steps(found: Mapping) -> Figure:
+    """What rollouts earned over the steps of training, a line a row of `CHAINS`.
+
+    found: as `ablate.measure` returns it.
+    """
+    figure = Figure(figsize=(plots.WIDTH, 3.4), layout="constrained")
+    there = {name: found[name] for name in CHAINS if found.get(name, {}).get("steps")}
+    for axis, (key, title) in zip(figure.subplots(1, 3), STEPS.items(), strict=True):
+        for name, cell in there.items():
+            line = pd.Series(cell["steps"][key]) * (100 if "%" in title else 1)
+            mean = line.rolling(plots.running_window(len(line)), center=True, min_periods=1).mean()
+            axis.plot(range(1, len(line) + 1), mean, CHAINS[name][1], color=CHAINS[name][0])
+        axis.set(title=title, xlabel="step")
+        plots.tidy(axis)
+    keys = [
+        plots.legend_key(cell["label"], CHAINS[name][0], linestyle=CHAINS[name][1])
+        for name, cell in there.items()
+    ]
+    return plots.with_legend(figure, keys)
+
+
 def changes(found: Mapping) -> Figure:
     """Each measurement before and after training with 95 % intervals.
 

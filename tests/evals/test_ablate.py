@@ -74,6 +74,7 @@ def test_rows_differ_from_tapo_in_what_their_label_says():
     assert changed("random_negative") == {"negative"}
     assert changed("tapo_agreement") == {"reward_agreement"}
     assert changed("dapo_agreement") == changed("dapo") | {"reward_agreement"}
+    assert changed("tapo_half") == changed("tapo_quarter") == {"reward_agreement"}
     assert changed("clipped_ratio") == {"positive_ratio"}
     assert changed("picture_baseline") == {"baseline"}
     assert changed("negative_on_right") == {"inter_class_on"}
@@ -163,6 +164,40 @@ def test_the_table_is_the_mean_over_worlds_and_seeds(study):
     assert len(figures.ablation(found).axes) == 2
 
 
+def test_what_chains_are_worth_has_an_interval_and_two_figures(study):
+    """Right for its reason, over pictures and seeds; a row without chains is in no figure."""
+    tapo = ablate.Task(study, 0, 0, "tapo", 0.1)
+    chains = {
+        "correct": "1110",
+        "agrees": "1101",
+        "listed": "1111",
+        "true": "1000",
+        "marks": "6666",
+    }
+    curve = {"accuracy": [0.25, 0.5], "right_and_agrees": [0.0, 0.25], "groups_kept": [1.0, 1.0]}
+    for task, said in (
+        (tapo, chains),
+        (replace(tapo, row="sft", rate=0.0), chains),
+        (replace(tapo, row="cls_rl"), {"correct": "1100"}),
+    ):
+        task.result.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"train_minutes": 2, "seen": said, "unseen": said}
+        facts["steps"] = curve if task.row == "tapo" else {}
+        task.result.write_text(json.dumps(facts))
+    found = ablate.measure(study, {"tapo": 0.1, "cls_rl": 0.1})
+    assert found["tapo"]["reason"]["seen"] == 0.5 and found["tapo"]["true"]["seen"] == 0.25
+    ends = found["tapo"]["reason_interval"]["seen"]
+    assert ends["low"] < ends["mean"] == 0.5 < ends["high"]
+    words = ablate.table(found).set_index("row")["right for its reason"]
+    assert words["TAPO"].count("50.0 [") == 2 and not words[ablate.ROWS["cls_rl"].label]
+    assert found["tapo"]["steps"] == curve and not found["sft"]["steps"]
+    shown = {text.get_text() for text in figures.reasons(found).axes[0].texts}
+    assert shown == {"SFT", "TAPO"}
+    lines = [axis.lines for axis in figures.steps(found).axes]
+    assert [len(one) for one in lines] == [1, 1, 1]
+    assert lines[0][0].get_ydata().tolist() == [25, 50]
+
+
 def test_a_training_killed_in_its_evaluation_is_not_done_again(study, monkeypatch):
     """Its checkpoints stay until it is finished; its minutes are then those of the last start."""
     task = ablate.Task(study, 0, 0, "sft")
@@ -210,7 +245,8 @@ def test_what_is_kept_of_an_answer_is_what_was_asked(study, world):
     task.folder.mkdir(parents=True)
     task.records.write_text("".join(json.dumps(r) + "\n" for r in rows))
     kept = ablate.answers_of(task, world)
-    assert kept == {"seen": {"correct": "11", "agrees": "10", "listed": "11", "marks": "66"}}
+    told = {"correct": "11", "agrees": "10", "listed": "11", "true": "11", "marks": "66"}
+    assert kept == {"seen": told}
     task.result.parent.mkdir()
     task.result.write_text(json.dumps({"unseen": {"correct": "01"}} | kept))
     found = ablate.records_of([task])
