@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 
 from PIL import Image, ImageDraw
 
@@ -100,7 +101,7 @@ def _genus_plumages(rng: random.Random) -> list[dict[str, str]]:
     return plumages
 
 
-def draw(marks: dict[str, str], rng: random.Random) -> Image.Image:
+def draw(marks: dict[str, str], rng: random.Random, more_leaves: int = 0) -> Image.Image:
     """One picture of a bird with these marks: `SIZE` x `SIZE` RGB.
 
     Everything else (pose, size, side, light, background, leaves) comes from `rng`.
@@ -121,7 +122,7 @@ def draw(marks: dict[str, str], rng: random.Random) -> Image.Image:
     bird = bird.resize((int(side * scale),) * 2, Image.Resampling.BILINEAR)
     slack = side - bird.width
     scene.paste(bird, (rng.randint(0, slack), rng.randint(0, slack)), bird)
-    _leaves(ImageDraw.Draw(scene), rng, side)
+    _leaves(ImageDraw.Draw(scene), rng, side, more_leaves)
     return _light(scene, rng).resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
@@ -186,9 +187,9 @@ def _wing(pen: ImageDraw.ImageDraw, pattern: str) -> None:
         pen.chord(box, -60, 60, fill=dark)
 
 
-def _leaves(pen: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
-    """Up to three leaves in front of the bird: a mark may be hidden in one picture."""
-    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+def _leaves(pen: ImageDraw.ImageDraw, rng: random.Random, side: int, more: int) -> None:
+    """Up to three leaves, and more, in front of the bird: a mark may be hidden in one picture."""
+    for _ in range(rng.choice((0, 1, 1, 2, 3)) + more):
         x, y = rng.uniform(0, side), rng.uniform(0, side)
         length, angle = rng.uniform(22, 46), rng.uniform(0, math.pi)
         dx, dy = math.cos(angle) * length, math.sin(angle) * length
@@ -206,38 +207,76 @@ def _light(scene: Image.Image, rng: random.Random) -> Image.Image:
     return scene.point(sum(tables, []))
 
 
-def photo(world: World, species: str, split: str, index: int) -> Photo:
+def photo(world: World, species: str, split: str, index: int, more_leaves: int = 0) -> Photo:
     """The `index`-th picture of a species in a split.
 
     The identifier is the seed of the drawing, so that pictures of different splits
-    (`pretrain`, `train`, `test`) can never be the same drawing.
+    (`pretrain`, `train`, `test`) can never be the same drawing; `draw_id` draws it.
     """
+    split += f"+{more_leaves}" if more_leaves else ""
     name = f"paperbirds/{world.seed}/{split}/{species.replace(' ', '-')}/{index}"
-    return Photo(name, species, partial(_draw_id, world.marks[species], name))
+    return Photo(name, species, partial(draw_id, world.marks[species], name))
 
 
-def _draw_id(marks: dict[str, str], name: str) -> Image.Image:
-    return draw(marks, random.Random(name))
+def draw_id(marks: dict[str, str], name: str) -> Image.Image:
+    """The picture of an identifier: "train+8" is the training split with 8 leaves more."""
+    return draw(marks, random.Random(name), int(name.split("/")[2].partition("+")[2] or 0))
 
 
-def collection(world: World, *, shots: int = 4, test: int = 432, split: str = "test") -> Collection:
+def collection(
+    world: World,
+    *,
+    shots: int = 4,
+    test: int = 432,
+    split: str = "test",
+    more_leaves: int = 0,
+    apart: int | None = None,
+) -> Collection:
     """`shots` training pictures a seen species, about `test` fresh ones of each half.
 
     The test count is rounded up to a whole number of pictures a species. split: settings
-    are chosen on `val`, results are reported on `test`.
+    are chosen on `val`, results are reported on `test`. more_leaves: in front of every bird, so
+    that single pictures mislead; apart: of each genus only some species, see `some_apart`.
     """
     species, train, tests = [], [], []
-    for name in world.names:
+    names = some_apart(world, apart) if apart else world.names
+    seen_names = world.seen.intersection(names)
+    for name in names:
         seen = name in world.seen
         species.append(Species(name, world.genus[name], seen, knowledge(world, name)))
-        half = len(world.seen) if seen else len(world.names) - len(world.seen)
-        train += [photo(world, name, "train", i) for i in range(shots if seen else 0)]
-        tests += [photo(world, name, split, i) for i in range(math.ceil(test / half))]
+        half = len(seen_names) if seen else len(names) - len(seen_names)
+        count = math.ceil(test / half)
+        train += [photo(world, name, "train", i, more_leaves) for i in range(shots * seen)]
+        tests += [photo(world, name, split, i, more_leaves) for i in range(count)]
 
     def distance(a: str, b: str) -> int:
         return len(world.differing(a, b)) + (world.genus[a] != world.genus[b])
 
     return Collection("bird", tuple(species), tuple(train), tuple(tests), distance)
+
+
+def some_apart(world: World, apart: int) -> list[str]:
+    """Of each genus up to four species, any two of which differ in exactly `apart` marks.
+
+    As many as there are, seen and unseen ones as evenly as can be. ValueError where a genus has
+    no two of them.
+    """
+    found = []
+    for genus in dict.fromkeys(world.genus.values()):
+        members = [name for name in world.names if world.genus[name] == genus]
+        sets = [
+            names
+            for size in (2, 3, 4)
+            for names in combinations(members, size)
+            if all(len(world.differing(*pair)) == apart for pair in combinations(names, 2))
+        ]
+        if not sets:
+            raise ValueError(f"no two species of {genus} differ in {apart} marks: give 1 or 2")
+        uneven = {
+            names: abs(2 * len(world.seen.intersection(names)) - len(names)) for names in sets
+        }
+        found += max(sets, key=lambda names: (len(names), -uneven[names]))
+    return found
 
 
 def describe(marks: Mapping[str, str], which: Iterable[str] = MARKS) -> str:

@@ -59,6 +59,8 @@ OPTIONS = {
         --seeds int x+ = 0 1 2 3 4
         --worlds int x+ = 0 1
         --workers int = 0
+        --more-leaves int = 0
+        --apart int
         --set KEY=VALUE x+
     """,
     "bench": """

@@ -113,6 +113,8 @@ class Study:
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
     worlds: tuple[int, ...]
+    more_leaves: int = 0  # these two: see `paperbirds.collection`
+    apart: int | None = None
 
     def tasks(self, row: str, rate: float, seeds: Sequence[int]) -> list["Task"]:
         """A row's trainings in every world, world by world."""
@@ -175,6 +177,7 @@ class Task:
 def run_study(study: Study, workers: int = 0) -> Path:
     """Train and evaluate everything that is not there yet; returns the report's path."""
     config = {"job": "an ablation", "worlds": list(study.worlds), "preset": study.preset.to_dict()}
+    config |= {"more_leaves": study.more_leaves, "apart": study.apart}
     open_folder(study.folder, config, fresh=False)
     for world in sorted({*study.worlds, SEARCH_WORLD}):
         prepare_base(study.preset, study.folder, world)  # pretrains where a world has no student
@@ -219,7 +222,9 @@ def do(task: Task) -> None:
     preset = task.study.preset
     world = paperbirds.make_world(task.world)
     pictures = preset.test_pictures if task.split == "test" else SEARCH_PICTURES
-    birds = paperbirds.collection(world, shots=preset.shots, test=pictures, split=task.split)
+    how = {"more_leaves": task.study.more_leaves, "apart": task.study.apart}
+    shots, split = preset.shots, task.split
+    birds = paperbirds.collection(world, shots=shots, test=pictures, split=split, **how)
     checkpoints = task.folder / "checkpoints"
     resumed = checkpoints.exists()
     try:

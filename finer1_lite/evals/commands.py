@@ -237,19 +237,28 @@ class AblateCommand:
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "training seeds")
     worlds: tuple[int, ...] = option((0, 1), "worlds of paper birds")
     workers: int = option(0, "trainings side by side; 0: one a core")
+    more_leaves: int = option(0, "leaves more in front of every bird: single pictures mislead")
+    apart: int | None = option(
+        None, "of a genus only species that differ in so many marks, 1 or 2 (default: all)"
+    )
     settings: tuple[str, ...] = key_values("other settings of the lab preset, as tapo.steps=20")
 
     def job(self) -> Study:
-        """The study that is asked for. ValueError naming the rows that do not exist."""
+        """The study that is asked for. ValueError naming what does not exist."""
         from finer1_lite.evals.ablate import ROWS, Study
 
         unknown = [row for row in self.rows or () if row not in ROWS]
-        if unknown:
-            raise ValueError(f"--rows {' '.join(unknown)}: choose among {', '.join(ROWS)}")
+        rules = {
+            f"--rows {' '.join(unknown)}: choose among {', '.join(ROWS)}": not unknown,
+            f"--more-leaves {self.more_leaves}: give 0 or more": self.more_leaves >= 0,
+            f"--apart {self.apart}: give 1 or 2": self.apart in (None, 1, 2),
+        }
+        require(rules)
         exact = {"tapo__negative_rollouts": 0}  # the objective itself; its estimate is a row
         preset = Preset.lab().with_(**exact | read_key_values(self.settings))
         rows = self.rows or tuple(ROWS)
-        return Study(self.out / self.name, preset, rows, self.seeds, self.worlds)
+        dials = (self.more_leaves, self.apart)
+        return Study(self.out / self.name, preset, rows, self.seeds, self.worlds, *dials)
 
     def start(self) -> None:
         """Train what is missing, and name the table."""

@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import mimetypes
-import random
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -149,7 +148,7 @@ def photo_source(root: Path | None = None) -> Photos:
         parts = name.split("/")
         if len(parts) == 5 and parts[0] == "paperbirds" and parts[1].isdecimal():
             marks = paperbirds.make_world(int(parts[1])).marks[parts[3].replace("-", " ")]
-            return paperbirds.draw(marks, random.Random(name))
+            return paperbirds.draw_id(marks, name)
         if root is None or not (path := file_of(root, name)).is_file():
             raise KeyError(name)
         return images.decode(path)
