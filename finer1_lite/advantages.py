@@ -5,8 +5,6 @@ No value network: the group's own mean is the baseline (GRPO, arXiv 2402.03300; 
 arXiv 2503.14476; Fine-R1, arXiv 2602.07605).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

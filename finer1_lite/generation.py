@@ -60,22 +60,24 @@ class PromptBatch:
             tuple(self.image_features[r] for r in rows) if self.image_features else (),
         )
 
+    def followed_by(self, ids: Tensor, mask: Tensor) -> "PromptBatch":
+        """Each prompt with text tokens behind it: (P, T), 1 in the mask where they are real."""
+        ahead = last_positions(self) + torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        return PromptBatch(
+            torch.cat([self.input_ids, ids], 1),
+            torch.cat([self.attention_mask, mask], 1),
+            torch.cat([self.mm_token_type_ids, torch.zeros_like(ids)], 1),
+            torch.cat([self.position_ids, ahead], 2),
+            self.image_features,
+        )
+
 
 def extended(batch: PromptBatch, tails: Sequence[Sequence[int]]) -> PromptBatch:
     """Each prompt with more text tokens behind it, padded anew."""
     longer = []
     for p, tail in enumerate(tails):
-        one = batch.rows([p])
-        ids = torch.tensor([list(tail)], dtype=torch.long, device=one.input_ids.device)
-        ahead = last_positions(one) + torch.arange(1, ids.shape[1] + 1, device=ids.device)
-        row = PromptBatch(
-            torch.cat([one.input_ids, ids], 1),
-            torch.cat([one.attention_mask, torch.ones_like(ids)], 1),
-            torch.cat([one.mm_token_type_ids, torch.zeros_like(ids)], 1),
-            torch.cat([one.position_ids, ahead], 2),
-            one.image_features,
-        )
-        longer.append(row)
+        ids = torch.tensor([list(tail)], dtype=torch.long, device=batch.input_ids.device)
+        longer.append(batch.rows([p]).followed_by(ids, torch.ones_like(ids)))
     return join(longer)
 
 
@@ -181,17 +183,16 @@ def image_features(model: nn.Module, pixels: Tensor, grids: Tensor) -> Sequence[
     return [torch.cat(picture, -1) for picture in zip(*parts, strict=True)]
 
 
-def embed_prompt(
-    core: nn.Module, input_ids: Tensor, types: Tensor, features: Sequence[Tensor]
-) -> dict[str, Any]:
-    """The language model's inputs: embeddings (B, L, width) with the pictures in their places."""
-    embeds = core.get_input_embeddings()(input_ids)
-    if not features:
-        return {"inputs_embeds": embeds}
-    flat = torch.cat(list(features))
+def embed_prompts(core: nn.Module, batch: PromptBatch) -> dict[str, Any]:
+    """The language model's inputs: embeddings (P, L, width) with the pictures in their places."""
+    embeds = core.get_input_embeddings()(batch.input_ids)
+    inputs = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    if not batch.image_features:
+        return inputs | {"inputs_embeds": embeds}
+    flat = torch.cat(batch.image_features)
     width = embeds.shape[-1]
-    visual = types == 1
-    inputs = {"inputs_embeds": embeds.masked_scatter(visual[..., None], flat[:, :width].to(embeds))}
+    visual = batch.mm_token_type_ids == 1
+    inputs["inputs_embeds"] = embeds.masked_scatter(visual[..., None], flat[:, :width].to(embeds))
     if flat.shape[1] > width:
         deep = list(flat[:, width:].split(width, -1))
         inputs |= {"visual_pos_masks": visual, "deepstack_visual_embeds": deep}
@@ -297,20 +298,21 @@ def generate(
 def prefill(
     core: nn.Module, batch: PromptBatch, num_generations: int | Sequence[int]
 ) -> tuple[Tensor, Any, Tensor, Tensor]:
-    """Run each prompt once, then share its cache among its completions.
+    """`prefill_rows` for so many completions of each prompt, which stand together."""
+    prompt = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
+    counts = torch.as_tensor(num_generations, device=prompt.device)
+    return prefill_rows(core, batch, prompt.repeat_interleave(counts))
 
-    Of the B completions to write: the last hidden states (B, 1, width), the cache, the
-    attention mask (B, L) and the last positions (3, B, 1).
+
+def prefill_rows(
+    core: nn.Module, batch: PromptBatch, row: Tensor
+) -> tuple[Tensor, Any, Tensor, Tensor]:
+    """Run each prompt once, then share its cache among its completions; row: (B,) their prompts.
+
+    Of the B completions: the last hidden states (B, 1, width), the cache, the attention mask
+    (B, L) and the last positions (3, B, 1).
     """
-    out = core.model.language_model(
-        **embed_prompt(core, batch.input_ids, batch.mm_token_type_ids, batch.image_features),
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=True,
-    )
-    device = batch.input_ids.device
-    prompt = torch.arange(len(batch.input_ids), device=device)
-    row = prompt.repeat_interleave(torch.as_tensor(num_generations, device=device))
+    out = core.model.language_model(**embed_prompts(core, batch), use_cache=True)
     out.past_key_values.batch_select_indices(row)
     hidden, mask = out.last_hidden_state[row, -1:], batch.attention_mask[row]
     return hidden, out.past_key_values, mask, last_positions(batch)[:, row]

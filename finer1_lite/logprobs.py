@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from finer1_lite.generation import PromptBatch, core_of, embed_prompt, last_positions
+from finer1_lite.generation import PromptBatch, core_of, embed_prompts, prefill_rows
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
 CACHE_AT_ONCE = 2**16  # tokens of prompts, copied for their completions: 2.4 GB of a 3B model
@@ -70,23 +70,14 @@ def shared_hidden(
     ids, mask: (B, T); which: (B,). Returns (B, T, width).
     """
     used, row = which.unique(return_inverse=True)
-    features = [batch.image_features[int(p)] for p in used] if batch.image_features else []
-    prompt = core.model.language_model(
-        **embed_prompt(core, batch.input_ids[used], batch.mm_token_type_ids[used], features),
-        attention_mask=batch.attention_mask[used],
-        position_ids=batch.position_ids[:, used],
-        use_cache=True,
-    )
-    first = prompt.last_hidden_state[row, -1:]
+    first, cache, prompt_mask, last = prefill_rows(core, batch.rows(used.tolist()), row)
     if ids.shape[1] == 1:
         return first
-    cache = prompt.past_key_values
-    cache.batch_select_indices(row)
     ahead = torch.arange(1, ids.shape[1], device=ids.device)
     rest = core.model.language_model(
         inputs_embeds=core.get_input_embeddings()(ids[:, :-1]),
-        attention_mask=torch.cat([batch.attention_mask[which], mask[:, :-1]], 1),
-        position_ids=last_positions(batch)[:, which] + ahead,
+        attention_mask=torch.cat([prompt_mask, mask[:, :-1]], 1),
+        position_ids=last + ahead,
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
@@ -97,18 +88,9 @@ def recomputed_hidden(
     core: nn.Module, batch: PromptBatch, ids: Tensor, mask: Tensor, which: Tensor
 ) -> Tensor:
     """The same in one pass a row: layers that recompute their activations keep no cache."""
-    length = ids.shape[1]
-    types = torch.cat([batch.mm_token_type_ids[which], torch.zeros_like(ids)], 1)
-    features = [batch.image_features[int(p)] for p in which] if batch.image_features else []
-    ahead = torch.arange(1, length + 1, device=ids.device)
-    positions = torch.cat([batch.position_ids, last_positions(batch) + ahead], 2)
-    hidden = core.model.language_model(
-        **embed_prompt(core, torch.cat([batch.input_ids[which], ids], 1), types, features),
-        position_ids=positions[:, which],
-        attention_mask=torch.cat([batch.attention_mask[which], mask], 1),
-        use_cache=False,
-    ).last_hidden_state
-    return hidden[:, -length - 1 : -1]
+    whole = batch.rows(which.tolist()).followed_by(ids, mask)
+    out = core.model.language_model(**embed_prompts(core, whole), use_cache=False)
+    return out.last_hidden_state[:, -ids.shape[1] - 1 : -1]
 
 
 def token_scores(

@@ -8,8 +8,6 @@ Each term is a mean over the response tokens of the whole batch. Source: Fine-R1
 clip after arXiv 1912.09729, k3 after J. Schulman, "Approximating KL divergence".
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -6,8 +6,6 @@ only. The user's data is checked completely before any model is loaded (`data.fo
 nothing is written), and all problems come in one `DataError`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import random

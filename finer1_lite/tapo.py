@@ -161,8 +161,7 @@ def sample_groups(
     dropped: list[Group] = []
     for round_ in range(s.draws):
         count = groups_to_draw(s.groups, len(kept), len(kept) + len(dropped))
-        how = {"positive": s.positive, "negative": triplets.NEGATIVES[s.negative]}
-        how |= {"offer": s.with_options}
+        how = {"positive": s.positive, "negative": s.negative, "offer": s.with_options}
         drawn = triplets.draw_triplets(collection, count, seed, step, round_, **how)
         dice = f"rollouts/{seed}/{step}/{round_}"
         groups = _rollout_by_all(student, drawn, collection, preset, dice, limits or Limits())

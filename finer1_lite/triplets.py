@@ -10,9 +10,6 @@ from finer1_lite.data import augment
 from finer1_lite.runtime.files import require_none
 from finer1_lite.species import Collection, Photo
 
-# (collection, class, its choices, rng) -> the class of the hard negative
-Miner = Callable[[Collection, str, list[str], random.Random], str]
-
 
 @dataclass(frozen=True)
 class Triplet:
@@ -22,22 +19,6 @@ class Triplet:
     positive: Photo  # another picture of the anchor's class: intra-class augmentation
     negative: Photo  # a picture of the most similar other class: inter-class augmentation
     options: tuple[str, ...] = ()  # names to choose from, none in the open world
-
-
-# --- which class is the hard negative ----------------------------------------------------
-
-
-def nearest(collection: Collection, name: str, others: list[str], rng: random.Random) -> str:
-    """The most similar class by the collection's own distance (fixed)."""
-    return collection.neighbours(name, among=others)[0]
-
-
-def at_random(collection: Collection, name: str, others: list[str], rng: random.Random) -> str:
-    """Any other class: what a hard negative is compared with."""
-    return rng.choice(others)
-
-
-NEGATIVES: dict[str, Miner | str] = {"nearest": nearest, "random": at_random, "masked": "masked"}
 
 
 # --- pictures made from the anchor -------------------------------------------------------
@@ -83,13 +64,14 @@ def make_triplet(
     rng: random.Random,
     *,
     positive: str = "class",
-    negative: Miner | str = nearest,
+    negative: str = "nearest",
 ) -> Triplet:
     """Positive and negative from the training pictures alone.
 
     positive: `class`, another picture of it, or `distorted`, the anchor under noise;
-    negative: a miner, choosing among the other *seen* classes (training touches no others),
-    or `masked`, the anchor with patches blackened. DataError as of `require_enough`.
+    negative: of the other *seen* classes (training touches no others) the `nearest`, by the
+    collection's own distance, or a `random` one, what a hard negative is compared with; or
+    `masked`, the anchor with patches blackened. DataError as of `require_enough`.
     """
     require_enough(collection, [anchor.species])
     same = [p for p in collection.train if p.species == anchor.species and p.id != anchor.id]
@@ -97,7 +79,10 @@ def make_triplet(
     second = distorted(anchor, rng) if positive == "distorted" else rng.choice(same)
     if negative == "masked":
         return Triplet(anchor, second, masked(anchor, rng))
-    chosen = negative(collection, anchor.species, others, rng)
+    if negative == "random":
+        chosen = rng.choice(others)
+    else:
+        chosen = collection.neighbours(anchor.species, among=others)[0]
     hard = rng.choice([p for p in collection.train if p.species == chosen])
     return Triplet(anchor, second, hard)
 

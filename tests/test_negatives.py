@@ -10,7 +10,7 @@ from PIL import Image
 
 from finer1_lite.data import augment
 from finer1_lite.species import Collection, Photo, Species
-from finer1_lite.triplets import at_random, distorted, draw_triplets, make_triplet, masked
+from finer1_lite.triplets import distorted, draw_triplets, make_triplet, masked
 
 COLOURS = {
     "red": (220, 20, 20),
@@ -44,16 +44,16 @@ def others(collection, name):
 
 
 def test_random_negatives_are_any_class_but_the_anchors(colours):
-    rng = random.Random(0)
-    drawn = Counter(at_random(colours, "red", others(colours, "red"), rng) for _ in range(400))
+    rng, red = random.Random(0), colours.train[0]
+    made = [make_triplet(colours, red, rng, negative="random") for _ in range(400)]
+    drawn = Counter(t.negative.species for t in made)
     assert drawn.keys() == set(others(colours, "red"))
     assert min(drawn.values()) > 60  # of 100 expected
 
 
 @pytest.mark.parametrize("how", ["masked", "random"])
 def test_options_too_depend_on_seed_step_and_round_alone(birds, how):
-    negative = {"masked": "masked", "random": at_random}[how]
-    options = {"negative": negative, "positive": "distorted"}
+    options = {"negative": how, "positive": "distorted"}
 
     def pictures(step):
         found = draw_triplets(birds, 2, seed=0, step=step, **options)
