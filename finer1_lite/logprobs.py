@@ -5,12 +5,13 @@ activations (gradient checkpointing) each completion runs with its prompt in one
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from finer1_lite.generation import PromptBatch, core_of, embed_prompts, prefill_rows
 
@@ -102,14 +103,11 @@ def token_scores(
     their logits anew: at most `LOGITS_AT_ONCE` logits live, never (N, vocabulary).
     """
     size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    parts = []
-    for states, ids in zip(hidden.split(size), tokens.split(size), strict=True):
-        call = (_chunk_scores, head, states, ids, temperature)
-        if torch.is_grad_enabled() and len(tokens) > size:
-            parts.append(torch.utils.checkpoint.checkpoint(*call, use_reentrant=False))
-        else:
-            parts.append(call[0](*call[1:]))
-    return torch.cat(parts)
+    score = _chunk_scores
+    if torch.is_grad_enabled() and len(tokens) > size:
+        score = partial(checkpoint, _chunk_scores, use_reentrant=False)
+    chunks = zip(hidden.split(size), tokens.split(size), strict=True)
+    return torch.cat([score(head, states, ids, temperature) for states, ids in chunks])
 
 
 def _chunk_scores(head: nn.Module, states: Tensor, ids: Tensor, temperature: float) -> Tensor:

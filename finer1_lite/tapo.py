@@ -326,18 +326,12 @@ def prompt_rows(kept: Sequence[Group], settings: TAPOSettings) -> tuple[Tensor, 
 
     The vision tower is frozen, so what it made of the pictures for the rollouts still holds.
     """
-    n, m = settings.anchor_rollouts, settings.positive_rollouts
-    separate = settings.scored_on == "own"
-    scored_on: list[int] = []
-    sampled_on: list[int] = []
-    negative: list[int] = []
-    first = 0
-    for group in kept:
-        scored_on += [first] * n + [first + separate] * m
-        sampled_on += [first] * n + [first + 1] * m
-        first += len(group.prompts.input_ids)
-        negative += [first - 1] * (n + m)
-    return torch.tensor(scored_on), torch.tensor(sampled_on), torch.tensor(negative)
+    pictures = len(kept[0].prompts.input_ids)  # of each group: anchor, positive, negative
+    own = torch.tensor([0] * settings.anchor_rollouts + [1] * settings.positive_rollouts)
+    first = torch.arange(len(kept)).repeat_interleave(len(own)) * pictures
+    sampled_on = first + own.repeat(len(kept))
+    scored_on = sampled_on if settings.scored_on == "own" else first
+    return scored_on, sampled_on, first + pictures - 1
 
 
 def negative_weights(settings: TAPOSettings) -> Tensor:

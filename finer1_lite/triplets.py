@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,19 +24,16 @@ class Triplet:
 # --- pictures made from the anchor -------------------------------------------------------
 
 
-def masked(photo: Photo, rng: random.Random) -> Photo:
-    """The picture with most cells of a 6 x 6 grid blackened: PAPO's negative."""
-    return _made(photo, "masked", augment.mask_cells, rng)
+VIEWS = {
+    "masked": augment.mask_cells,  # most cells of a 6 x 6 grid blackened: PAPO's negative
+    "distorted": augment.add_noise,  # under noise: NoisyRollout's second view
+}
 
 
-def distorted(photo: Photo, rng: random.Random) -> Photo:
-    """The picture under noise: NoisyRollout's second view."""
-    return _made(photo, "distorted", augment.add_noise, rng)
-
-
-def _made(photo: Photo, how: str, make: Callable, rng: random.Random) -> Photo:
+def view(photo: Photo, how: str, rng: random.Random) -> Photo:
+    """The photograph in one of the `VIEWS`, the same whenever it is decoded."""
     seed = rng.random()
-    return Photo(f"{photo.id}#{how}", photo.species, lambda: make(photo.image(), seed))
+    return Photo(f"{photo.id}#{how}", photo.species, lambda: VIEWS[how](photo.image(), seed))
 
 
 # --- what all of them need -----------------------------------------------------------------
@@ -76,9 +73,9 @@ def make_triplet(
     require_enough(collection, [anchor.species])
     same = [p for p in collection.train if p.species == anchor.species and p.id != anchor.id]
     others = [n for n in collection.seen_names if n != anchor.species]
-    second = distorted(anchor, rng) if positive == "distorted" else rng.choice(same)
+    second = view(anchor, positive, rng) if positive == "distorted" else rng.choice(same)
     if negative == "masked":
-        return Triplet(anchor, second, masked(anchor, rng))
+        return Triplet(anchor, second, view(anchor, negative, rng))
     if negative == "random":
         chosen = rng.choice(others)
     else:
