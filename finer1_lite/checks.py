@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from finer1_lite import advantages
-from finer1_lite.generation import PromptBatch, Rollouts
+from finer1_lite.generation import PromptBatch
 
 RESCALED = 1e-5  # a change smaller than this, beside a mere rescaling, is rounding
 
@@ -68,28 +68,26 @@ def _turned(old: Tensor, new: Tensor) -> bool:
     return bool((new - along * old).norm() > RESCALED * old.norm())
 
 
-def assert_some_variance(groups: Tensor | Sequence) -> float:
+def assert_some_variance(groups: Sequence) -> float:
     """Some group has right and wrong completions; returns the share that has.
 
-    groups: accuracies (G, rollouts), or groups that carry `.accuracy` (rollouts,).
+    groups: they carry `.accuracy` (rollouts,).
     """
-    rows = groups if isinstance(groups, Tensor) else torch.stack([g.accuracy for g in groups])
-    kept = advantages.keep_group(rows)
+    kept = advantages.keep_group(torch.stack([group.accuracy for group in groups]))
     _require(
         bool(kept.any()),
-        f"none of {len(rows)} groups has both right and wrong completions: every advantage is 0 "
+        f"none of {len(groups)} groups has both right and wrong completions: every advantage is 0 "
         "and there is nothing to learn from; sample hotter, or train stage 1 less or more.",
     )
     return kept.double().mean().item()
 
 
-def assert_not_all_truncated(rollouts: Rollouts | Sequence) -> float:
+def assert_not_all_truncated(groups: Sequence) -> float:
     """Some completion came to its end; returns the share that was truncated.
 
-    rollouts: one `Rollouts`, or several objects that carry `.truncated` (B,).
+    groups: they carry `.truncated` (rollouts,).
     """
-    parts = [rollouts] if hasattr(rollouts, "truncated") else list(rollouts)
-    truncated = torch.cat([part.truncated for part in parts])
+    truncated = torch.cat([group.truncated for group in groups])
     _require(
         not bool(truncated.all()),
         f"all {len(truncated)} completions were truncated at the length limit, so none has an "

@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from finer1_lite.data import duplicates, folders, images
-from finer1_lite.runtime.files import DataError, near
+from finer1_lite.runtime.files import DataError, near, require_none
 
 log = logging.getLogger("finer1_lite")
 
@@ -88,8 +88,7 @@ class Collection:
         problems += [f"{p.id}: {p.species!r} {mend}" for p in photos if p.species not in names]
         mend = "is not seen; move the photo to test"
         problems += [f"{p.id}: {p.species!r} {mend}" for p in self.train if p.species in unseen]
-        if problems:
-            raise DataError(problems, "this collection contradicts itself:")
+        require_none(problems, "this collection contradicts itself:")
 
     @property
     def names(self) -> list[str]:
@@ -187,8 +186,7 @@ def load_folder(
         f"unseen_share={unseen_share}: give a share from 0 to below 1": 0 <= unseen_share < 1,
     }
     problems = [text for text, kept in rules.items() if not kept] + faults
-    if problems:
-        raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
+    require_none(problems, f"{root} cannot be used; to mend: {len(problems)}")
     unseen = {one.name for one in classes if one.seen is False}
     why = folders.CLASSES
     if classes[0].seen is None:
@@ -202,8 +200,7 @@ def load_folder(
         chosen, fresh = _draw_shots(one, 0 if one.name in unseen else shots, seed)
         train += chosen
         test += _unlike_training(one, chosen, fresh, problems)
-    if problems:
-        raise DataError(problems, f"{root} cannot be used; to mend: {len(problems)}")
+    require_none(problems, f"{root} cannot be used; to mend: {len(problems)}")
     credit = {file.id: file.credit for one in classes for file in one.files if file.credit}
     found = Collection(coarse, species, tuple(train), tuple(test), by_words(species), credit)
     _say(root, found, shots, why)

@@ -79,16 +79,18 @@ def test_adapter_moved_fails_on_frozen_broken_and_foreign_parameters(layer):
         checks.assert_adapter_moved(before, {"weight": before["weight"] * torch.nan})
 
 
-def test_some_variance_takes_accuracies_or_groups():
-    rows = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    assert checks.assert_some_variance(rows) == 0.5
-    assert checks.assert_some_variance([SimpleNamespace(accuracy=row) for row in rows]) == 0.5
+def paid(rows):
+    return [SimpleNamespace(accuracy=row) for row in rows]
+
+
+def test_some_variance_is_the_share_of_groups_that_have_it():
+    assert checks.assert_some_variance(paid(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))) == 0.5
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_some_variance_fails_when_every_group_agrees(value):
     with pytest.raises(AssertionError, match="none of 3 groups has both right and wrong"):
-        checks.assert_some_variance(torch.full((3, 4), value))
+        checks.assert_some_variance(paid(torch.full((3, 4), value)))
 
 
 def rolled(*truncated):
@@ -99,8 +101,8 @@ def rolled(*truncated):
 
 
 def test_not_all_truncated():
-    assert checks.assert_not_all_truncated(rolled(True, False)) == 0.5
+    assert checks.assert_not_all_truncated([rolled(True, False)]) == 0.5
     assert checks.assert_not_all_truncated([rolled(True, True), rolled(False, False)]) == 0.5
-    for broken in (rolled(True, True), [rolled(True), rolled(True)]):
+    for broken in ([rolled(True, True)], [rolled(True), rolled(True)]):
         with pytest.raises(AssertionError, match="all 2 completions were truncated"):
             checks.assert_not_all_truncated(broken)
