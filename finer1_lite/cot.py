@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from finer1_lite import paperbirds, prompts, rewards
 from finer1_lite.data import wording
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import require_none
 from finer1_lite.species import Collection, Photo, Species
 
 ChainWriter = Callable[[Photo, random.Random], str]  # a picture's chain
@@ -71,10 +71,9 @@ def remark(world: paperbirds.World, seen: Mapping[str, str], candidate: str) -> 
 def require_descriptions(collection: Collection, who: str) -> None:
     """Raise a DataError naming every class without a description; who: what needs them."""
     bare = [s.name for s in collection.species if not s.description.strip()]
-    if bare:
-        headline = f"{who} writes chains from descriptions.csv (columns class, description; "
-        headline += "`lab --photos DIR --template` writes one to fill in)"
-        raise DataError([f"{name}: no description" for name in bare], headline)
+    headline = f"{who} writes chains from descriptions.csv (columns class, description; "
+    headline += "`lab --photos DIR --template` writes one to fill in)"
+    require_none([f"{name}: no description" for name in bare], headline)
 
 
 def table_chain(collection: Collection, name: str, rng: random.Random) -> str:

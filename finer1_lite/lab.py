@@ -74,12 +74,10 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
 def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:
     """The chains of the training pictures, given or the teacher's, into chains.jsonl."""
     path = job.folder / "chains.jsonl"
-    chains = job.chains
-    if chains is None and path.exists():
+    if job.chains is None and path.exists():
         return
-    if chains is None:
-        chains = cot.make_chains(collection, teacher, seed=0)
-    files.write_lines(path, chain_lines(collection, chains))
+    made = cot.make_chains(collection, teacher, seed=0) if job.chains is None else job.chains
+    files.write_lines(path, chain_lines(collection, made))
 
 
 def evaluate_on(

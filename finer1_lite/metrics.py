@@ -44,9 +44,7 @@ def table(records: Iterable[Mapping], schema: type[Record] = Record) -> pd.DataF
     options. ValueError lists every record that does not fit the schema.
     """
     rows = list(records)
-    problems = _problems(rows, schema)
-    if problems:
-        raise ValueError("\n- ".join(["records that cannot be counted:", *problems]))
+    files.require_none(_problems(rows, schema), "records that cannot be counted:")
     frame = pd.DataFrame(rows, columns=list(Record.model_fields), dtype=object)
     frame = frame.astype({"seed": "Int64", "picture": bool, **dict.fromkeys(_NUMBERS, float)})
     frame["options"] = [tuple(options or ()) for options in frame["options"]]
@@ -286,8 +284,7 @@ def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generato
     if not problems and a.shape[1] != b.shape[1]:
         problems = [f"{a.shape[1]} photos in a, {b.shape[1]} in b"]
     problems += [f"draws={draws}: give 1 or more"] if draws < 1 else []
-    if problems:
-        raise ValueError("\n- ".join(["no bootstrap; give (seeds, same photos):", *problems]))
+    files.require_none(problems, "no bootstrap; give (seeds, same photos):")
     drawn = np.empty(draws)
     for i in range(draws):
         rows = rng.integers(len(a), size=len(a))

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from finer1_lite.metrics import SPLITS, STAGES, TASKS
+from finer1_lite.runtime.files import require_none
 
 WIDTH = 9.0  # inches: 900 pixels at 100 dots an inch
 COLOURS = {"base": "#999999", "base_think": "#56B4E9", "sft": "#E69F00", "tapo": "#0072B2"}
@@ -211,8 +212,7 @@ def photo_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: in
         problems.append(f"{len(images)} images and {len(titles)} titles: give as many, 1 at least")
     if columns < 1:
         problems.append(f"columns={columns}: give 1 or more")
-    if problems:
-        raise ValueError("\n- ".join(["no grid of photos:", *problems]))
+    require_none(problems, "no grid of photos:")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     side = min(WIDTH / columns, 3.0)

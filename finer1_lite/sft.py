@@ -81,10 +81,13 @@ class SavedLimits(TrainerCallback, ExportableState, oom.Limits):
 
 
 class Guard(TrainerCallback):
-    """Stops a training at the first number that is not finite; seals its checkpoints."""
+    """Stops a training at the first number that is not finite; seals its checkpoints.
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    And says where it is and how it goes: bar, its line on the screen.
+    """
+
+    def __init__(self, accelerator: Accelerator, bar: Any) -> None:
+        self.accelerator, self.bar = accelerator, bar
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """For whatever is found in this step."""
@@ -98,8 +101,11 @@ class Guard(TrainerCallback):
         require_finite((name, gradient) for name, gradient in found if gradient is not None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """The weights, before they are saved."""
+        """The weights, before they are saved; the last loss, for the screen."""
         require_finite(learning(more["model"]).items())
+        losses = [f"{row['loss']:.2f}" for row in state.log_history if "loss" in row]
+        self.bar.set_postfix(loss=losses[-1] if losses else "", refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Every process has written its part."""
@@ -108,26 +114,13 @@ class Guard(TrainerCallback):
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-class Progress(TrainerCallback):
-    """A line that says where a training is and how it goes."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move on to the step that was done; show the last loss."""
-        losses = [f"{row['loss']:.2f}" for row in state.log_history if "loss" in row]
-        self.bar.set_postfix(loss=losses[-1] if losses else "", refresh=False)
-        self.bar.update(state.global_step - self.bar.n)
-
-
 class ChainTrainer(SFTTrainer):
     """TRL's SFTTrainer, that goes on with fewer rows at a time where memory runs out."""
 
-    def __init__(self, model: nn.Module, args: SFTConfig, **kwargs: Any) -> None:
+    def __init__(self, model: nn.Module, args: SFTConfig, bar: Any, **kwargs: Any) -> None:
         super().__init__(model, one_card(args), **kwargs)
         self.add_callback(SavedLimits())
-        self.add_callback(Guard(self.accelerator))
+        self.add_callback(Guard(self.accelerator, bar))
         # Qwen-VL says it takes no token count, and the mean would be one of micro-batches'
         # means; TRL's loss takes it: a mean over the tokens of the whole step, of all processes.
         self.model_accepts_loss_kwargs = True
@@ -243,9 +236,10 @@ def train_sft(
         trainer = ChainTrainer(
             student.model,
             args,
+            bar,
             train_dataset=rows,
             processing_class=student.processor,
-            callbacks=[*callbacks, Progress(bar)],
+            callbacks=list(callbacks),
             data_collator=unsloth.collator(student, preset),
         )
         trainer.remove_callback(PrinterCallback)

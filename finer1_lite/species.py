@@ -117,10 +117,10 @@ class Collection:
 
     def of(self, name: str) -> Species:
         """The species called `name`; a DataError offers the closest if there is none."""
-        for one in self.species:
-            if one.name == name:
-                return one
-        raise DataError([folders.unknown(name, self.names)], "no such species:")
+        found = next((one for one in self.species if one.name == name), None)
+        if found is None:
+            raise DataError([folders.unknown(name, self.names)], "no such species:")
+        return found
 
     def neighbours(self, name: str, among: Iterable[str] | None = None) -> list[str]:
         """The other species (of `among`, if given), nearest first.

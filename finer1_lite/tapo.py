@@ -8,7 +8,7 @@ DAPO, CLS-RL, PAPO and NoisyRollout are settings of it: `presets.RECIPES`.
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,8 +65,8 @@ class Batch:
 
     def rows(self, rows: slice | Tensor) -> "Batch":
         """Some completions, with the same prompts."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v[rows] for k, v in columns.items() if isinstance(v, Tensor)})
+        columns = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **columns)
 
     def share(self, part: int, parts: int) -> "Batch | None":
         """One of several equal shares of the groups; None where it has nothing to learn from."""
