@@ -4,11 +4,11 @@ Every process runs the same code. What is drawn is a function of the step, so al
 it without a word; what is found out (completions, gradients, a lack of memory) is exchanged here.
 """
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
 ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # what accelerate goes by
 PATIENCE = timedelta(days=1)  # for the others: one may pretrain or answer while all wait
@@ -53,14 +53,11 @@ def shard(items: Sequence) -> list:
 def gather(items: list, device: torch.device | str = "cpu") -> list[list]:
     """What each process gives, in the order of their ranks.
 
-    The items may hold tensors, at any depth; they arrive on `device`.
+    The items may be dataclasses with tensors; they arrive on `device`.
     """
     if world()[1] == 1:
         return [items]
-    packed = io.BytesIO()
-    torch.save(items, packed)
-    shares = gather_object([packed.getvalue()])
-    return [torch.load(io.BytesIO(share), device, weights_only=False) for share in shares]
+    return _moved(gather_object([_moved(items, "cpu")]), device)
 
 
 def broadcast(value: Any) -> Any:
@@ -121,6 +118,16 @@ def no_engine() -> Iterator[None]:
         yield
     finally:
         os.environ.update(held)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """The same value with every tensor in it on `device`: lists, tuples and dataclasses too."""
+    if is_dataclass(value):
+        parts = {f.name: _moved(getattr(value, f.name), device) for f in fields(value)}
+        return replace(value, **parts)
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device) for item in value)
+    return send_to_device(value, device)
 
 
 def one_card(args: Any) -> Any:

@@ -35,10 +35,13 @@ def overflow(student: Student, tokens: int = 8) -> str:
     if not all(torch.isfinite(f).all() for f in batch.image_features):
         return "the features of a picture are not finite"
     try:
-        generation.generate(model, processor, batch, max_new_tokens=tokens)
+        out = generation.generate(model, processor, batch, max_new_tokens=tokens)
     except NotFinite:
         return f"the logits of an answer of {tokens} tokens are not finite"
-    return ""
+    with torch.no_grad():  # each reads every logit, in the sum that it is divided by
+        logps = logprobs.log_probs(model, batch, out.completion_ids, out.completion_mask, [0])
+    finite = torch.isfinite(logps).all()
+    return "" if finite else f"the logits of an answer of {tokens} tokens are not finite"
 
 
 def require_trainable(student: Student) -> None:
