@@ -12,7 +12,6 @@ Size = Literal["lab", "t4", "l4", "a100"]  # presets that a command line offers
 Quantize = Literal["none", "nf4"]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 ALONE = dict(anchor_rollouts=8, positive_rollouts=0)
 NO_NEGATIVE = dict(inter_class_weight=0.0, anchor_entropy_weight=0.0, negative_entropy_weight=0.0)
@@ -21,8 +20,8 @@ RECIPES = {  # named methods: settings of one trainer, nothing else
     # DAPO (arXiv 2503.14476): all rollouts on the anchor, no negative.
     "dapo": ALONE | NO_NEGATIVE,
     # The two with a reward for the right name only where the chain leads to it.
-    "tapo_agreement": dict(reward_agreement=True),
-    "dapo_agreement": dict(reward_agreement=True) | ALONE | NO_NEGATIVE,
+    "tapo_agreement": dict(reward_agreement=1.0),
+    "dapo_agreement": dict(reward_agreement=1.0) | ALONE | NO_NEGATIVE,
     # GRPO (arXiv 2402.03300): symmetric clip, no dual clip, every group kept.
     "grpo": dict(clip_high=0.2, clip_dual=math.inf, keep="all", draws=1) | ALONE | NO_NEGATIVE,
     # CLS-RL (arXiv 2503.16188): DAPO on bare answers, no thinking.
@@ -68,8 +67,8 @@ class TAPOSettings(Settings):
     learning_rate: float = setting(1e-3, "rate of AdamW, constant after a warm-up", ge=0)
     accuracy_weight: float = setting(0.9, "of the right name in the reward")
     format_weight: float = setting(0.1, "of the right form in the reward")
-    reward_agreement: bool | Share = setting(
-        False, "share of a right name's pay due only where the chain leads to it; true: all"
+    reward_agreement: float = setting(
+        0.0, "share of a right name's pay due only where the chain leads to it", ge=0, le=1
     )
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - clip_low", ge=0, le=1)
     clip_high: float = setting(0.28, "and above 1 + clip_high", ge=0)

@@ -153,8 +153,8 @@ def test_numbers_that_a_step_would_choke_on_are_refused_before_it(changes, name)
 
 def test_agreement_is_rewarded_only_where_there_is_a_chain():
     """Else no rollout would ever be paid, and every step be skipped."""
-    (problem,) = problems_of(tapo__reward_agreement=True, tapo__prompt="answer")
-    assert problem.startswith("- tapo.reward_agreement = True: needs a prompt with a chain: think")
+    (problem,) = problems_of(tapo__reward_agreement=0.5, tapo__prompt="answer")
+    assert problem.startswith("- tapo.reward_agreement = 0.5: needs a prompt with a chain: think")
 
 
 def test_faults_of_every_kind_come_together():

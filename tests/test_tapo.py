@@ -312,7 +312,7 @@ def test_agreement_is_watched_always_and_paid_where_it_is_asked_for(
     beside = good.replace(f"prediction: {label}", f"prediction: {other}")
     said = [good, beside, "nothing", good.replace(f"<answer>{label}", f"<answer>{other}")]
     speak(said * 2)
-    for paid, beside in ((False, 1), (0.25, 0.75), (True, 0)):
+    for paid, beside in ((0, 1), (0.25, 0.75), (1, 0)):
         stage = Stage(fresh, birds, tmp_path, TINY.with_(tapo__reward_agreement=paid))
         group = stage.rollout(triplets, torch.Generator())[0]
         assert group.right.tolist() == [1, 1, 0, 0] and group.agrees.tolist() == [1, 0, 0, 0]
