@@ -43,27 +43,24 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def prototype_scores(
-    support: np.ndarray, labels: Sequence[str], classes: Sequence[str], queries: np.ndarray
-) -> np.ndarray:
-    """Cosine to each class's mean shot (Snell et al. 2017). (Q, classes); -inf without shots."""
+    support: np.ndarray, labels: Sequence[str], queries: np.ndarray
+) -> pd.DataFrame:
+    """Cosine to each class's mean shot (Snell et al. 2017): a row a query, a column a class."""
     means = pd.DataFrame(unit(support)).groupby(np.asarray(labels)).mean()
-    scores = pd.DataFrame(cosine_similarity(queries, means), columns=means.index)
-    return scores.reindex(columns=classes, fill_value=-np.inf).to_numpy()
+    return pd.DataFrame(cosine_similarity(queries, means), columns=means.index)
 
 
 def neighbour_scores(
-    support: np.ndarray, labels: Sequence[str], classes: Sequence[str], queries: np.ndarray
-) -> np.ndarray:
-    """Cosine to each class's nearest shot. (Q, classes); -inf without shots."""
-    near = pd.DataFrame(cosine_similarity(support, queries)).groupby(np.asarray(labels)).max()
-    return near.reindex(classes, fill_value=-np.inf).to_numpy().T
+    support: np.ndarray, labels: Sequence[str], queries: np.ndarray
+) -> pd.DataFrame:
+    """Cosine to each class's nearest shot: a row a query, a column a class."""
+    return pd.DataFrame(cosine_similarity(support, queries)).groupby(np.asarray(labels)).max().T
 
 
-def choose(scores: np.ndarray, classes: Sequence[str], options: Sequence[str] | None) -> str | None:
-    """The best of the options (of all classes without any); None where none has a score."""
-    among = [classes.index(o) for o in (options or classes)]
-    best = max(among, key=lambda c: scores[c])
-    return classes[best] if np.isfinite(scores[best]) else None
+def choose(scores: pd.Series, names: Sequence[str]) -> str | None:
+    """The best of the names; None where none has a score, as classes without shots have none."""
+    known = scores.reindex(names).dropna()
+    return None if known.empty else known.idxmax()
 
 
 def has_lite0() -> bool:
@@ -130,13 +127,8 @@ class Baseline:
     seed: None = None
 
     @cached_property
-    def classes(self) -> list[str]:
-        """The columns of the scores."""
-        return sorted({c for names in self.benchmark.classes.values() for c in names})
-
-    @cached_property
-    def scores(self) -> dict[tuple[str, str], np.ndarray | str]:
-        """(data set, photo) -> scores (classes,), or why the picture cannot be read."""
+    def scores(self) -> dict[tuple[str, str], pd.Series | str]:
+        """(data set, photo) -> class -> score, or why the picture cannot be read."""
         features = self.load()
         shots = extract(features, [photo.image for photo in self.train])
         labels = [photo.species for photo in self.train]
@@ -148,8 +140,8 @@ class Baseline:
             good = {key: image for key, image in shown.items() if not isinstance(image, str)}
             found |= shown
             if good:
-                scores = self.how(shots, labels, self.classes, features(list(good.values())))
-                found |= dict(zip(good, scores, strict=True))
+                scores = self.how(shots, labels, features(list(good.values())))
+                found |= {key: row for key, (_, row) in zip(good, scores.iterrows(), strict=True)}
         return found
 
     def answer(
@@ -162,7 +154,8 @@ class Baseline:
             if isinstance(scores, str):
                 completions.append(Completion(error=scores))
             else:
-                named = choose(scores, self.classes, question.options)
+                every = sorted(self.benchmark.classes[question.dataset])
+                named = choose(scores, question.options or every)
                 completions.append(Completion("" if named is None else prompts.answer(named)))
         return completions
 

@@ -210,15 +210,11 @@ class AnalyseCommand(JobOptions):
     models: tuple[str, str] = argument("before and after: folders or hub names", metavar="MODEL")
     name: str = option("analysis", "name of the run")
 
-    def job(self) -> Job:
-        """What is to be analysed."""
-        return self.make_job()
-
     def start(self) -> None:
         """Measure, and name the page."""
         from finer1_lite.evals.job import run_analysis
 
-        print(f"report: {run_analysis(self.job(), fresh=self.fresh)}")
+        print(f"report: {run_analysis(self.make_job(), fresh=self.fresh)}")
 
 
 @dataclass(frozen=True, kw_only=True)

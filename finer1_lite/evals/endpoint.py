@@ -52,7 +52,6 @@ class EndpointAnswerer:
     ledger: Ledger
     cache: Path  # what was paid for
     max_tokens: int
-    bars: bool = True
     seed: None = None
     why: str = ""  # the last question without an answer has none
 
@@ -76,7 +75,7 @@ class EndpointAnswerer:
                 found[key] = [Completion(error=f"{NO_ANSWER}: {error}")] * condition.samples
                 raise
 
-        in_parallel(teacher, list(different), act, f"{self.name} {condition.name}", self.bars)
+        in_parallel(teacher, list(different), act, f"{self.name} {condition.name}")
         return [completion for key in keys for completion in found[key]]
 
 

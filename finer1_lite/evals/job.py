@@ -56,9 +56,9 @@ class Job(Pictures):
     def benchmark(self, collection: Collection | None) -> Benchmark:
         """What is asked about: question files, or the test pictures of the collection."""
         if collection is None:
-            read = questions.of_questions if self.questions else questions.of_files
-            root = self.images or Path()
-            asked = read(self.questions or self.files, root, self.allow_missing)
+            settings = {"allow_missing": self.allow_missing, "own": bool(self.questions)}
+            paths, root = self.questions or self.files, self.images or Path()
+            asked = questions.of_files(paths, root, **settings)
             files_ = {item.photo: item.image.args[0] for item in asked.items}
             trained = facts.trained_on(self.models, files_)
             return replace(asked, items=tuple(i for i in asked.items if i.photo not in trained))

@@ -106,16 +106,16 @@ def photographs(places: Sequence[Path]) -> list[Path]:
     problems: list[str] = []
     found: list[Path] = []
     for place in places:
-        if not place.is_dir():
-            found.append(place)
-            problems += [] if place.exists() else [f"{place}: is not there"]
-            continue
-        walk = Walk(place, problems)
-        for other in walk.others:
-            walk.skip(other)
-        walk.say()
-        problems += [] if walk.pictures else [f"{place}: holds no photograph"]
-        found += walk.pictures
+        if place.is_dir():
+            walk = Walk(place, problems)
+            for other in walk.others:
+                walk.skip(other)
+            walk.say()
+            pictures, lack = walk.pictures, "holds no photograph"
+        else:
+            pictures, lack = [place] * place.exists(), "is not there"
+        problems += [] if pictures else [f"{place}: {lack}"]
+        found += pictures
     files.require_none(problems, "photographs that cannot be named:")
     return list(dict.fromkeys(found))
 

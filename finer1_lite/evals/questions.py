@@ -14,7 +14,7 @@ unseen). The data set is called as the file.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from finer1_lite.runtime.files import DataError, require_none
 
 log = logging.getLogger("finer1_lite")
 
-Scanned = Iterator[tuple[int, Question | None, str]]
 _OWN_MARK = re.compile(  # "A. rose", "(b) rose", "3) rose", "Option C: rose", "ii - rose"
     r"\s*(?:option\s+|choice\s+)?[(\[]?([a-z]|\d{1,2}|[ivx]{2,4})"
     r"(?:[.)\]\u3001\uff0e]+(?!\d)|:(?!\s*\d)|\s+[-\u2013](?=\s)(?!\s*\d))\s*(\S.*?)\s*",
@@ -43,31 +42,24 @@ _ROWS = (  # the marks of a list, from its first on
 )
 
 
-def of_files(paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Benchmark:
-    """The questions of released files, their pictures below `images`.
+def of_files(
+    paths: Sequence[Path], images: Path, allow_missing: bool = False, own: bool = False
+) -> Benchmark:
+    """The questions of released files, or of one's `own` about pictures; pictures below `images`.
 
-    DataError counts the missing pictures, unless they are allowed: then they are left out
-    and counted in the benchmark.
+    DataError counts the missing pictures, unless they are allowed: then they are left out and
+    counted in the benchmark. One's own are asked as they stand there; several about one picture
+    are numbered, so that each has an id of its own.
     """
-    found = read_questions(paths)
+    found = read_questions(paths, own)
     kept = _with_pictures(found, images, allow_missing)
     missing = len(found) - len(kept)
-    return Benchmark(tuple(kept), classes_of(found), missing=missing, released=True)
-
-
-def of_questions(paths: Sequence[Path], images: Path, allow_missing: bool = False) -> Benchmark:
-    """Questions of one's own about pictures, asked as they stand there; otherwise as `of_files`.
-
-    Several about one picture are numbered, so that each has an id of its own.
-    """
-    found = read_questions(paths, scan_own)
     times: Counter[tuple[str, str]] = Counter()
-    items = []
-    for question in _with_pictures(found, images, allow_missing):
+    for at, question in enumerate(kept if own else ()):
         times[question.dataset, question.photo] += 1
         n = times[question.dataset, question.photo]
-        items.append(question if n == 1 else replace(question, photo=f"{question.photo}#{n}"))
-    return Benchmark(tuple(items), classes_of(found), missing=len(found) - len(items))
+        kept[at] = question if n == 1 else replace(question, photo=f"{question.photo}#{n}")
+    return Benchmark(tuple(kept), classes_of(found), missing=missing, released=not own)
 
 
 def _with_pictures(found: list[Question], images: Path, allow_missing: bool) -> list[Question]:
@@ -91,48 +83,40 @@ def dataset_of(path: Path | str) -> tuple[str, str]:
     return dataset, split
 
 
-def scan(path: Path | str) -> Scanned:
+def _released(dataset: str, split: str, row: object, said: Counter) -> Question:
+    """The question of a released row; the id of a picture is its path as it stands there."""
+    photo, _, label = _texts(row, ("image_path", "question", "ground_truth"))
+    options, label = _choice(row.get("options"), label, said)
+    coarse, fine = hubsets.coarse_word(dataset)
+    return Question(photo, dataset, split, label, options=options, coarse=coarse, fine=fine)
+
+
+def _own(dataset: str, row: object, said: Counter) -> Question:
+    """The question of a row of one's own."""
+    photo, question, label = _texts(row, ("image", "question", "answer"))
+    about = marks.without_picture(question)
+    said[f"{marks.IMAGE} at an end of the question is dropped"] += about != question
+    if not about:
+        raise ValueError(f"question: holds {marks.IMAGE} alone; add words")
+    options, aliases = None, row.get("aliases") or []
+    if row.get("options") is not None:
+        options, label = _choice(row["options"], label, said)
+    if not isinstance(aliases, list) or not all(isinstance(one, str) for one in aliases):
+        raise ValueError("aliases: give a list of texts")
+    rewards.match_class(None, options or (label,), {label: aliases})
+    split = row.get("split", "unseen")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: write seen or unseen")
+    words = {"coarse": "answer", "fine": "", "about": about, "aliases": tuple(aliases)}
+    return Question(photo, dataset, split, label, options=options, **words)
+
+
+def scan(path: Path | str, own: bool = False) -> Iterator[tuple[int, Question | None, str]]:
     """(line number, question, problem) of each line: a question, or None and what is wrong.
 
-    The id of a picture is its path as it stands there.
+    What is taken for granted is logged, counted.
     """
-    dataset, split = dataset_of(path)
-    words = dict(zip(("coarse", "fine"), hubsets.coarse_word(dataset), strict=True))
-
-    def read(row: object, said: Counter) -> Question:
-        photo, _, label = _texts(row, ("image_path", "question", "ground_truth"))
-        options, label = _choice(row.get("options"), label, said)
-        return Question(photo, dataset, split, label, options=options, **words)
-
-    yield from _scan(path, read)
-
-
-def scan_own(path: Path | str) -> Scanned:
-    """As `scan`, of a file of one's own questions."""
-
-    def read(row: object, said: Counter) -> Question:
-        photo, question, label = _texts(row, ("image", "question", "answer"))
-        about = marks.without_picture(question)
-        said[f"{marks.IMAGE} at an end of the question is dropped"] += about != question
-        if not about:
-            raise ValueError(f"question: holds {marks.IMAGE} alone; add words")
-        options, aliases = None, row.get("aliases") or []
-        if row.get("options") is not None:
-            options, label = _choice(row["options"], label, said)
-        if not isinstance(aliases, list) or not all(isinstance(one, str) for one in aliases):
-            raise ValueError("aliases: give a list of texts")
-        rewards.match_class(None, options or (label,), {label: aliases})
-        split = row.get("split", "unseen")
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r}: write seen or unseen")
-        words = {"coarse": "answer", "fine": "", "about": about, "aliases": tuple(aliases)}
-        return Question(photo, Path(path).stem, split, label, options=options, **words)
-
-    yield from _scan(path, read)
-
-
-def _scan(path: Path | str, read: Callable[[object, Counter], Question]) -> Scanned:
-    """What `read` makes of each row; logs what it took for granted, counted."""
+    read = partial(_own, Path(path).stem) if own else partial(_released, *dataset_of(path))
     said: Counter[str] = Counter()
     for number, row, problem in files.scan(path):
         question = None
@@ -203,13 +187,13 @@ def _by_mark(options: Sequence[str]) -> dict[str, str]:
 
 
 def gather(
-    paths: Iterable[Path | str], scan: Callable[[Path | str], Scanned] = scan
+    paths: Iterable[Path | str], own: bool = False
 ) -> tuple[list[Question], list[str], list[str]]:
     """(questions, lines that cannot be asked, files that cannot be read), in order."""
     found, broken, unreadable = [], [], []
     for path in paths:
         try:
-            for number, question, problem in scan(path):
+            for number, question, problem in scan(path, own):
                 found += [question] if question else []
                 broken += [f"{path}, line {number}: {problem}"] if problem else []
         except DataError as error:
@@ -219,14 +203,12 @@ def gather(
     return found, broken, unreadable
 
 
-def read_questions(
-    paths: Iterable[Path | str], scan: Callable[[Path | str], Scanned] = scan
-) -> list[Question]:
-    """All questions of the files, in order; scan: `scan`, or `scan_own` for one's own.
+def read_questions(paths: Iterable[Path | str], own: bool = False) -> list[Question]:
+    """All questions of the files, in order; own: of one's own, not released ones.
 
     DataError lists every problem of every file, also names that only differ in spelling.
     """
-    found, broken, unreadable = gather(paths, scan)
+    found, broken, unreadable = gather(paths, own)
     problems = [*broken, *unreadable, *spelled_twice(classes_of(found))]
     if not found and not problems:
         problems.append("no questions found; give files such as bird_seen.jsonl")

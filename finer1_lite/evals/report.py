@@ -15,7 +15,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from finer1_lite.data import images
 from finer1_lite.data.chain_text import pieces
 from finer1_lite.data.layouts import file_of
 from finer1_lite.evals import advice, baselines, changes, facts, figures, tables
-from finer1_lite.metrics import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, entries
+from finer1_lite.metrics import STAGES, TASKS, Entry, LabRecord, Record, entries
 from finer1_lite.runtime.files import CONFIG, require_none, run_config, write_atomically
 
 log = logging.getLogger("finer1_lite")
@@ -67,15 +66,14 @@ class Page:
             section = {"title": title, "about": title, "table": table}
             self.sections.append(section | note | parts)
 
-    def picture(self, name: str, picture: Figure | Image.Image) -> str:
-        """Keep a picture of the page; returns its path below the page's folder."""
+    def picture(self, name: str, picture: Figure | bytes) -> str:
+        """Keep a figure, or a file in PNG; returns its path below the page's folder."""
         path = f"figures/{name}.png"
-        data = io.BytesIO()
         if isinstance(picture, Figure):
+            data = io.BytesIO()
             picture.savefig(data, format="png", dpi=200)
-        else:
-            picture.save(data, format="PNG")
-        self.images[path] = data.getvalue()
+            picture = data.getvalue()
+        self.images[path] = picture
         return path
 
     def write(self, folder: Path, name: str = "report") -> Path:
@@ -156,14 +154,12 @@ def photo_source(root: Path | None = None) -> Photos:
     return picture
 
 
-def thumbnail(photos: Photos, name: str) -> Image.Image | None:
-    """A small RGB copy of a photo; None if there is no such photo."""
+def thumbnail(photos: Photos, name: str) -> bytes | None:
+    """A small RGB copy of a photo, in PNG; None if there is no such photo."""
     try:
-        picture = photos(name).convert("RGB")
+        return images.small(photos(name).convert("RGB"), THUMB)
     except KeyError:
         return None
-    picture.thumbnail((THUMB, THUMB))
-    return picture
 
 
 # --- the page of a run ---------------------------------------------------------------------
@@ -245,14 +241,12 @@ def summary(found: Mapping) -> str:
     """A lab run in a few plain sentences, from the numbers of `metrics.summarise`."""
     scores: dict[str, dict[str, dict]] = {}
     told: dict[str, list[str]] = {}
-    compared = found.get("differences", {}).get("tapo-sft", {})
-    for task, split in product(TASKS, SPLITS):
-        place = f"{task} world, {split} classes"
-        for stage, at, cell in metrics.cells_of(found, list(STAGES), (task,)):
-            if at == split:
-                scores.setdefault(place, {})[str(STAGES[stage])] = cell
-        if cell := compared.get(split, {}).get(task):
-            points = f"{place} {tables.points(cell)} points"
+    for task in TASKS:
+        for stage, split, cell in metrics.cells_of(found, list(STAGES), (task,)):
+            scores.setdefault(f"{task} world, {split} classes", {})[str(STAGES[stage])] = cell
+        compared = metrics.cells_of(found.get("differences", {}), ("tapo-sft",), (task,))
+        for _, split, cell in compared:
+            points = f"{task} world, {split} classes {tables.points(cell)} points"
             told.setdefault(tables.verdict(cell), []).append(points)
     seeds = [len(cell["seeds"]) for *_, cell in metrics.cells_of(found, ("sft", "tapo"))]
     template = _environment().get_template("summary.jinja")
@@ -403,7 +397,12 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     page = Page(f"{names[1]} beside {names[0]}")
     photos = photo_source(facts.photos_of(folders[1])) if photos is None else photos
     frames, shared = tables.on_shared_pictures(*frames)
-    remarks = [shared] * bool(shared) + _asked_otherwise(folders, names)
+    mine, other = (_asked(folder) for folder in folders)
+    remarks = [shared] * bool(shared) + [
+        f"{what}: {mine[what]!r} in {names[0]}, {other[what]!r} in {names[1]}."
+        for what in mine
+        if None not in (mine[what], other[what]) and mine[what] != other[what]
+    ]
     for remark in remarks:
         log.warning("%s beside %s: %s", *names[::-1], remark)
     if remarks:
@@ -429,25 +428,15 @@ def write_comparison(first: Path | str, second: Path | str, photos: Photos | Non
     return page.write(folders[1], f"compared-with-{folders[0].resolve().name}")
 
 
-def _asked_otherwise(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """A sentence for each thing in which the questions of two runs differ, as their files tell."""
-    asked = []
-    for folder in folders:
-        preset = (run_config(folder / CONFIG) or {}).get("preset", {})
-        words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
-        asked.append(
-            {
-                "The word for what the pictures show": words.pop() if len(words) == 1 else None,
-                "The limit of a completion, tokens": preset.get("max_new_tokens"),
-                "The size of a picture at most, pixels": preset.get("pixels"),
-            }
-        )
-    pairs = {what: [asked[0][what], asked[1][what]] for what in asked[0]}
-    return [
-        f"{what}: {mine!r} in {names[0]}, {other!r} in {names[1]}."
-        for what, (mine, other) in pairs.items()
-        if None not in (mine, other) and mine != other
-    ]
+def _asked(folder: Path) -> dict[str, Any]:
+    """What a run's questions were like, as its files tell; None where they do not."""
+    preset = (run_config(folder / CONFIG) or {}).get("preset", {})
+    words = {row.get("coarse") for row in metrics.read_records(folder / "records.jsonl")}
+    return {
+        "The word for what the pictures show": words.pop() if len(words) == 1 else None,
+        "The limit of a completion, tokens": preset.get("max_new_tokens"),
+        "The size of a picture at most, pixels": preset.get("pixels"),
+    }
 
 
 # --- files of a run ------------------------------------------------------------------------

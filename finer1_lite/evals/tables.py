@@ -207,13 +207,9 @@ def differences(
 
 def stored_differences(summary: Mapping, task: str) -> list[Difference]:
     """The differences that `metrics.summarise` or `lab_scores` returned, of one task."""
-    return [
-        (f"{STAGES[more]} minus {STAGES[less]}", split, cells[split][task])
-        for more, less in DIFFERENCES
-        for cells in [summary.get("differences", {}).get(f"{more}-{less}", {})]
-        for split in SPLITS
-        if task in cells.get(split, {})
-    ]
+    names = {f"{a}-{b}": f"{STAGES[a]} minus {STAGES[b]}" for a, b in DIFFERENCES}
+    found = metrics.cells_of(summary.get("differences", {}), list(names), (task,))
+    return [(names[pair], split, cell) for pair, split, cell in found]
 
 
 def difference_table(found: Sequence[Difference]) -> pd.DataFrame:

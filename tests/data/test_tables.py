@@ -167,7 +167,11 @@ def test_any_bytes_end_in_rows_or_in_one_clear_error(data, tmp_path_factory):
         path = folder / name
         path.write_bytes(data)
         reads = [tables.read, files.read, files.load, formats.read_any, formats.read_triplets]
-        for read in (*reads, lambda p: questions.gather([p]), lambda p: questions.gather([p], own)):
+        for read in (
+            *reads,
+            lambda p: questions.gather([p]),
+            lambda p: questions.gather([p], own=True),
+        ):
             with suppress(DataError):
                 read(path)
 

@@ -32,22 +32,23 @@ def test_classifiers_agree_with_scikit_learn(seed):
     near = pytest.importorskip("sklearn.neighbors")
     x, labels, classes, rng = clouds(seed, spread=1.0)
     queries, at = rng.normal(size=(30, 6)), [classes.index(label) for label in labels]
-    ours = baselines.neighbour_scores(x, labels, classes, queries).argmax(1)
+    ours = baselines.neighbour_scores(x, labels, queries).to_numpy().argmax(1)
     theirs = near.KNeighborsClassifier(1).fit(baselines.unit(x), at)
     assert (ours == theirs.predict(baselines.unit(queries))).all()
     means = np.stack([baselines.unit(x)[np.array(at) == c].mean(0) for c in range(4)])
     expected = baselines.unit(queries) @ baselines.unit(means).T
-    assert baselines.prototype_scores(x, labels, classes, queries) == pytest.approx(expected)
+    scores = baselines.prototype_scores(x, labels, queries)
+    assert scores.to_numpy() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("how", HOWS, ids=lambda how: how.__name__)
 def test_far_clouds_are_told_apart_and_unknown_classes_never_named(how):
     x, labels, classes, _ = clouds(3, spread=0.05)
     classes = [*classes, "never shown"]
-    scores = how(x, labels, classes, x)
-    assert [baselines.choose(row, classes, None) for row in scores] == labels
-    assert baselines.choose(scores[0], classes, ["never shown"]) is None
-    assert baselines.choose(scores[0], classes, ["never shown", "c2"]) == "c2"
+    scores = how(x, labels, x)
+    assert [baselines.choose(row, classes) for _, row in scores.iterrows()] == labels
+    assert baselines.choose(scores.loc[0], ["never shown"]) is None
+    assert baselines.choose(scores.loc[0], ["never shown", "c2"]) == "c2"
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -112,9 +113,9 @@ def test_four_shot_prototypes_on_photographs():
     shots = baselines.extract(features, [p.image for p in found.train])
     queries = baselines.extract(features, [p.image for p in test])
     labels = [p.species for p in found.train]
-    scores = baselines.prototype_scores(shots, labels, found.names, queries)
+    scores = baselines.prototype_scores(shots, labels, queries)
     right = [
-        baselines.choose(s, found.names, None) == p.species
-        for s, p in zip(scores, test, strict=True)
+        baselines.choose(s, found.names) == p.species
+        for (_, s), p in zip(scores.iterrows(), test, strict=True)
     ]
     assert len(right) == 38 and np.mean(right) > 0.5

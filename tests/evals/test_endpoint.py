@@ -58,7 +58,7 @@ def ask(moods, three, folder, condition=OPEN, **changed):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Remote, "endpoint", same_place)
             ledger = there.ledger()
-            model = EndpointAnswerer("m", there, ledger, folder / "cache", 16, bars=False)
+            model = EndpointAnswerer("m", there, ledger, folder / "cache", 16)
             left = evaluate_endpoint(model, three, condition, folder)
     return (
         [r for _, r in files.read(folder / "answers/m" / f"{condition.name}.jsonl")],

@@ -41,7 +41,7 @@ def test_no_option_is_repeated(tmp_path, photos):
         assert (job.coarse, job.unseen_share) == ("kite", 0.25)
         preset = job.preset
         assert (preset.shots, preset.max_new_tokens, preset.eval_batch) == (2, 160, 5)
-    read_command(["analyse", source, source]).job()
+    read_command(["analyse", source, source]).make_job()
 
 
 def test_what_is_asked_for_wins_and_is_said(tmp_path, photos, caplog):

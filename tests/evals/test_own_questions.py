@@ -39,7 +39,7 @@ def write(folder, rows, name="wiki.jsonl", pictures=("a.png",), bird=None):
 
 def test_questions_are_asked_as_they_stand_and_each_in_its_own_world(tmp_path, birds):
     path = write(tmp_path, [FOOD, PLACE], bird=birds)
-    found = questions.of_questions([path], tmp_path)
+    found = questions.of_files([path], tmp_path, own=True)
     assert [i.photo for i in found.items] == ["a.png", "a.png#2"]
     assert [(i.dataset, i.split) for i in found.items] == [("wiki", "seen"), ("wiki", "unseen")]
     closed = benchmark.questions(found, Condition("answer", "closed"))
@@ -62,7 +62,7 @@ def test_questions_are_asked_as_they_stand_and_each_in_its_own_world(tmp_path, b
     ],
 )
 def test_the_answer_or_an_alias_is_right_and_a_list_is_not(said, right, tmp_path, birds):
-    found = questions.of_questions([write(tmp_path, [FOOD, PLACE], bird=birds)], tmp_path)
+    found = questions.of_files([write(tmp_path, [FOOD, PLACE], bird=birds)], tmp_path, own=True)
     (asked,) = benchmark.questions(found, Condition("answer", "open"))
     told = Completion(f"<answer>{said}</answer>")
     row = evaluate.record(found, Condition("answer", "open"), asked, told, model="m")
@@ -84,12 +84,14 @@ def test_every_broken_row_is_named_with_what_to_do(tmp_path, birds):
     path = write(tmp_path, rows, bird=birds)
     path.write_text(path.read_text() + "{\n")
     with pytest.raises(DataError) as caught:
-        questions.read_questions([path], questions.scan_own)
+        questions.read_questions([path], own=True)
     lines = [f.split(":")[0] for f in caught.value.problems]
     assert lines == [f"{path}, line {n}" for n in (2, 3, 4, 5, 6, 7, 8, 10)] + ["wiki"]
     assert "read alike; spell them one way" in caught.value.problems[-1]
     with pytest.raises(DataError, match="1 of 1 pictures are missing"):
-        questions.of_questions([write(tmp_path, [FOOD | {"image": "b.png"}], bird=birds)], tmp_path)
+        questions.of_files(
+            [write(tmp_path, [FOOD | {"image": "b.png"}], bird=birds)], tmp_path, own=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_every_broken_row_is_named_with_what_to_do(tmp_path, birds):
 def test_words_that_a_tokenizer_takes_for_its_own_are_a_fault(changed, mark, tmp_path, birds):
     path = write(tmp_path, [FOOD, FOOD | changed], bird=birds)
     with pytest.raises(DataError) as caught:
-        questions.of_questions([path], tmp_path)
+        questions.of_files([path], tmp_path, own=True)
     (problem,) = caught.value.problems
     assert problem.startswith(f"{path}, line 2: ") and mark in problem
 
@@ -114,7 +116,7 @@ def test_words_that_a_tokenizer_takes_for_its_own_are_a_fault(changed, mark, tmp
 def test_the_place_of_the_picture_is_dropped_and_said(words, tmp_path, birds, caplog):
     caplog.set_level("INFO", logger="finer1_lite")
     path = write(tmp_path, [FOOD | {"question": words}], bird=birds)
-    (asked,) = questions.of_questions([path], tmp_path).items
+    (asked,) = questions.of_files([path], tmp_path, own=True).items
     assert asked.about == "Which?" and "1 questions: <image> at an end" in caplog.text
 
 
@@ -126,7 +128,7 @@ def test_aliases_belong_to_the_question_that_brings_them(tmp_path, birds):
         PLACE | {"answer": "New York City", "aliases": ["NYC"]},
         PLACE | {"answer": "NYC", "aliases": []},
     ]
-    found = questions.of_questions([write(tmp_path, rows, bird=birds)], tmp_path)
+    found = questions.of_files([write(tmp_path, rows, bird=birds)], tmp_path, own=True)
     condition = Condition("answer", "open")
 
     def right(item, said):
@@ -141,7 +143,7 @@ def test_aliases_belong_to_the_question_that_brings_them(tmp_path, birds):
 def test_an_alias_that_is_another_option_is_a_fault_of_its_row(tmp_path, birds):
     path = write(tmp_path, [FOOD | {"aliases": ["Seeds."]}], bird=birds)
     with pytest.raises(DataError, match="line 1: names cannot be scored: ambiguous.*'Seeds.'"):
-        questions.of_questions([path], tmp_path)
+        questions.of_files([path], tmp_path, own=True)
 
 
 def test_a_photograph_that_was_trained_on_is_left_out_of_all_its_questions(
@@ -179,7 +181,7 @@ THREE = ("rose", "tulip", "iris")
 def test_letters_of_the_options_own_are_taken_off(options, answer, tmp_path, birds, caplog):
     caplog.set_level("INFO", logger="finer1_lite")
     row = FOOD | {"options": options, "answer": answer}
-    (asked,) = questions.of_questions([write(tmp_path, [row], bird=birds)], tmp_path).items
+    (asked,) = questions.of_files([write(tmp_path, [row], bird=birds)], tmp_path, own=True).items
     assert (asked.options, asked.label) == (THREE, "tulip")
     assert "1 questions: " in caplog.text
 
@@ -198,13 +200,13 @@ def test_letters_of_the_options_own_are_taken_off(options, answer, tmp_path, bir
 def test_a_place_that_is_none_is_told(options, answer, said, tmp_path, birds):
     path = write(tmp_path, [FOOD | {"options": options, "answer": answer}], bird=birds)
     with pytest.raises(DataError, match=f"line 1: .*{said}"):
-        questions.of_questions([path], tmp_path)
+        questions.of_files([path], tmp_path, own=True)
 
 
 def test_names_that_only_look_numbered_stay(tmp_path, birds):
     names = ["A. thaliana", "A. lyrata", "1.5 cm"]
     row = FOOD | {"options": names, "answer": "A. lyrata"}
-    (asked,) = questions.of_questions([write(tmp_path, [row], bird=birds)], tmp_path).items
+    (asked,) = questions.of_files([write(tmp_path, [row], bird=birds)], tmp_path, own=True).items
     assert (list(asked.options), asked.label) == (names, "A. lyrata")
 
 
@@ -213,7 +215,7 @@ def test_names_that_only_look_numbered_stay(tmp_path, birds):
 )
 def test_ranges_and_ratios_keep_their_first_number(tmp_path, birds, options):
     row = FOOD | {"options": options, "answer": options[1]}
-    (asked,) = questions.of_questions([write(tmp_path, [row], bird=birds)], tmp_path).items
+    (asked,) = questions.of_files([write(tmp_path, [row], bird=birds)], tmp_path, own=True).items
     assert (list(asked.options), asked.label) == (options, options[1])
 
 
