@@ -64,8 +64,8 @@ class JobOptions(PhotoOptions):
     test_pictures: int | None = option(None, "fresh paper birds a split")
     max_new_tokens: int | None = option(None, "limit of a completion (default: as the card says)")
 
-    def make_job(self, limit: int | None = None, batch: int | None = None, **own: Any) -> Job:
-        """A job with settings of its own.
+    def make_job(self, limit: int | None = None, batch: int | None = None, **more: Any) -> Job:
+        """A job with more settings, those of the command.
 
         limit: of tokens, where neither --max-new-tokens nor a card says it. batch: questions
         answered at a time.
@@ -80,7 +80,7 @@ class JobOptions(PhotoOptions):
         asked = sized | given(self, *names) | ({"eval_batch": batch} if batch is not None else {})
         if self.reading() != Reading():
             asked["reading"] = self.reading()
-        settled = settle(models, asked, own=bool(own.get("files") or own.get("questions")))
+        settled = settle(models, asked, own=bool(more.get("files")))
         settled.setdefault("max_new_tokens", limit or preset.max_new_tokens)
         changes = {name: settled.pop(name) for name in SETTLED if name in settled}
         settled.setdefault("coarse", "object" if settled.get("photos") else "bird")
@@ -90,7 +90,7 @@ class JobOptions(PhotoOptions):
             preset=preset.with_(**changes),
             **settled,
             **given(self, "base"),
-            **own,
+            **more,
         )
 
 
@@ -164,8 +164,9 @@ class EvaluateCommand(JobOptions):
             limit=ENDPOINT_TOKENS if remote else None,
             conditions=tuple(Condition(*k, order, self.letters, self.samples) for k in kinds),
             endpoint=remote,
-            **given(self, "batch", "files", "images", "allow_missing"),
-            **given(self, "questions", "baselines", "similarity"),
+            files=self.questions or self.files,
+            own=bool(self.questions),
+            **given(self, "batch", "images", "allow_missing", "baselines", "similarity"),
         )
 
     def start(self) -> None:

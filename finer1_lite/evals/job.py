@@ -34,8 +34,8 @@ class Job(Pictures):
     preset: Preset
     conditions: tuple[Condition, ...] = ()
     base: str | None = None  # under an adapter; None: as the adapter says
-    files: tuple[Path, ...] = ()
-    questions: tuple[Path, ...] = ()  # of one's own about pictures
+    files: tuple[Path, ...] = ()  # of questions
+    own: bool = False  # they are one's own about pictures, not released ones
     images: Path | None = None
     allow_missing: bool = False
     baselines: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Job(Pictures):
 
     def collection(self) -> Collection | None:
         """The pictures with their training shots; None for question files."""
-        if self.files or self.questions:
+        if self.files:
             return None
         found = self.pictures(self.preset.shots, self.preset.test_pictures)
         if self.photos is None:
@@ -56,9 +56,8 @@ class Job(Pictures):
     def benchmark(self, collection: Collection | None) -> Benchmark:
         """What is asked about: question files, or the test pictures of the collection."""
         if collection is None:
-            settings = {"allow_missing": self.allow_missing, "own": bool(self.questions)}
-            paths, root = self.questions or self.files, self.images or Path()
-            asked = questions.of_files(paths, root, **settings)
+            root = self.images or Path()
+            asked = questions.of_files(self.files, root, self.allow_missing, self.own)
             files_ = {item.photo: item.image.args[0] for item in asked.items}
             trained = facts.trained_on(self.models, files_)
             return replace(asked, items=tuple(i for i in asked.items if i.photo not in trained))
@@ -69,7 +68,7 @@ class Job(Pictures):
     def config(self, benchmark: Benchmark, job: str = "an evaluation") -> dict:
         """What must be equal for a folder's records to be used again."""
         asked = [q for c in self.conditions for q in benchmarks.questions(benchmark, c)]
-        drawn = not (benchmark.released or self.photos or self.questions)
+        drawn = not (benchmark.released or self.photos or self.own)
         return {
             "job": job,
             "name": self.folder.name,
@@ -81,7 +80,7 @@ class Job(Pictures):
             "world_seed": self.world_seed if drawn else None,
             "pictures": len(benchmark.items),
             "missing": benchmark.missing,
-            "coarse": self.coarse if not (self.files or self.questions) else None,
+            "coarse": None if self.files else self.coarse,
             "photos": relative(self.photos, self.folder) if self.photos else None,
             "unseen_share": self.unseen_share if self.photos else None,
             "reading": asdict(self.reading),

@@ -389,9 +389,8 @@ def not_scored_table(frame: pd.DataFrame) -> pd.DataFrame:
     for (*who, task), rows in frame.groupby([*Entry._fields, "task"], sort=False):
         errors = rows["error"].dropna()
         if len(errors):
-            line = _who(Entry(*who)) | {"world": task}
-            line["not scored"] = f"{len(errors)} of {len(rows)}"
-            lines.append(line | {"the first reason": errors.iat[0]})
+            line = {"world": task, "not scored": f"{len(errors)} of {len(rows)}"}
+            lines.append(_who(Entry(*who)) | line | {"the first reason": errors.iat[0]})
     return text_table(lines)
 
 

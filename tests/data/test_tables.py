@@ -14,7 +14,6 @@ from finer1_lite.chains import formats
 from finer1_lite.data import tables
 from finer1_lite.data.runs import Pictures
 from finer1_lite.evals import questions
-from finer1_lite.evals.questions import scan_own as own
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import DataError, scan
 from finer1_lite.species import load_folder
