@@ -13,16 +13,6 @@ from finer1_lite.data.benchmark import Question, rotations, shuffled
 QuestionRow = tuple[str, Sequence[str], str]
 
 
-def always_first(rows: Sequence[QuestionRow]) -> list[float]:
-    """Takes the option that stands first."""
-    return [float(options[0] == label) for _, options, label in rows]
-
-
-def random_choice(rows: Sequence[QuestionRow]) -> list[float]:
-    """Draws an option: 1 / number of options, exactly."""
-    return [1 / len(options) for _, options, _ in rows]
-
-
 def least_used(rows: Sequence[QuestionRow]) -> list[float]:
     """Takes the option that is least often a wrong option in the *other* rows of its file.
 
@@ -41,8 +31,8 @@ def least_used(rows: Sequence[QuestionRow]) -> list[float]:
 
 
 CONTROLS = {
-    "always the first option": always_first,
-    "random option": random_choice,
+    "always the first option": lambda rows: [float(shown[0] == label) for _, shown, label in rows],
+    "random option": lambda rows: [1 / len(shown) for _, shown, _ in rows],  # exactly
     "least used as a wrong option": least_used,
 }
 COMPLETIONS = {"always first": lambda options: options[0], "list all": ", ".join}

@@ -291,8 +291,8 @@ def test_hashes_differ_in_the_bits_that_differ():
 
 def test_controls_by_hand():
     rows = [("f", ["a", "b"], "a"), ("f", ["b", "a"], "a"), ("f", ["c", "b"], "b")]
-    assert controls.always_first(rows) == [1, 0, 0]
-    assert controls.random_choice(rows) == [0.5] * 3
+    assert controls.CONTROLS["always the first option"](rows) == [1, 0, 0]
+    assert controls.CONTROLS["random option"](rows) == [0.5] * 3
     # others' wrong options: row 1 {b, c}: a unused; row 3 {b, b}: c unused, b twice
     assert controls.least_used(rows) == [1, 1, 0]
     assert controls.least_used([("f", ["a", "b"], "a")]) == [0.5]  # nothing known: a tie
