@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from finer1_lite.data.duplicates import Look
 
@@ -64,16 +64,7 @@ _NOT_READ = {  # how files begin that some take for pictures
     rb"PK\x03\x04|\x1f\x8b": "an archive; unpack it",
 }
 _ENDING_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
-_ORIENTATION = 0x0112  # the EXIF tag; 1 means upright
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_ORIENTATION = 0x0112  # the EXIF tag; 1 means upright, 2 to 8 are turned or mirrored
 _NUMBERS = "16-bit grey, or other numbers, scaled to 8 bits by the range that they use"
 _SAVE = "save it as 8-bit RGB, or remove it"
 _BARE = "read without its metadata, which are broken"
@@ -218,9 +209,9 @@ def _upright(data: bytes) -> _Decoded:
             deep = any(";16" in str(tile.args) for tile in image.tile)
             notes = _notes(image)
             image.load()
-            # after load(): the TIFF reader turns the picture itself and drops the tag
-            turn = _TURNS.get(_exif(image).get(_ORIENTATION))
-            upright = image.transpose(turn) if turn is not None else image.copy()
+            # turning it, Pillow writes the metadata anew, which fails where they are odd
+            image.info = {k: v for k, v in image.info.items() if k == "transparency"}
+            upright = ImageOps.exif_transpose(image)
             # of colours, Pillow keeps the upper 8 of 16 bits
             if deep and "RGB" in image.mode and max(image.convert("L").getextrema()) < 64:
                 what = "has 16 bits a colour and uses 14 or fewer, which is black in 8 bits"
@@ -310,7 +301,7 @@ def _notes(image: Image.Image) -> list[str]:
     exif = _exif(image)
     if not exif and {"exif", "Raw profile type exif"} & image.info.keys():
         notes.append(_BARE)
-    if exif.get(_ORIENTATION) in _TURNS:
+    if exif.get(_ORIENTATION) in range(2, 9):
         notes.append("turned upright by EXIF")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         notes.append("first of several frames kept")

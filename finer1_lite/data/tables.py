@@ -7,6 +7,7 @@ hold make no difference.
 
 import csv
 import io
+import json
 import logging
 import re
 import unicodedata
@@ -23,7 +24,6 @@ log = logging.getLogger("finer1_lite")
 DELIMITERS = ",;\t|"
 # how a text begins that a spreadsheet would compute
 _FORMULA = re.compile(r"'*[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-]")
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # no difference between two names: spaces, dashes, and what file systems refuse
 _NO_DIFFERENCE = re.compile(r'[\s\-/\\:*?"<>|]+')
 
@@ -75,8 +75,8 @@ def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) 
     """
     if not path.is_file():
         raise DataError([f"{path}: there is no such table; check its name"], "no table:")
-    json = path.suffix.lower() in (".jsonl", ".ndjson", ".json")
-    table = _json_lines(path) if json else _csv(path, needed, exact)
+    lines = path.suffix.lower() in (".jsonl", ".ndjson", ".json")
+    table = _json_lines(path) if lines else _csv(path, needed, exact)
     lacking = [" or ".join(names) for names in needed if not {*names} & {*table.columns}]
     if lacking:
         given = f"its first line gives {table.columns}"
@@ -106,15 +106,12 @@ def _text(path: Path) -> str:
     data = path.read_bytes()
     if data.startswith(b"PK\x03\x04"):
         raise DataError([f"{path}: is a workbook; save it as 'CSV UTF-8'"], "no table:")
-    encoding = "utf-16" if data.startswith(_UTF_16) else "utf-8-sig"
-    if encoding == "utf-8-sig" and b"\0" in data[:200]:  # Latin letters in UTF-16, without a mark
-        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
-    for one in (encoding, "cp1252"):
+    for one in (json.detect_encoding(data), "cp1252"):  # UTF-16 with a mark or without
         try:
             text = data.decode(one)
         except UnicodeDecodeError:
             continue
-        if one != "utf-8-sig":
+        if one not in ("utf-8", "utf-8-sig"):
             log.info("%s: read as %s, not as UTF-8", path, one)
         return text.lstrip("\ufeff")  # saved twice, it has two marks
     mend = "save it as 'CSV UTF-8'"
