@@ -5,7 +5,6 @@ disk (`review.Review`) before the next chain is shown.
 """
 
 import html
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from finer1_lite.chains import review
 from finer1_lite.chains.checks import ChainProblem
 from finer1_lite.chains.review import Review
 from finer1_lite.data.chain_text import PARTS, Chain
+from finer1_lite.data.images import small
 from finer1_lite.species import Collection
 
 COLOURS = dict(zip(PARTS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
@@ -133,9 +133,7 @@ class Panel(w.VBox):
     def _captioned(self, photo: str, side: int, caption: str) -> tuple[w.Image, w.HTML]:
         picture = self.picture(photo).copy()
         picture.thumbnail((side, side))
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        return w.Image(value=stream.getvalue(), width=picture.width), w.HTML(caption)
+        return w.Image(value=small(picture, side), width=picture.width), w.HTML(caption)
 
 
 def chain_html(text: str) -> str:

@@ -111,15 +111,9 @@ class Review:
 
         An edit that brought a problem stays out: a person's slip must not reach the training.
         """
-        decisions = self.decisions
-        stay = []
-        for id_ in self.records:
-            action = decisions.get(id_, Decision()).action
-            if action == "keep" or (action == "edit" and not self.problems(id_)):
-                stay.append(self.current(id_))
-            elif not action and undecided:
-                stay.append(self.records[id_])
-        return stay
+        out = {*self.ids("dropped"), *self.turned_down()}
+        out.update([] if undecided else self.ids("undecided"))
+        return [self.current(id_) for id_ in self.records if id_ not in out]
 
     def turned_down(self) -> dict[str, str]:
         """The edits that bring a problem, and so stay out: id -> row of review.csv and why."""

@@ -37,11 +37,6 @@ class PhotoOptions:
     )
     layout: Reading = Reading()
 
-    @property
-    def word(self) -> str:
-        """The coarse word."""
-        return self.coarse or ("object" if self.photos else "bird")
-
     def reading(self) -> Reading:
         """How the folder is read; the table's path as it is seen from there."""
         table = ""
@@ -54,7 +49,8 @@ class PhotoOptions:
     def origin(self) -> dict[str, Any]:
         """The fields of `data.runs.Pictures`."""
         told = given(self, "photos", "descriptions", "unseen_share")
-        return told | {"coarse": self.word, "reading": self.reading()}
+        coarse = self.coarse or ("object" if self.photos else "bird")
+        return told | {"coarse": coarse, "reading": self.reading()}
 
     def collection(self) -> Collection:
         """The photographs of the folder."""
@@ -90,7 +86,9 @@ class FetchCommand:
         classes, pictures = (", ".join(f"{n} {key}" for key, n in record[p].items()) for p in parts)
         print(f"{self.out}: classes: {classes}; pictures: {pictures}")
         hubset = self.wanted.hubset
-        print(f"use it with --photos {self.out}" + (f" --coarse {hubset.coarse}" if hubset else ""))
+        print(
+            f"use it with --photos {self.out}" + (f" --coarse {hubset.released}" if hubset else "")
+        )
         print(
             "lab and the table teacher want descriptions.csv (class,description) there; "
             "cot make --teacher local or endpoint, lab --chains and evaluate do without"

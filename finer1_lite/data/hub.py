@@ -375,7 +375,6 @@ class Draw:
         self.limits = limits
         self.seed = seed
         self._kept: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # by rank
-        self._tested: dict[str, set[str]] = defaultdict(set)  # digest -> classes
 
     def offer(self, role: str, own: str, data: bytes) -> str:
         """Keep the picture of class `own` if its rank is among the smallest.
@@ -384,9 +383,11 @@ class Draw:
         there are returned; else "". PictureError if the bytes are no usable picture.
         """
         digest = hashlib.sha256(data).hexdigest()[:32]
-        if role == "train" and self._tested.get(digest):
-            return ", ".join(sorted(self._tested[digest]))
         kept, place = self._kept[role, own], rank(self.seed, digest)
+        if role == "train":
+            test = {name: ranks for (of, name), ranks in self._kept.items() if of == "test"}
+            if copied := sorted(name for name, ranks in test.items() if place in ranks):
+                return ", ".join(copied)
         worst = max(kept) if 0 < self.limits[role] <= len(kept) else ""
         if place in kept or (worst and place > worst):
             return ""
@@ -396,12 +397,8 @@ class Draw:
         kept[place] = self.folder / own / f"{role}-{digest}{checked.ending}"
         kept[place].parent.mkdir(parents=True, exist_ok=True)
         kept[place].write_bytes(data)
-        if role == "test":
-            self._tested[digest].add(own)
         if worst:
-            file = kept.pop(worst)
-            file.unlink()
-            self._tested[file.stem.removeprefix(f"{role}-")].discard(own)
+            kept.pop(worst).unlink()
         return ""
 
 

@@ -20,14 +20,6 @@ from finer1_lite.rewards import plain
 from finer1_lite.runtime.options import argument, option
 
 _RELEASED = Path(__file__).with_name("released_classes.json")
-COARSE = {  # data set -> (coarse word, what the fine name is called)
-    "aircraft": ("aircraft", "variant"),
-    "bird": ("bird", "species"),
-    "car": ("car", "make, model and year"),
-    "dog": ("dog", "breed"),
-    "flower": ("flower", "species"),
-    "pet": ("pet", "breed"),
-}
 NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}[-_. ])")  # what CUB and ImageNet put before a name
 
 
@@ -35,40 +27,39 @@ NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}[-_. ])")  # what CUB and ImageNet put b
 class HubSet:
     """A data set: its name in the question files, its repository and how that is laid out.
 
+    `released` is the word for all of its classes ("bird"), `fine` what an exact name is called;
     `label` lists the spellings of the column of class labels; `aliases` maps labels to released
     names where the words differ; `makers` are words that the released names put before a label.
     """
 
     released: str
+    fine: str
     repository: str
     licence: str
     label: tuple[str, ...] = ("label",)
     aliases: dict[str, str] = field(default_factory=dict)
     makers: tuple[str, ...] = ()
 
-    @property
-    def coarse(self) -> str:
-        """The word for all of its classes ("bird")."""
-        return coarse_word(self.released)[0]
-
 
 _RESEARCH = "non-commercial research; read the terms on the data set's own page"
 HUBSETS = {
-    "cub": HubSet("bird", "bentrevett/caltech-ucsd-birds-200-2011", _RESEARCH),
+    "cub": HubSet("bird", "species", "bentrevett/caltech-ucsd-birds-200-2011", _RESEARCH),
     "flowers": HubSet(
         "flower",
+        "species",
         "dpdl-benchmark/oxford_flowers102",
         "none stated on the card",
         # what is left on both sides when the other 100 have been matched
         aliases={"ball moss": "air plant", "pink-yellow dahlia": "pink and yellow dahlia"},
     ),
-    "pets": HubSet("pet", "timm/oxford-iiit-pet", "CC BY-SA 4.0"),
-    "dogs": HubSet("dog", "maurice-fp/stanford-dogs", f"ImageNet's: {_RESEARCH}"),
-    "cars": HubSet("car", "tanganke/stanford_cars", _RESEARCH),
+    "pets": HubSet("pet", "breed", "timm/oxford-iiit-pet", "CC BY-SA 4.0"),
+    "dogs": HubSet("dog", "breed", "maurice-fp/stanford-dogs", f"ImageNet's: {_RESEARCH}"),
+    "cars": HubSet("car", "make, model and year", "tanganke/stanford_cars", _RESEARCH),
     # HuggingFaceM4/FGVC-Aircraft is a loading script, which datasets 4 does not run. The
     # name of this one's label column could not be looked up: any of the three is taken.
     "aircraft": HubSet(
         "aircraft",
+        "variant",
         "Donghyun99/FGVC-Aircraft",
         _RESEARCH,
         label=("variant", "variation", "label"),
@@ -147,15 +138,13 @@ def match(hubset: HubSet, labels: Iterable[str]) -> tuple[dict[str, str], list[s
     known |= {key(label): name for label, name in hubset.aliases.items()}
     matched = {label: known[key(label)] for label in labels if key(label) in known}
     strange = sorted(set(labels) - matched.keys())
-    spellings = {name: [] for name in classes}
-    for label, name in matched.items():
-        spellings[name].append(label)
-    lacking = [name for name, found in spellings.items() if not found]
-    doubled = {name: found for name, found in spellings.items() if len(found) > 1}
-    lacking += [f"{name} ({' and '.join(found)})" for name, found in doubled.items()]
+    spelled = {name: [one for one in matched if matched[one] == name] for name in classes}
+    lacking = [name for name, found in spelled.items() if not found]
+    lacking += [f"{n} ({' and '.join(found)})" for n, found in spelled.items() if len(found) > 1]
     return matched, strange, lacking
 
 
 def coarse_word(dataset: str) -> tuple[str, str]:
     """(coarse word, word for the fine name) of a data set; its own name if it is not known."""
-    return COARSE.get(dataset, (dataset, "kind"))
+    fine = {one.released: one.fine for one in HUBSETS.values()}
+    return dataset, fine.get(dataset, "kind")

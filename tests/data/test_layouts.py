@@ -276,7 +276,7 @@ def test_options_of_a_command_reach_the_folder(tmp_path, monkeypatch):
         assert pictures.reading() == Reading(table="labels.csv", skip_broken=True)
         dogs = pictures.collection()
         assert counts(dogs.train) == {"beagle": 2, "pug": 2} and dogs.coarse == "object"
-    assert read_command(command[:2] + command[-2:]).pictures.word == "bird"
+    assert read_command(command[:2] + command[-2:]).pictures.origin()["coarse"] == "bird"
 
 
 def test_a_name_of_two_files_is_told(tmp_path):

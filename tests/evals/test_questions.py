@@ -189,7 +189,7 @@ def test_the_released_files_are_whole():
     questions = question_files.read_questions(EVAL)
     assert len(questions) == 35_566
     assert {(q.dataset, q.split) for q in questions} == {
-        (d, s) for d in hubsets.COARSE for s in question_files.SPLITS
+        (h.released, s) for h in hubsets.HUBSETS.values() for s in question_files.SPLITS
     }
     assert len(question_files.classes_of(questions)["bird"]) == 200
 
