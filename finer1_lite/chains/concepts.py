@@ -148,21 +148,6 @@ class Selection:
     scores: dict[str, float]
 
 
-def select_count(
-    concepts: Sequence[str], scores: Floats, own: Floats, others: Floats, least: int = LEAST
-) -> Selection:
-    """Keep what scores above 0 and is said of this class more often than of the others.
-
-    own, others: (J,) mean rates; scores: (J,).
-    """
-    # a mark that only the others have cannot be seen here
-    ranked = [int(j) for j in np.argsort(-scores, kind="stable") if own[j] > others[j]]
-    kept = [j for place, j in enumerate(ranked) if scores[j] > 0 or place < least]
-    dropped = tuple(c for j, c in enumerate(concepts) if j not in kept)
-    by_name = {concepts[j]: float(scores[j]) for j in ranked}
-    return Selection(tuple(concepts[j] for j in kept), dropped, by_name)
-
-
 def mention_rates(concepts: Sequence[str], described: Sequence[Sequence[str]]) -> Floats:
     """Return the share of each picture's descriptions that mention each concept, (J, P)."""
     rates = np.zeros((len(concepts), len(described)))
@@ -183,6 +168,7 @@ def select(
 ) -> Selection:
     """Choose the concepts of class `name` against the other classes of `described`.
 
+    Kept is what scores above 0 and is said of this class more often than of the others.
     described: class -> for each of its pictures the descriptions. A concept that no description
     of the class mentions is neither kept nor dropped.
     """
@@ -194,8 +180,14 @@ def select(
     concepts = [c for c, s in zip(concepts, said, strict=True) if s]
     rates = rates[said]
     scores = count_scores(rates, [list(described).index(c) for c in classes], beta)
+    own = rates[:, of_class].mean(1)
     others = np.zeros(len(concepts)) if of_class.all() else rates[:, ~of_class].mean(1)
-    return select_count(concepts, scores, rates[:, of_class].mean(1), others, least)
+    # a mark that only the others have cannot be seen here
+    ranked = [int(j) for j in np.argsort(-scores, kind="stable") if own[j] > others[j]]
+    kept = [j for place, j in enumerate(ranked) if scores[j] > 0 or place < least]
+    dropped = tuple(c for j, c in enumerate(concepts) if j not in kept)
+    by_name = {concepts[j]: float(scores[j]) for j in ranked}
+    return Selection(tuple(concepts[j] for j in kept), dropped, by_name)
 
 
 def over_beta(

@@ -18,7 +18,7 @@ from finer1_lite import cot, paperbirds, prompts
 from finer1_lite.chains import concepts
 from finer1_lite.chains.client import Reply, Samples, TeacherStopped, digest
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
-from finer1_lite.data import marks, wording
+from finer1_lite.data import wording
 from finer1_lite.species import Collection, Photo
 
 
@@ -142,13 +142,10 @@ class Local:
             return self._generate(photo, prompt.text, len(samples))
 
     def _generate(self, photo: Photo | None, text: str, num_generations: int) -> list[Reply]:
-        from finer1_lite.generation import end_tokens, vision_tokens
+        from finer1_lite.generation import end_tokens, tokenise, vision_tokens
 
-        marks.refuse(text)
-        chat = prompts.messages(text, photo is not None)
-        chat = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        images = {"images": [photo.image()]} if photo else {}
-        batch = self.processor(text=[chat], return_tensors="pt", **images).to(self.model.device)
+        images = [photo.image()] if photo else None
+        batch = tokenise(self.model, self.processor, [text], images)
         length = batch["input_ids"].shape[1]
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         completion_ids = self.model.generate(

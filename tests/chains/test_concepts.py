@@ -32,6 +32,18 @@ def joint_of(rates, groups) -> dict:
     return joint
 
 
+def described(phrases, rates, classes) -> dict[str, list[list[str]]]:
+    """Ten descriptions a picture, in which each phrase stands as often as its rate says."""
+    found: dict = {}
+    for picture, kind in enumerate(classes):
+        often = 10 * rates[:, picture]
+        texts = [
+            ", ".join(p for p, n in zip(phrases, often, strict=True) if i < n) for i in range(10)
+        ]
+        found.setdefault(kind, []).append(texts)
+    return found
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_count_estimator_is_the_two_mutual_informations(beta):
     rng = np.random.default_rng(0)
@@ -61,21 +73,16 @@ def test_what_the_two_halves_are_for():
     assert shared == pytest.approx(0) and own > 0.2 and slip < 0 and pose < -0.6
     by_relevance = concepts.count_scores(rates, classes, beta=0.0)
     assert by_relevance[2] > 0  # without the second half the slip would be kept
-    kept = concepts.select_count(
-        list("abcd"),
-        np.array([shared, own, slip, pose]),
-        rates[:, :2].mean(1),
-        rates[:, 2:].mean(1),
-        least=0,
-    ).kept
-    assert kept == ("b",)
+    colours = ["red", "blue", "green", "white"]
+    said = described(colours, rates, ["a", "a", "b", "b", "c", "c"])
+    assert concepts.select("a", said, colours, beta=0.7, least=0).kept == ("blue",)
 
 
 def test_a_neighbours_mark_is_not_kept():
-    rates = np.array([[0.0, 1.0]])
-    scores = concepts.count_scores(rates, [0, 1], 0.0)
-    assert scores[0] == pytest.approx(1.0)
-    assert not concepts.select_count(["x"], scores, rates[:, 0], rates[:, 1]).kept
+    assert concepts.count_scores(np.array([[0.0, 1.0]]), [0, 1], 0.0)[0] == pytest.approx(1.0)
+    for own in (0.0, 0.1):
+        said = described(["red"], np.array([[own, 1.0]]), ["a", "b"])
+        assert not concepts.select("a", said, ["red"], beta=0.0).kept
 
 
 def test_unequal_classes_are_refused():
