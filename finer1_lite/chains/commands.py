@@ -15,7 +15,6 @@ from finer1_lite.runtime.options import REQUIRED, argument, given, option
 if TYPE_CHECKING:
     from finer1_lite.chains.client import Ledger, Teacher
     from finer1_lite.chains.make import ChainJob
-    from finer1_lite.paperbirds import World
     from finer1_lite.species import Collection
 
 
@@ -25,14 +24,12 @@ class PictureOptions(PhotoOptions):
 
     world_seed: int = option(0, "which world of paper birds")
 
-    def pictures(self) -> tuple[Collection, World | None]:
-        """The pictures, and the world of paper birds."""
-        from finer1_lite import paperbirds
+    def collection(self) -> Collection:
+        """The pictures, divided."""
+        from finer1_lite.data.runs import Pictures
 
-        if self.photos is not None:
-            return self.collection(), None
-        world = paperbirds.make_world(self.world_seed)
-        return paperbirds.collection(world, test=60, **given(self, "shots")), world
+        own = Pictures(**self.origin(), world_seed=self.world_seed)
+        return own.pictures(test=60, **given(self, "shots"))
 
 
 SERVICE = ("key_env", "workers", "timeout", "tries", "request")  # what an `Endpoint` is told
@@ -105,12 +102,11 @@ class MakeCommand:
         birds = "--teacher oracle knows paper birds only: choose another for --photos"
         named = bool(self.model) or kind not in ("local", "endpoint")
         require({birds: kind != "oracle" or not photos, f"--teacher {kind} needs --model": named})
-        world = None
         if collection is None:
-            collection, world = self.pictures.pictures()
+            collection = self.pictures.collection()
         prices = ("price_in", "price_out", "max_requests", "max_cost")
         ledger = Ledger(**given(self.service, *prices))
-        teacher = self._teacher(kind, collection, world, ledger)
+        teacher = self._teacher(kind, collection, ledger)
         if kind not in ("oracle", "table"):  # these cost nothing
             teacher = Cached(teacher, self.out / "cache", ledger)
         settings = Settings(
@@ -121,17 +117,16 @@ class MakeCommand:
         )
         return ChainJob(self.out, collection, teacher, settings, ledger)
 
-    def _teacher(
-        self, kind: str, collection: Collection, world: World | None, ledger: Ledger
-    ) -> Teacher:
+    def _teacher(self, kind: str, collection: Collection, ledger: Ledger) -> Teacher:
         """The teacher of a kind that `--teacher` names."""
+        from finer1_lite import paperbirds
         from finer1_lite.chains import teachers
         from finer1_lite.chains.client import Endpoint
         from finer1_lite.cot import require_descriptions
         from finer1_lite.students.lab_student import asset_folder
 
         if kind == "oracle":
-            return teachers.Oracle(world)
+            return teachers.Oracle(paperbirds.make_world(self.pictures.world_seed))
         if kind == "table":
             require_descriptions(collection, "--teacher table")
             return teachers.Table(collection)
@@ -248,7 +243,7 @@ class TripletCommand:
         from finer1_lite.chains import formats
         from finer1_lite.chains.make import triplet_rows
 
-        rows = list(triplet_rows(self.pictures.pictures()[0], self.seed))
+        rows = list(triplet_rows(self.pictures.collection(), self.seed))
         formats.write_triplets(self.out, rows)
         print(f"{len(rows)} triplets -> {self.out}")
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finer1_lite.data.folders import Reading
 from finer1_lite.data.hubsets import Wanted
 from finer1_lite.runtime.options import REQUIRED, given, option
-
-if TYPE_CHECKING:
-    from finer1_lite.species import Collection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +48,6 @@ class PhotoOptions:
         told = given(self, "photos", "descriptions", "unseen_share")
         coarse = self.coarse or ("object" if self.photos else "bird")
         return told | {"coarse": coarse, "reading": self.reading()}
-
-    def collection(self) -> Collection:
-        """The photographs of the folder."""
-        from finer1_lite.data.runs import Pictures
-
-        return Pictures(**self.origin()).pictures(**given(self, "shots"))
 
 
 @dataclass(frozen=True, kw_only=True)
