@@ -43,7 +43,6 @@ class TeacherPrompt:
 
     kind: str  # describe | extract | write | guess | evaluate
     text: str
-    name: str = ""
     candidates: tuple[str, ...] = ()
     concepts: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()  # concepts that must not be cited
@@ -66,11 +65,11 @@ def chain_prompt(
     marks = f", using these marks where they can be seen: {'; '.join(concepts) or 'any'}"
     form = _FORM.format(marks=marks, candidates=", ".join(candidates))
     text = _TOLD.format(coarse=coarse, name=name, form=form)
-    return TeacherPrompt("write", text, name, tuple(candidates), tuple(concepts))
+    return TeacherPrompt("write", text, tuple(candidates), tuple(concepts))
 
 
 def guess_prompt(coarse: str, candidates: Sequence[str]) -> TeacherPrompt:
     """Ask for a chain without telling the label: it is kept only if it is right."""
     form = _FORM.format(marks="", candidates=", ".join(candidates))
     text = _UNTOLD.format(coarse=coarse, form=form)
-    return TeacherPrompt("guess", text, "", tuple(candidates))
+    return TeacherPrompt("guess", text, tuple(candidates))

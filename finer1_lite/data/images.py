@@ -204,7 +204,7 @@ def _decode(data: bytes) -> _Decoded:
 
 def _upright(data: bytes) -> _Decoded:
     try:
-        with _open(data) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
             _require_size(*image.size)
             deep = any(";16" in str(tile.args) for tile in image.tile)
             notes = _notes(image)
@@ -222,6 +222,8 @@ def _upright(data: bytes) -> _Decoded:
         raise
     except Image.UnidentifiedImageError:
         raise PictureError(_unread(data)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(_too_large(str(error))) from None  # Pillow stops at twice MAX_PIXELS
     except Exception as error:  # decoders raise whatever they like on broken bytes
         raise PictureError(f"is broken ({error}); copy it again, {_SAVE}") from error
 
@@ -265,14 +267,6 @@ def _exif(image: Image.Image) -> Image.Exif:
         return image.getexif()
     except Exception:  # of metadata alone: no pixels are read here
         return image.getexif()  # Pillow tries once, and then has none
-
-
-def _open(data: bytes) -> Image.Image:
-    """Read the header only; Pillow itself stops at twice MAX_PIXELS."""
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(_too_large(str(error))) from None
 
 
 def _require_size(width: int, height: int) -> None:

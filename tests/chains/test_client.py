@@ -234,12 +234,11 @@ def oracle_replies(world, two):
         if not pictures:
             return oracle.ask(None, TeacherPrompt("extract", text), [0])[0].text
         photo = by_picture[pictures[0]["image_url"]["url"]]
-        name = re.search(r"Right is: (.+?)\. Do not", text)
-        if not name:
+        if not re.search(r"Right is: (.+?)\. Do not", text):
             return oracle.ask(photo, TeacherPrompt("describe", ""), [request["seed"]])[0].text
         listed = re.search(r"^candidates: (.+)", text, re.MULTILINE)[1].split(", ")
         kept = re.search(r"be seen: (.+)", text)[1].split("; ")
-        prompt = TeacherPrompt("write", text, name[1], tuple(listed), tuple(kept))
+        prompt = TeacherPrompt("write", text, tuple(listed), tuple(kept))
         chain = oracle.ask(photo, prompt, [0])[0].text
         said = f"analysis: view {request['seed']}, {', '.join(kept)}\n"  # and nothing else
         return re.sub("analysis: .*\n", said, chain)
