@@ -12,7 +12,6 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -101,7 +100,8 @@ def decode(path: Path) -> Image.Image:
     Raises PictureError naming the file for anything that `check` would call a problem.
     """
     try:
-        return _decode(Path(path).read_bytes()).picture
+        picture, _, _ = _decode(Path(path).read_bytes())
+        return picture
     except (PictureError, OSError) as error:
         raise PictureError(f"{path}: {error}") from error
 
@@ -119,8 +119,8 @@ def check_bytes(data: bytes) -> Checked:
     """`check` for the bytes of a picture file."""
     digest = hashlib.sha256(data).hexdigest()
     try:
-        found = _decode(data)
-        return Checked(digest, found.notes, look=Look.of(found.picture), ending=found.ending)
+        picture, notes, ending = _decode(data)
+        return Checked(digest, notes, look=Look.of(picture), ending=ending)
     except PictureError as error:
         return Checked(digest, problem=str(error))
 
@@ -180,29 +180,24 @@ def small(image: Image.Image, side: int, form: str = "PNG", **settings: int) -> 
     return stream.getvalue()
 
 
-class _Decoded(NamedTuple):
-    """An upright RGB picture, the decisions taken on the way, and the ending that fits it."""
+def _decode(data: bytes) -> tuple[Image.Image, tuple[str, ...], str]:
+    """The upright RGB picture in `data`, the decisions taken on the way, the ending that fits it.
 
-    picture: Image.Image
-    notes: tuple[str, ...]
-    ending: str
-
-
-def _decode(data: bytes) -> _Decoded:
-    """The picture in `data`; else PictureError. Metadata may be broken, pixels may not."""
+    PictureError where there is none. Metadata may be broken, pixels may not.
+    """
     if not data:
         raise PictureError("is empty (0 bytes); copy it again or remove it")
     try:
         return _upright(data)
     except PictureError as error:
         try:
-            found = _upright(_without_metadata(data))
+            picture, notes, ending = _upright(_without_metadata(data))
         except PictureError:
             raise error from None
-        return found._replace(notes=(*found.notes, _BARE))
+        return picture, (*notes, _BARE), ending
 
 
-def _upright(data: bytes) -> _Decoded:
+def _upright(data: bytes) -> tuple[Image.Image, tuple[str, ...], str]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
             _require_size(*image.size)
@@ -217,7 +212,7 @@ def _upright(data: bytes) -> _Decoded:
                 what = "has 16 bits a colour and uses 14 or fewer, which is black in 8 bits"
                 raise PictureError(f"{what}; {_SAVE}")
             ending = _ENDING_OF.get(image.format, f".{image.format.lower()}")
-            return _Decoded(to_rgb(upright), tuple(notes), ending)
+            return to_rgb(upright), tuple(notes), ending
     except PictureError:
         raise
     except Image.UnidentifiedImageError:
