@@ -86,7 +86,7 @@ def test_no_row_shows_a_picture_and_a_chain_about_it(world, monkeypatch):
     """
     drawn = []
     draw = paperbirds.draw
-    monkeypatch.setattr(paperbirds, "draw", lambda m, rng: drawn.append(m) or draw(m, rng))
+    monkeypatch.setattr(paperbirds, "draw", lambda m, *how: drawn.append(m) or draw(m, *how))
     rng = random.Random(0)
     alike = []
     for make in (*pretrain.ROWS.values(), pretrain.caption_row):
