@@ -260,11 +260,10 @@ def warm_up(
     seed: int,
     chains: Sequence[str] = (),
 ) -> Student:
-    """Let a lab student meet the words of a new collection; all weights learn.
+    """Let a lab student meet the words of a new collection: text alone, all weights.
 
     Words of names and descriptions become tokens (their embeddings are trained here, and
-    frozen later: LoRA would leave them random). Half of the chains go on from their analysis
-    behind a training picture of another class: see `argue_row`.
+    frozen later: LoRA would leave them random). No picture is shown.
     chains: what stage 1 will be trained on, for their words.
     """
     described = {n: cot.phrase(collection, n, cot.SEEN_WORDS) for n in collection.names}
@@ -285,14 +284,7 @@ def warm_up(
             name = rng.choice(told)
             given = f"A {collection.coarse} has {described[name]}."
             short.append(Row(f"{given} {answer}", None, prompts.answer(name)))
-            chain = cot.table_chain(collection, name, rng)
-            others = [photo for photo in collection.train if photo.species != name]
-            if others and rng.random() < 0.5:
-                begun = opening(chain)
-                picture = rng.choice(others).image()
-                long.append(Row(think, picture, chain.removeprefix(begun), begun))
-            else:
-                long.append(Row(f"{given} {think}", None, chain))
+            long.append(Row(f"{given} {think}", None, cot.table_chain(collection, name, rng)))
             short.append(Row(prompts.LOOKS.format(name=name), None, described[name]))
         return [short, long]
 

@@ -158,17 +158,3 @@ def test_words_of_descriptions_and_of_chains_become_tokens_of_their_own(fresh, t
     warm = pretrain.warm_up(fresh, few, 1, tmp_path, seed=0, chains=["<think>woolly peel"])
     for word in ("Quince", "purple", "stripes", "woolly", "look", "known", "would"):
         assert len(warm.processor.tokenizer.tokenize(f" {word}")) == 1, word
-
-
-def test_chains_of_a_warm_up_stand_behind_pictures_of_others(fresh, birds, tmp_path, monkeypatch):
-    rows = {}
-    monkeypatch.setattr(
-        pretrain, "train_text", lambda m, p, make, *_, **__: rows.update(it=make(0))
-    )
-    pretrain.warm_up(fresh, birds, 1, tmp_path, seed=0)
-    species = {photo.image().tobytes(): photo.species for photo in birds.train}
-    behind = [row for row in rows["it"][1] if row.picture is not None]
-    assert 0 < len(behind) < len(rows["it"][1]) and not any(row.picture for row in rows["it"][0])
-    for row in behind:
-        assert Chain(row.begun + row.reply).answer != species[row.picture.tobytes()]
-        assert row.reply.startswith("candidates:")
