@@ -230,21 +230,18 @@ def collection(
     test: int = 432,
     split: str = "test",
     more_leaves: int = 0,
-    apart: int | None = None,
 ) -> Collection:
     """`shots` training pictures a seen species, about `test` fresh ones of each half.
 
     The test count is rounded up to a whole number of pictures a species. split: settings
     are chosen on `val`, results are reported on `test`. more_leaves: in front of every bird, so
-    that single pictures mislead; apart: of each genus only some species, see `some_apart`.
+    that single pictures mislead.
     """
     species, train, tests = [], [], []
-    names = some_apart(world, apart) if apart else world.names
-    seen_names = world.seen.intersection(names)
-    for name in names:
+    for name in world.names:
         seen = name in world.seen
         species.append(Species(name, world.genus[name], seen, knowledge(world, name)))
-        half = len(seen_names) if seen else len(names) - len(seen_names)
+        half = len(world.seen) if seen else len(world.names) - len(world.seen)
         count = math.ceil(test / half)
         train += [photo(world, name, "train", i, more_leaves) for i in range(shots * seen)]
         tests += [photo(world, name, split, i, more_leaves) for i in range(count)]
@@ -255,10 +252,11 @@ def collection(
     return Collection("bird", tuple(species), tuple(train), tuple(tests), distance)
 
 
-def some_apart(world: World, apart: int) -> list[str]:
-    """Of each genus up to four species, any two of which differ in exactly `apart` marks.
+def some_apart(world: World, apart: int) -> World:
+    """The world of up to four species a genus, any two of which differ in exactly `apart` marks.
 
-    As many as there are, seen and unseen ones as evenly as can be. ValueError where a genus has
+    As many as there are, seen and unseen ones as evenly as can be; the base knows the others
+    too. ValueError where a genus has
     no two of them.
     """
     found = []
@@ -276,7 +274,8 @@ def some_apart(world: World, apart: int) -> list[str]:
             names: abs(2 * len(world.seen.intersection(names)) - len(names)) for names in sets
         }
         found += max(sets, key=lambda names: (len(names), -uneven[names]))
-    return found
+    marks, genus = ({name: of[name] for name in found} for of in (world.marks, world.genus))
+    return World(world.seed, marks, genus, world.seen.intersection(found))
 
 
 def describe(marks: Mapping[str, str], which: Iterable[str] = MARKS) -> str:

@@ -177,8 +177,8 @@ def sample_groups(
 def groups_to_draw(wanted: int, kept: int, drawn: int) -> int:
     """How many groups the next round draws, from the share kept of those drawn so far.
 
-    The share counts one kept group more than there were (rule of succession), so that it is
-    never 0; a round never draws more than `wanted`.
+    The share counts one group more, a kept one, so that it is never 0; a round never draws more
+    than `wanted`.
     """
     return min(wanted, math.ceil((wanted - kept) * (drawn + 1) / (kept + 1)))
 

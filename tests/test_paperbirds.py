@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finer1_lite import paperbirds
+from finer1_lite import cot, paperbirds
+from finer1_lite.data.chain_text import Chain
 from finer1_lite.paperbirds import MARKS, PLUMAGE, SHAPE, draw, make_world, photo
 from finer1_lite.students import pretrain
 
@@ -90,14 +91,17 @@ def test_more_leaves_cover_more_of_the_same_bird(world):
 @pytest.mark.parametrize("apart", [1, 2])
 def test_some_species_of_a_genus_differ_by_so_many_marks(seed, apart):
     world = make_world(seed)
-    names = paperbirds.some_apart(world, apart)
+    some = paperbirds.some_apart(world, apart)
+    names = some.names
     for genus in paperbirds.GENERA:
         members = [name for name in names if world.genus[name] == genus]
         assert 3 <= len(members) <= 4 and 0 < len(world.seen.intersection(members)) < len(members)
         pairs = itertools.combinations(members, 2)
         assert {len(world.differing(*pair)) for pair in pairs} == {apart}
-    birds = paperbirds.collection(world, shots=2, test=24, apart=apart)
+    birds = paperbirds.collection(some, shots=2, test=24)
     assert birds.names == names and len(birds.train) == 2 * len(birds.seen_names)
+    chains = cot.make_chains(birds, cot.oracle(some), seed=0).values()
+    assert {name for chain in chains for name in Chain(chain).listed} <= set(names)
 
 
 def test_no_two_species_of_a_genus_differ_in_three_marks(world):

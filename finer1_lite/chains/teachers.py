@@ -111,10 +111,10 @@ def _cites(phrase: str, cited: Sequence[str]) -> bool:
 
 @dataclass
 class Local:
-    """Any image-text-to-text model of transformers, on this machine.
+    """A vision-language model of a family that students have, on this machine.
 
-    model, processor: as `AutoModelForImageTextToText` and its processor are loaded; the
-    student itself may be handed in. Samples of one prompt are generated together.
+    model, processor: as `models.load_student` loads them; the student itself may be handed in.
+    Samples of one prompt are generated together.
     """
 
     model: Any

@@ -113,8 +113,14 @@ class Study:
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
     worlds: tuple[int, ...]
-    more_leaves: int = 0  # these two: see `paperbirds.collection`
-    apart: int | None = None
+    more_leaves: int = 0  # see `paperbirds.collection`
+    apart: int | None = None  # see `paperbirds.some_apart`; None: all species
+
+    @property
+    def dials(self) -> dict[str, int]:
+        """Those that are turned."""
+        held = {"more_leaves": self.more_leaves, "apart": self.apart}
+        return {name: value for name, value in held.items() if value}
 
     def tasks(self, row: str, rate: float, seeds: Sequence[int]) -> list["Task"]:
         """A row's trainings in every world, world by world."""
@@ -177,7 +183,7 @@ class Task:
 def run_study(study: Study, workers: int = 0) -> Path:
     """Train and evaluate everything that is not there yet; returns the report's path."""
     config = {"job": "an ablation", "worlds": list(study.worlds), "preset": study.preset.to_dict()}
-    config |= {"more_leaves": study.more_leaves, "apart": study.apart}
+    config |= study.dials
     open_folder(study.folder, config, fresh=False)
     for world in sorted({*study.worlds, SEARCH_WORLD}):
         prepare_base(study.preset, study.folder, world)  # pretrains where a world has no student
@@ -222,13 +228,14 @@ def do(task: Task) -> None:
     preset = task.study.preset
     world = paperbirds.make_world(task.world)
     pictures = preset.test_pictures if task.split == "test" else SEARCH_PICTURES
-    how = {"more_leaves": task.study.more_leaves, "apart": task.study.apart}
-    shots, split = preset.shots, task.split
-    birds = paperbirds.collection(world, shots=shots, test=pictures, split=split, **how)
+    apart, leaves = task.study.apart, task.study.more_leaves
+    some = paperbirds.some_apart(world, apart) if apart else world
+    how = {"shots": preset.shots, "split": task.split, "more_leaves": leaves}
+    birds = paperbirds.collection(some, test=pictures, **how)
     checkpoints = task.folder / "checkpoints"
     resumed = checkpoints.exists()
     try:
-        student = train(task, world, birds)
+        student = train(task, some, birds)
     except NotFinite as error:
         if task.split != "val":
             raise
@@ -366,12 +373,12 @@ def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
         for key in worlds
         if worlds[key].notna().all()
     }
-    steps = [one.get("steps", {}) for one in took]
+    steps = pd.DataFrame([one.get("steps", {}) for one in took]).dropna(axis=1)
     return {
         "label": ROWS[row].label if row in ROWS else STARTS[row],
         "seeds": len({task.seed for task in tasks}),
         "minutes": float(np.mean([one["train_minutes"] for one in whole or took])),
-        "steps": {k: np.mean([s[k] for s in steps], 0).round(4).tolist() for k in steps[0]},
+        "steps": {key: np.mean([*all_], 0).round(4).tolist() for key, all_ in steps.items()},
         "accuracy": means.pop("correct"),
         "by_world": {split: worlds.loc[split, "correct"].tolist() for split in SPLITS},
         **means,
@@ -423,8 +430,8 @@ def table(found: dict) -> pd.DataFrame:
 def write(study: Study, rates: dict[str, float]) -> Path:
     """ablation.json and the page of what is there; the path of the page."""
     found = measure(study, rates)
-    text = json.dumps({"worlds": list(study.worlds), "rates": rates, "rows": found}, indent=1)
-    write_atomically(study.folder / "ablation.json", text.encode())
+    facts = {"worlds": list(study.worlds)} | study.dials | {"rates": rates, "rows": found}
+    write_atomically(study.folder / "ablation.json", json.dumps(facts, indent=1).encode())
     p = study.preset
     searched = ", ".join(f"{family} {rate:g}" for family, rate in rates.items())
     note = (
@@ -434,9 +441,12 @@ def write(study: Study, rates: dict[str, float]) -> Path:
         f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
         f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
         "training seeds, worlds fixed. Of chains, seen / unseen: marks of the analysis that are "
-        "right; the label is among the candidates; the comparison leaves one, which is predicted "
-        "and answered; right in that way. Minutes: a training's, of those never interrupted if any."
+        "right; the label is among the candidates; every remark is true; the comparison leaves "
+        "one, which is predicted and answered; right in that way. Minutes: a training's, of those "
+        "never interrupted if any."
     )
+    for dial, value in study.dials.items():
+        note += f" Dial of the world: {dial.replace('_', ' ')} {value}."
     page = Page("Ablation of TAPO")
     figure = page.picture("ablation", figures.ablation(found))
     page.add("Differences to SFT", table(found), note=note, figure=figure)
@@ -444,13 +454,12 @@ def write(study: Study, rates: dict[str, float]) -> Path:
         "How many answers are right, and how many of those by a chain that leads to them: on the "
         "dashed line all. Joined: the same method with more of a right name's pay due to agreement."
     )
-    page.add(
-        "Right, and for its reason",
-        note=note,
-        figure=page.picture("reasons", figures.reasons(found)),
+    figure = page.picture("reasons", figures.reasons(found))
+    page.add("Right, and for its reason", note=note, figure=figure)
+    note = (
+        f"Rollouts at temperature {p.tapo.temperature:g}, mean over training seeds and worlds; "
+        f"groups kept of {p.tapo.groups}."
     )
-    note = "Rollouts at temperature 1, mean over training seeds and worlds; groups kept of a batch."
-    page.add(
-        "Over the steps of training", note=note, figure=page.picture("steps", figures.steps(found))
-    )
+    figure = page.picture("steps", figures.steps(found))
+    page.add("Over the steps of training", note=note, figure=figure)
     return page.write(study.folder)

@@ -244,5 +244,6 @@ def _tower_of(folder: Path) -> Features:
         base = Path(models.base_of(adapter))
     if not (base / "config.json").is_file():
         raise DataError(["its base is no folder of this machine"])
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return tower_features(models.load_student(base, Preset.model_validate(config["preset"])))
+    held = json.loads((folder / "config.json").read_text(encoding="utf-8"))["preset"]
+    preset = Preset(**{name: held[name] for name in ("pixels", "quantize", "backend")})
+    return tower_features(models.load_student(base, preset))

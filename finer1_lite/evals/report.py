@@ -348,13 +348,9 @@ def _add_samples(
         for number, record in enumerate(chosen, 1)
     ]
     missing = [sample["facts"]["photo"] for sample in samples if not sample["picture"]]
-    if not missing:
-        titles = [visible(f"{s['facts']['class']}\n{s['facts'][who]}", 120) for s in samples]
-        pictures = [Image.open(io.BytesIO(page.images[s["picture"]])) for s in samples]
-        page.picture("samples", plots.photo_grid(pictures, titles))
-    elif problems is None:
+    if missing and problems is None:
         log.warning("%d photographs are not here; give --photos DIR to show them", len(missing))
-    else:
+    elif missing:
         mend = "not among the photos given; give its picture (--photos DIR)"
         problems += [f"photo {name!r}: {mend}" for name in missing]
     note = (
