@@ -299,10 +299,8 @@ def _run(left: list[Task], workers: int) -> None:
 
 def steps_of(task: Task) -> dict[str, list[float]]:
     """Of rollouts, by step: the share right, right for its reason, and groups kept."""
-    log = metrics.read_records(task.folder / "log.jsonl")
-    return {
-        key: [row[key] for row in log] for key in figures.STEPS if all(key in row for row in log)
-    }
+    log = pd.DataFrame(list(metrics.read_records(task.folder / "log.jsonl")))
+    return {key: log[key].tolist() for key in figures.STEPS if key in log}
 
 
 def answers_of(task: Task, world: paperbirds.World) -> dict[str, dict[str, str]]:

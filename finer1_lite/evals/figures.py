@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from finer1_lite import plots
 from finer1_lite.metrics import SPLITS, STAGES
@@ -37,14 +38,15 @@ STEPS = {  # of a training step: key -> title
     "right_and_agrees": "right for their reason, %",
     "groups_kept": "groups kept",
 }
-CHAINS = {  # rows whose chains are compared: colour, dashes
-    "sft": (plots.COLOURS["sft"], "-"),
-    "dapo": (plots.INK, "-"),
-    "dapo_agreement": (plots.INK, "--"),
-    "tapo": (plots.COLOURS["tapo"], "-"),
-    "tapo_quarter": (plots.COLOURS["tapo"], ":"),
-    "tapo_half": (plots.COLOURS["tapo"], "-."),
-    "tapo_agreement": (plots.COLOURS["tapo"], "--"),
+DAPO, TAPO = {"color": plots.INK}, {"color": plots.COLOURS["tapo"]}
+CHAINS = {  # rows whose chains are compared, and how they are drawn
+    "sft": {"color": plots.COLOURS["sft"], "linestyle": "-", "marker": "o"},
+    "dapo": DAPO | {"linestyle": "-", "marker": "o"},
+    "dapo_agreement": DAPO | {"linestyle": "--", "marker": "s"},
+    "tapo": TAPO | {"linestyle": "-", "marker": "o"},
+    "tapo_quarter": TAPO | {"linestyle": ":", "marker": "v"},
+    "tapo_half": TAPO | {"linestyle": "-.", "marker": "D"},
+    "tapo_agreement": TAPO | {"linestyle": "--", "marker": "s"},
 }
 
 
@@ -59,15 +61,14 @@ def reasons(found: Mapping) -> Figure:
         at = {name: [100 * cell[k][split] for k in SHARES] for name, cell in there.items()}
         for method in ("dapo", "tapo"):
             joined = [place for name, place in at.items() if name.startswith(method)]
-            axis.plot(*np.reshape(joined, (-1, 2)).T, color=CHAINS[method][0], linewidth=0.8)
+            axis.plot(*np.reshape(joined, (-1, 2)).T, color=CHAINS[method]["color"], linewidth=0.8)
         for name, place in at.items():
-            axis.plot(*place, "o", color=CHAINS[name][0])
-            axis.annotate(there[name]["label"], place, (5, -9), textcoords="offset points", size=8)
+            axis.plot(*place, **CHAINS[name])
         axis.axline((50, 50), slope=1, color=plots.INK, linewidth=0.8, linestyle="--")
         axis.set(title=f"{split} classes", xlabel="right, %", ylabel="right for its reason, %")
-        axis.margins(0.25, 0.1)
+        axis.margins(0.1)
         plots.tidy(axis, "both")
-    return figure
+    return _with_names(figure, there)
 
 
 def steps(found: Mapping) -> Figure:
@@ -81,13 +82,14 @@ def steps(found: Mapping) -> Figure:
         for name, cell in there.items():
             line = pd.Series(cell["steps"][key]) * (100 if "%" in title else 1)
             mean = line.rolling(plots.running_window(len(line)), center=True, min_periods=1).mean()
-            axis.plot(range(1, len(line) + 1), mean, CHAINS[name][1], color=CHAINS[name][0])
+            axis.plot(line.index + 1, mean, markevery=[-1], **CHAINS[name])
         axis.set(title=title, xlabel="step")
         plots.tidy(axis)
-    keys = [
-        plots.legend_key(cell["label"], CHAINS[name][0], linestyle=CHAINS[name][1])
-        for name, cell in there.items()
-    ]
+    return _with_names(figure, there)
+
+
+def _with_names(figure: Figure, rows: Mapping) -> Figure:
+    keys = [Line2D([], [], label=cell["label"], **CHAINS[name]) for name, cell in rows.items()]
     return plots.with_legend(figure, keys)
 
 

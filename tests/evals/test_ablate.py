@@ -191,8 +191,8 @@ def test_what_chains_are_worth_has_an_interval_and_two_figures(study):
     words = ablate.table(found).set_index("row")["right for its reason"]
     assert words["TAPO"].count("50.0 [") == 2 and not words[ablate.ROWS["cls_rl"].label]
     assert found["tapo"]["steps"] == curve and not found["sft"]["steps"]
-    shown = {text.get_text() for text in figures.reasons(found).axes[0].texts}
-    assert shown == {"SFT", "TAPO"}
+    (legend,) = figures.reasons(found).legends
+    assert {text.get_text() for text in legend.texts} == {"SFT", "TAPO"}
     lines = [axis.lines for axis in figures.steps(found).axes]
     assert [len(one) for one in lines] == [1, 1, 1]
     assert lines[0][0].get_ydata().tolist() == [25, 50]
