@@ -104,7 +104,8 @@ def _genus_plumages(rng: random.Random) -> list[dict[str, str]]:
 def draw(marks: dict[str, str], rng: random.Random, more_leaves: int = 0) -> Image.Image:
     """One picture of a bird with these marks: `SIZE` x `SIZE` RGB.
 
-    Everything else (pose, size, side, light, background, leaves) comes from `rng`.
+    Everything else (pose, size, side, light, background, leaves) comes from `rng`, with so many
+    more leaves.
     """
     side = SIZE * 2  # drawn at twice the size, then reduced: smooth edges
     ground = tuple(rng.randint(120, 225) for _ in range(3))
@@ -256,8 +257,7 @@ def some_apart(world: World, apart: int) -> World:
     """The world of up to four species a genus, any two of which differ in exactly `apart` marks.
 
     As many as there are, seen and unseen ones as evenly as can be; the base knows the others
-    too. ValueError where a genus has
-    no two of them.
+    too. ValueError where a genus has no two of them.
     """
     found = []
     for genus in dict.fromkeys(world.genus.values()):
