@@ -8,8 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finer1_lite import cot, paperbirds
-from finer1_lite.data.chain_text import Chain
+from finer1_lite import paperbirds
 from finer1_lite.paperbirds import MARKS, PLUMAGE, SHAPE, draw, make_world, photo
 from finer1_lite.students import pretrain
 
@@ -85,28 +84,6 @@ def test_more_leaves_cover_more_of_the_same_bird(world):
     assert covered(8) > covered(0) + 0.05
     birds = paperbirds.collection(world, shots=1, test=24, more_leaves=8)
     assert all("+8/" in one.id for one in (*birds.train, *birds.test))
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("apart", [1, 2])
-def test_some_species_of_a_genus_differ_by_so_many_marks(seed, apart):
-    world = make_world(seed)
-    some = paperbirds.some_apart(world, apart)
-    names = some.names
-    for genus in paperbirds.GENERA:
-        members = [name for name in names if world.genus[name] == genus]
-        assert 3 <= len(members) <= 4 and 0 < len(world.seen.intersection(members)) < len(members)
-        pairs = itertools.combinations(members, 2)
-        assert {len(world.differing(*pair)) for pair in pairs} == {apart}
-    birds = paperbirds.collection(some, shots=2, test=24)
-    assert birds.names == names and len(birds.train) == 2 * len(birds.seen_names)
-    chains = cot.make_chains(birds, cot.oracle(some), seed=0).values()
-    assert {name for chain in chains for name in Chain(chain).listed} <= set(names)
-
-
-def test_no_two_species_of_a_genus_differ_in_three_marks(world):
-    with pytest.raises(ValueError, match="differ in 3 marks: give 1 or 2"):
-        paperbirds.some_apart(world, 3)
 
 
 def test_pictures_are_small_rgb_and_vary_inside_a_class(world):

@@ -23,6 +23,7 @@ from finer1_lite.data.chain_text import section
 from finer1_lite.evals import figures
 from finer1_lite.evals.report import Page
 from finer1_lite.evals.tables import percent, points
+from finer1_lite.evals.worlds import some_apart
 from finer1_lite.evaluate import StudentAnswerer, evaluate
 from finer1_lite.generation import Student
 from finer1_lite.metrics import SPLITS
@@ -114,7 +115,7 @@ class Study:
     seeds: tuple[int, ...]
     worlds: tuple[int, ...]
     more_leaves: int = 0  # see `paperbirds.collection`
-    apart: int | None = None  # see `paperbirds.some_apart`; None: all species
+    apart: int | None = None  # see `worlds.some_apart`; None: all species
 
     @property
     def dials(self) -> dict[str, int]:
@@ -229,7 +230,7 @@ def do(task: Task) -> None:
     world = paperbirds.make_world(task.world)
     pictures = preset.test_pictures if task.split == "test" else SEARCH_PICTURES
     apart, leaves = task.study.apart, task.study.more_leaves
-    some = paperbirds.some_apart(world, apart) if apart else world
+    some = some_apart(world, apart) if apart else world
     how = {"shots": preset.shots, "split": task.split, "more_leaves": leaves}
     birds = paperbirds.collection(some, test=pictures, **how)
     checkpoints = task.folder / "checkpoints"

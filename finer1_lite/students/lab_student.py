@@ -21,6 +21,7 @@ from transformers import (
 from transformers.processing_utils import ProcessorMixin
 
 from finer1_lite import paperbirds, prompts
+from finer1_lite.data import drawing
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -155,7 +156,7 @@ def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def make_processor(
-    pixels: int = paperbirds.SIZE**2, tokenizer: PreTrainedTokenizerFast | None = None
+    pixels: int = drawing.SIZE**2, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> PictureProcessor:
     """A processor; `pixels` is the budget a picture is reduced to (its shape is kept)."""
     images = Qwen2VLImageProcessorPil(
