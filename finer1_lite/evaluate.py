@@ -16,24 +16,14 @@ import torch
 from PIL import Image
 
 from finer1_lite import generation
-from finer1_lite.data import scoring
 from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
+from finer1_lite.data.records import Completion, record
 from finer1_lite.generation import Rollouts, Student
 from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.console import progress_bar
 
 # --- who answers -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One sample of an answer to a question."""
-
-    text: str = ""
-    tokens: int = 0
-    truncated: bool = False  # the length limit came before the end
-    error: str | None = None  # why there is no text to score
 
 
 class Answerer(Protocol):
@@ -151,54 +141,6 @@ def read_image(image: Callable[[], Image.Image]) -> Image.Image | str:
 
 
 # --- records ---------------------------------------------------------------------------------
-
-
-def record(
-    benchmark: Benchmark,
-    condition: Condition,
-    question: Question,
-    completion: Completion,
-    *,
-    model: str,
-    seed: int | None = None,
-    sample: int = 0,
-) -> dict[str, Any]:
-    """A completion, scored by the same parser as the reward's: the line of every records.jsonl."""
-    classes, aliases = benchmark.names(question)
-    verdict = scoring.judge(
-        completion.text,
-        question.label,
-        classes,
-        options=question.options,
-        letters=condition.letters,
-        prompt=condition.prompt,
-        aliases=aliases,
-        released_path=question.photo if benchmark.released else "",
-        chain=not question.about,
-    )
-    return {
-        "model": model,
-        "seed": seed,
-        "prompt": condition.prompt,
-        "task": condition.task,
-        "picture": condition.picture,
-        "order": condition.order if condition.task == "closed" else None,
-        "dataset": question.dataset,
-        "split": question.split,
-        "photo": question.photo,
-        "label": question.label,
-        "coarse": question.coarse,
-        "group": benchmark.groups.get(question.label, ""),
-        "named_group": benchmark.groups.get(verdict.named or "", ""),
-        "options": list(question.options) if question.options else None,
-        "rotation": question.rotation,
-        "sample": sample,
-        "completion": completion.text,
-        **vars(verdict),
-        "tokens": completion.tokens,
-        "truncated": completion.truncated,
-        "error": completion.error,
-    }
 
 
 def evaluate(

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
-from statsmodels.stats import contingency_tables
 
-from finer1_lite.data.records import SPLITS, STAGES, TASKS, Entry, LabRecord, Record
+from finer1_lite.data.records import SPLITS, STAGES, TASKS, Entry, LabRecord, Record, problems
+from finer1_lite.data.statistics import bootstrap_over_worlds, harmonic_mean, mcnemar, wilson
 from finer1_lite.runtime import files
 
 log = logging.getLogger("finer1_lite")
@@ -44,7 +42,7 @@ def table(records: Iterable[Mapping], schema: type[Record] = Record) -> pd.DataF
     options. ValueError lists every record that does not fit the schema.
     """
     rows = list(records)
-    files.require_none(_problems(rows, schema), "records that cannot be counted:")
+    files.require_none(problems(rows, schema), "records that cannot be counted:")
     frame = pd.DataFrame(rows, columns=list(Record.model_fields), dtype=object)
     frame = frame.astype({"seed": "Int64", "picture": bool, **dict.fromkeys(_NUMBERS, float)})
     frame["options"] = [tuple(options or ()) for options in frame["options"]]
@@ -56,31 +54,6 @@ def table(records: Iterable[Mapping], schema: type[Record] = Record) -> pd.DataF
     frame["not_offered"] = [float(name is not None and name not in offer) for name, offer in pairs]
     frame["chance"] = [1 / len(offer) if offer else math.nan for _, offer in pairs]
     return frame
-
-
-def _problems(rows: Sequence[Mapping], schema: type[Record]) -> list[str]:
-    """A line for every record with something wrong, in their order."""
-    wrong: dict[int, list[str]] = {}
-    lacking: dict[int, list[str]] = {}
-    try:
-        TypeAdapter(list[schema]).validate_python(rows)
-    except ValidationError as caught:
-        for error in caught.errors():
-            number, *field = error["loc"]
-            given = f"{field[0]} {error['input']!r:.60}: " if field else ""
-            if error["type"] == "missing":
-                lacking.setdefault(number, []).append(field[0])
-            else:
-                wrong.setdefault(number, []).append(given + error["msg"])
-    for number, names in lacking.items():
-        wrong.setdefault(number, []).append(f"lacks {', '.join(names)}; evaluate again")
-    seen = set()
-    for number, row in enumerate(rows if schema.unique else ()):
-        key = number if number in wrong else tuple(row[name] for name in schema.unique)
-        if key in seen:
-            wrong[number] = [f"{key} stands there twice; keep one"]
-        seen.add(key)
-    return [f"record {number + 1}: {'; '.join(wrong[number])}" for number in sorted(wrong)]
 
 
 def entries(frame: pd.DataFrame) -> dict[Entry, pd.DataFrame]:
@@ -226,82 +199,3 @@ def cells_of(
     for stage, split, task in product(stages, SPLITS, tasks):
         if task in metrics.get(stage, {}).get(split, {}):
             yield stage, split, metrics[stage][split][task]
-
-
-# --- statistics ----------------------------------------------------------------------------
-
-
-def wilson(right: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927): `right` of `n`, as fractions in [0, 1].
-
-    `right` need not be whole (a mean over seeds), and the ends are exact: statsmodels leaves
-    3e-17 of 0 right. ValueError for n < 1 or right outside [0, n].
-    """
-    if n < 1 or not 0 <= right <= n:
-        raise ValueError(f"right={right} of n={n}: n must be 1 or more and right in [0, n]")
-    share, shrink = right / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = 0.0 if right == 0 else max(centre - half, 0.0)
-    high = 1.0 if right == n else min(centre + half, 1.0)
-    return low, high
-
-
-def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b); 0 where both are 0. ValueError for a negative value."""
-    if a < 0 or b < 0:
-        raise ValueError(f"harmonic mean of {a} and {b}: both must be 0 or more")
-    return 2 * a * b / (a + b) if a + b else 0.0
-
-
-def bootstrap_over_worlds(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], draws: int = 2000, seed: int = 0
-) -> dict[str, float]:
-    """Mean of a - b with its 95 % percentile interval: {mean, low, high}.
-
-    a, b: shares, an array (training seeds, photos) a world (or data set), the same photos in the
-    same order. Worlds are fixed and weigh alike: the interval is about other seeds and photos of
-    these worlds. Each draw resamples photos and seeds, crossed (the pigeonhole bootstrap: Owen
-    2007, Annals of Applied Statistics 1). One draw of seeds serves both sides where they have as
-    many, as training seeds are paired; a single row is shared by all seeds of the other side.
-    With one seed the interval is about photos only, with few it is somewhat too narrow.
-    ValueError for shapes that do not fit.
-    """
-    if len(a) != len(b) or not len(a):
-        raise ValueError(f"{len(a)} worlds in a, {len(b)} in b: give the same, one at least")
-    rng = np.random.default_rng(seed)
-    drawn = np.mean([_bootstrap(x, y, draws, rng) for x, y in zip(a, b, strict=True)], axis=0)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    mean = np.mean([np.mean(x) - np.mean(y) for x, y in zip(a, b, strict=True)])
-    return {"mean": float(mean), "low": float(low), "high": float(high)}
-
-
-def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Mean of a - b in each draw, (draws,)."""
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    sides = zip("ab", (a, b), strict=True)
-    problems = [f"{name} has shape {x.shape}" for name, x in sides if x.ndim != 2 or not x.size]
-    if not problems and a.shape[1] != b.shape[1]:
-        problems = [f"{a.shape[1]} photos in a, {b.shape[1]} in b"]
-    problems += [f"draws={draws}: give 1 or more"] if draws < 1 else []
-    files.require_none(problems, "no bootstrap; give (seeds, same photos):")
-    drawn = np.empty(draws)
-    for i in range(draws):
-        rows = rng.integers(len(a), size=len(a))
-        rows_b = rows if len(a) == len(b) else rng.integers(len(b), size=len(b))
-        photos = rng.integers(a.shape[1], size=a.shape[1])
-        drawn[i] = (a[rows].mean(0) - b[rows_b].mean(0))[photos].mean()
-    return drawn
-
-
-def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, float]:
-    """(only a right, only b right, p) of two answerers on the same photos, in the same order.
-
-    p: the exact two-sided test that both are equally often right where they differ (McNemar
-    1947, Psychometrika 12).
-    """
-    pairs = list(zip(a, b, strict=True))
-    only_a = sum(bool(x) and not y for x, y in pairs)
-    only_b = sum(bool(y) and not x for x, y in pairs)
-    counts = [[0, only_a], [only_b, 0]]
-    return only_a, only_b, float(contingency_tables.mcnemar(counts, exact=True).pvalue)

@@ -1,9 +1,13 @@
 """What a line of records.jsonl holds: one scored completion, the same for every kind of run."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from finer1_lite.data import scoring
+from finer1_lite.data.benchmark import Benchmark, Condition, Question
 
 SPLITS = ("seen", "unseen")
 TASKS = ("open", "closed")
@@ -85,3 +89,86 @@ class LabRecord(Record):
         if (self.seed is None) != (self.model == "base"):
             raise ValueError(f"seed {self.seed} of {entry}; give a number, null for the base")
         return self
+
+
+def problems(rows: Sequence[Mapping], schema: type[Record]) -> list[str]:
+    """A line for every record with something wrong, in their order."""
+    wrong: dict[int, list[str]] = {}
+    lacking: dict[int, list[str]] = {}
+    try:
+        TypeAdapter(list[schema]).validate_python(rows)
+    except ValidationError as caught:
+        for error in caught.errors():
+            number, *field = error["loc"]
+            given = f"{field[0]} {error['input']!r:.60}: " if field else ""
+            if error["type"] == "missing":
+                lacking.setdefault(number, []).append(field[0])
+            else:
+                wrong.setdefault(number, []).append(given + error["msg"])
+    for number, names in lacking.items():
+        wrong.setdefault(number, []).append(f"lacks {', '.join(names)}; evaluate again")
+    seen = set()
+    for number, row in enumerate(rows if schema.unique else ()):
+        key = number if number in wrong else tuple(row[name] for name in schema.unique)
+        if key in seen:
+            wrong[number] = [f"{key} stands there twice; keep one"]
+        seen.add(key)
+    return [f"record {number + 1}: {'; '.join(wrong[number])}" for number in sorted(wrong)]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample of an answer to a question."""
+
+    text: str = ""
+    tokens: int = 0
+    truncated: bool = False  # the length limit came before the end
+    error: str | None = None  # why there is no text to score
+
+
+def record(
+    benchmark: Benchmark,
+    condition: Condition,
+    question: Question,
+    completion: Completion,
+    *,
+    model: str,
+    seed: int | None = None,
+    sample: int = 0,
+) -> dict[str, Any]:
+    """A completion, scored by the same parser as the reward's: the line of every records.jsonl."""
+    classes, aliases = benchmark.names(question)
+    verdict = scoring.judge(
+        completion.text,
+        question.label,
+        classes,
+        options=question.options,
+        letters=condition.letters,
+        prompt=condition.prompt,
+        aliases=aliases,
+        released_path=question.photo if benchmark.released else "",
+        chain=not question.about,
+    )
+    return {
+        "model": model,
+        "seed": seed,
+        "prompt": condition.prompt,
+        "task": condition.task,
+        "picture": condition.picture,
+        "order": condition.order if condition.task == "closed" else None,
+        "dataset": question.dataset,
+        "split": question.split,
+        "photo": question.photo,
+        "label": question.label,
+        "coarse": question.coarse,
+        "group": benchmark.groups.get(question.label, ""),
+        "named_group": benchmark.groups.get(verdict.named or "", ""),
+        "options": list(question.options) if question.options else None,
+        "rotation": question.rotation,
+        "sample": sample,
+        "completion": completion.text,
+        **vars(verdict),
+        "tokens": completion.tokens,
+        "truncated": completion.truncated,
+        "error": completion.error,
+    }
