@@ -6,11 +6,10 @@ only. The user's data is checked completely before any model is loaded (`data.fo
 nothing is written), and all problems come in one `DataError`.
 """
 
-import hashlib
 import logging
 import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from finer1_lite.data import duplicates, folders, images
+from finer1_lite.data import folders, images, splits
 from finer1_lite.runtime.files import DataError, near, require_none
 
 log = logging.getLogger("finer1_lite")
@@ -131,7 +130,7 @@ class Collection:
         if name not in self._ranked:
             others = [other for other in self.names if other != name]
             self._ranked[name] = sorted(
-                others, key=lambda o: (self.distance(name, o), _tie(name, o))
+                others, key=lambda o: (self.distance(name, o), splits.tie(name, o))
             )
         if among is None:
             return list(self._ranked[name])
@@ -190,16 +189,17 @@ def load_folder(
     unseen = {one.name for one in classes if one.seen is False}
     why = folders.CLASSES
     if classes[0].seen is None:
-        unseen = _draw_unseen({one.name: one.group for one in classes}, unseen_share, seed)
+        unseen = splits.draw_unseen({one.name: one.group for one in classes}, unseen_share, seed)
         why = f"drawn by seed {seed}: unseen share {unseen_share}"
     species = tuple(
         Species(c.name, c.group, c.name not in unseen, c.description, c.aliases) for c in classes
     )
     train, test = [], []
     for one in classes:
-        chosen, fresh = _draw_shots(one, 0 if one.name in unseen else shots, seed)
-        train += chosen
-        test += _unlike_training(one, chosen, fresh, problems)
+        shown, fresh = splits.draw_shots(one, 0 if one.name in unseen else shots, seed)
+        fresh = splits.unlike_training(one, shown, fresh, problems)
+        train += [Photo(file.id, one.name, file.path) for file in shown]
+        test += [Photo(file.id, one.name, file.path) for file in fresh]
     require_none(problems, f"{root} cannot be used; to mend: {len(problems)}")
     credit = {file.id: file.credit for one in classes for file in one.files if file.credit}
     found = Collection(coarse, species, tuple(train), tuple(test), by_words(species), credit)
@@ -224,53 +224,6 @@ def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:
     return partial(_unlike, {one.name: (one.group, _words(one)) for one in species})
 
 
-def _draw_unseen(groups: dict[str, str], share: float, seed: int) -> set[str]:
-    """The names to keep from training: `share` of all and, nearly, of every group.
-
-    `groups` maps a name to its group. Each group gives its share rounded down; what then
-    lacks comes from the groups that lost most by the rounding (largest remainders). At
-    least one class is seen, and at least one unseen unless `share` is 0.
-    """
-    members = defaultdict(list)
-    for name in sorted(groups):
-        members[groups[name]].append(name)
-    for group, names in members.items():
-        random.Random(f"{seed}/unseen/{group}").shuffle(names)
-    total = min(max(int(share * len(groups) + 0.5), share > 0), len(groups) - 1)
-    given = {group: int(share * len(names)) for group, names in members.items()}
-    lost = {group: share * len(names) - given[group] for group, names in members.items()}
-    by_loss = sorted(members, key=lambda group: (-lost[group], _tie(seed, group)))
-    for group in by_loss[: total - sum(given.values())]:
-        given[group] += 1
-    return {name for group, names in members.items() for name in names[: given[group]]}
-
-
-def _draw_shots(one: folders.ClassFolder, shots: int, seed: int) -> tuple[list[Photo], list[Photo]]:
-    """(train, test) of one class: `shots` drawn by seed, and what may be tested on."""
-    pool = [file.id for file in one.files if file.split != "test"]
-    drawn = set(random.Random(f"{seed}/shots/{one.name}").sample(pool, shots))
-    fresh = [file for file in one.files if file.id not in drawn and file.split != "train"]
-    train = [Photo(file.id, one.name, file.path) for file in one.files if file.id in drawn]
-    return train, [Photo(file.id, one.name, file.path) for file in fresh]
-
-
-def _unlike_training(
-    one: folders.ClassFolder, train: list[Photo], test: list[Photo], problems: list[str]
-) -> list[Photo]:
-    """The test photos of a class that are no near-duplicate of one that trains."""
-    looks = {file.id: file.look for file in one.files}
-    trained, tested = ([looks[photo.id] for photo in part] for part in (train, test))
-    near = {test[j].id: train[i].id for i, j, _ in duplicates.pairs(trained, tested)}
-    if near:
-        shown = ", ".join(f"{a} ~ {b}" for a, b in near.items())
-        message = "%s: %d pictures left out of the test, nearly the same as a training one: %s"
-        log.info(message, one.name, len(near), shown)
-    if test and len(near) == len(test):
-        what = "each of its test pictures is nearly the same as a training one; add others"
-        problems.append(f"{one.folder}: {what}")
-    return [photo for photo in test if photo.id not in near]
-
-
 def _words(one: Species) -> Counter[str]:
     """The words of name and description, each with its weight."""
     words = Counter(set(re.findall(r"\w+", one.description.casefold())))
@@ -284,11 +237,6 @@ def _unlike(known: dict[str, tuple[str, Counter[str]]], name: str, other: str) -
     shared = (words & other_words).total()
     either = (words | other_words).total()
     return 1 - shared / max(either, 1) + (group != other_group)
-
-
-def _tie(*values: object) -> str:
-    """An arbitrary but fixed order, the same in every process."""
-    return hashlib.sha256("/".join(map(str, values)).encode()).hexdigest()
 
 
 def _repeated(values: Iterable[str]) -> list[str]:
