@@ -9,7 +9,7 @@ from typing import Any
 from finer1_lite.chains import commands as chains
 from finer1_lite.data import commands as data
 from finer1_lite.evals import commands as evals
-from finer1_lite.runtime.options import add_options, from_options
+from finer1_lite.runtime.options import add_commands, from_options
 from finer1_lite.students import unsloth
 from finer1_lite.tools import commands as tools
 
@@ -30,10 +30,6 @@ COMMANDS = {  # name -> what it is for (docstring), its options (fields), what i
     "merge": tools.MergeCommand,
     "demo": tools.DemoCommand,
 }
-DEVICE_HELP = (
-    "auto: CUDA where there is a GPU, else the CPU; mps: a Mac's GPU, never tried on a real one "
-    "(default: the variable FINER1_DEVICE, else auto)"
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,22 +41,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_commands(parser.add_subparsers(required=True, metavar="COMMAND"), COMMANDS)
     return parser
-
-
-def add_commands(place: Any, commands: dict[str, type]) -> None:
-    """Add commands by name; one that has commands of its own gets a parser for each."""
-    for name, command in commands.items():
-        purpose = command.__doc__.splitlines()[0].rstrip(".")
-        parser = place.add_parser(name, help=purpose, description=command.__doc__)
-        if hasattr(command, "commands"):
-            text = "what to do; STEP --help lists its options"
-            steps = parser.add_subparsers(required=True, metavar="STEP", help=text)
-            add_commands(steps, command.commands)
-        else:
-            add_options(parser, command)
-            if getattr(command, "computes", False):
-                parser.add_argument("--device", metavar="{auto,cuda,mps,cpu}", help=DEVICE_HELP)
-            parser.set_defaults(command=command)
 
 
 def read_command(argv: list[str] | None) -> Any:

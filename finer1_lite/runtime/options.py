@@ -12,6 +12,11 @@ from dataclasses import MISSING as REQUIRED
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+DEVICE_HELP = (
+    "auto: CUDA where there is a GPU, else the CPU; mps: a Mac's GPU, never tried on a real one "
+    "(default: the variable FINER1_DEVICE, else auto)"
+)
+
 
 def option(default: Any, text: str, flag: str = "", **settings: Any) -> Any:
     """A field given as `--its-name` or as `flag`; settings are those of `add_argument`."""
@@ -26,6 +31,22 @@ def argument(text: str, default: Any = REQUIRED, **settings: Any) -> Any:
 def key_values(text: str, nargs: str = "+") -> Any:
     """The field of `--set KEY=VALUE ...`; a second one adds to the first."""
     return option((), text, "--set", nargs=nargs, action="extend", metavar="KEY=VALUE")
+
+
+def add_commands(place: Any, commands: dict[str, type]) -> None:
+    """Add commands by name; one that has commands of its own gets a parser for each."""
+    for name, command in commands.items():
+        purpose = command.__doc__.splitlines()[0].rstrip(".")
+        parser = place.add_parser(name, help=purpose, description=command.__doc__)
+        if hasattr(command, "commands"):
+            text = "what to do; STEP --help lists its options"
+            steps = parser.add_subparsers(required=True, metavar="STEP", help=text)
+            add_commands(steps, command.commands)
+        else:
+            add_options(parser, command)
+            if getattr(command, "computes", False):
+                parser.add_argument("--device", metavar="{auto,cuda,mps,cpu}", help=DEVICE_HELP)
+            parser.set_defaults(command=command)
 
 
 def add_options(parser: ArgumentParser, options: type) -> None:
