@@ -35,7 +35,6 @@ from finer1_lite.students.card import Card
 
 log = logging.getLogger("finer1_lite")
 AT_ONCE = 16  # photographs in memory, of any size
-ROUGH = 50  # below so many its numbers are called rough
 
 Picture = Image.Image | Path | str
 
@@ -123,15 +122,7 @@ class Namer:
 
     def reliability(self, samples: int = 0) -> str:
         """How far the confidences can be trusted, in a plain sentence."""
-        fit = self.fitted(samples)
-        if fit is None:
-            return "Confidences are not calibrated: take them as an order, not as probabilities."
-        cell = {name: f"{100 * v:.0f}" for name, v in fit["measured"]["combined"].items()}
-        return (
-            f"Confidences were fitted on {fit['n']} held-out photographs ({fit['source']}): mean "
-            f"confidence {cell['confidence']} %, right names {cell['accuracy']} %, "
-            f"calibration error {cell['ece']} points{', rough' * (fit['n'] < ROUGH)}."
-        )
+        return calibration.reliability(self.fitted(samples))
 
     def _shares(self, texts: Sequence[str]) -> np.ndarray:
         """The share of completions that name each class: (C,)."""
@@ -205,15 +196,11 @@ def name_logps(
 
 
 def calibrate(
-    namer: Namer,
-    photos: Sequence[Photo],
-    samples: int = 0,
-    source: str = "given photographs",
+    namer: Namer, photos: Sequence[Photo], samples: int = 0, source: str = "given photographs"
 ) -> dict[str, Any]:
-    """Fit temperature and weight of agreement on held-out photographs; kept in card.json.
+    """`calibration.fit` on held-out photographs, kept in card.json.
 
-    Measured by cross-fitting in two halves: likelihood alone, shares alone, both; the weights
-    that are kept are fitted on all. source: what the photographs are. DataError for fewer than 4.
+    source: what the photographs are. DataError for fewer than 4.
     """
     if len(photos) < 4:
         raise DataError([f"{len(photos)} photographs: 4 are needed at least"], "not calibrated:")
@@ -226,14 +213,7 @@ def calibrate(
     labels = np.array([namer.names.index(photo.species) for photo in photos])
     logps = np.concatenate([part.logps for part in parts])
     shares = np.concatenate([part.shares for part in parts])
-    kinds = {"likelihood": [logps], "agreement": [shares], "combined": [logps, shares]}
-    measured = {
-        kind: calibration.quality(calibration.cross_fitted(np.stack(part), labels), labels)
-        for kind, part in kinds.items()
-    }
-    likelihood, agreement = calibration.fit_weights(np.stack([logps, shares]), labels)
-    fit = {"temperature": float(1 / likelihood), "agreement": float(agreement)}
-    fit |= {"n": len(photos), "source": source, "measured": measured}
+    fit = calibration.fit(logps, shares, labels, source)
     known = (namer.card.calibration or {}) | {str(samples): fit}
     namer.card = namer.card.model_copy(update={"calibration": known})
     try:
