@@ -70,10 +70,10 @@ def remark(world: paperbirds.World, seen: Mapping[str, str], candidate: str) -> 
 
 def require_descriptions(collection: Collection, who: str) -> None:
     """Raise a DataError naming every class without a description; who: what needs them."""
-    bare = [s.name for s in collection.species if not s.description.strip()]
+    bare = [f"{s.name}: no description" for s in collection.species if not s.description.strip()]
     headline = f"{who} writes chains from descriptions.csv (columns class, description; "
     headline += "`lab --photos DIR --template` writes one to fill in)"
-    require_none([f"{name}: no description" for name in bare], headline)
+    require_none(bare, headline)
 
 
 def table_chain(collection: Collection, name: str, rng: random.Random) -> str:

@@ -63,11 +63,9 @@ def _seeds(axis: Axes, y: float, cell: Mapping, numbered: bool) -> bool:
     ring = {"s": 12, "color": "white", "edgecolors": INK, "linewidths": 0.7, "zorder": 4}
     axis.scatter(seeds, [y] * len(seeds), **ring)
     if numbered:
-        end = max([100 * cell["high"], *seeds]) + 1.5
-        text = axis.text(
-            end, y, f"{100 * cell['accuracy']:.0f}", va="center", fontsize=8, color=INK
-        )
-        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # above the lines
+        end, number = max([100 * cell["high"], *seeds]) + 1.5, f"{100 * cell['accuracy']:.0f}"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # above the lines
+        axis.text(end, y, number, va="center", fontsize=8, color=INK, bbox=box)
     return bool(seeds)
 
 
@@ -98,24 +96,19 @@ def interval(
 
 # --- learning curves -----------------------------------------------------------------------
 
-PANELS = (  # title, stage, {label of the line: key of the log}
-    ("SFT: loss", "sft", {"": "loss"}),
-    ("TAPO: reward of rollouts", "tapo", {"": "reward"}),
-    (
-        "TAPO: rollouts right, %",
-        "tapo",
-        {"all": "accuracy", "for their reason": "right_and_agrees"},
-    ),
-    ("TAPO: groups kept, %", "tapo", {"": "share_kept"}),
-    (
-        "TAPO: entropy, nats a token",
-        "tapo",
-        {"on the anchor": "anchor_entropy", "on the negative": "negative_entropy"},
-    ),
-    ("TAPO: inter-class KL (k3)", "tapo", {"": "inter_class_kl"}),
-    ("TAPO: completion length, tokens", "tapo", {"": "length"}),
-    ("TAPO: completions truncated, %", "tapo", {"": "truncated"}),
-)
+PANELS = {  # title, which begins with the stage -> {label of the line: key of the log}
+    "SFT: loss": {"": "loss"},
+    "TAPO: reward of rollouts": {"": "reward"},
+    "TAPO: rollouts right, %": {"all": "accuracy", "for their reason": "right_and_agrees"},
+    "TAPO: groups kept, %": {"": "share_kept"},
+    "TAPO: entropy, nats a token": {
+        "on the anchor": "anchor_entropy",
+        "on the negative": "negative_entropy",
+    },
+    "TAPO: inter-class KL (k3)": {"": "inter_class_kl"},
+    "TAPO: completion length, tokens": {"": "length"},
+    "TAPO: completions truncated, %": {"": "truncated"},
+}
 
 
 def learning_curves(tapo_logs: Logs, sft_logs: Logs) -> Figure:
@@ -127,7 +120,8 @@ def learning_curves(tapo_logs: Logs, sft_logs: Logs) -> Figure:
     """
     logs = {"sft": _by_step(sft_logs), "tapo": _by_step(tapo_logs)}
     drawn = []
-    for title, stage, lines in PANELS:
+    for title, lines in PANELS.items():
+        stage = title.partition(":")[0].lower()
         series = {label: _series(logs[stage], key) for label, key in lines.items()}
         there = {label: line for label, line in series.items() if len(line)}
         drawn += [(title, COLOURS[stage], there)] if there else []
@@ -147,9 +141,8 @@ def learning_curves(tapo_logs: Logs, sft_logs: Logs) -> Figure:
     names = ("one training seed", f"mean of {seeds} seeds")
     if seeds == 1:
         names = ("each point of the one seed", "the same, averaged where the axis says so")
-    return with_legend(
-        figure, [legend_key(names[0], lw=0.7, alpha=0.6), legend_key(names[1], lw=2.2)]
-    )
+    keys = [legend_key(names[0], lw=0.7, alpha=0.6), legend_key(names[1], lw=2.2)]
+    return with_legend(figure, keys)
 
 
 def _by_step(logs: Logs) -> dict[int, pd.DataFrame]:
