@@ -21,24 +21,6 @@ class Triplet:
     options: tuple[str, ...] = ()  # names to choose from, none in the open world
 
 
-# --- pictures made from the anchor -------------------------------------------------------
-
-
-VIEWS = {
-    "masked": augment.mask_cells,  # most cells of a 6 x 6 grid blackened: PAPO's negative
-    "distorted": augment.add_noise,  # under noise: NoisyRollout's second view
-}
-
-
-def view(photo: Photo, how: str, rng: random.Random) -> Photo:
-    """The photograph in one of the `VIEWS`, the same whenever it is decoded."""
-    seed = rng.random()
-    return Photo(f"{photo.id}#{how}", photo.species, lambda: VIEWS[how](photo.image(), seed))
-
-
-# --- what all of them need -----------------------------------------------------------------
-
-
 def require_enough(collection: Collection, names: Iterable[str] = ()) -> None:
     """DataError where no triplets can be made of these classes; of none: of all seen ones."""
     counts = Counter(photo.species for photo in collection.train)
@@ -50,9 +32,6 @@ def require_enough(collection: Collection, names: Iterable[str] = ()) -> None:
         mend = "add classes, or make more of them seen (classes.csv, a lower --unseen-share)"
         problems.append(f"{only} needs a second seen class with training pictures: {mend}")
     require_none(problems, "stage 2 (TAPO) cannot make its triplets:")
-
-
-# --- triplets ----------------------------------------------------------------------------
 
 
 def make_triplet(
@@ -73,9 +52,9 @@ def make_triplet(
     require_enough(collection, [anchor.species])
     same = [p for p in collection.train if p.species == anchor.species and p.id != anchor.id]
     others = [n for n in collection.seen_names if n != anchor.species]
-    second = view(anchor, positive, rng) if positive == "distorted" else rng.choice(same)
+    second = augment.view(anchor, positive, rng) if positive == "distorted" else rng.choice(same)
     if negative == "masked":
-        return Triplet(anchor, second, view(anchor, negative, rng))
+        return Triplet(anchor, second, augment.view(anchor, negative, rng))
     if negative == "random":
         chosen = rng.choice(others)
     else:

@@ -5,6 +5,8 @@ import random
 import torch
 from PIL import Image
 
+from finer1_lite.species import Photo
+
 MASKED_SHARE = 0.6  # of the picture's cells (PAPO, arXiv 2507.06448)
 NOISE = 40.0  # standard deviation of the noise, in grey levels of 255
 
@@ -27,3 +29,12 @@ def add_noise(image: Image.Image, seed: float) -> Image.Image:
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(noise.shape)
     noisy = (pixels + noise).clamp(0, 255).to(torch.uint8)
     return Image.frombytes("RGB", image.size, noisy.numpy().tobytes())
+
+
+VIEWS = {"masked": mask_cells, "distorted": add_noise}  # of PAPO, of NoisyRollout
+
+
+def view(photo: Photo, how: str, rng: random.Random) -> Photo:
+    """The photograph in one of the `VIEWS`, the same whenever it is decoded."""
+    seed = rng.random()
+    return Photo(f"{photo.id}#{how}", photo.species, lambda: VIEWS[how](photo.image(), seed))
