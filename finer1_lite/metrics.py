@@ -144,9 +144,6 @@ def difference(a: pd.DataFrame, b: pd.DataFrame, draws: int = 2000) -> dict:
     return found
 
 
-# --- the numbers of a run ------------------------------------------------------------------
-
-
 def scores(frame: pd.DataFrame) -> dict[Entry, dict]:
     """Entry -> split -> task -> `accuracy`."""
     found: dict[Entry, dict] = {}

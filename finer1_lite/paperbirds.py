@@ -109,12 +109,7 @@ def draw_id(marks: dict[str, str], name: str) -> Image.Image:
 
 
 def collection(
-    world: World,
-    *,
-    shots: int = 4,
-    test: int = 432,
-    split: str = "test",
-    more_leaves: int = 0,
+    world: World, *, shots: int = 4, test: int = 432, split: str = "test", more_leaves: int = 0
 ) -> Collection:
     """`shots` training pictures a seen species, about `test` fresh ones of each half.
 

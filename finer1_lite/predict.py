@@ -192,9 +192,6 @@ def name_logps(
     return found.cpu().double().numpy()
 
 
-# --- calibration ------------------------------------------------------------------------------
-
-
 def calibrate(
     namer: Namer, photos: Sequence[Photo], samples: int = 0, source: str = "given photographs"
 ) -> dict[str, Any]:

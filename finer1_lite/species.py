@@ -226,9 +226,8 @@ def by_words(species: Iterable[Species]) -> Callable[[str, str], float]:
 
 def _words(one: Species) -> Counter[str]:
     """The words of name and description, each with its weight."""
-    words = Counter(set(re.findall(r"\w+", one.description.casefold())))
-    words.update(dict.fromkeys(re.findall(r"\w+", one.name.casefold()), NAME_WEIGHT))
-    return words
+    told, name = (re.findall(r"\w+", text.casefold()) for text in (one.description, one.name))
+    return Counter(set(told)) + Counter(dict.fromkeys(name, NAME_WEIGHT))
 
 
 def _unlike(known: dict[str, tuple[str, Counter[str]]], name: str, other: str) -> float:

@@ -77,9 +77,8 @@ class FetchCommand:
         classes, pictures = (", ".join(f"{n} {key}" for key, n in record[p].items()) for p in parts)
         print(f"{self.out}: classes: {classes}; pictures: {pictures}")
         hubset = self.wanted.hubset
-        print(
-            f"use it with --photos {self.out}" + (f" --coarse {hubset.released}" if hubset else "")
-        )
+        coarse = f" --coarse {hubset.released}" if hubset else ""
+        print(f"use it with --photos {self.out}{coarse}")
         print(
             "lab and the table teacher want descriptions.csv (class,description) there; "
             "cot make --teacher local or endpoint, lab --chains and evaluate do without"

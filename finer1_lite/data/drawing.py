@@ -83,11 +83,10 @@ _TAILS = {
 
 def _wing(pen: ImageDraw.ImageDraw, pattern: str) -> None:
     """The folded wing over the body; the pattern is its mark."""
-    base = (150, 130, 110)
     light = (250, 245, 235)
     dark = (30, 25, 25)
     box = (66, 74, 126, 108)
-    pen.ellipse(box, fill=base, outline=dark)
+    pen.ellipse(box, fill=(150, 130, 110), outline=dark)
     if pattern == "barred":
         for x in (80, 94, 108):
             pen.line((x, 78, x, 104), fill=light, width=6)

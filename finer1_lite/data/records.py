@@ -1,5 +1,6 @@
 """What a line of records.jsonl holds: one scored completion, the same for every kind of run."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -93,20 +94,19 @@ class LabRecord(Record):
 
 def problems(rows: Sequence[Mapping], schema: type[Record]) -> list[str]:
     """A line for every record with something wrong, in their order."""
-    wrong: dict[int, list[str]] = {}
-    lacking: dict[int, list[str]] = {}
+    wrong, lacking = defaultdict(list), defaultdict(list)  # number of the record -> what, which
     try:
         TypeAdapter(list[schema]).validate_python(rows)
     except ValidationError as caught:
         for error in caught.errors():
             number, *field = error["loc"]
-            given = f"{field[0]} {error['input']!r:.60}: " if field else ""
             if error["type"] == "missing":
-                lacking.setdefault(number, []).append(field[0])
+                lacking[number].append(field[0])
             else:
-                wrong.setdefault(number, []).append(given + error["msg"])
+                given = f"{field[0]} {error['input']!r:.60}: " if field else ""
+                wrong[number].append(given + error["msg"])
     for number, names in lacking.items():
-        wrong.setdefault(number, []).append(f"lacks {', '.join(names)}; evaluate again")
+        wrong[number].append(f"lacks {', '.join(names)}; evaluate again")
     seen = set()
     for number, row in enumerate(rows if schema.unique else ()):
         key = number if number in wrong else tuple(row[name] for name in schema.unique)

@@ -11,11 +11,6 @@ def some_apart(world: World, apart: int) -> World:
     As many as there are, seen and unseen ones as evenly as can be; the base knows the others
     too. ValueError where a genus has no two of them.
     """
-
-    def worth(names: tuple[str, ...]) -> tuple[int, int]:
-        seen = len(world.seen.intersection(names))
-        return len(names), -abs(2 * seen - len(names))
-
     found = []
     for genus in dict.fromkeys(world.genus.values()):
         members = [name for name in world.names if world.genus[name] == genus]
@@ -27,6 +22,7 @@ def some_apart(world: World, apart: int) -> World:
         ]
         if not sets:
             raise ValueError(f"no two species of {genus} differ in {apart} marks: give 1 or 2")
-        found += max(sets, key=worth)
+        seen = {names: len(world.seen.intersection(names)) for names in sets}
+        found += max(sets, key=lambda names: (len(names), -abs(2 * seen[names] - len(names))))
     marks, genus = ({name: of[name] for name in found} for of in (world.marks, world.genus))
     return World(world.seed, marks, genus, world.seen.intersection(found))

@@ -12,11 +12,6 @@ from dataclasses import MISSING as REQUIRED
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-DEVICE_HELP = (
-    "auto: CUDA where there is a GPU, else the CPU; mps: a Mac's GPU, never tried on a real one "
-    "(default: the variable FINER1_DEVICE, else auto)"
-)
-
 
 def option(default: Any, text: str, flag: str = "", **settings: Any) -> Any:
     """A field given as `--its-name` or as `flag`; settings are those of `add_argument`."""
@@ -45,7 +40,9 @@ def add_commands(place: Any, commands: dict[str, type]) -> None:
         else:
             add_options(parser, command)
             if getattr(command, "computes", False):
-                parser.add_argument("--device", metavar="{auto,cuda,mps,cpu}", help=DEVICE_HELP)
+                text = "auto: CUDA where there is a GPU, else the CPU; mps: a Mac's GPU, never "
+                text += "tried on a real one (default: the variable FINER1_DEVICE, else auto)"
+                parser.add_argument("--device", metavar="{auto,cuda,mps,cpu}", help=text)
             parser.set_defaults(command=command)
 
 

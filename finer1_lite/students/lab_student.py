@@ -81,10 +81,9 @@ class PictureProcessor(Qwen2_5_VLProcessor):
         folder = Path(save_directory)
         stock, video = STOCK[self.family]
         for path in (folder / "processor_config.json", folder / "tokenizer_config.json"):
-            named = path.read_text(encoding="utf-8").replace(
-                f'"{type(self).__name__}"', f'"{stock}"'
-            )
-            path.write_text(named, encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
+            text = text.replace(f'"{type(self).__name__}"', f'"{stock}"')
+            path.write_text(text, encoding="utf-8")
         shared = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
         settings = {name: getattr(self.image_processor, name) for name in shared}
         settings |= {"video_processor_type": video, "processor_class": stock}

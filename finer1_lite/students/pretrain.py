@@ -58,10 +58,8 @@ def describe_row(world: World, rng: random.Random) -> Row:
     Names that are offered say nothing of the picture: options of any genus stand behind some
     questions. No reply has the form of a thought: to look inside a thought is left to stage 1.
     """
-    if rng.random() < 1 / 3:
-        marks = world.marks[rng.choice(world.names)]
-    else:
-        marks = _any_marks(rng)
+    real = rng.random() < 1 / 3
+    marks = world.marks[rng.choice(world.names)] if real else _any_marks(rng)
     picture = _picture(marks, rng)
     question = rng.choice((prompts.DESCRIBE, prompts.LIST)).format(coarse="bird")
     options = _options(world, rng, rng.choice(world.names))
@@ -80,12 +78,11 @@ def caption_row(world: World, rng: random.Random) -> Row:
 def guide_row(world: World, rng: random.Random) -> Row:
     """The field guide, asked from either side; sometimes with four options."""
     name = rng.choice(world.names)
+    known = paperbirds.knowledge(world, name)
     if rng.random() < 0.5:
-        return Row(prompts.LOOKS.format(name=name), None, paperbirds.knowledge(world, name))
+        return Row(prompts.LOOKS.format(name=name), None, known)
     question = prompts.question("answer", "bird", _options(world, rng, name))
-    return Row(
-        f"A bird has {paperbirds.knowledge(world, name)}. {question}", None, prompts.answer(name)
-    )
+    return Row(f"A bird has {known}. {question}", None, prompts.answer(name))
 
 
 def argue_row(world: World, rng: random.Random) -> Row:

@@ -34,14 +34,14 @@ def overflow(student: Student, tokens: int = 8) -> str:
     batch = generation.encode_prompts(model, processor, [prompts.DESCRIBE], _pictures()[:1])
     if not all(torch.isfinite(f).all() for f in batch.image_features):
         return "the features of a picture are not finite"
+    problem = f"the logits of an answer of {tokens} tokens are not finite"
     try:
         out = generation.generate(model, processor, batch, max_new_tokens=tokens)
     except NotFinite:
-        return f"the logits of an answer of {tokens} tokens are not finite"
+        return problem
     with torch.no_grad():  # each reads every logit, in the sum that it is divided by
         logps = logprobs.log_probs(model, batch, out.completion_ids, out.completion_mask, [0])
-    finite = torch.isfinite(logps).all()
-    return "" if finite else f"the logits of an answer of {tokens} tokens are not finite"
+    return "" if torch.isfinite(logps).all() else problem
 
 
 def require_trainable(student: Student) -> None:
