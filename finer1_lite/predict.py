@@ -56,10 +56,6 @@ class Prediction:
     agrees: bool | None
     share: float | None
 
-    def known(self, threshold: float = 0.5) -> bool:
-        """Whether the confidence reaches the threshold; else the name is a mere guess."""
-        return self.confidence >= threshold
-
 
 @dataclass(frozen=True)
 class Evidence:

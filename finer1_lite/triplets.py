@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,10 +55,8 @@ def make_triplet(
     second = augment.view(anchor, positive, rng) if positive == "distorted" else rng.choice(same)
     if negative == "masked":
         return Triplet(anchor, second, augment.view(anchor, negative, rng))
-    if negative == "random":
-        chosen = rng.choice(others)
-    else:
-        chosen = collection.neighbours(anchor.species, among=others)[0]
+    nearest = collection.neighbours(anchor.species, among=others)[0]
+    chosen = rng.choice(others) if negative == "random" else nearest
     hard = rng.choice([p for p in collection.train if p.species == chosen])
     return Triplet(anchor, second, hard)
 
@@ -79,7 +77,7 @@ def draw_triplets(
     names to choose from, of seen classes; how: see `make_triplet`.
     """
     rng = random.Random(f"triplets/{seed}/{step}/{round_}")
-    pool = list(collection.train)
+    pool = collection.train
     if round_:
         anchors = [rng.choice(pool) for _ in range(count)]
     else:
@@ -91,9 +89,9 @@ def draw_triplets(
     return drawn
 
 
-def _epoch_item(pool: list[Photo], seed: int, position: int) -> Photo:
+def _epoch_item(pool: Sequence[Photo], seed: int, position: int) -> Photo:
     """The item at a position of one endless sequence of shuffled epochs."""
     epoch, place = divmod(position, len(pool))
-    order = list(range(len(pool)))
+    order = list(pool)
     random.Random(f"epoch/{seed}/{epoch}").shuffle(order)
-    return pool[order[place]]
+    return order[place]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from finer1_lite.data import augment
 from finer1_lite.species import Collection, Photo, Species
-from finer1_lite.triplets import draw_triplets, make_triplet, view
+from finer1_lite.triplets import draw_triplets, make_triplet
 
 COLOURS = {
     "red": (220, 20, 20),
@@ -75,7 +75,7 @@ def test_masking_blackens_its_share_of_the_cells_and_nothing_else(size):
     """A grid of 6 x 6; six tenths of 36 cells are 22."""
     held = Image.new("RGB", size, (90, 200, 30))  # a source that hands out one and the same
     photo = Photo("a", "red", lambda: held)
-    made = np.asarray(view(photo, "masked", random.Random(0)).image())
+    made = np.asarray(augment.view(photo, "masked", random.Random(0)).image())
     black = (made == 0).all(-1)
     assert (made[~black] == (90, 200, 30)).all()
     assert (np.asarray(held) == (90, 200, 30)).all()  # the anchor itself is left alone
@@ -93,14 +93,14 @@ def test_masking_blackens_its_share_of_the_cells_and_nothing_else(size):
 
 def test_a_distorted_picture_is_the_anchor_under_noise():
     photo = Photo("a", "red", lambda: Image.new("RGB", (120, 80), (128, 128, 128)))
-    made = view(photo, "distorted", random.Random(0))
+    made = augment.view(photo, "distorted", random.Random(0))
     pixels = np.asarray(made.image(), dtype=float)
     assert pixels.shape == (80, 120, 3) and (made.species, made.id) == ("red", "a#distorted")
     assert pixels.mean() == pytest.approx(128, abs=1) and pixels.std() == pytest.approx(
         augment.NOISE, 0.05
     )
     white = Photo("b", "red", lambda: Image.new("RGB", (40, 40), "white"))
-    clipped = np.asarray(view(white, "distorted", random.Random(0)).image())
+    clipped = np.asarray(augment.view(white, "distorted", random.Random(0)).image())
     assert (clipped == 255).mean() == pytest.approx(0.5, abs=0.05)  # clipped and not wrapped round
 
 
@@ -108,7 +108,7 @@ def test_a_distorted_picture_is_the_anchor_under_noise():
 def test_a_made_picture_stays_the_same_and_each_draw_makes_another(birds, how):
     """Decoded again (for scoring, after a resume) it must be the picture that was answered."""
     rng = random.Random(0)
-    first, second = (view(birds.train[0], how, rng) for _ in range(2))
+    first, second = (augment.view(birds.train[0], how, rng) for _ in range(2))
     assert first.image().tobytes() == first.image().tobytes() != second.image().tobytes()
     assert first.species == birds.train[0].species and first.id != birds.train[0].id
 

@@ -58,7 +58,7 @@ class Answers:
         said = self.namer([picture])[0]
         return PAGE.render(
             said=said,
-            known=said.known(self.unknown),
+            known=said.confidence >= self.unknown,
             unknown=self.unknown,
             top=TOP,
             photograph=data_url(picture, SIDE),

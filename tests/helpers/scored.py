@@ -1,4 +1,4 @@
-"""Records made by hand: lines of a records.jsonl, as `evaluate.record` writes them."""
+"""Records made by hand: lines of a records.jsonl, as `data.records.record` makes them."""
 
 NAMES = ["red kite", "black kite", "barn owl", "tawny owl"]
 

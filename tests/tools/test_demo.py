@@ -121,6 +121,8 @@ def test_under_the_threshold_it_is_unknown(photo):
     page = answers("wren", "heron", unknown=0.8).of(photo)
     assert "<h2>unknown</h2>" in page and "No name reaches 80 %" in page
     assert "wren" in text_of(page)
+    at_it = answers("wren", "heron", unknown=0.7).of(photo)  # the threshold itself is reached
+    assert "<h2>wren</h2>" in at_it and "<h2>unknown</h2>" not in at_it
 
 
 def test_look_alikes_are_the_next_names_with_two_pictures_each(photo):
