@@ -1,4 +1,4 @@
-"""What a line of records.jsonl holds: one scored completion, the same for every kind of run."""
+"""What a line of records.jsonl holds: one scored completion, how it is made, what may be wrong."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
