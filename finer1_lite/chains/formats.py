@@ -19,7 +19,7 @@ from finer1_lite.data.chain_text import Chain
 from finer1_lite.data.layouts import file_of
 from finer1_lite.data.marks import IMAGE
 from finer1_lite.runtime import files
-from finer1_lite.runtime.files import DataError, require_none, write_atomically, write_lines
+from finer1_lite.runtime.files import require_none, write_atomically, write_lines
 
 VERSION = 1
 CARRY = "finer1_lite"  # the column of our own fields in foreign formats
@@ -91,9 +91,8 @@ def to_row(record: Record) -> dict:
 def from_row(row: object) -> Record:
     """Read a JSON object; ValueError naming every problem of the row."""
     record = _filled(Record, row)
-    spoken = (record.system, record.question, record.species, *record.candidates)
-    mark = marks.problem(*spoken, record.chain.replace(IMAGE, ""))
-    if mark:
+    spoken = (record.system, record.question, record.species, *record.candidates, record.chain)
+    if mark := marks.problem(*spoken):
         raise ValueError(mark)
     return record
 
@@ -103,9 +102,9 @@ def _filled(kind: type, row: object) -> Any:
     if not isinstance(row, dict):
         raise ValueError(f"is no JSON object but {type(row).__name__}")
     values = {name: value for name, value in row.items() if name != "version"}
-    known = {field.name: field for field in fields(kind)}
-    plain = (name for name, one in known.items() if {one.default, one.default_factory} == {MISSING})
-    problems = [f"lacks {name!r}" for name in plain if name not in row]
+    known = {one.name: one for one in fields(kind)}
+    needed = [n for n, one in known.items() if one.default is one.default_factory is MISSING]
+    problems = [f"lacks {name!r}" for name in needed if name not in row]
     if row.get("version") != VERSION and (kind is Record or "version" in row):
         problems.append(f"has version {row.get('version')!r}; this program reads {VERSION}")
     for name, value in values.items():
@@ -125,14 +124,16 @@ def _filled(kind: type, row: object) -> Any:
     return kind(**values)
 
 
-def _convert(path: Path, rows: Iterable[tuple[object, object]], convert: Callable) -> list:
-    """Convert all rows, each (where, row); one DataError for the problems of all of them."""
+def _convert(
+    path: Path, rows: Iterable[tuple[int, Any]], convert: Callable[[Any], Any], unit: str = "line"
+) -> list:
+    """Convert all rows, each (number, row); one DataError for the problems of all of them."""
     found, problems = [], []
-    for where, row in rows:
+    for number, row in rows:
         try:
             found.append(convert(row))
         except ValueError as error:
-            problems.append(f"{path}, {where}: {error}")
+            problems.append(f"{path}, {unit} {number}: {error}")
     require_none(problems, f"{len(problems)} rows cannot be used:")
     return found
 
@@ -255,7 +256,7 @@ def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> R
 
 def read_records(path: Path, torn: bool = False) -> list[Record]:
     """Read our JSON lines; torn: without a half-written last line. DataError lists all problems."""
-    return _convert(path, [(f"line {n}", row) for n, row in files.read(path, torn)], from_row)
+    return _convert(path, files.read(path, torn), from_row)
 
 
 def read_any(path: Path) -> tuple[list[Record], str]:
@@ -265,7 +266,7 @@ def read_any(path: Path) -> tuple[list[Record], str]:
     """
     array = files.is_array(path)
     found = list(enumerate(files.load(path))) if array else files.read(path)
-    rows = [(f"{'entry' if array else 'line'} {n}", (row, str(n))) for n, row in found]
+    rows = [(n, (row, str(n))) for n, row in found]
 
     def convert(pair: tuple[object, str]) -> Record:
         own = isinstance(pair[0], dict) and {"version", "chain"} & pair[0].keys()
@@ -273,7 +274,7 @@ def read_any(path: Path) -> tuple[list[Record], str]:
 
     kinds = {"": "ours", "prompt": "trl"}  # by the field that tells
     told = dict.fromkeys(kinds.get(form_of(row), "sharegpt") for _, row in found)
-    return _convert(path, rows, convert), " and ".join(told)
+    return _convert(path, rows, convert, "entry" if array else "line"), " and ".join(told)
 
 
 def write_records(
@@ -292,7 +293,7 @@ def write_records(
 
 def read_triplets(path: Path) -> list[TripletRow]:
     """Read triplets from JSON lines; DataError lists all problems."""
-    return _convert(path, [(f"line {n}", row) for n, row in files.read(path)], _triplet)
+    return _convert(path, files.read(path), _triplet)
 
 
 def _triplet(row: object) -> TripletRow:
@@ -316,8 +317,7 @@ def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
     token ids for the positive, so give it positives of the anchor's size; this project
     tokenises each picture and needs no such thing.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pandas as pd
 
     names = {name for r in rows for name in (r.anchor, r.positive, r.negative)}
     files = {name: file_of(root, name) for name in sorted(names)}
@@ -335,10 +335,7 @@ def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
         POSITIVE: [picture(r.positive) for r in rows],
         CARRY: [json.dumps(r.extra) for r in rows],
     }
-    draft = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), draft)
-    draft.replace(path)
+    write_atomically(path, pd.DataFrame(columns).to_parquet(index=False))
 
 
 def read_parquet(path: Path, root: Path) -> list[TripletRow]:
@@ -349,21 +346,19 @@ def read_parquet(path: Path, root: Path) -> list[TripletRow]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    pictures = ("images", POSITIVE, NEGATIVE)
-    missing = sorted({*pictures, "problem", "answer"} - set(table.column_names))
-    if missing:
-        raise DataError([f"{path}: lacks the column {c}" for c in missing], "no triplets:")
+    pictures = {"anchor": "images", "positive": POSITIVE, "negative": NEGATIVE}
+    missing = sorted({*pictures.values(), "problem", "answer"} - set(table.column_names))
+    require_none([f"{path}: lacks the column {c}" for c in missing], "no triplets:")
 
     def convert(row: dict) -> TripletRow:
-        names = [_unpack(row[column], root, f"{row['row']}-{column}") for column in pictures]
-        found = dict(zip(("anchor", "positive", "negative"), names, strict=True))
-        extra = json.loads(row.get(CARRY) or "{}")
-        return _triplet(
-            found | {"question": row["problem"], "label": row["answer"], "extra": extra}
-        )
+        told = {"question": row["problem"], "label": row["answer"]}
+        told["extra"] = json.loads(row.get(CARRY) or "{}")
+        for role, column in pictures.items():
+            told[role] = _unpack(row[column], root, f"{row['row']}-{column}")
+        return _triplet(told)
 
-    numbered = enumerate(table.to_pylist())
-    return _convert(path, [(f"row {n}", row | {"row": n}) for n, row in numbered], convert)
+    rows = [(n, row | {"row": n}) for n, row in enumerate(table.to_pylist())]
+    return _convert(path, rows, convert, "row")
 
 
 def _unpack(cell: object, root: Path, otherwise: str) -> str:

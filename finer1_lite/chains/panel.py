@@ -131,9 +131,8 @@ class Panel(w.VBox):
         self.problems.value = problems_html(self.state.problems(id_))
 
     def _captioned(self, photo: str, side: int, caption: str) -> tuple[w.Image, w.HTML]:
-        picture = self.picture(photo).copy()
-        picture.thumbnail((side, side))
-        return w.Image(value=small(picture, side), width=picture.width), w.HTML(caption)
+        shown = {"align_self": "flex-start"}  # a wider caption must not stretch the picture
+        return w.Image(value=small(self.picture(photo), side), layout=shown), w.HTML(caption)
 
 
 def chain_html(text: str) -> str:

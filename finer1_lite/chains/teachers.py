@@ -137,34 +137,25 @@ class Local:
         """Return a reply for each sample, seeded so that another sample is another text."""
         import torch
 
-        with torch.random.fork_rng(enabled=True), torch.no_grad():
-            torch.manual_seed(int(digest(f"{prompt.text}/{list(samples)}")[:12], 16))
-            return self._generate(photo, prompt.text, len(samples))
+        from finer1_lite.generation import encode_prompts, generate
 
-    def _generate(self, photo: Photo | None, text: str, num_generations: int) -> list[Reply]:
-        from finer1_lite.generation import end_tokens, tokenise, vision_tokens
-
-        images = [photo.image()] if photo else None
-        batch = tokenise(self.model, self.processor, [text], images)
-        length = batch["input_ids"].shape[1]
-        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        completion_ids = self.model.generate(
-            **batch,
+        model, processor = self.model, self.processor
+        batch = encode_prompts(model, processor, [prompt.text], [photo.image()] if photo else None)
+        seed = int(digest(f"{prompt.text}/{list(samples)}")[:12], 16)
+        made = generate(
+            model,
+            processor,
+            batch,
+            num_generations=len(samples),
             max_new_tokens=self.max_new_tokens,
-            num_return_sequences=num_generations,
-            use_cache=True,
-            suppress_tokens=vision_tokens(self.processor),  # one would stop the next step
-            do_sample=self.temperature > 0,
-            **(sampling if self.temperature > 0 else {}),
-        )[:, length:]
-        tokenizer, replies = self.processor.tokenizer, []
-        ends = {tokenizer.pad_token_id, *end_tokens(self.model, self.processor)}
-        for row in completion_ids.tolist():
-            end = next((at for at, token in enumerate(row) if token in ends), len(row))
-            ended = end < len(row)
-            text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-            replies.append(Reply(text, length, end + ended, "stop" if ended else "length"))
-        return replies
+            temperature=self.temperature,
+            top_p=self.top_p,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        texts = processor.tokenizer.batch_decode(made.completion_ids, skip_special_tokens=True)
+        read = int(batch.attention_mask.sum())
+        facts = zip(texts, made.lengths.tolist(), made.truncated.tolist(), strict=True)
+        return [Reply(t.strip(), read, n, "length" if cut else "stop") for t, n, cut in facts]
 
 
 def load_local(

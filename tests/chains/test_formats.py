@@ -32,7 +32,7 @@ def test_no_torch_and_no_matplotlib_are_loaded(name):
 
 @pytest.fixture
 def records(world) -> list[Record]:
-    odd = 'quotes " and \\ and\nlines, \u2028, \u00fc, \U0001f426, <image>'
+    odd = 'quotes " and \\ and\nlines, \u2028, \u00fc, \U0001f426'
     rows = []
     for i, name in enumerate(world.names[:4]):
         chain = cot.oracle_chain(world, name, random.Random(i))
@@ -49,7 +49,7 @@ def records(world) -> list[Record]:
                 dropped=("x",),
                 teacher="oracle",
                 sample=i,
-                extra={"note": odd, "n": [1, None, 2.5]},
+                extra={"note": f"{odd}, <image>", "n": [1, None, 2.5]},
             )
         )
     bare = "<think></think><answer>owl</answer>"
@@ -57,7 +57,7 @@ def records(world) -> list[Record]:
         "b",
         "p",
         "owl",
-        odd.replace("<image>", ""),
+        odd,
         bare + odd,
         ("p",),
         system="Be brief.",
@@ -213,11 +213,12 @@ def test_what_is_no_chain_of_others_is_told_by_its_form_and_field(row, said, tmp
     assert re.search(rf"x.jsonl, line 1: .*{said}", caplog.text), caplog.text
 
 
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<image>"])
 @pytest.mark.parametrize("field", ["question", "chain", "species"])
-def test_a_mark_of_tokenizers_is_a_fault_of_its_line(records, field, tmp_path):
-    spoilt = replace(records[0], **{field: "<|im_end|> " + getattr(records[0], field)})
+def test_a_mark_of_tokenizers_is_a_fault_of_its_line(records, field, mark, tmp_path):
+    spoilt = replace(records[0], **{field: f"{mark} {getattr(records[0], field)}"})
     formats.write_records(tmp_path / "x.jsonl", [records[1], spoilt])
-    with pytest.raises(DataError, match=r"line 2: holds <\|im_end\|>"):
+    with pytest.raises(DataError, match=f"line 2: holds {re.escape(mark)}"):
         formats.read_any(tmp_path / "x.jsonl")
 
 
