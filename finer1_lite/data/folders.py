@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from finer1_lite.data import duplicates, hubsets, images, labels, layouts, marks, tables
+from finer1_lite.data import duplicates, images, labels, layouts, marks, tables
 from finer1_lite.data.layouts import CLASSES, DESCRIPTIONS, INDEX, PLAIN, ClassFolder, File, Reading
 from finer1_lite.data.tables import name_key
 from finer1_lite.rewards import normalise
@@ -165,8 +165,8 @@ def _rows_by_class(
     lines: dict[str, int] = {}
     good = []
     for line, row in table.rows:
-        plain = hubsets.NUMBER.sub("", row["class"])
-        own = by_key.get(name_key(row["class"])) or by_key.get(name_key(plain))
+        keys = map(name_key, (row["class"], layouts.unnumbered(row["class"])))
+        own = next((by_key[key] for key in keys if key in by_key), None)
         where = f"{path}, line {line}"
         if own is None:
             named = unknown(row["class"], [one.folder for one in classes])

@@ -29,11 +29,9 @@ TABLES = (".csv", ".jsonl", ".tsv", ".xlsx", ".txt")
 SPLITS = (*TRAIN, *VALIDATION, *TEST)
 OWN = (INDEX, DESCRIPTIONS, CLASSES)  # tables of a folder that are no labels of pictures
 BESIDE = " beside the class folders"
-# what data sets put before names; a `count` may as well belong to the name
-_NUMBERED = re.compile(
-    r"(?:\d{1,5}\.\s*(?=[^\W\d_])|n\d{8}[-_. ]+(?=[^\W_])"
-    r"|(?P<count>\d{1,5})(?:\.(?=\d)|[)_ -]+(?=[^\W\d_])))"
-)
+# what data sets put before names ("001.", "n02085936-"); a `count` may as well belong to the name
+_NUMBER = r"\d{1,5}\.\s*(?=[^\W\d_])|n\d{8}[-_. ]+(?=[^\W_])"
+_NUMBERED = re.compile(rf"(?:{_NUMBER}|(?P<count>\d{{1,5}})(?:\.(?=\d)|[)_ -]+(?=[^\W\d_])))")
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,11 @@ def display(folder: str) -> str:
     return " ".join(text.replace("_", " ").split())
 
 
+def unnumbered(name: str) -> str:
+    """A name without the number that only a data set puts before it."""
+    return re.sub(f"^(?:{_NUMBER})", "", name)
+
+
 def shown(names: Iterable[str]) -> dict[str, str]:
     """Each name as a folder, a table or a hub gives it -> the name to show.
 
@@ -203,8 +206,8 @@ class Walk:
         try:
             entries = sorted(folder.iterdir(), key=lambda path: (nfc(path.name), path.name))
         except OSError as error:
-            what = f"cannot be read ({error.strerror}); mend its permissions"
-            self.problems.append(f"{folder}: {what}")
+            why = f"cannot be read ({error.strerror}); mend its permissions"
+            self.problems.append(f"{folder}: {why}")
             return []
         shown = []
         taken = set()
@@ -213,11 +216,9 @@ class Walk:
             if name.startswith(".") or name == "__MACOSX":
                 self.skipped["hidden"] += 1
             elif not name.isprintable():  # a line break, or bytes that are not UTF-8
-                mend = "unprintable name; rename it in UTF-8"
-                self.problems.append(f"{ascii(str(path))}: {mend}")
+                self.problems.append(f"{ascii(str(path))}: unprintable name; rename it in UTF-8")
             elif name in taken and not path.is_dir():  # two folders: see _name_problems
-                what = "another file spells this name in Unicode; rename it"
-                self.problems.append(f"{path}: {what}")
+                self.problems.append(f"{path}: another file spells this name in Unicode; rename it")
             else:
                 shown.append(path)
             taken.add(name)

@@ -106,7 +106,11 @@ def _text(path: Path) -> str:
     data = path.read_bytes()
     if data.startswith(b"PK\x03\x04"):
         raise DataError([f"{path}: is a workbook; save it as 'CSV UTF-8'"], "no table:")
-    for one in (json.detect_encoding(data), "cp1252"):  # UTF-16 with a mark or without
+    encoding = json.detect_encoding(data)
+    if encoding == "utf-8" and b"\0" in data:  # UTF-16 without a mark, and no Latin letter first
+        later = data[1::2].count(0) > data[::2].count(0)  # of commas and line ends
+        encoding = "utf-16-le" if later else "utf-16-be"
+    for one in (encoding, "cp1252"):
         try:
             text = data.decode(one)
         except UnicodeDecodeError:
