@@ -162,14 +162,12 @@ def check_unnamed(c: Chain) -> str | None:
 
 
 def check_conclusion(c: Chain) -> str | None:
-    """A prediction other than the label, e.g. "maybe a barn owl?".
-
-    Free prose need only end with all words of the label but a year.
-    """
+    """A prediction other than the label, e.g. "maybe a barn owl?"; of prose, an end without it."""
     if not c.loose:
         if any(fold(c.prediction) == fold(name) for name in c.names):
             return None
         return f"predicts {c.prediction[:60]!r}, the label is {c.label!r}"
+    # prose need only end with all words of the label but a year
     end = max(c.think.casefold().rfind("prediction"), len(c.think) - ENDING)
     words = [w for w in re.findall(r"\w+", fold(c.label)) if not w.isdigit()]
     missing = [w for w in words if not names_in(c.think[end:], w)]
@@ -226,10 +224,7 @@ def check_repeats(c: Chain) -> str | None:
 
 
 def check_language(c: Chain) -> str | None:
-    """Another language than English, by script, and by py3langid where the text is long enough.
-
-    Names of classes are left out: they may be in any language.
-    """
+    """Another language than English, by script and by py3langid; names of classes may be in any."""
     text = _nameless(c)
     letters = [ch for ch in text if ch.isalpha()]
     foreign = [ch for ch in letters if ord(ch) > 0x24F]  # beyond Latin Extended-B

@@ -181,10 +181,7 @@ def to_sharegpt(record: Record, carry: bool = True) -> dict:
 
 
 def from_others(row: object, place: str = "") -> Record:
-    """Read a row of one of `FORMS`; place: its id where it carries none.
-
-    ValueError naming the form and the field that is not as it should be.
-    """
+    """Read a row of one of `FORMS`; place: its id if it has none. ValueError: form, field."""
     name = form_of(row)
     if not name:
         raise ValueError(f"is no chain of ours, nor has it a field of {', '.join(FORMS)}")
@@ -260,10 +257,7 @@ def read_records(path: Path, torn: bool = False) -> list[Record]:
 
 
 def read_any(path: Path) -> tuple[list[Record], str]:
-    """Read chains of any format, and tell which by the content: ours, trl or sharegpt.
-
-    One JSON array is read as lines are.
-    """
+    """Read chains of any format, in lines or one array; also which: ours, trl or sharegpt."""
     array = files.is_array(path)
     found = list(enumerate(files.load(path))) if array else files.read(path)
     rows = [(n, (row, str(n))) for n, row in found]

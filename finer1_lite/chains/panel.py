@@ -39,10 +39,7 @@ class Keys(anywidget.AnyWidget):
 
 
 class Panel(w.VBox):
-    """One chain at a time.
-
-    picture: photo -> image; nearby: species -> (name, photo) of its look-alikes.
-    """
+    """One chain at a time; picture: photo -> image; nearby: species -> (name, photo) of others."""
 
     def __init__(
         self,

@@ -82,10 +82,7 @@ class Table:
         return {"teacher": "table", "table": digest(json.dumps(descriptions))}
 
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
-        """Return a reply for each sample: what there is to look for, some of it each time.
-
-        TeacherStopped where concepts are wanted.
-        """
+        """A reply a sample: some of what there is to look for. TeacherStopped for concepts."""
         if prompt.kind == "extract":
             raise TeacherStopped("a table cannot extract concepts: use --extract yake")
         return [Reply(self._write(photo, prompt, sample)) for sample in samples]
