@@ -90,10 +90,7 @@ class MakeCommand:
     seed: int = option(0, "order of candidates")
 
     def job(self, collection: Collection | None = None) -> ChainJob:
-        """What is to be made; collection: instead of the pictures that the options name.
-
-        ValueError listing what does not fit together.
-        """
+        """What is made, of `collection` if given. ValueError lists what does not fit together."""
         from finer1_lite.chains.client import Cached, Ledger
         from finer1_lite.chains.make import ChainJob, Settings
 

@@ -158,10 +158,7 @@ class Local:
 def load_local(
     source: str | Path, quantize: str = "none", pixels: int = 1024 * 28 * 28, **settings: Any
 ) -> Local:
-    """Load a model of the hub or a folder, e.g. Qwen/Qwen2.5-VL-7B-Instruct.
-
-    quantize: none | nf4 (4 bits by bitsandbytes: a 32B then wants about 24 GB).
-    """
+    """A model of the hub or of a folder; quantize: nf4 is 4 bits (a 32B then wants about 24 GB)."""
     from finer1_lite import models
     from finer1_lite.presets import Preset
 

@@ -55,10 +55,7 @@ def read_folder(
 
 
 def write_template(root: Path, reading: Reading = PLAIN) -> Path:
-    """Write `root`/descriptions.csv with a row a class, to be filled in; its path.
-
-    DataError if it is there already, or if there are no classes.
-    """
+    """Write `root`/descriptions.csv to fill in; its path. DataError if it is there, or no class."""
     path = root / DESCRIPTIONS
     problems: list[str] = [f"{path} is there already"] if path.exists() else []
     classes = [] if problems else _scan(root, reading, problems)

@@ -63,10 +63,7 @@ class Stream:
         return isinstance(self.rows.features[self.columns[1]], datasets.ClassLabel)
 
     def __iter__(self) -> Iterator[tuple[bytes, str | None]]:
-        """Yield (bytes of the picture file, label); b"" without a picture, None without a label.
-
-        OSError where the hub or the disk fails in the middle.
-        """
+        """Yield (bytes of the picture, or b""; label, or None). OSError where hub or disk fails."""
         try:
             for row in self.rows:
                 picture, label = (row[column] for column in self.columns)

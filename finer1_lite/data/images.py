@@ -90,10 +90,7 @@ class Checked:
 
 
 def decode(path: Path) -> Image.Image:
-    """Read a picture file as an upright RGB picture, transparency laid on white.
-
-    Raises PictureError naming the file for anything that `check` would call a problem.
-    """
+    """Read a picture as upright RGB, transparency on white. PictureError names file and problem."""
     try:
         return _decode(Path(path).read_bytes())[0]
     except (PictureError, OSError) as error:

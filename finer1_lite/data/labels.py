@@ -1,8 +1,4 @@
-"""Pictures whose classes stand in a table.
-
-Any CSV of files and labels, Hugging Face's metadata files, and observations exported from
-iNaturalist.
-"""
+"""Pictures whose classes stand in a table: any CSV, Hugging Face's, iNaturalist's export."""
 
 import logging
 import os
