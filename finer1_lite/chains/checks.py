@@ -164,9 +164,9 @@ def check_unnamed(c: Chain) -> str | None:
 def check_conclusion(c: Chain) -> str | None:
     """A prediction other than the label, e.g. "maybe a barn owl?"; of prose, an end without it."""
     if not c.loose:
-        if any(fold(c.prediction) == fold(name) for name in c.names):
-            return None
-        return f"predicts {c.prediction[:60]!r}, the label is {c.label!r}"
+        said = c.parts.get("prediction", "")
+        right = fold(said) in map(fold, c.names)
+        return None if right else f"predicts {said[:60]!r}, the label is {c.label!r}"
     # prose need only end with all words of the label but a year
     end = max(c.think.casefold().rfind("prediction"), len(c.think) - ENDING)
     words = [w for w in re.findall(r"\w+", fold(c.label)) if not w.isdigit()]
@@ -177,7 +177,7 @@ def check_conclusion(c: Chain) -> str | None:
 
 def check_contradiction(c: Chain) -> str | None:
     """A prediction of another candidate, e.g. "snowy owl" before the answer "barn owl"."""
-    said = fold(c.prediction)
+    said = fold(c.parts.get("prediction", ""))
     label = set(fold(c.label).split())
     others = []
     for name in c.listed:
@@ -194,7 +194,7 @@ def check_coarser(c: Chain) -> str | None:
     """An answer that is a part of the name concluded, e.g. "rose" after "Hybrid Tea Rose"."""
     for name in c.listed:
         part = fold(name) != fold(c.label) and fold(name).endswith(fold(c.label))
-        if part and names_in(name, c.label) and names_in(c.prediction, name):
+        if part and names_in(name, c.label) and names_in(c.parts.get("prediction", ""), name):
             return f"concludes {name!r} and answers only {c.label!r}"
 
 

@@ -35,7 +35,6 @@ from finer1_lite.species import Photo
 Samples = Sequence[int]  # numbers: another one is another reply to the same prompt
 PATIENCE = 3  # items without a reply in a row, then an endpoint counts as down
 HIDDEN = "[key]"
-NO_KEY = "none"  # what a server without keys is sent
 MAX_BYTES = 4_000_000  # of one HTTP body; more is cut off while it arrives
 MAX_CHARACTERS = 40_000  # of one completion; more is no chain
 MAY_PASS = (408, 409, 424, 425, 429)  # of the refusals 4xx: another try may help
@@ -234,7 +233,7 @@ class Endpoint:
         self._key = os.environ.get(self.key_env, "").strip()
         self._client = openai.OpenAI(
             base_url=self.url,
-            api_key=self._key or NO_KEY,
+            api_key=self._key or "none",  # a server without keys takes anything
             max_retries=self.tries - 1,
             timeout=self.timeout,
             http_client=_BoundedClient(self.ledger, self.timeout),

@@ -30,8 +30,6 @@ FORMS = {  # the field by which a form is known -> whose it is, the field of the
     "prompt": ("TRL's prompt and completion", "completion"),
     "messages": ("LLaMA-Factory's sharegpt", ""),
     "conversations": ("LLaVA's and VLM-R1's sharegpt", ""),
-    "instruction": ("LLaMA-Factory's alpaca", "output"),
-    "problem": ("the questions of EasyR1 and VLM-R1", "chain"),
 }
 
 
@@ -82,10 +80,9 @@ _SPOKEN = {"question", "chain", "images", "system"}  # what foreign formats have
 # --- our JSON lines --------------------------------------------------------------------------
 
 
-def to_row(record: Record) -> dict:
-    """Write a record as a JSON object."""
-    row = {"version": VERSION} | asdict(record)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()}
+def to_row(record: Record | TripletRow) -> dict:
+    """Write a record or a triplet as a JSON object."""
+    return {"version": VERSION} | asdict(record)
 
 
 def from_row(row: object) -> Record:
@@ -229,8 +226,7 @@ def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> R
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         raise ValueError(f"field {field_!r}: give the path of the picture, not {str(images)[:60]}")
-    more = row.get("input") if name == "instruction" else ""  # alpaca parts a question in two
-    question, carried = f"{said['user']}\n{more}" if more else said["user"], row.get(CARRY)
+    question, carried = said["user"], row.get(CARRY)
     given = {"system": said["system"], "chain": said["assistant"], "images": images}
     if carried is not None:
         carried = json.loads(carried) if isinstance(carried, str) else carried
@@ -245,7 +241,7 @@ def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> R
     if answer is None:  # of somebody else's row it is the label
         what = "the chain has no <answer>, so its label is not known"
         raise ValueError(f"field {FORMS[name][1] or name!r}: {what}")
-    read = {name, FORMS[name][1], field_, "system", *(["input"] if more else [])}
+    read = {name, FORMS[name][1], field_, "system"}
     kept = {"version": VERSION, "id": place or images[0], "photo": images[0], "question": bare}
     kept |= {"species": answer.strip(), "extra": {k: v for k, v in row.items() if k not in read}}
     return from_row(kept | given)
@@ -301,7 +297,7 @@ def _triplet(row: object) -> TripletRow:
 
 def write_triplets(path: Path, rows: Iterable[TripletRow]) -> None:
     """Write triplets as JSON lines, in one step."""
-    write_lines(path, ({"version": VERSION} | asdict(row) for row in rows))
+    write_lines(path, map(to_row, rows))
 
 
 def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:

@@ -243,11 +243,6 @@ class Chain:
         """Candidate, folded -> what the comparison says of it, in our form."""
         return {fold(name): said for name, said in remarks_of(self.parts.get("comparison", ""))}
 
-    @cached_property
-    def prediction(self) -> str:
-        """The text of the prediction; "" where there is none."""
-        return self.parts.get("prediction", "")
-
 
 def _loose_parts(think: str) -> dict[str, str]:
     """The released prose by its headings; the candidates are the first list after theirs."""

@@ -33,6 +33,7 @@ log = logging.getLogger("finer1_lite")
 
 FORMATS = ("parquet", "arrow", "imagefolder")
 RECORD = "fetch.json"  # empty until the pass is finished
+NO_LABEL = (None, "")
 TOO_BROKEN = 1000  # pictures; more is no data set
 NETWORK = (OSError, httpx.HTTPError)  # what `datasets` raises when a hub fails in the middle
 
@@ -68,8 +69,8 @@ class Stream:
             for row in self.rows:
                 picture, label = (row[column] for column in self.columns)
                 if self.numbered and label is not None:
-                    label = self.names[label] if 0 <= label < len(self.names) else ""
-                yield picture_bytes(picture), _word(label) or None
+                    label = self.names[label] if 0 <= label < len(self.names) else None
+                yield picture_bytes(picture), None if label in NO_LABEL else str(label)
         except NETWORK as error:
             raise OSError(f"{self.split}: {error}; give the same command again") from error
 
@@ -150,10 +151,6 @@ def _emptied(partial: Path) -> Path:
 # Sources ---------------------------------------------------------------------------------
 
 
-def _word(label: str | int | None) -> str:
-    return "" if label is None else str(label)
-
-
 def picture_bytes(cell: dict | None) -> bytes:
     """The bytes as they came, from the row itself or from the file that it names."""
     if cell is None:
@@ -178,8 +175,8 @@ def open_streams(wanted: Wanted) -> list[Stream]:
                 names = kind.names
             else:
                 log.info("%s: labels in words, which are gathered first", columns[1])
-                words = rows.select_columns(columns[1:])
-                names = sorted({_word(row[columns[1]]) for row in words} - {""})
+                words = {row[columns[1]] for row in rows.select_columns(columns[1:])}
+                names = sorted(str(word) for word in words - {*NO_LABEL})
             rows = rows.select_columns(columns)
             rows = rows.cast_column(columns[0], datasets.Image(decode=False))
             streams.append(Stream(role, split, rows, columns, names, totals.get(split)))
@@ -360,6 +357,7 @@ def rank(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
 
 
+@dataclass
 class Draw:
     """The pictures kept so far, as `folder`/<class>/<role>-<digest>.<ending>.
 
@@ -367,10 +365,11 @@ class Draw:
     order; offering one again changes nothing. `limits` is {role: pictures a class, 0: all}.
     """
 
-    def __init__(self, folder: Path, limits: Mapping[str, int], seed: int) -> None:
-        self.folder = folder
-        self.limits = limits
-        self.seed = seed
+    folder: Path
+    limits: Mapping[str, int]
+    seed: int
+
+    def __post_init__(self) -> None:
         self._kept: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # by rank
 
     def offer(self, role: str, own: str, data: bytes) -> str:

@@ -171,7 +171,6 @@ PARTS[0]["content"].append({"type": "text", "text": "it?"})
         ({"id": "a", "image": "p/a.jpg", "conversations": LLAVA}, "sharegpt"),
         ({"messages": TURNS, "images": "p/a.jpg"}, "sharegpt"),
         ({"messages": TURNS, "images": ["p/a.jpg"], "system": "Be brief."}, "sharegpt"),
-        ({"instruction": ASKED, "input": "", "output": SAID, "images": ["p/a.jpg"]}, "sharegpt"),
         ({"images": ["p/a.jpg"], "messages": [*PARTS, *TURNS[1:]]}, "sharegpt"),
         ({"image": "p/a.jpg", "prompt": PARTS, "completion": TURNS[1:]}, "trl"),
         ({"images": ["p/a.jpg"], "prompt": "What is it?", "completion": SAID}, "trl"),
@@ -191,7 +190,7 @@ def test_chains_of_other_programs_are_read_in_arrays_and_in_lines(row, kind, spr
     ("row", "said"),
     [
         ({"image": "a.jpg", "prompt": "What?", "solution": "owl"}, "TRL.*lacks.*'completion'"),
-        ({"image": "a.jpg", "problem": "What?", "solution": "owl"}, "EasyR1.*no chain"),
+        ({"image": "a.jpg", "problem": "What?", "solution": "owl"}, "no chain of ours"),
         ({"image": "a.jpg", "conversations": "x"}, "LLaVA.*'conversations'.*the roles are"),
         ({"image": "a.jpg", "conversations": [1, None]}, "LLaVA.*'conversations'.*no text"),
         ({"conversations": LLAVA}, "LLaVA.*'images'.*path"),
