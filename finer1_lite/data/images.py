@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -250,16 +251,6 @@ def _unread(data: bytes) -> str:
     return "is no picture, whatever its name says; replace or remove it"
 
 
-def _exif(image: Image.Image) -> Image.Exif:
-    """The EXIF tags; none where they cannot be read, which `_notes` says."""
-    if image.format == "PNG":
-        image.load()  # which getexif() does too, for EXIF may stand behind the pixels
-    try:
-        return image.getexif()
-    except Exception:  # of metadata alone: no pixels are read here
-        return image.getexif()  # Pillow tries once, and then has none
-
-
 def _require_size(width: int, height: int) -> None:
     """Raise PictureError unless a picture of these pixels can be used."""
     size = f"({width}x{height})"
@@ -283,7 +274,11 @@ def _notes(image: Image.Image) -> list[str]:
     notes = [_MODE_NOTES[mode]] if mode in _MODE_NOTES else []
     if image.has_transparency_data and mode != "I":
         notes.append("transparency laid on white")
-    exif = _exif(image)
+    if image.format == "PNG":
+        image.load()  # which getexif() does too, for EXIF may stand behind the pixels
+    with suppress(Exception):  # of metadata alone: no pixels are read here
+        image.getexif()  # Pillow tries once, and then has none
+    exif = image.getexif()
     if not exif and {"exif", "Raw profile type exif"} & image.info.keys():
         notes.append(_BARE)
     if exif.get(_ORIENTATION) in range(2, 9):

@@ -8,7 +8,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -288,41 +288,3 @@ def from_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     for one in found:
         one.name = names[one.folder]
     return found
-
-
-def no_classes(walk: Walk, classes: Sequence[ClassFolder], table: Callable[[Walk], str]) -> str:
-    """Why a root gives no two classes: what is there instead, and the way that works; or "".
-
-    table: says how to use a table that seems to say what each picture shows.
-    """
-    root, split = walk.root, [one.folder for one in classes if one.folder.lower() in SPLITS]
-    flat = len(split) > 1 and any(one.files for one in classes)  # train/*.jpg, test/*.jpg
-    if len(classes) > 1 and any(one.files for one in classes) and not flat:
-        return ""
-    ways = [way for way in (table(walk),) if way]
-    # the folders that hold folders of pictures; of a split, the folder of the splits
-    above = [path.parent for path in {path.parent for path in walk.pictures} - {root}]
-    above = [path.parent if path.name.lower() in SPLITS else path for path in above]
-    layers = Counter(path for path in above if path != root and root in path.parents)
-    found = sorted(f"{path} ({count} folders)" for path, count in layers.items() if count > 1)
-    if found:
-        what = "no folder here holds pictures itself; give the folder of the class folders"
-        whole = "use --recursive, where each folder here is a class with all that is inside"
-        return f"{root}: {what}: {' or '.join([*found, *ways, whole])}"
-    if len(classes) > 1 and not flat:
-        return ""
-    if any(path.suffix in (".parquet", ".arrow") for path in walk.others):
-        ways.append(f"make class folders of its tables of pictures: fetch {root} --out OUT")
-    if walk.pictures and not ways:
-        ways.append("give a table of files and labels with --table")
-    if walk.pictures and not classes:
-        beside = [path.name for path in root.resolve().parent.glob("*/") if path.name != root.name]
-        if beside and root.name.lower() not in SPLITS:
-            ways.append(f"give the folder above, if {root.name} and {beside[0]} are classes")
-        ways.append("name photographs without labels with `predict`")
-    need = "2 or more are needed, with each class's pictures directly inside"
-    have = f"{root} holds {len(classes)} class folders"
-    if flat:
-        have = f"{root} holds pictures in {', '.join(split)}, which are splits and no classes"
-    others = dict(walk.skipped) or "nothing"
-    return f"{have}; {'; or '.join([need, *ways])} (skipped: {others})"
