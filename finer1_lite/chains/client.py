@@ -145,8 +145,7 @@ class Cached:
         together = getattr(self.teacher, "together", False) and missing
         for part in [missing] if together else [[sample] for sample in missing]:
             self.ledger.reserve(len(part))
-            replies = self.teacher.ask(photo, prompt, part)
-            for sample, reply in zip(part, replies, strict=True):
+            for sample, reply in zip(part, self.teacher.ask(photo, prompt, part), strict=True):
                 write_atomically(paths[sample], json.dumps(asdict(reply)).encode())
                 self.ledger.count_reply(reply)
         return [Reply(**load(paths[s])) for s in samples]

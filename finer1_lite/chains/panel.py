@@ -165,5 +165,4 @@ def open_panel(folder: Path | str, collection: Collection, neighbours: int = 3) 
         near = collection.neighbours(species, by_class)[:neighbours]
         return [(name, by_class[name]) for name in near]
 
-    state = review.open_review(Path(folder))
-    return Panel(state, lambda photo: photos[photo].image(), nearby)
+    return Panel(review.open_review(Path(folder)), lambda photo: photos[photo].image(), nearby)

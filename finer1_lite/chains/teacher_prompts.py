@@ -75,5 +75,4 @@ def chain_prompt(
 def guess_prompt(coarse: str, candidates: Sequence[str]) -> TeacherPrompt:
     """Ask for a chain without telling the label: it is kept only if it is right."""
     form = _FORM.format(marks="", candidates=", ".join(candidates))
-    text = _UNTOLD.format(coarse=coarse, form=form)
-    return TeacherPrompt("guess", text, tuple(candidates))
+    return TeacherPrompt("guess", _UNTOLD.format(coarse=coarse, form=form), tuple(candidates))

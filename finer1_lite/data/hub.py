@@ -332,8 +332,7 @@ def choose_classes(
     if len(classes) < 2:
         problems.append(f"{len(classes)} classes can be fetched; 2 or more are needed")
     mend = "try another copy with --from, or leave out what does not match: --allow-missing"
-    headline = f"{wanted.place}: {len(problems)} problems of classes; {mend}"
-    require_none(problems, headline)
+    require_none(problems, f"{wanted.place}: {len(problems)} problems of classes; {mend}")
     return classes, left_out
 
 

@@ -64,8 +64,7 @@ class Run(Pictures):
         if self.photos is not None:
             own["descriptions"] = fingerprint([one.description for one in collection.species])
         if self.chains is not None:
-            rows = chain_lines(collection, self.chains)
-            own["chains"] = fingerprint([str(row) for row in rows])
+            own["chains"] = fingerprint([*map(str, chain_lines(collection, self.chains))])
         return {
             "name": self.folder.name,
             "coarse": collection.coarse,

@@ -65,13 +65,9 @@ def column_key(name: str) -> str:
 def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) -> Table:
     """Read a CSV file or JSON lines (by the ending .jsonl, .ndjson, .json).
 
-    Args:
-        path: The file.
-        needed: Columns that must be there, each as its accepted spellings.
-        exact: Keep the texts as they are; else they are stripped and in NFC.
-
-    Raises:
-        DataError: The file cannot be read or lacks columns; all of these are named.
+    needed: columns that must be there, each as its accepted spellings; exact: keep the texts as
+    they are, else they are stripped and in NFC. DataError where the file cannot be read or lacks
+    columns, which are all named.
     """
     if not path.is_file():
         raise DataError([f"{path}: there is no such table; check its name"], "no table:")
