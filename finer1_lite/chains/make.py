@@ -69,10 +69,7 @@ class ChainJob:
         self._lock = threading.Lock()
 
     def build(self) -> dict:
-        """Do the whole job; returns what report.json holds.
-
-        Raises DataError at the end where pictures are left without a chain, all else written.
-        """
+        """Do the job; what report.json holds. DataError at the end where chains are missing."""
         self.settings.check()
         ids = [p.id for p in self.collection.train]
         config = {"job": "chains of thought", "coarse": self.collection.coarse}

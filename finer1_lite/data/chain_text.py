@@ -68,7 +68,7 @@ def spans(text: str, exact: bool = False) -> dict[str, tuple[int, int]]:
 
 
 def pieces(completion: str) -> list[tuple[str | None, str]]:
-    """Cut at the headings, and lose nothing: (part, or None around them; text with its heading)."""
+    """Cut at the headings, losing nothing: (part, or None around them; text with its heading)."""
     found = spans(completion)
     edges = list(found.values()) or [(len(completion), len(completion))]
     named = [(part, completion[start:end]) for part, (start, end) in found.items()]

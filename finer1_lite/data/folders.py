@@ -261,10 +261,7 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
 
 
 def _check_pictures(classes: list[ClassFolder], problems: list[str], skip_broken: bool) -> None:
-    """Keep the files that decode and are no copies; log each kind of decision once.
-
-    skip_broken: what cannot be used is logged instead of being a problem.
-    """
+    """Keep the files that decode and are no copies; skip_broken: the others are logged alone."""
     notes = defaultdict(list)
     same = defaultdict(list)
     faults: list[str] = []

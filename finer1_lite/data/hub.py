@@ -300,10 +300,7 @@ def _columns(
 def choose_classes(
     wanted: Wanted, labels: Sequence[str], allow_missing: bool = False
 ) -> tuple[dict[str, Class], list[str]]:
-    """(label -> its Class, for those to fetch; sentences on what was left out).
-
-    DataError lists every label and every released class that does not match.
-    """
+    """(label -> its Class to fetch; what was left out). DataError lists all that do not match."""
     hubset = wanted.hubset
     names = layouts.shown(labels)
     seen, problems, left_out = {}, [], []

@@ -73,10 +73,7 @@ def table_that_labels(walk: Walk) -> str:
 
 
 def from_tables(walk: Walk, reading: Reading, paths: Iterable[Path]) -> list[ClassFolder]:
-    """The classes that tables name, with the pictures of their rows.
-
-    A row without its picture is a problem; pictures without a row are counted as skipped.
-    """
+    """The classes that tables name. Rows without pictures are problems; the reverse is counted."""
     own = _Labels(walk, reading)
     for path in paths:
         try:

@@ -89,10 +89,7 @@ def chain_lines(collection: Collection, chains: cot.Chains) -> list[Mapping[str,
 
 
 def write_attribution(collection: Collection, path: Path) -> None:
-    """Write whose photographs these are, and under which licence, where their table tells it.
-
-    A CSV file with a row a photograph; none is written where nothing is known.
-    """
+    """Write a CSV of whose photographs these are, and their licences, where a table tells it."""
     if not collection.credits:
         return
     photos = (*collection.train, *collection.test)

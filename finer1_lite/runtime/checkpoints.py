@@ -31,12 +31,11 @@ class NotFinite(ValueError):
 def stand(work: Path | None = None, step: int = 0, rate: float = 0.0, dtype: str = "") -> None:
     """Where a training stands from now on; work: its folder of checkpoints, None: it is over."""
     global _place
+    _place = ""
     if work:
         work = work.parent if work.name == "checkpoints" else work
         number = dtype.removeprefix("torch.")
         _place = f"{work.name}, step {step} (learning rate {rate:.3g}, {number}): "
-    else:
-        _place = ""
 
 
 def require_finite(tensors: Iterable[tuple[str, Tensor]], what: str = "", mend: str = "") -> None:
