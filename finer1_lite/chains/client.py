@@ -173,21 +173,16 @@ def in_parallel(
 
     problems: list[str] = []
     in_a_row = 0
-    halted = threading.Event()
-
-    def guarded(item: object) -> None:
-        if not halted.is_set():
-            act(item)
-
     bar = progress_bar(len(items), what, hidden=not bars)
     with ThreadPoolExecutor(teacher.workers) as pool, bar:
-        tasks = {pool.submit(guarded, item): item for item in items}
+        tasks = {pool.submit(act, item): item for item in items}
         for task in as_completed(tasks):
             bar.update()
-            error = task.exception()
+            error = None if task.cancelled() else task.exception()
             in_a_row = in_a_row + 1 if error else 0
             if error and (type(error) is not TeacherError or in_a_row >= PATIENCE):
-                halted.set()
+                for other in tasks:
+                    other.cancel()  # those that have not begun
             if isinstance(error, TeacherError):
                 problems.append(f"{getattr(tasks[task], 'id', tasks[task])}: {error}")
             elif error:
