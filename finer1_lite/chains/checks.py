@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from scipy.stats import binom
@@ -129,21 +129,6 @@ def check_hidden(c: Chain) -> str | None:
         return f"argues from what only the teacher saw: {found.group()!r}"
 
 
-def check_measure(c: Chain) -> str | None:
-    """A size or a weight in numbers, e.g. "13-15 inches long"."""
-    return _invisible(c, wording.MEASURE, "a photo does not show {!r}")
-
-
-def check_year(c: Chain) -> str | None:
-    """A year, e.g. "photographed in 2012"; names of classes may hold one."""
-    return _invisible(c, wording.YEAR, "a photo does not show the year {}")
-
-
-def check_sense(c: Chain) -> str | None:
-    """A taste, a scent or a sound, e.g. "known for its song"."""
-    return _invisible(c, wording.SENSE, "a photo has no {!r}")
-
-
 def _nameless(c: Chain) -> str:
     """The thought, case folded, without names of classes."""
     return wording.without_names(c.think, {*c.names, *c.listed, *c.wanted})
@@ -153,6 +138,12 @@ def _invisible(c: Chain, pattern: re.Pattern, reason: str) -> str | None:
     """The reason, if the pattern stands in the thought outside names of classes."""
     found = pattern.search(_nameless(c))
     return reason.format(found.group()) if found else None
+
+
+# what no photograph shows, e.g. "13-15 inches long", "taken in 2012", "known for its song"
+check_measure = partial(_invisible, pattern=wording.MEASURE, reason="a photo does not show {!r}")
+check_year = partial(_invisible, pattern=wording.YEAR, reason="a photo does not show the year {}")
+check_sense = partial(_invisible, pattern=wording.SENSE, reason="a photo has no {!r}")
 
 
 def check_unnamed(c: Chain) -> str | None:
