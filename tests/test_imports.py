@@ -124,7 +124,7 @@ def test_the_package_does_not_grow_again():
     """Ceilings to lower, never to raise: what is added has to make room for itself."""
     assert len(list(PACKAGE.glob("*.py"))) <= 24
     assert lines_of(PACKAGE.glob("*.py")) <= 4_497
-    assert lines_of(PACKAGE.rglob("*.py")) <= 18_698
+    assert lines_of(PACKAGE.rglob("*.py")) <= 18_544
     skips = [f for f in PACKAGE.rglob("*.py") if "fmt: " + "skip" in f.read_text("utf-8")]
     assert not skips, f"the formatter decides the layout: {skips}"
 

@@ -11,7 +11,7 @@ from killed import Killed
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
-from finer1_lite.runtime.checkpoints import NotFinite
+from finer1_lite.runtime.checkpoints import NotFinite, seal
 from finer1_lite.trainer import Loop, last_checkpoint
 
 # What transformers' Trainer writes, alone and on engines, and what our loop writes.
@@ -33,7 +33,7 @@ FILES = {
 }
 
 
-def checkpoint(work: Path, step: int, kind: str = "trainer") -> Path:
+def checkpoint(work: Path, step: int, kind: str = "trainer", sealed: bool = True) -> Path:
     folder = work / f"checkpoint-{step}"
     for name in (*FILES[kind], "trainer_state.json"):
         path = folder / name
@@ -44,6 +44,8 @@ def checkpoint(work: Path, step: int, kind: str = "trainer") -> Path:
             torch.save({"weight": torch.full((9,), float(step))}, path)
         else:
             path.write_text(json.dumps({"global_step": step}))
+    if sealed:
+        seal(folder)
     return folder
 
 
@@ -69,15 +71,24 @@ def test_one_that_lacks_a_file_is_deleted_and_the_one_before_taken(tmp_path, kin
 
 
 def test_one_whose_last_file_is_half_written_is_torn(tmp_path):
-    torn = checkpoint(tmp_path, 10)
+    torn = checkpoint(tmp_path, 10, sealed=False)
     (torn / "trainer_state.json").write_text('{"global_step": 1')
     assert last_checkpoint(tmp_path) is None
     assert not torn.exists()
 
 
-def test_several_processes_each_write_random_states_of_their_own(tmp_path):
-    whole = checkpoint(tmp_path, 5)
-    (whole / "rng_state.pth").rename(whole / "rng_state_0.pth")
+def test_one_that_was_killed_before_its_seal_is_whole(tmp_path):
+    """The one before it is gone by then, so that it must count."""
+    whole = checkpoint(tmp_path, 5, sealed=False)
+    assert last_checkpoint(tmp_path) == str(whole)
+    (whole / "trainer_state.json").unlink()  # killed before its last file
+    assert last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{"])
+def test_a_torn_seal_is_no_seal(tmp_path, text):
+    whole, torn = checkpoint(tmp_path, 5), checkpoint(tmp_path, 10)
+    (torn / "checksums.json").write_text(text)
     assert last_checkpoint(tmp_path) == str(whole)
 
 

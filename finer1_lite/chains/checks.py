@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from scipy.stats import binom
@@ -129,21 +129,6 @@ def check_hidden(c: Chain) -> str | None:
         return f"argues from what only the teacher saw: {found.group()!r}"
 
 
-def check_measure(c: Chain) -> str | None:
-    """A size or a weight in numbers, e.g. "13-15 inches long"."""
-    return _invisible(c, wording.MEASURE, "a photo does not show {!r}")
-
-
-def check_year(c: Chain) -> str | None:
-    """A year, e.g. "photographed in 2012"; names of classes may hold one."""
-    return _invisible(c, wording.YEAR, "a photo does not show the year {}")
-
-
-def check_sense(c: Chain) -> str | None:
-    """A taste, a scent or a sound, e.g. "known for its song"."""
-    return _invisible(c, wording.SENSE, "a photo has no {!r}")
-
-
 def _nameless(c: Chain) -> str:
     """The thought, case folded, without names of classes."""
     return wording.without_names(c.think, {*c.names, *c.listed, *c.wanted})
@@ -155,6 +140,12 @@ def _invisible(c: Chain, pattern: re.Pattern, reason: str) -> str | None:
     return reason.format(found.group()) if found else None
 
 
+# what no photograph shows, e.g. "13-15 inches long", "taken in 2012", "known for its song"
+check_measure = partial(_invisible, pattern=wording.MEASURE, reason="a photo does not show {!r}")
+check_year = partial(_invisible, pattern=wording.YEAR, reason="a photo does not show the year {}")
+check_sense = partial(_invisible, pattern=wording.SENSE, reason="a photo has no {!r}")
+
+
 def check_unnamed(c: Chain) -> str | None:
     """A label that the thought never says, e.g. an answer out of the blue."""
     if not any(names_in(c.think, name) for name in c.names):
@@ -162,14 +153,12 @@ def check_unnamed(c: Chain) -> str | None:
 
 
 def check_conclusion(c: Chain) -> str | None:
-    """A prediction other than the label, e.g. "maybe a barn owl?".
-
-    Free prose need only end with all words of the label but a year.
-    """
+    """A prediction other than the label, e.g. "maybe a barn owl?"; of prose, an end without it."""
     if not c.loose:
-        if any(fold(c.prediction) == fold(name) for name in c.names):
-            return None
-        return f"predicts {c.prediction[:60]!r}, the label is {c.label!r}"
+        said = c.parts.get("prediction", "")
+        right = fold(said) in map(fold, c.names)
+        return None if right else f"predicts {said[:60]!r}, the label is {c.label!r}"
+    # prose need only end with all words of the label but a year
     end = max(c.think.casefold().rfind("prediction"), len(c.think) - ENDING)
     words = [w for w in re.findall(r"\w+", fold(c.label)) if not w.isdigit()]
     missing = [w for w in words if not names_in(c.think[end:], w)]
@@ -179,7 +168,7 @@ def check_conclusion(c: Chain) -> str | None:
 
 def check_contradiction(c: Chain) -> str | None:
     """A prediction of another candidate, e.g. "snowy owl" before the answer "barn owl"."""
-    said = fold(c.prediction)
+    said = fold(c.parts.get("prediction", ""))
     label = set(fold(c.label).split())
     others = []
     for name in c.listed:
@@ -196,7 +185,7 @@ def check_coarser(c: Chain) -> str | None:
     """An answer that is a part of the name concluded, e.g. "rose" after "Hybrid Tea Rose"."""
     for name in c.listed:
         part = fold(name) != fold(c.label) and fold(name).endswith(fold(c.label))
-        if part and names_in(name, c.label) and names_in(c.prediction, name):
+        if part and names_in(name, c.label) and names_in(c.parts.get("prediction", ""), name):
             return f"concludes {name!r} and answers only {c.label!r}"
 
 
@@ -226,10 +215,7 @@ def check_repeats(c: Chain) -> str | None:
 
 
 def check_language(c: Chain) -> str | None:
-    """Another language than English, by script, and by py3langid where the text is long enough.
-
-    Names of classes are left out: they may be in any language.
-    """
+    """Another language than English, by script and by py3langid; names of classes may be in any."""
     text = _nameless(c)
     letters = [ch for ch in text if ch.isalpha()]
     foreign = [ch for ch in letters if ord(ch) > 0x24F]  # beyond Latin Extended-B

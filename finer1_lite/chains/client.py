@@ -35,7 +35,6 @@ from finer1_lite.species import Photo
 Samples = Sequence[int]  # numbers: another one is another reply to the same prompt
 PATIENCE = 3  # items without a reply in a row, then an endpoint counts as down
 HIDDEN = "[key]"
-NO_KEY = "none"  # what a server without keys is sent
 MAX_BYTES = 4_000_000  # of one HTTP body; more is cut off while it arrives
 MAX_CHARACTERS = 40_000  # of one completion; more is no chain
 MAY_PASS = (408, 409, 424, 425, 429)  # of the refusals 4xx: another try may help
@@ -146,8 +145,7 @@ class Cached:
         together = getattr(self.teacher, "together", False) and missing
         for part in [missing] if together else [[sample] for sample in missing]:
             self.ledger.reserve(len(part))
-            replies = self.teacher.ask(photo, prompt, part)
-            for sample, reply in zip(part, replies, strict=True):
+            for sample, reply in zip(part, self.teacher.ask(photo, prompt, part), strict=True):
                 write_atomically(paths[sample], json.dumps(asdict(reply)).encode())
                 self.ledger.count_reply(reply)
         return [Reply(**load(paths[s])) for s in samples]
@@ -175,21 +173,16 @@ def in_parallel(
 
     problems: list[str] = []
     in_a_row = 0
-    halted = threading.Event()
-
-    def guarded(item: object) -> None:
-        if not halted.is_set():
-            act(item)
-
     bar = progress_bar(len(items), what, hidden=not bars)
     with ThreadPoolExecutor(teacher.workers) as pool, bar:
-        tasks = {pool.submit(guarded, item): item for item in items}
+        tasks = {pool.submit(act, item): item for item in items}
         for task in as_completed(tasks):
             bar.update()
-            error = task.exception()
+            error = None if task.cancelled() else task.exception()
             in_a_row = in_a_row + 1 if error else 0
             if error and (type(error) is not TeacherError or in_a_row >= PATIENCE):
-                halted.set()
+                for other in tasks:
+                    other.cancel()  # those that have not begun
             if isinstance(error, TeacherError):
                 problems.append(f"{getattr(tasks[task], 'id', tasks[task])}: {error}")
             elif error:
@@ -234,7 +227,7 @@ class Endpoint:
         self._key = os.environ.get(self.key_env, "").strip()
         self._client = openai.OpenAI(
             base_url=self.url,
-            api_key=self._key or NO_KEY,
+            api_key=self._key or "none",  # a server without keys takes anything
             max_retries=self.tries - 1,
             timeout=self.timeout,
             http_client=_BoundedClient(self.ledger, self.timeout),

@@ -90,10 +90,7 @@ class MakeCommand:
     seed: int = option(0, "order of candidates")
 
     def job(self, collection: Collection | None = None) -> ChainJob:
-        """What is to be made; collection: instead of the pictures that the options name.
-
-        ValueError listing what does not fit together.
-        """
+        """What is made, of `collection` if given. ValueError lists what does not fit together."""
         from finer1_lite.chains.client import Cached, Ledger
         from finer1_lite.chains.make import ChainJob, Settings
 
@@ -104,8 +101,8 @@ class MakeCommand:
         require({birds: kind != "oracle" or not photos, f"--teacher {kind} needs --model": named})
         if collection is None:
             collection = self.pictures.collection()
-        prices = ("price_in", "price_out", "max_requests", "max_cost")
-        ledger = Ledger(**given(self.service, *prices))
+        paid = self.service
+        ledger = Ledger(paid.price_in, paid.price_out, paid.max_requests, paid.max_cost)
         teacher = self._teacher(kind, collection, ledger)
         if kind not in ("oracle", "table"):  # these cost nothing
             teacher = Cached(teacher, self.out / "cache", ledger)
@@ -131,12 +128,9 @@ class MakeCommand:
             require_descriptions(collection, "--teacher table")
             return teachers.Table(collection)
         if kind == "endpoint":
-            sampling = given(self, "max_tokens", "temperature")
-            service = given(self.service, *SERVICE)
-            return Endpoint(self.url, self.model, ledger, **sampling, **service)
-        source = self.model
-        if kind == "student" and source is None:
-            source = asset_folder(self.pictures.world_seed)
+            own = given(self, "max_tokens", "temperature") | given(self.service, *SERVICE)
+            return Endpoint(self.url, self.model, ledger, **own)
+        source = self.model or asset_folder(self.pictures.world_seed)  # the student's
         sampling = given(self, "temperature", max_tokens="max_new_tokens")
         return teachers.load_local(source, self.quantize, **sampling)
 

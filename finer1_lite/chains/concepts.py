@@ -45,10 +45,7 @@ def stems(text: str) -> frozenset[str]:
 
 
 def clauses(text: str) -> list[frozenset[str]]:
-    """Reduce each clause to stems: in "crown red, back blue" nothing says "red back".
-
-    What is denied stays whole: "no bars and spots" has no spots.
-    """
+    """Reduce each clause to stems: "crown red, back blue" has no "red back"; denials stay whole."""
     found = []
     for scope in wording.scopes(text):
         found += [scope] if wording.negated(scope) else _CLAUSE.split(scope)

@@ -19,7 +19,7 @@ from finer1_lite.data.chain_text import Chain
 from finer1_lite.data.layouts import file_of
 from finer1_lite.data.marks import IMAGE
 from finer1_lite.runtime import files
-from finer1_lite.runtime.files import DataError, require_none, write_atomically, write_lines
+from finer1_lite.runtime.files import require_none, write_atomically, write_lines
 
 VERSION = 1
 CARRY = "finer1_lite"  # the column of our own fields in foreign formats
@@ -30,8 +30,6 @@ FORMS = {  # the field by which a form is known -> whose it is, the field of the
     "prompt": ("TRL's prompt and completion", "completion"),
     "messages": ("LLaMA-Factory's sharegpt", ""),
     "conversations": ("LLaVA's and VLM-R1's sharegpt", ""),
-    "instruction": ("LLaMA-Factory's alpaca", "output"),
-    "problem": ("the questions of EasyR1 and VLM-R1", "chain"),
 }
 
 
@@ -82,18 +80,16 @@ _SPOKEN = {"question", "chain", "images", "system"}  # what foreign formats have
 # --- our JSON lines --------------------------------------------------------------------------
 
 
-def to_row(record: Record) -> dict:
-    """Write a record as a JSON object."""
-    row = {"version": VERSION} | asdict(record)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()}
+def to_row(record: Record | TripletRow) -> dict:
+    """Write a record or a triplet as a JSON object."""
+    return {"version": VERSION} | asdict(record)
 
 
 def from_row(row: object) -> Record:
     """Read a JSON object; ValueError naming every problem of the row."""
     record = _filled(Record, row)
-    spoken = (record.system, record.question, record.species, *record.candidates)
-    mark = marks.problem(*spoken, record.chain.replace(IMAGE, ""))
-    if mark:
+    spoken = (record.system, record.question, record.species, *record.candidates, record.chain)
+    if mark := marks.problem(*spoken):
         raise ValueError(mark)
     return record
 
@@ -103,9 +99,9 @@ def _filled(kind: type, row: object) -> Any:
     if not isinstance(row, dict):
         raise ValueError(f"is no JSON object but {type(row).__name__}")
     values = {name: value for name, value in row.items() if name != "version"}
-    known = {field.name: field for field in fields(kind)}
-    plain = (name for name, one in known.items() if {one.default, one.default_factory} == {MISSING})
-    problems = [f"lacks {name!r}" for name in plain if name not in row]
+    known = {one.name: one for one in fields(kind)}
+    needed = [n for n, one in known.items() if one.default is one.default_factory is MISSING]
+    problems = [f"lacks {name!r}" for name in needed if name not in row]
     if row.get("version") != VERSION and (kind is Record or "version" in row):
         problems.append(f"has version {row.get('version')!r}; this program reads {VERSION}")
     for name, value in values.items():
@@ -125,14 +121,16 @@ def _filled(kind: type, row: object) -> Any:
     return kind(**values)
 
 
-def _convert(path: Path, rows: Iterable[tuple[object, object]], convert: Callable) -> list:
-    """Convert all rows, each (where, row); one DataError for the problems of all of them."""
+def _convert(
+    path: Path, rows: Iterable[tuple[int, Any]], convert: Callable[[Any], Any], unit: str = "line"
+) -> list:
+    """Convert all rows, each (number, row); one DataError for the problems of all of them."""
     found, problems = [], []
-    for where, row in rows:
+    for number, row in rows:
         try:
             found.append(convert(row))
         except ValueError as error:
-            problems.append(f"{path}, {where}: {error}")
+            problems.append(f"{path}, {unit} {number}: {error}")
     require_none(problems, f"{len(problems)} rows cannot be used:")
     return found
 
@@ -180,10 +178,7 @@ def to_sharegpt(record: Record, carry: bool = True) -> dict:
 
 
 def from_others(row: object, place: str = "") -> Record:
-    """Read a row of one of `FORMS`; place: its id where it carries none.
-
-    ValueError naming the form and the field that is not as it should be.
-    """
+    """Read a row of one of `FORMS`; place: its id if it has none. ValueError: form, field."""
     name = form_of(row)
     if not name:
         raise ValueError(f"is no chain of ours, nor has it a field of {', '.join(FORMS)}")
@@ -231,8 +226,7 @@ def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> R
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         raise ValueError(f"field {field_!r}: give the path of the picture, not {str(images)[:60]}")
-    more = row.get("input") if name == "instruction" else ""  # alpaca parts a question in two
-    question, carried = f"{said['user']}\n{more}" if more else said["user"], row.get(CARRY)
+    question, carried = said["user"], row.get(CARRY)
     given = {"system": said["system"], "chain": said["assistant"], "images": images}
     if carried is not None:
         carried = json.loads(carried) if isinstance(carried, str) else carried
@@ -247,7 +241,7 @@ def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> R
     if answer is None:  # of somebody else's row it is the label
         what = "the chain has no <answer>, so its label is not known"
         raise ValueError(f"field {FORMS[name][1] or name!r}: {what}")
-    read = {name, FORMS[name][1], field_, "system", *(["input"] if more else [])}
+    read = {name, FORMS[name][1], field_, "system"}
     kept = {"version": VERSION, "id": place or images[0], "photo": images[0], "question": bare}
     kept |= {"species": answer.strip(), "extra": {k: v for k, v in row.items() if k not in read}}
     return from_row(kept | given)
@@ -255,17 +249,14 @@ def _restored(row: Mapping, name: str, said: Mapping[str, str], place: str) -> R
 
 def read_records(path: Path, torn: bool = False) -> list[Record]:
     """Read our JSON lines; torn: without a half-written last line. DataError lists all problems."""
-    return _convert(path, [(f"line {n}", row) for n, row in files.read(path, torn)], from_row)
+    return _convert(path, files.read(path, torn), from_row)
 
 
 def read_any(path: Path) -> tuple[list[Record], str]:
-    """Read chains of any format, and tell which by the content: ours, trl or sharegpt.
-
-    One JSON array is read as lines are.
-    """
+    """Read chains of any format, in lines or one array; also which: ours, trl or sharegpt."""
     array = files.is_array(path)
     found = list(enumerate(files.load(path))) if array else files.read(path)
-    rows = [(f"{'entry' if array else 'line'} {n}", (row, str(n))) for n, row in found]
+    rows = [(n, (row, str(n))) for n, row in found]
 
     def convert(pair: tuple[object, str]) -> Record:
         own = isinstance(pair[0], dict) and {"version", "chain"} & pair[0].keys()
@@ -273,7 +264,7 @@ def read_any(path: Path) -> tuple[list[Record], str]:
 
     kinds = {"": "ours", "prompt": "trl"}  # by the field that tells
     told = dict.fromkeys(kinds.get(form_of(row), "sharegpt") for _, row in found)
-    return _convert(path, rows, convert), " and ".join(told)
+    return _convert(path, rows, convert, "entry" if array else "line"), " and ".join(told)
 
 
 def write_records(
@@ -292,7 +283,7 @@ def write_records(
 
 def read_triplets(path: Path) -> list[TripletRow]:
     """Read triplets from JSON lines; DataError lists all problems."""
-    return _convert(path, [(f"line {n}", row) for n, row in files.read(path)], _triplet)
+    return _convert(path, files.read(path), _triplet)
 
 
 def _triplet(row: object) -> TripletRow:
@@ -306,7 +297,7 @@ def _triplet(row: object) -> TripletRow:
 
 def write_triplets(path: Path, rows: Iterable[TripletRow]) -> None:
     """Write triplets as JSON lines, in one step."""
-    write_lines(path, ({"version": VERSION} | asdict(row) for row in rows))
+    write_lines(path, map(to_row, rows))
 
 
 def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
@@ -316,8 +307,7 @@ def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
     token ids for the positive, so give it positives of the anchor's size; this project
     tokenises each picture and needs no such thing.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pandas as pd
 
     names = {name for r in rows for name in (r.anchor, r.positive, r.negative)}
     files = {name: file_of(root, name) for name in sorted(names)}
@@ -335,10 +325,7 @@ def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
         POSITIVE: [picture(r.positive) for r in rows],
         CARRY: [json.dumps(r.extra) for r in rows],
     }
-    draft = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), draft)
-    draft.replace(path)
+    write_atomically(path, pd.DataFrame(columns).to_parquet(index=False))
 
 
 def read_parquet(path: Path, root: Path) -> list[TripletRow]:
@@ -349,21 +336,19 @@ def read_parquet(path: Path, root: Path) -> list[TripletRow]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    pictures = ("images", POSITIVE, NEGATIVE)
-    missing = sorted({*pictures, "problem", "answer"} - set(table.column_names))
-    if missing:
-        raise DataError([f"{path}: lacks the column {c}" for c in missing], "no triplets:")
+    pictures = {"anchor": "images", "positive": POSITIVE, "negative": NEGATIVE}
+    missing = sorted({*pictures.values(), "problem", "answer"} - set(table.column_names))
+    require_none([f"{path}: lacks the column {c}" for c in missing], "no triplets:")
 
     def convert(row: dict) -> TripletRow:
-        names = [_unpack(row[column], root, f"{row['row']}-{column}") for column in pictures]
-        found = dict(zip(("anchor", "positive", "negative"), names, strict=True))
-        extra = json.loads(row.get(CARRY) or "{}")
-        return _triplet(
-            found | {"question": row["problem"], "label": row["answer"], "extra": extra}
-        )
+        told = {"question": row["problem"], "label": row["answer"]}
+        told["extra"] = json.loads(row.get(CARRY) or "{}")
+        for role, column in pictures.items():
+            told[role] = _unpack(row[column], root, f"{row['row']}-{column}")
+        return _triplet(told)
 
-    numbered = enumerate(table.to_pylist())
-    return _convert(path, [(f"row {n}", row | {"row": n}) for n, row in numbered], convert)
+    rows = [(n, row | {"row": n}) for n, row in enumerate(table.to_pylist())]
+    return _convert(path, rows, convert, "row")
 
 
 def _unpack(cell: object, root: Path, otherwise: str) -> str:

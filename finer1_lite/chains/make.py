@@ -12,7 +12,7 @@ import random
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finer1_lite import cot, prompts
@@ -69,10 +69,7 @@ class ChainJob:
         self._lock = threading.Lock()
 
     def build(self) -> dict:
-        """Do the whole job; returns what report.json holds.
-
-        Raises DataError at the end where pictures are left without a chain, all else written.
-        """
+        """Do the job; what report.json holds. DataError at the end where chains are missing."""
         self.settings.check()
         ids = [p.id for p in self.collection.train]
         config = {"job": "chains of thought", "coarse": self.collection.coarse}
@@ -149,11 +146,8 @@ class ChainJob:
         problems = in_parallel(self.teacher, self.collection.train, act, "chains", self.bars)
         needed, rounds = self.settings.per_picture, self.settings.rounds
         passed = {p.id: len(self._thoughts[p.id]) for p in self.collection.train}
-        missing = [
-            f"{photo}: {n} of {needed} chains passed in {rounds} rounds (reasons: rejected.jsonl)"
-            for photo, n in passed.items()
-            if n < needed
-        ]
+        what = f"of {needed} chains passed in {rounds} rounds (reasons: rejected.jsonl)"
+        missing = [f"{photo}: {n} {what}" for photo, n in passed.items() if n < needed]
         if problems or self.whole:
             return problems or missing
         for line in missing:
@@ -163,33 +157,34 @@ class ChainJob:
     def _write_one(self, photo: Photo, texts: Sequence[str], selection: Selection) -> None:
         """Go through the rounds of one picture; one rejected before is answered from the cache."""
         kept = concepts.of_picture(selection, texts)
-        bound = not self.settings.guess  # who is given no concepts cannot be held to them
-        plan = formats.Record(
-            id="",
-            photo=photo.id,
-            species=photo.species,
-            question=prompts.question("think", self.collection.coarse),
-            chain="",
-            images=(photo.id,),
-            aliases=self.collection.of(photo.species).aliases,
-            concepts=tuple(kept) if bound else (),
-            dropped=selection.dropped if bound else (),
-            teacher=self.teacher.identity["teacher"],
-        )
-        needed = self.settings.per_picture
+        coarse, name, needed = self.collection.coarse, photo.species, self.settings.per_picture
         for sample in range(self.settings.rounds * needed):
             if len(self._thoughts[photo.id]) >= needed:
                 return
             rng = random.Random(f"candidates/{self.settings.seed}/{photo.id}/{sample}")
-            chosen = cot.candidates(self.collection.neighbours(photo.species), photo.species, rng)
-            given = (self.collection.coarse, photo.species, chosen, kept)
-            prompt = replace(teacher_prompts.chain_prompt(*given), dropped=selection.dropped)
-            if self.settings.guess:
-                prompt = teacher_prompts.guess_prompt(self.collection.coarse, chosen)
+            chosen = cot.candidates(self.collection.neighbours(name), name, rng)
+            if self.settings.guess:  # who is given no concepts cannot be held to them
+                prompt = teacher_prompts.guess_prompt(coarse, chosen)
+            else:
+                given = (chosen, kept, selection.dropped)
+                prompt = teacher_prompts.chain_prompt(coarse, name, *given)
             (reply,) = self.teacher.ask(photo, prompt, [sample])
-            made = {"chain": reply.text.strip(), "candidates": prompt.candidates}
+            record = formats.Record(
+                id=f"{photo.id}#{sample}",
+                photo=photo.id,
+                species=name,
+                question=prompts.question("think", coarse),
+                chain=reply.text.strip(),
+                images=(photo.id,),
+                aliases=self.collection.of(name).aliases,
+                candidates=prompt.candidates,
+                concepts=prompt.concepts,
+                dropped=prompt.dropped,
+                teacher=self.teacher.identity["teacher"],
+                sample=sample,
+            )
             with self._lock:
-                self._accept(replace(plan, id=f"{photo.id}#{sample}", sample=sample, **made))
+                self._accept(record)
 
     def _accept(self, record: formats.Record) -> None:
         """Append a chain to the good ones, or to the others with its problems."""
@@ -214,8 +209,7 @@ class ChainJob:
         rejected = self._sorted_rows("rejected.jsonl")
         reasons = Counter(f["code"] for row in rejected for f in row["findings"])
         paid = Ledger(self.ledger.price_in, self.ledger.price_out)  # over all starts
-        for path in (self.folder / "cache").glob("*/*.json"):
-            reply = files.load(path)
+        for reply in map(files.load, (self.folder / "cache").glob("*/*.json")):
             tokens = {name: reply[name] for name in ("tokens_in", "tokens_out")}
             paid.counts.update(answers=1, **tokens)
         report = {

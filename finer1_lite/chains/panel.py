@@ -39,10 +39,7 @@ class Keys(anywidget.AnyWidget):
 
 
 class Panel(w.VBox):
-    """One chain at a time.
-
-    picture: photo -> image; nearby: species -> (name, photo) of its look-alikes.
-    """
+    """One chain at a time; picture: photo -> image; nearby: species -> (name, photo) of others."""
 
     def __init__(
         self,
@@ -131,9 +128,8 @@ class Panel(w.VBox):
         self.problems.value = problems_html(self.state.problems(id_))
 
     def _captioned(self, photo: str, side: int, caption: str) -> tuple[w.Image, w.HTML]:
-        picture = self.picture(photo).copy()
-        picture.thumbnail((side, side))
-        return w.Image(value=small(picture, side), width=picture.width), w.HTML(caption)
+        shown = {"align_self": "flex-start"}  # a wider caption must not stretch the picture
+        return w.Image(value=small(self.picture(photo), side), layout=shown), w.HTML(caption)
 
 
 def chain_html(text: str) -> str:
@@ -169,5 +165,4 @@ def open_panel(folder: Path | str, collection: Collection, neighbours: int = 3) 
         near = collection.neighbours(species, by_class)[:neighbours]
         return [(name, by_class[name]) for name in near]
 
-    state = review.open_review(Path(folder))
-    return Panel(state, lambda photo: photos[photo].image(), nearby)
+    return Panel(review.open_review(Path(folder)), lambda photo: photos[photo].image(), nearby)

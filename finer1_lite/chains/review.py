@@ -137,10 +137,7 @@ class Review:
         tables.write(path, COLUMNS, rows)
 
     def read_csv(self, path: Path) -> int:
-        """Take over what the table says anew; returns how many decisions that was.
-
-        DataError with every problem, before anything is taken over.
-        """
+        """Take over what is new in the table, or nothing (DataError, all problems); how many."""
         table = tables.read(path, [("id",), ("decision",), ("new_chain",)], exact=True)
         table.say_unused(COLUMNS)
         problems = table.problems

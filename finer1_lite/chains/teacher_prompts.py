@@ -59,17 +59,20 @@ def concepts_prompt(texts: Sequence[str]) -> TeacherPrompt:
 
 
 def chain_prompt(
-    coarse: str, name: str, candidates: Sequence[str], concepts: Sequence[str]
+    coarse: str,
+    name: str,
+    candidates: Sequence[str],
+    concepts: Sequence[str],
+    dropped: Sequence[str] = (),
 ) -> TeacherPrompt:
-    """Ask for a chain towards a known label, from the concepts that were kept."""
+    """Ask for a chain towards a known label, from the concepts that were kept, not dropped."""
     marks = f", using these marks where they can be seen: {'; '.join(concepts) or 'any'}"
     form = _FORM.format(marks=marks, candidates=", ".join(candidates))
     text = _TOLD.format(coarse=coarse, name=name, form=form)
-    return TeacherPrompt("write", text, tuple(candidates), tuple(concepts))
+    return TeacherPrompt("write", text, tuple(candidates), tuple(concepts), tuple(dropped))
 
 
 def guess_prompt(coarse: str, candidates: Sequence[str]) -> TeacherPrompt:
     """Ask for a chain without telling the label: it is kept only if it is right."""
     form = _FORM.format(marks="", candidates=", ".join(candidates))
-    text = _UNTOLD.format(coarse=coarse, form=form)
-    return TeacherPrompt("guess", text, tuple(candidates))
+    return TeacherPrompt("guess", _UNTOLD.format(coarse=coarse, form=form), tuple(candidates))

@@ -82,10 +82,7 @@ class Table:
         return {"teacher": "table", "table": digest(json.dumps(descriptions))}
 
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
-        """Return a reply for each sample: what there is to look for, some of it each time.
-
-        TeacherStopped where concepts are wanted.
-        """
+        """A reply a sample: some of what there is to look for. TeacherStopped for concepts."""
         if prompt.kind == "extract":
             raise TeacherStopped("a table cannot extract concepts: use --extract yake")
         return [Reply(self._write(photo, prompt, sample)) for sample in samples]
@@ -137,43 +134,31 @@ class Local:
         """Return a reply for each sample, seeded so that another sample is another text."""
         import torch
 
-        with torch.random.fork_rng(enabled=True), torch.no_grad():
-            torch.manual_seed(int(digest(f"{prompt.text}/{list(samples)}")[:12], 16))
-            return self._generate(photo, prompt.text, len(samples))
+        from finer1_lite.generation import encode_prompts, generate
 
-    def _generate(self, photo: Photo | None, text: str, num_generations: int) -> list[Reply]:
-        from finer1_lite.generation import end_tokens, tokenise, vision_tokens
-
-        images = [photo.image()] if photo else None
-        batch = tokenise(self.model, self.processor, [text], images)
-        length = batch["input_ids"].shape[1]
-        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        completion_ids = self.model.generate(
-            **batch,
+        model, processor = self.model, self.processor
+        batch = encode_prompts(model, processor, [prompt.text], [photo.image()] if photo else None)
+        seed = int(digest(f"{prompt.text}/{list(samples)}")[:12], 16)
+        made = generate(
+            model,
+            processor,
+            batch,
+            num_generations=len(samples),
             max_new_tokens=self.max_new_tokens,
-            num_return_sequences=num_generations,
-            use_cache=True,
-            suppress_tokens=vision_tokens(self.processor),  # one would stop the next step
-            do_sample=self.temperature > 0,
-            **(sampling if self.temperature > 0 else {}),
-        )[:, length:]
-        tokenizer, replies = self.processor.tokenizer, []
-        ends = {tokenizer.pad_token_id, *end_tokens(self.model, self.processor)}
-        for row in completion_ids.tolist():
-            end = next((at for at, token in enumerate(row) if token in ends), len(row))
-            ended = end < len(row)
-            text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-            replies.append(Reply(text, length, end + ended, "stop" if ended else "length"))
-        return replies
+            temperature=self.temperature,
+            top_p=self.top_p,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        texts = processor.tokenizer.batch_decode(made.completion_ids, skip_special_tokens=True)
+        read = int(batch.attention_mask.sum())
+        facts = zip(texts, made.lengths.tolist(), made.truncated.tolist(), strict=True)
+        return [Reply(t.strip(), read, n, "length" if cut else "stop") for t, n, cut in facts]
 
 
 def load_local(
     source: str | Path, quantize: str = "none", pixels: int = 1024 * 28 * 28, **settings: Any
 ) -> Local:
-    """Load a model of the hub or a folder, e.g. Qwen/Qwen2.5-VL-7B-Instruct.
-
-    quantize: none | nf4 (4 bits by bitsandbytes: a 32B then wants about 24 GB).
-    """
+    """A model of the hub or of a folder; quantize: nf4 is 4 bits (a 32B then wants about 24 GB)."""
     from finer1_lite import models
     from finer1_lite.presets import Preset
 

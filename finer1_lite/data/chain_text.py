@@ -68,10 +68,7 @@ def spans(text: str, exact: bool = False) -> dict[str, tuple[int, int]]:
 
 
 def pieces(completion: str) -> list[tuple[str | None, str]]:
-    """Cut a completion at its headings: (part, or None around them; text with its heading).
-
-    The texts joined are the completion again.
-    """
+    """Cut at the headings, losing nothing: (part, or None around them; text with its heading)."""
     found = spans(completion)
     edges = list(found.values()) or [(len(completion), len(completion))]
     named = [(part, completion[start:end]) for part, (start, end) in found.items()]
@@ -245,11 +242,6 @@ class Chain:
     def remarks(self) -> dict[str, str]:
         """Candidate, folded -> what the comparison says of it, in our form."""
         return {fold(name): said for name, said in remarks_of(self.parts.get("comparison", ""))}
-
-    @cached_property
-    def prediction(self) -> str:
-        """The text of the prediction; "" where there is none."""
-        return self.parts.get("prediction", "")
 
 
 def _loose_parts(think: str) -> dict[str, str]:

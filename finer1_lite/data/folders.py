@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from finer1_lite.data import duplicates, hubsets, images, labels, layouts, marks, tables
+from finer1_lite.data import duplicates, images, labels, layouts, marks, tables
 from finer1_lite.data.layouts import CLASSES, DESCRIPTIONS, INDEX, PLAIN, ClassFolder, File, Reading
 from finer1_lite.data.tables import name_key
 from finer1_lite.rewards import normalise
@@ -55,10 +55,7 @@ def read_folder(
 
 
 def write_template(root: Path, reading: Reading = PLAIN) -> Path:
-    """Write `root`/descriptions.csv with a row a class, to be filled in; its path.
-
-    DataError if it is there already, or if there are no classes.
-    """
+    """Write `root`/descriptions.csv to fill in; its path. DataError if it is there, or no class."""
     path = root / DESCRIPTIONS
     problems: list[str] = [f"{path} is there already"] if path.exists() else []
     classes = [] if problems else _scan(root, reading, problems)
@@ -90,12 +87,47 @@ def _scan(root: Path, reading: Reading, problems: list[str]) -> list[ClassFolder
             problems.append(f"{what}; 2 or more are needed")
     else:
         classes = layouts.from_folders(walk, reading)
-        why_not = layouts.no_classes(walk, classes, labels.table_that_labels)
+        why_not = _no_classes(walk, classes)
         if why_not:
             problems.append(why_not)
             classes = [one for one in classes if one.files]
     walk.say()
     return sorted(classes, key=lambda one: one.name)
+
+
+def _no_classes(walk: layouts.Walk, classes: Sequence[ClassFolder]) -> str:
+    """Why a root gives no two classes: what is there instead, and the way that works; or ""."""
+    root, split = walk.root, [one.folder for one in classes if one.folder.lower() in layouts.SPLITS]
+    flat = len(split) > 1 and any(one.files for one in classes)  # train/*.jpg, test/*.jpg
+    if len(classes) > 1 and any(one.files for one in classes) and not flat:
+        return ""
+    ways = [way for way in (labels.table_that_labels(walk),) if way]
+    # the folders that hold folders of pictures; of a split, the folder of the splits
+    above = [path.parent for path in {path.parent for path in walk.pictures} - {root}]
+    above = [path.parent if path.name.lower() in layouts.SPLITS else path for path in above]
+    layers = Counter(path for path in above if path != root and root in path.parents)
+    found = sorted(f"{path} ({count} folders)" for path, count in layers.items() if count > 1)
+    if found:
+        what = "no folder here holds pictures itself; give the folder of the class folders"
+        whole = "use --recursive, where each folder here is a class with all that is inside"
+        return f"{root}: {what}: {' or '.join([*found, *ways, whole])}"
+    if len(classes) > 1 and not flat:
+        return ""
+    if any(path.suffix in (".parquet", ".arrow") for path in walk.others):
+        ways.append(f"make class folders of its tables of pictures: fetch {root} --out OUT")
+    if walk.pictures and not ways:
+        ways.append("give a table of files and labels with --table")
+    if walk.pictures and not classes:
+        beside = [path.name for path in root.resolve().parent.glob("*/") if path.name != root.name]
+        if beside and root.name.lower() not in layouts.SPLITS:
+            ways.append(f"give the folder above, if {root.name} and {beside[0]} are classes")
+        ways.append("name photographs without labels with `predict`")
+    need = "2 or more are needed, with each class's pictures directly inside"
+    have = f"{root} holds {len(classes)} class folders"
+    if flat:
+        have = f"{root} holds pictures in {', '.join(split)}, which are splits and no classes"
+    others = dict(walk.skipped) or "nothing"
+    return f"{have}; {'; or '.join([need, *ways])} (skipped: {others})"
 
 
 def _name_problems(classes: list[ClassFolder]) -> list[str]:
@@ -165,8 +197,8 @@ def _rows_by_class(
     lines: dict[str, int] = {}
     good = []
     for line, row in table.rows:
-        plain = hubsets.NUMBER.sub("", row["class"])
-        own = by_key.get(name_key(row["class"])) or by_key.get(name_key(plain))
+        keys = map(name_key, (row["class"], layouts.unnumbered(row["class"])))
+        own = next((by_key[key] for key in keys if key in by_key), None)
         where = f"{path}, line {line}"
         if own is None:
             named = unknown(row["class"], [one.folder for one in classes])
@@ -229,10 +261,7 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
 
 
 def _check_pictures(classes: list[ClassFolder], problems: list[str], skip_broken: bool) -> None:
-    """Keep the files that decode and are no copies; log each kind of decision once.
-
-    skip_broken: what cannot be used is logged instead of being a problem.
-    """
+    """Keep the files that decode and are no copies; skip_broken: the others are logged alone."""
     notes = defaultdict(list)
     same = defaultdict(list)
     faults: list[str] = []

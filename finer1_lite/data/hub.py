@@ -33,6 +33,7 @@ log = logging.getLogger("finer1_lite")
 
 FORMATS = ("parquet", "arrow", "imagefolder")
 RECORD = "fetch.json"  # empty until the pass is finished
+NO_LABEL = (None, "")
 TOO_BROKEN = 1000  # pictures; more is no data set
 NETWORK = (OSError, httpx.HTTPError)  # what `datasets` raises when a hub fails in the middle
 
@@ -63,16 +64,13 @@ class Stream:
         return isinstance(self.rows.features[self.columns[1]], datasets.ClassLabel)
 
     def __iter__(self) -> Iterator[tuple[bytes, str | None]]:
-        """Yield (bytes of the picture file, label); b"" without a picture, None without a label.
-
-        OSError where the hub or the disk fails in the middle.
-        """
+        """Yield (bytes of the picture, or b""; label, or None). OSError where hub or disk fails."""
         try:
             for row in self.rows:
                 picture, label = (row[column] for column in self.columns)
                 if self.numbered and label is not None:
-                    label = self.names[label] if 0 <= label < len(self.names) else ""
-                yield picture_bytes(picture), _word(label) or None
+                    label = self.names[label] if 0 <= label < len(self.names) else None
+                yield picture_bytes(picture), None if label in NO_LABEL else str(label)
         except NETWORK as error:
             raise OSError(f"{self.split}: {error}; give the same command again") from error
 
@@ -153,10 +151,6 @@ def _emptied(partial: Path) -> Path:
 # Sources ---------------------------------------------------------------------------------
 
 
-def _word(label: str | int | None) -> str:
-    return "" if label is None else str(label)
-
-
 def picture_bytes(cell: dict | None) -> bytes:
     """The bytes as they came, from the row itself or from the file that it names."""
     if cell is None:
@@ -181,8 +175,8 @@ def open_streams(wanted: Wanted) -> list[Stream]:
                 names = kind.names
             else:
                 log.info("%s: labels in words, which are gathered first", columns[1])
-                words = rows.select_columns(columns[1:])
-                names = sorted({_word(row[columns[1]]) for row in words} - {""})
+                words = {row[columns[1]] for row in rows.select_columns(columns[1:])}
+                names = sorted(str(word) for word in words - {*NO_LABEL})
             rows = rows.select_columns(columns)
             rows = rows.cast_column(columns[0], datasets.Image(decode=False))
             streams.append(Stream(role, split, rows, columns, names, totals.get(split)))
@@ -306,10 +300,7 @@ def _columns(
 def choose_classes(
     wanted: Wanted, labels: Sequence[str], allow_missing: bool = False
 ) -> tuple[dict[str, Class], list[str]]:
-    """(label -> its Class, for those to fetch; sentences on what was left out).
-
-    DataError lists every label and every released class that does not match.
-    """
+    """(label -> its Class to fetch; what was left out). DataError lists all that do not match."""
     hubset = wanted.hubset
     names = layouts.shown(labels)
     seen, problems, left_out = {}, [], []
@@ -338,8 +329,7 @@ def choose_classes(
     if len(classes) < 2:
         problems.append(f"{len(classes)} classes can be fetched; 2 or more are needed")
     mend = "try another copy with --from, or leave out what does not match: --allow-missing"
-    headline = f"{wanted.place}: {len(problems)} problems of classes; {mend}"
-    require_none(problems, headline)
+    require_none(problems, f"{wanted.place}: {len(problems)} problems of classes; {mend}")
     return classes, left_out
 
 
@@ -363,6 +353,7 @@ def rank(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
 
 
+@dataclass
 class Draw:
     """The pictures kept so far, as `folder`/<class>/<role>-<digest>.<ending>.
 
@@ -370,10 +361,11 @@ class Draw:
     order; offering one again changes nothing. `limits` is {role: pictures a class, 0: all}.
     """
 
-    def __init__(self, folder: Path, limits: Mapping[str, int], seed: int) -> None:
-        self.folder = folder
-        self.limits = limits
-        self.seed = seed
+    folder: Path
+    limits: Mapping[str, int]
+    seed: int
+
+    def __post_init__(self) -> None:
         self._kept: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)  # by rank
 
     def offer(self, role: str, own: str, data: bytes) -> str:

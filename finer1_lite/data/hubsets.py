@@ -10,17 +10,16 @@ What is known of the repositories comes from their public cards; none was downlo
 
 import functools
 import json
-import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finer1_lite.data.layouts import unnumbered
 from finer1_lite.rewards import plain
 from finer1_lite.runtime.options import argument, option
 
 _RELEASED = Path(__file__).with_name("released_classes.json")
-NUMBER = re.compile(r"^(\d{1,4}\.|n\d{8}[-_. ])")  # what CUB and ImageNet put before a name
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def released_classes(dataset: str) -> dict[str, bool]:
 
 def key(name: str) -> str:
     """What spellings of one class have in common: "017.Cardinal" and "cardinal" -> "cardinal"."""
-    text = unicodedata.normalize("NFKD", plain(NUMBER.sub("", name.strip())))
+    text = unicodedata.normalize("NFKD", plain(unnumbered(name.strip())))
     return "".join(letter for letter in text if letter.isalnum())
 
 

@@ -8,8 +8,8 @@ Nothing is written: pictures are converted in memory each time they are read.
 import hashlib
 import io
 import re
-import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +26,7 @@ except ImportError:
     pillow_heif = None
 
 ENDINGS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    | {".avif", ".heic", ".heif"}
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .avif .heic .heif".split()
 )
 # Only these decoders may run, whatever a file calls itself: Pillow would hand a renamed
 # EPS file to Ghostscript. The JPEG reader also takes the MPO files of many phones.
@@ -50,7 +49,7 @@ _STARTS = re.compile(  # of files that are pictures, whatever they are called
     re.DOTALL,
 )
 # of cameras; they begin as TIFF does, which would read the thumbnail for the picture
-_RAW = frozenset({".arw", ".cr2", ".dng", ".nef", ".orf", ".pef", ".rw2", ".sr2", ".srw"})
+_RAW = frozenset(".arw .cr2 .dng .nef .orf .pef .rw2 .sr2 .srw".split())
 _NOT_READ = {  # how files begin that some take for pictures
     rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
     rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL",
@@ -69,13 +68,10 @@ _SAVE = "save it as 8-bit RGB, or remove it"
 _BARE = "read without its metadata, which are broken"
 _MODE_NOTES = {
     "CMYK": "CMYK read as RGB",
-    "L": "grey read as RGB",
-    "LA": "grey read as RGB",
     "1": "black-and-white read as RGB",
-    "P": "palette read as RGB",
-    "PA": "palette read as RGB",
-    "I": _NUMBERS,
-    "F": _NUMBERS,
+    **dict.fromkeys(("L", "LA"), "grey read as RGB"),
+    **dict.fromkeys(("P", "PA"), "palette read as RGB"),
+    **dict.fromkeys("IF", _NUMBERS),
 }
 
 
@@ -95,13 +91,9 @@ class Checked:
 
 
 def decode(path: Path) -> Image.Image:
-    """Read a picture file as an upright RGB picture, transparency laid on white.
-
-    Raises PictureError naming the file for anything that `check` would call a problem.
-    """
+    """Read a picture as upright RGB, transparency on white. PictureError names file and problem."""
     try:
-        picture, _, _ = _decode(Path(path).read_bytes())
-        return picture
+        return _decode(Path(path).read_bytes())[0]
     except (PictureError, OSError) as error:
         raise PictureError(f"{path}: {error}") from error
 
@@ -136,15 +128,17 @@ def starts_like_a_picture(path: Path) -> bool:
         return False
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, unsigned: bool = False) -> Image.Image:
     """A picture of any Pillow mode as RGB: alpha on white, numbers scaled to 8 bits.
 
-    PictureError for numbers that make no picture.
+    unsigned: Pillow's whole numbers are int32, and these were uint32. PictureError for numbers
+    that make no picture.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode[0] in "IF":  # convert() would clip everything above 255 to white
-        image = Image.fromarray(_levels(np.asarray(image)))
+        values = np.asarray(image)
+        image = Image.fromarray(_levels(values.view(np.uint32) if unsigned else values))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -203,6 +197,8 @@ def _upright(data: bytes) -> tuple[Image.Image, tuple[str, ...], str]:
             _require_size(*image.size)
             deep = any(";16" in str(tile.args) for tile in image.tile)
             notes = _notes(image)
+            # SampleFormat, which is 1 (unsigned) where it is not there
+            unsigned = image.mode == "I" and getattr(image, "tag_v2", {}).get(339, (1,)) == (1,)
             image.load()
             # turning it, Pillow writes the metadata anew, which fails where they are odd
             image.info = {k: v for k, v in image.info.items() if k == "transparency"}
@@ -212,7 +208,7 @@ def _upright(data: bytes) -> tuple[Image.Image, tuple[str, ...], str]:
                 what = "has 16 bits a colour and uses 14 or fewer, which is black in 8 bits"
                 raise PictureError(f"{what}; {_SAVE}")
             ending = _ENDING_OF.get(image.format, f".{image.format.lower()}")
-            return to_rgb(upright), tuple(notes), ending
+            return to_rgb(upright, unsigned), tuple(notes), ending
     except PictureError:
         raise
     except Image.UnidentifiedImageError:
@@ -233,7 +229,7 @@ def _without_metadata(data: bytes) -> bytes:
         return data.replace(b"Exif", b"none").replace(b"EXIF", b"none")
     kept, at = [_PNG], len(_PNG)
     while at + 12 <= len(data):
-        size = struct.unpack_from(">I", data, at)[0]
+        size = int.from_bytes(data[at : at + 4])
         chunk, kind = data[at : at + 12 + size], data[at + 4 : at + 8]
         whole = chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4)
         if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):
@@ -246,22 +242,13 @@ def _unread(data: bytes) -> str:
     """Why no decoder takes these bytes, as far as their beginning tells, with the mend."""
     if _HEIF.match(data) and pillow_heif is None:
         return NO_HEIF
-    names = [name for start, name in _NOT_READ.items() if re.match(start, data, re.DOTALL)]
+    names = (name for start, name in _NOT_READ.items() if re.match(start, data, re.DOTALL))
+    name = next(names, "")
     if _STARTS.match(data):
-        names = ["broken, or of a form that this Pillow does not read"]
-    if names:
-        return f"is {names[0]}" + "; save it as JPEG or PNG" * (";" not in names[0])
+        name = "broken, or of a form that this Pillow does not read"
+    if name:
+        return f"is {name}" + "; save it as JPEG or PNG" * (";" not in name)
     return "is no picture, whatever its name says; replace or remove it"
-
-
-def _exif(image: Image.Image) -> Image.Exif:
-    """The EXIF tags; none where they cannot be read, which `_notes` says."""
-    if image.format == "PNG":
-        image.load()  # which getexif() does too, for EXIF may stand behind the pixels
-    try:
-        return image.getexif()
-    except Exception:  # of metadata alone: no pixels are read here
-        return image.getexif()  # Pillow tries once, and then has none
 
 
 def _require_size(width: int, height: int) -> None:
@@ -287,7 +274,11 @@ def _notes(image: Image.Image) -> list[str]:
     notes = [_MODE_NOTES[mode]] if mode in _MODE_NOTES else []
     if image.has_transparency_data and mode != "I":
         notes.append("transparency laid on white")
-    exif = _exif(image)
+    if image.format == "PNG":
+        image.load()  # which getexif() does too, for EXIF may stand behind the pixels
+    with suppress(Exception):  # of metadata alone: no pixels are read here
+        image.getexif()  # Pillow tries once, and then has none
+    exif = image.getexif()
     if not exif and {"exif", "Raw profile type exif"} & image.info.keys():
         notes.append(_BARE)
     if exif.get(_ORIENTATION) in range(2, 9):

@@ -1,8 +1,4 @@
-"""Pictures whose classes stand in a table.
-
-Any CSV of files and labels, Hugging Face's metadata files, and observations exported from
-iNaturalist.
-"""
+"""Pictures whose classes stand in a table: any CSV, Hugging Face's, iNaturalist's export."""
 
 import logging
 import os
@@ -77,10 +73,7 @@ def table_that_labels(walk: Walk) -> str:
 
 
 def from_tables(walk: Walk, reading: Reading, paths: Iterable[Path]) -> list[ClassFolder]:
-    """The classes that tables name, with the pictures of their rows.
-
-    A row without its picture is a problem; pictures without a row are counted as skipped.
-    """
+    """The classes that tables name. Rows without pictures are problems; the reverse is counted."""
     own = _Labels(walk, reading)
     for path in paths:
         try:
@@ -175,7 +168,9 @@ class _Labels:
         elif not found:
             self.lost.append(f"{where}: there is no picture {written!r}; add it or remove the row")
         for one in found if name else ():
-            held = self.said.setdefault(one, (name, where, *facts))
+            folders = (part for part in one.split("/")[:-1] if part.lower() in layouts.SPLITS)
+            split, credit = facts
+            held = self.said.setdefault(one, (name, where, split or next(folders, ""), credit))
             if held[0] != name:
                 what = f"{one} is {held[0]!r} on {held[1].rpartition(', ')[2]}; keep one"
                 self.walk.problems.append(f"{where}: {name!r}, but {what}")
@@ -186,19 +181,16 @@ class _Labels:
             log.warning("rows left out: %d\n%s", len(self.lost), "\n".join(self.lost))
         else:
             self.walk.problems += self.lost
-        splits = {}
-        for one, held in self.said.items():
-            above = (part for part in one.split("/")[:-1] if part.lower() in layouts.SPLITS)
-            splits[one] = held[2] or next(above, "")
-        named = layouts.roles(dict.fromkeys(splits.values()))
-        strange = sorted({s for s in splits.values() if s and s.lower() not in layouts.SPLITS})
+        splits = {split: None for _, _, split, _ in self.said.values()}
+        named = layouts.roles(splits)
+        strange = sorted(s for s in splits if s and s.lower() not in layouts.SPLITS)
         if strange:
             log.warning("splits that say neither train nor test are not kept: %s", strange)
         classes: dict[str, ClassFolder] = {}
         names = layouts.shown(sorted({name for name, *_ in self.said.values()}))
-        for one, (name, _, _, credit) in sorted(self.said.items()):
+        for one, (name, _, split, credit) in sorted(self.said.items()):
             said = " ".join(name.split()) if self.aliases[name] else names[name]
-            file = self.walk.file(self.files[one], named.get(splits[one], ""), credit)
+            file = self.walk.file(self.files[one], named.get(split, ""), credit)
             classes.setdefault(name, ClassFolder(said, name)).files.append(file)
         # the other name of an observation is an alias where no second class has it
         owners = Counter(tables.name_key(a) for n in classes for a in (n, *self.aliases[n]))

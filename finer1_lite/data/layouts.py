@@ -8,7 +8,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,11 +29,9 @@ TABLES = (".csv", ".jsonl", ".tsv", ".xlsx", ".txt")
 SPLITS = (*TRAIN, *VALIDATION, *TEST)
 OWN = (INDEX, DESCRIPTIONS, CLASSES)  # tables of a folder that are no labels of pictures
 BESIDE = " beside the class folders"
-# what data sets put before names; a `count` may as well belong to the name
-_NUMBERED = re.compile(
-    r"(?:\d{1,5}\.\s*(?=[^\W\d_])|n\d{8}[-_. ]+(?=[^\W_])"
-    r"|(?P<count>\d{1,5})(?:\.(?=\d)|[)_ -]+(?=[^\W\d_])))"
-)
+# what data sets put before names ("001.", "n02085936-"); a `count` may as well belong to the name
+_NUMBER = r"\d{1,5}\.\s*(?=[^\W\d_])|n\d{8}[-_. ]+(?=[^\W_])"
+_NUMBERED = re.compile(rf"(?:{_NUMBER}|(?P<count>\d{{1,5}})(?:\.(?=\d)|[)_ -]+(?=[^\W\d_])))")
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,11 @@ def display(folder: str) -> str:
     return " ".join(text.replace("_", " ").split())
 
 
+def unnumbered(name: str) -> str:
+    """A name without the number that only a data set puts before it."""
+    return re.sub(f"^(?:{_NUMBER})", "", name)
+
+
 def shown(names: Iterable[str]) -> dict[str, str]:
     """Each name as a folder, a table or a hub gives it -> the name to show.
 
@@ -203,8 +206,8 @@ class Walk:
         try:
             entries = sorted(folder.iterdir(), key=lambda path: (nfc(path.name), path.name))
         except OSError as error:
-            what = f"cannot be read ({error.strerror}); mend its permissions"
-            self.problems.append(f"{folder}: {what}")
+            why = f"cannot be read ({error.strerror}); mend its permissions"
+            self.problems.append(f"{folder}: {why}")
             return []
         shown = []
         taken = set()
@@ -213,11 +216,9 @@ class Walk:
             if name.startswith(".") or name == "__MACOSX":
                 self.skipped["hidden"] += 1
             elif not name.isprintable():  # a line break, or bytes that are not UTF-8
-                mend = "unprintable name; rename it in UTF-8"
-                self.problems.append(f"{ascii(str(path))}: {mend}")
+                self.problems.append(f"{ascii(str(path))}: unprintable name; rename it in UTF-8")
             elif name in taken and not path.is_dir():  # two folders: see _name_problems
-                what = "another file spells this name in Unicode; rename it"
-                self.problems.append(f"{path}: {what}")
+                self.problems.append(f"{path}: another file spells this name in Unicode; rename it")
             else:
                 shown.append(path)
             taken.add(name)
@@ -287,41 +288,3 @@ def from_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     for one in found:
         one.name = names[one.folder]
     return found
-
-
-def no_classes(walk: Walk, classes: Sequence[ClassFolder], table: Callable[[Walk], str]) -> str:
-    """Why a root gives no two classes: what is there instead, and the way that works; or "".
-
-    table: says how to use a table that seems to say what each picture shows.
-    """
-    root, split = walk.root, [one.folder for one in classes if one.folder.lower() in SPLITS]
-    flat = len(split) > 1 and any(one.files for one in classes)  # train/*.jpg, test/*.jpg
-    if len(classes) > 1 and any(one.files for one in classes) and not flat:
-        return ""
-    ways = [way for way in (table(walk),) if way]
-    # the folders that hold folders of pictures; of a split, the folder of the splits
-    above = [path.parent for path in {path.parent for path in walk.pictures} - {root}]
-    above = [path.parent if path.name.lower() in SPLITS else path for path in above]
-    layers = Counter(path for path in above if path != root and root in path.parents)
-    found = sorted(f"{path} ({count} folders)" for path, count in layers.items() if count > 1)
-    if found:
-        what = "no folder here holds pictures itself; give the folder of the class folders"
-        whole = "use --recursive, where each folder here is a class with all that is inside"
-        return f"{root}: {what}: {' or '.join([*found, *ways, whole])}"
-    if len(classes) > 1 and not flat:
-        return ""
-    if any(path.suffix in (".parquet", ".arrow") for path in walk.others):
-        ways.append(f"make class folders of its tables of pictures: fetch {root} --out OUT")
-    if walk.pictures and not ways:
-        ways.append("give a table of files and labels with --table")
-    if walk.pictures and not classes:
-        beside = [path.name for path in root.resolve().parent.glob("*/") if path.name != root.name]
-        if beside and root.name.lower() not in SPLITS:
-            ways.append(f"give the folder above, if {root.name} and {beside[0]} are classes")
-        ways.append("name photographs without labels with `predict`")
-    need = "2 or more are needed, with each class's pictures directly inside"
-    have = f"{root} holds {len(classes)} class folders"
-    if flat:
-        have = f"{root} holds pictures in {', '.join(split)}, which are splits and no classes"
-    others = dict(walk.skipped) or "nothing"
-    return f"{have}; {'; or '.join([need, *ways])} (skipped: {others})"

@@ -64,8 +64,7 @@ class Run(Pictures):
         if self.photos is not None:
             own["descriptions"] = fingerprint([one.description for one in collection.species])
         if self.chains is not None:
-            rows = chain_lines(collection, self.chains)
-            own["chains"] = fingerprint([str(row) for row in rows])
+            own["chains"] = fingerprint([*map(str, chain_lines(collection, self.chains))])
         return {
             "name": self.folder.name,
             "coarse": collection.coarse,
@@ -90,10 +89,7 @@ def chain_lines(collection: Collection, chains: cot.Chains) -> list[Mapping[str,
 
 
 def write_attribution(collection: Collection, path: Path) -> None:
-    """Write whose photographs these are, and under which licence, where their table tells it.
-
-    A CSV file with a row a photograph; none is written where nothing is known.
-    """
+    """Write a CSV of whose photographs these are, and their licences, where a table tells it."""
     if not collection.credits:
         return
     photos = (*collection.train, *collection.test)

@@ -70,10 +70,7 @@ def judge(
 
 
 def option_of_letter(answer: str, options: Sequence[str]) -> str | None:
-    """The option that "B", "(b)" or "B. its name" points at; None for anything else.
-
-    A letter with another option's name beside it names nothing.
-    """
+    """The option that "B", "(b)" or "B. its name" points at; None for all else ("B. other")."""
     text = rewards.plain(answer).strip(_AROUND_LETTER)
     first, *rest = re.split(f"[{re.escape(_AROUND_LETTER)}]", text, maxsplit=1)
     letters = {prompts.letter(i).casefold(): option for i, option in enumerate(options)}

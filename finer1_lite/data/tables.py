@@ -65,13 +65,9 @@ def column_key(name: str) -> str:
 def read(path: Path, needed: Sequence[Sequence[str]] = (), exact: bool = False) -> Table:
     """Read a CSV file or JSON lines (by the ending .jsonl, .ndjson, .json).
 
-    Args:
-        path: The file.
-        needed: Columns that must be there, each as its accepted spellings.
-        exact: Keep the texts as they are; else they are stripped and in NFC.
-
-    Raises:
-        DataError: The file cannot be read or lacks columns; all of these are named.
+    needed: columns that must be there, each as its accepted spellings; exact: keep the texts as
+    they are, else they are stripped and in NFC. DataError where the file cannot be read or lacks
+    columns, which are all named.
     """
     if not path.is_file():
         raise DataError([f"{path}: there is no such table; check its name"], "no table:")
@@ -106,7 +102,11 @@ def _text(path: Path) -> str:
     data = path.read_bytes()
     if data.startswith(b"PK\x03\x04"):
         raise DataError([f"{path}: is a workbook; save it as 'CSV UTF-8'"], "no table:")
-    for one in (json.detect_encoding(data), "cp1252"):  # UTF-16 with a mark or without
+    encoding = json.detect_encoding(data)
+    if encoding == "utf-8" and b"\0" in data:  # UTF-16 without a mark, and no Latin letter first
+        later = data[1::2].count(0) > data[::2].count(0)  # of commas and line ends
+        encoding = "utf-16-le" if later else "utf-16-be"
+    for one in (encoding, "cp1252"):
         try:
             text = data.decode(one)
         except UnicodeDecodeError:

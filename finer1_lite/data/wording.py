@@ -74,8 +74,7 @@ def clauses(text: str) -> list[str]:
     """The short phrases of a description, in its order: case folded, without empty words."""
     found: list[str] = []
     for scope in scopes(text):
-        parts = [scope] if negated(scope) else _PART.split(scope)
-        for part in parts:
+        for part in [scope] if negated(scope) else _PART.split(scope):
             clause = _trimmed(_WORD.findall(part.casefold()))
             if found and " " not in found[-1] and not negated(clause):  # "white, firm pulp"
                 clause = f"{found.pop()}, {clause}".removesuffix(", ")
@@ -84,8 +83,7 @@ def clauses(text: str) -> list[str]:
 
 
 def _trimmed(words: list[str]) -> str:
-    """The words without empty ones around them."""
-    words = list(words)
+    """The words without empty ones around them, which are taken out of the list."""
     while words and (words[0] in _OPENING or words[0] == ","):
         del words[0]
     while words and (words[-1] in _CLOSING or words[-1] == ","):

@@ -4,12 +4,11 @@ import hashlib
 import json
 import logging
 import shutil
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,18 +17,8 @@ from finer1_lite.runtime.files import DataError, require_none, write_atomically
 
 log = logging.getLogger("finer1_lite")
 
-# Of a checkpoint of ours, and of transformers' Trainer, alone, on DeepSpeed, on FSDP in shards:
-# one of each row. The last one is written last.
-STATE = "trainer_state.json"
-CHECKPOINT_FILES = (
-    ("optimizer.*", "global_step*/*optim_states*", "optimizer_*/.metadata"),
-    ("scheduler.*", "latest"),
-    ("r*_state*",),
-    ("*.safetensors", "pytorch_model_fsdp_*/.metadata"),
-    (STATE,),
-)
-SUMS = "checksums.json"  # file -> SHA-256 of its bytes; of a checkpoint of ours
-TORCH = (".bin", ".pt", ".pth", ".pkl")  # what `torch.save` writes: a zip with checksums
+STATE = "trainer_state.json"  # what is written last of a checkpoint, before it is sealed
+SUMS = "checksums.json"  # file -> SHA-256 of its bytes: the seal
 SHOWN = 3  # names in a message
 LOWER_RATE = "; lower the learning rate (--set sft.learning_rate=... or tapo.learning_rate=...)"
 _place = ""  # of the training that is under way: see `stand`
@@ -42,12 +31,11 @@ class NotFinite(ValueError):
 def stand(work: Path | None = None, step: int = 0, rate: float = 0.0, dtype: str = "") -> None:
     """Where a training stands from now on; work: its folder of checkpoints, None: it is over."""
     global _place
+    _place = ""
     if work:
         work = work.parent if work.name == "checkpoints" else work
         number = dtype.removeprefix("torch.")
         _place = f"{work.name}, step {step} (learning rate {rate:.3g}, {number}): "
-    else:
-        _place = ""
 
 
 def require_finite(tensors: Iterable[tuple[str, Tensor]], what: str = "", mend: str = "") -> None:
@@ -128,23 +116,14 @@ def _sums(checkpoint: Path) -> dict[str, str]:
 
 
 def _torn(checkpoint: Path) -> str:
-    """What is missing of a checkpoint or cannot be read; "" where it is whole."""
-    for names in CHECKPOINT_FILES:
-        if not any(any(checkpoint.glob(name)) for name in names):
-            return f"no {' or '.join(names)}"
-    for path in checkpoint.rglob("*"):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_bytes())
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-            elif path.suffix in TORCH and zipfile.ZipFile(path).testzip():
-                return f"{path.name}: a wrong checksum"
-        except Exception as error:  # readers raise whatever they like on broken bytes
-            return f"{path.name}: {error}"
-    if (checkpoint / SUMS).exists():
-        written = json.loads((checkpoint / SUMS).read_bytes())
-        wrong = sorted(dict(written.items() - _sums(checkpoint).items()))
-        return f"other content than was written: {_some(wrong)}" if wrong else ""
-    return ""
+    """What is missing of a checkpoint or has changed; "" where it is whole.
+
+    One without a seal was killed between its last file and that, or before its last file.
+    """
+    last = SUMS if (checkpoint / SUMS).exists() else STATE
+    try:
+        found = json.loads((checkpoint / last).read_bytes())
+    except (OSError, ValueError) as error:
+        return f"{last}: {error}"
+    wrong = sorted(dict(found.items() - _sums(checkpoint).items())) if last == SUMS else []
+    return f"{_some(wrong)}: not what was written" if wrong else ""

@@ -51,10 +51,7 @@ def shard(items: Sequence) -> list:
 
 
 def gather(items: list, device: torch.device | str = "cpu") -> list[list]:
-    """What each process gives, in the order of their ranks.
-
-    The items may be dataclasses with tensors; they arrive on `device`.
-    """
+    """What each process gives, by rank; tensors in it, also of dataclasses, arrive on `device`."""
     if world()[1] == 1:
         return [items]
     return _moved(gather_object([_moved(items, "cpu")]), device)

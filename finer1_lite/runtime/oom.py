@@ -4,13 +4,12 @@ Nothing else changes by it: losses are sums over micro-batches, and each complet
 numbers are its own. What once was too much is remembered in the checkpoints.
 """
 
-import gc
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from finer1_lite.runtime import distributed
 
@@ -58,11 +57,7 @@ class Limits:
             raise MemoryError(f"out of memory with {kind} at 1 ({problem}): lower {lower}")
         self.limits[kind] = tried // 2
         log.warning("out of memory: %s %d -> %d, step repeated", kind, tried, tried // 2)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        elif torch.backends.mps.is_available():
-            torch.mps.empty_cache()
+        clear_device_cache(garbage_collection=True)
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps."""

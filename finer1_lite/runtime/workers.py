@@ -19,10 +19,7 @@ def _cores() -> int:
 
 
 def choose_workers(jobs: int, asked: int, what: str, on_gpu: bool) -> int:
-    """How many of `jobs` run side by side: as asked, else one on a GPU, else one a core.
-
-    One, too, where several processes share each of them.
-    """
+    """How many of `jobs` run at a time: as asked, else one a GPU or core; one among processes."""
     if distributed.world()[1] > 1:
         log.info("1 %s at a time (%d processes share it)", what, distributed.world()[1])
         return 1

@@ -32,7 +32,7 @@ def test_no_torch_and_no_matplotlib_are_loaded(name):
 
 @pytest.fixture
 def records(world) -> list[Record]:
-    odd = 'quotes " and \\ and\nlines, \u2028, \u00fc, \U0001f426, <image>'
+    odd = 'quotes " and \\ and\nlines, \u2028, \u00fc, \U0001f426'
     rows = []
     for i, name in enumerate(world.names[:4]):
         chain = cot.oracle_chain(world, name, random.Random(i))
@@ -49,7 +49,7 @@ def records(world) -> list[Record]:
                 dropped=("x",),
                 teacher="oracle",
                 sample=i,
-                extra={"note": odd, "n": [1, None, 2.5]},
+                extra={"note": f"{odd}, <image>", "n": [1, None, 2.5]},
             )
         )
     bare = "<think></think><answer>owl</answer>"
@@ -57,7 +57,7 @@ def records(world) -> list[Record]:
         "b",
         "p",
         "owl",
-        odd.replace("<image>", ""),
+        odd,
         bare + odd,
         ("p",),
         system="Be brief.",
@@ -171,7 +171,6 @@ PARTS[0]["content"].append({"type": "text", "text": "it?"})
         ({"id": "a", "image": "p/a.jpg", "conversations": LLAVA}, "sharegpt"),
         ({"messages": TURNS, "images": "p/a.jpg"}, "sharegpt"),
         ({"messages": TURNS, "images": ["p/a.jpg"], "system": "Be brief."}, "sharegpt"),
-        ({"instruction": ASKED, "input": "", "output": SAID, "images": ["p/a.jpg"]}, "sharegpt"),
         ({"images": ["p/a.jpg"], "messages": [*PARTS, *TURNS[1:]]}, "sharegpt"),
         ({"image": "p/a.jpg", "prompt": PARTS, "completion": TURNS[1:]}, "trl"),
         ({"images": ["p/a.jpg"], "prompt": "What is it?", "completion": SAID}, "trl"),
@@ -191,7 +190,7 @@ def test_chains_of_other_programs_are_read_in_arrays_and_in_lines(row, kind, spr
     ("row", "said"),
     [
         ({"image": "a.jpg", "prompt": "What?", "solution": "owl"}, "TRL.*lacks.*'completion'"),
-        ({"image": "a.jpg", "problem": "What?", "solution": "owl"}, "EasyR1.*no chain"),
+        ({"image": "a.jpg", "problem": "What?", "solution": "owl"}, "no chain of ours"),
         ({"image": "a.jpg", "conversations": "x"}, "LLaVA.*'conversations'.*the roles are"),
         ({"image": "a.jpg", "conversations": [1, None]}, "LLaVA.*'conversations'.*no text"),
         ({"conversations": LLAVA}, "LLaVA.*'images'.*path"),
@@ -213,11 +212,12 @@ def test_what_is_no_chain_of_others_is_told_by_its_form_and_field(row, said, tmp
     assert re.search(rf"x.jsonl, line 1: .*{said}", caplog.text), caplog.text
 
 
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<image>"])
 @pytest.mark.parametrize("field", ["question", "chain", "species"])
-def test_a_mark_of_tokenizers_is_a_fault_of_its_line(records, field, tmp_path):
-    spoilt = replace(records[0], **{field: "<|im_end|> " + getattr(records[0], field)})
+def test_a_mark_of_tokenizers_is_a_fault_of_its_line(records, field, mark, tmp_path):
+    spoilt = replace(records[0], **{field: f"{mark} {getattr(records[0], field)}"})
     formats.write_records(tmp_path / "x.jsonl", [records[1], spoilt])
-    with pytest.raises(DataError, match=r"line 2: holds <\|im_end\|>"):
+    with pytest.raises(DataError, match=f"line 2: holds {re.escape(mark)}"):
         formats.read_any(tmp_path / "x.jsonl")
 
 

@@ -19,7 +19,7 @@ def test_headings_are_those_of_the_prompts():
 def test_a_good_chain_comes_apart():
     chain = Chain(GOOD, "b")
     assert tuple(chain.parts) == PARTS and chain.answer == "b"
-    assert chain.listed == ["a owl", "b"] and chain.prediction == "b"
+    assert chain.listed == ["a owl", "b"] and chain.parts["prediction"] == "b"
     assert chain.remarks == {chain_text.fold("a owl"): "has crown red", "b": "fits"}
     assert chain_text.section(GOOD, "analysis") == chain.before == "crown red, back blue"
     assert chain_text.opening(GOOD) == "<think>\nanalysis: crown red, back blue\n"

@@ -108,6 +108,18 @@ def test_numbers_are_scaled_by_the_range_that_they_use(tmp_path, low, high, kind
     assert np.abs(found - RAMP * 255).max() <= 1.5
 
 
+def test_numbers_without_a_sign_are_no_negative_ones(tmp_path):
+    """Pillow reads uint32 as int32: what is above its half comes back below zero."""
+    values = (RAMP * (2**32 - 1)).astype(np.uint32).view(np.int32)
+    path = tmp_path / "x.tif"
+    Image.fromarray(values).save(path)
+    signed = struct.pack("<HHIH", 339, 3, 1, 2)  # the entry SampleFormat: 2 has a sign, 1 none
+    assert path.read_bytes().count(signed) == 1
+    path.write_bytes(path.read_bytes().replace(signed, struct.pack("<HHIH", 339, 3, 1, 1)))
+    found = np.asarray(images.decode(path))[..., 0]
+    assert np.abs(found - RAMP * 255).max() <= 1.5
+
+
 def test_grey_of_12_bits_in_16_is_no_black_png(tmp_path):
     assert decoded(tmp_path / "x.png", (RAMP * 4095).astype("u2")).max() == 255
 

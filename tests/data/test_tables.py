@@ -38,6 +38,15 @@ def test_every_encoding_and_delimiter_gives_the_same_rows(tmp_path, encoding, de
     assert [line for line, _ in table.rows] == [2, 3]
 
 
+@pytest.mark.parametrize("name", ["\u9ce5", "\u043a"])  # the bytes of the second are UTF-8, too
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_may_begin_with_any_letter(tmp_path, encoding, name):
+    path = tmp_path / "table.csv"
+    path.write_bytes(f"\u043a\u043b\u0430\u0441\u0441,class\r\n{name},rose\r\n".encode(encoding))
+    table = tables.read(path)
+    assert table.rows == [(2, {"\u043a\u043b\u0430\u0441\u0441": name, "class": "rose"})]
+
+
 def test_what_excel_adds_is_no_row(tmp_path):
     """Its line `sep=;`, columns without a name, and rows without a text."""
     path = tmp_path / "table.csv"
