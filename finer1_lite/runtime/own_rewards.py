@@ -15,39 +15,37 @@ Weighted = tuple[Callable[..., Sequence[float | None]], float]
 def load(asked: str) -> dict[str, Weighted]:
     """MODULE:FUNCTION -> (function, weight) of each that is asked for, with spaces between.
 
-    A module is looked for among the installed ones and in the working directory. DataError
-    lists all that cannot be had.
+    A module is installed or lies in the working directory. DataError lists all that fail.
     """
     found: dict[str, Weighted] = {}
     problems = []
     for item in asked.split():
-        name, _, number = item.partition("=")
+        name, _, weight = item.partition("=")
         try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        module, _, function = name.partition(":")
-        if not (module and function and math.isfinite(weight)):
-            problems.append(f"{item}: write MODULE:FUNCTION=WEIGHT, such as lengths:short=0.2")
-        elif name in found:
-            problems.append(f"{name} is asked for twice: add up its weights")
-        else:
-            try:
-                found[name] = (_import(module, function), weight)
-            except Exception as error:  # whatever the module does when it is imported
-                problems.append(f"{name}: {type(error).__name__}: {error}")
-    where = f"no such rewards; a module is installed, or lies in {Path.cwd()}:"
+            if name in found:
+                raise ValueError("is asked for twice: add up its weights")
+            found[name] = _import(name), _number(weight)
+        except Exception as error:  # whatever a module does when it is imported
+            problems.append(f"{item}: {type(error).__name__}: {error}")
+    where = f"no such rewards; write MODULE:FUNCTION=WEIGHT, MODULE installed or in {Path.cwd()}:"
     require_none(problems, where)
     return found
 
 
-def _import(module: str, function: str) -> Callable[..., Sequence[float | None]]:
+def _number(said: object) -> float:
+    if not math.isfinite(float(said)):
+        raise ValueError(f"{said} is no finite number")
+    return float(said)
+
+
+def _import(name: str) -> Callable[..., Sequence[float | None]]:
     """The function. Raises what the import raises, or TypeError where it is none."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))
+    module, _, function = name.partition(":")
     found = getattr(importlib.import_module(module), function)
     if not callable(found) or inspect.iscoroutinefunction(found):
-        raise TypeError(f"is no plain function but {found!r}")
+        raise TypeError(f"no plain function but {found!r}")
     return found
 
 
@@ -56,24 +54,19 @@ def pay(
 ) -> dict[str, list[float]]:
     """What each function pays each completion, before its weight; nan where it says None.
 
-    A function is called with what TRL gives it: completions as lists of one message, and columns
-    that have an entry a completion. DataError lists every function that fails, pays another
-    number of completions, or pays what is no finite number.
+    It is called as TRL does: completions are lists of one message, columns have an entry each.
+    DataError lists every function that fails, pays too few or many, or no finite number.
     """
     chats = [[{"role": "assistant", "content": text}] for text in completions]
     paid: dict[str, list[float]] = {}
     problems = []
     for name, (function, _) in asked.items():
         try:
-            said = [None if x is None else float(x) for x in function(completions=chats, **columns)]
+            said = function(completions=chats, **columns)
+            paid[name] = [math.nan if x is None else _number(x) for x in said]
+            if len(said) != len(chats):
+                raise ValueError(f"{len(said)} rewards for {len(chats)} completions")
         except Exception as error:
-            problems.append(f"{name} fails: {type(error).__name__}: {error}")
-            continue
-        paid[name] = [math.nan if x is None else x for x in said]
-        wrong = [x for x in said if x is not None and not math.isfinite(x)]
-        if len(said) != len(completions):
-            problems.append(f"{name} pays {len(said)} of {len(completions)} completions")
-        elif wrong:
-            problems.append(f"{name} pays {', '.join(map(str, wrong))}: finite numbers, or None")
+            problems.append(f"{name}: {type(error).__name__}: {error}")
     require_none(problems, "rewards that cannot be paid:")
     return paid

@@ -74,8 +74,7 @@ class LabCommand(PhotoOptions):
             preset = Preset.lab_photos()
         changes = given(self, "student", "quantize", "test_pictures", "shots")
         changes |= given(self, sft_steps="sft__steps", tapo_steps="tapo__steps")
-        if self.reward:
-            changes["tapo__rewards"] = " ".join(self.reward)
+        changes |= {"tapo__rewards": " ".join(self.reward)} if self.reward else {}
         seeds, workers = list(self.seeds), self.workers
         if len(set(seeds)) < len(seeds) or workers < 0:
             raise ValueError(f"--seeds {seeds} must differ, --workers {workers} be 0 or more")
