@@ -27,9 +27,9 @@ RECIPES = {  # named methods: settings of one trainer, nothing else
     "grpo": GRPO | dict(loss_type="grpo"),
     # Dr. GRPO (arXiv 2503.20783): no division by a completion's length or a group's std.
     "dr_grpo": GRPO | dict(loss_type="dr_grpo", advantage_scale="none"),
-    # GSPO (arXiv 2507.18071): one ratio a completion, which moves little.
+    # GSPO (arXiv 2507.18071): one ratio a completion; GRPO's gradient where tapo.updates is 1.
     "gspo": GRPO | dict(loss_type="gspo", clip_low=3e-4, clip_high=4e-4),
-    # CISPO (arXiv 2506.13585): weights clipped from above, to 5 as in arXiv 2510.13786.
+    # CISPO (arXiv 2506.13585): weights of at most 5 (arXiv 2510.13786); likewise DAPO's there.
     "cispo": dict(loss_type="cispo", clip_low=1.0, clip_high=4.0) | ALONE | NO_NEGATIVE,
     # CLS-RL (arXiv 2503.16188): DAPO on bare answers, no thinking.
     "cls_rl": dict(prompt="answer", accuracy_weight=1.0, format_weight=0.0) | ALONE | NO_NEGATIVE,
@@ -77,9 +77,7 @@ class TAPOSettings(Settings):
     reward_agreement: float = setting(
         0.0, "share of a right name's pay due only where the chain leads to it", ge=0, le=1
     )
-    rewards: str = setting(
-        "", "MODULE:FUNCTION=WEIGHT ..., your own, paid besides (`lab --reward`)"
-    )
+    rewards: str = setting("", "your own, paid besides: MODULE:FUNCTION=WEIGHT, several by spaces")
     loss_type: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"] = setting(
         "dapo", "of the policy: a row of losses.LOSS_TYPES"
     )

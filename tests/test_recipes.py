@@ -49,6 +49,11 @@ def test_a_recipe_is_a_few_settings(name):
         assert changed.recipe(name) == changed
 
 
+def test_every_loss_by_name_is_a_choice_and_the_default_is_the_papers():
+    assert CHOICES["tapo.loss_type"] == tuple(losses.LOSS_TYPES)
+    assert TINY.tapo.loss_type == "dapo" and TINY.tapo.advantage_scale == "std"
+
+
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="'ppo'.*" + ".*".join(RECIPES)):
         Preset.lab().recipe("ppo")
