@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Tensor:
+def group_advantages(
+    rewards: Tensor, group_size: int, eps: float = 1e-6, scale: str = "std"
+) -> Tensor:
     """(reward - mean) / (std + eps) within each group; std is the unbiased one.
 
     rewards: (B,), the groups one after the other; group_size: rollouts in a group, at least 2;
-    eps keeps a group without reward variance at 0 instead of 0 / 0. Returns (B,) in the dtype
-    of `rewards` (float32 if they are whole numbers). Raises ValueError for a wrong shape or
-    size, or a reward that is no finite number.
+    eps keeps a group without reward variance at 0 instead of 0 / 0; scale "none": reward - mean
+    (Dr. GRPO, arXiv 2503.20783: a small std makes easy and hard questions weigh more). Returns
+    (B,) in the dtype of `rewards` (float32 if they are whole numbers). Raises ValueError for a
+    wrong shape or size, or a reward that is no finite number.
     """
     rewards = torch.as_tensor(rewards)
     problems = []
@@ -36,19 +39,19 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
     # rounding would become an advantage. In float64 it does not.
     groups = rewards.double().view(-1, group_size)  # (G, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
-    scaled = centred / (groups.std(dim=1, keepdim=True) + eps)
+    scaled = centred if scale == "none" else centred / (groups.std(dim=1, keepdim=True) + eps)
     return scaled.flatten().to(rewards.dtype if rewards.is_floating_point() else torch.float32)
 
 
-def picture_advantages(rewards: Tensor, counts: Sequence[int]) -> Tensor:
+def picture_advantages(rewards: Tensor, counts: Sequence[int], scale: str = "std") -> Tensor:
     """`group_advantages` with a baseline for each picture of a group instead of one for all.
 
     A picture whose rollouts all earned the same then teaches nothing, though the group's
     other picture fared better or worse.
 
     rewards: (B,), the groups one after the other, each picture's rollouts together;
-    counts: rollouts of each picture of a group, (n, m), a 0 is left out. Returns and raises
-    as `group_advantages`.
+    counts: rollouts of each picture of a group, (n, m), a 0 is left out; scale: as there.
+    Returns and raises as `group_advantages`.
     """
     rewards = torch.as_tensor(rewards)
     counts = [n for n in counts if n]
@@ -57,7 +60,7 @@ def picture_advantages(rewards: Tensor, counts: Sequence[int]) -> Tensor:
         raise ValueError(f"rewards {shape} do not fill groups of {' + '.join(map(str, counts))}")
     parts = rewards.view(-1, sum(counts)).split(counts, dim=1)
     scaled = [
-        group_advantages(part.flatten(), n).view(-1, n)
+        group_advantages(part.flatten(), n, scale=scale).view(-1, n)
         for part, n in zip(parts, counts, strict=True)
     ]
     return torch.cat(scaled, dim=1).flatten()

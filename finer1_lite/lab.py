@@ -20,7 +20,7 @@ from finer1_lite.data.given_chains import check_chains
 from finer1_lite.data.runs import Run, chain_lines, write_attribution
 from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
 from finer1_lite.presets import Preset
-from finer1_lite.runtime import distributed, files, trackers
+from finer1_lite.runtime import distributed, files, own_rewards, trackers
 from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import open_folder, write_atomically
 from finer1_lite.runtime.workers import choose_workers, worker_pool
@@ -43,7 +43,8 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     if job.chains is not None:
         check_chains(collection, job.chains)
     require_enough(collection)
-    trackers.require(job.report_to)  # both now, and not when stage 2 begins
+    trackers.require(job.report_to)  # all three now, and not when stage 2 begins
+    own_rewards.load(preset.tapo.rewards)
     log.info("the student sees a picture in %d pixels at most (--set pixels=N)", preset.pixels)
     config = job.config(collection)
     main = distributed.on_main_process

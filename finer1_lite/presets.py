@@ -15,6 +15,7 @@ CountOrNone = Annotated[int, Field(ge=0)]
 
 ALONE = dict(anchor_rollouts=8, positive_rollouts=0)
 NO_NEGATIVE = dict(inter_class_weight=0.0, anchor_entropy_weight=0.0, negative_entropy_weight=0.0)
+GRPO = dict(clip_high=0.2, clip_dual=math.inf, keep="all", draws=1) | ALONE | NO_NEGATIVE
 RECIPES = {  # named methods: settings of one trainer, nothing else
     "tapo": {},
     # DAPO (arXiv 2503.14476): all rollouts on the anchor, no negative.
@@ -22,8 +23,14 @@ RECIPES = {  # named methods: settings of one trainer, nothing else
     # The two with a reward for the right name only where the chain leads to it.
     "tapo_agreement": dict(reward_agreement=1.0),
     "dapo_agreement": dict(reward_agreement=1.0) | ALONE | NO_NEGATIVE,
-    # GRPO (arXiv 2402.03300): symmetric clip, no dual clip, every group kept.
-    "grpo": dict(clip_high=0.2, clip_dual=math.inf, keep="all", draws=1) | ALONE | NO_NEGATIVE,
+    # GRPO (arXiv 2402.03300): mean of completions' means, one clip, every group kept.
+    "grpo": GRPO | dict(loss_type="grpo"),
+    # Dr. GRPO (arXiv 2503.20783): no division by a completion's length or a group's std.
+    "dr_grpo": GRPO | dict(loss_type="dr_grpo", advantage_scale="none"),
+    # GSPO (arXiv 2507.18071): one ratio a completion; GRPO's gradient where tapo.updates is 1.
+    "gspo": GRPO | dict(loss_type="gspo", clip_low=3e-4, clip_high=4e-4),
+    # CISPO (arXiv 2506.13585): weights of at most 5 (arXiv 2510.13786); likewise DAPO's there.
+    "cispo": dict(loss_type="cispo", clip_low=1.0, clip_high=4.0) | ALONE | NO_NEGATIVE,
     # CLS-RL (arXiv 2503.16188): DAPO on bare answers, no thinking.
     "cls_rl": dict(prompt="answer", accuracy_weight=1.0, format_weight=0.0) | ALONE | NO_NEGATIVE,
     # PAPO (arXiv 2507.06448): the anchor with patches masked out is the negative.
@@ -70,6 +77,10 @@ class TAPOSettings(Settings):
     reward_agreement: float = setting(
         0.0, "share of a right name's pay due only where the chain leads to it", ge=0, le=1
     )
+    rewards: str = setting("", "your own, paid besides: MODULE:FUNCTION=WEIGHT, several by spaces")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "gspo", "cispo"] = setting(
+        "dapo", "of the policy: a row of losses.LOSS_TYPES"
+    )
     clip_low: float = setting(0.2, "the ratio is clipped below 1 - clip_low", ge=0, le=1)
     clip_high: float = setting(0.28, "and above 1 + clip_high", ge=0)
     clip_dual: float = setting(3.0, "of negative advantages; inf: off", gt=1, allow_inf_nan=True)
@@ -89,6 +100,7 @@ class TAPOSettings(Settings):
         "nearest", "how another species is chosen; masked: the anchor without some patches"
     )
     baseline: Literal["group", "picture"] = setting("group", "whose mean advantages compare with")
+    advantage_scale: Literal["std", "none"] = setting("std", "what divides reward minus mean")
     inter_class_on: Literal["all", "right"] = setting("all", "rollouts that the negative pushes")
     keep: Literal["variance", "all"] = setting("variance", "groups kept by dynamic sampling")
     draws: Count = setting(2, "dynamic sampling: rounds until the batch is full, at most")

@@ -21,7 +21,7 @@ from finer1_lite import advantages, generation, logprobs, losses, models, prompt
 from finer1_lite.data.chain_text import agreement
 from finer1_lite.generation import PromptBatch, Rollouts, Student
 from finer1_lite.presets import Preset, TAPOSettings
-from finer1_lite.runtime import distributed, trackers
+from finer1_lite.runtime import distributed, own_rewards, trackers
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.oom import Limits
 from finer1_lite.species import Collection
@@ -44,6 +44,7 @@ class Group:
     accuracy: Tensor  # (n+m,) what is paid as right: less without `agrees` where that is rewarded
     format: Tensor  # (n+m,)
     reward: Tensor  # (n+m,)
+    own: dict[str, Tensor]  # (n+m,) each: what functions of one's own pay, nan where one says None
 
 
 @dataclass
@@ -52,7 +53,8 @@ class Batch:
 
     prompts: PromptBatch  # every picture of the groups
     group_size: int  # n+m
-    token_count: int  # of the whole batch: every part of it divides by this
+    token_count: int  # of the whole batch: every part of it divides by this,
+    completion_count: int  # or by this
     completion_ids: Tensor  # (B, T)
     completion_mask: Tensor  # (B, T)
     advantages: Tensor  # (B,)
@@ -71,8 +73,8 @@ class Batch:
     def share(self, part: int, parts: int) -> "Batch | None":
         """One of several equal shares of the groups; None where it has nothing to learn from."""
         share = self.rows(slice(*self._bounds(part, parts)))
-        tokens = int(share.completion_mask.sum())
-        return replace(share, token_count=tokens) if tokens else None
+        tokens, rows = int(share.completion_mask.sum()), len(share.completion_mask)
+        return replace(share, token_count=tokens, completion_count=rows) if tokens else None
 
     def micro_batches(self, size: int) -> list["Batch"]:
         """This process's completions, `size` at a time; no group is on two processes."""
@@ -104,6 +106,7 @@ def train_tapo(
     """
     models.prepare_for_stage_two(student, preset)
     triplets.require_enough(collection)
+    own_rewards.load(preset.tapo.rewards)
     s = preset.tapo
     save_every = max(5, s.steps // 4)
     loop = Loop(
@@ -276,6 +279,10 @@ def reward_group(
         s.accuracy_weight * name + s.format_weight * form + penalty
         for name, form, penalty in zip(accuracy, formed, penalties, strict=True)
     ]
+    own = own_payments(triplet, out, collection, s)
+    reward = torch.tensor(paid)
+    for payments, weight in own.values():
+        reward = reward + weight * payments.nan_to_num()
     return Group(
         triplet,
         batch,
@@ -284,8 +291,29 @@ def reward_group(
         agrees=torch.tensor(agrees),
         accuracy=torch.tensor(accuracy),
         format=torch.tensor(formed),
-        reward=torch.tensor(paid),
+        reward=reward,
+        own={name: payments for name, (payments, _) in own.items()},
     )
+
+
+def own_payments(
+    triplet: Triplet, out: Rollouts, collection: Collection, settings: TAPOSettings
+) -> dict[str, tuple[Tensor, float]]:
+    """Of `tapo.rewards`, by name: what the function pays each completion (n+m,), its weight."""
+    functions = own_rewards.load(settings.rewards)
+    one = {
+        "prompts": prompts.messages(
+            prompts.question(settings.prompt, collection.coarse, triplet.options)
+        ),
+        "label": triplet.anchor.species,
+        "classes": collection.names,
+        "aliases": collection.aliases,
+    }
+    columns = {name: [value] * len(out.completions) for name, value in one.items()}
+    ids = zip(out.completion_ids, out.completion_mask, strict=True)
+    columns["completion_ids"] = [row[mask.bool()].tolist() for row, mask in ids]
+    paid = own_rewards.pay(functions, out.completions, columns)
+    return {name: (torch.tensor(paid[name]), functions[name][1]) for name in paid}
 
 
 # --- advantages and loss -----------------------------------------------------------------
@@ -299,9 +327,9 @@ def make_batch(kept: Sequence[Group], settings: TAPOSettings) -> Batch | None:
     counts = (s.anchor_rollouts, s.positive_rollouts)
     reward = torch.cat([g.reward for g in kept])  # (B,)
     if s.baseline == "picture":
-        advantage = advantages.picture_advantages(reward, counts)
+        advantage = advantages.picture_advantages(reward, counts, s.advantage_scale)
     else:
-        advantage = advantages.group_advantages(reward, sum(counts))
+        advantage = advantages.group_advantages(reward, sum(counts), scale=s.advantage_scale)
     mask = pad_sequence([row for g in kept for row in g.completion_mask], batch_first=True)
     if s.mask_cut:
         mask = mask * ~torch.cat([g.truncated for g in kept])[:, None]
@@ -310,6 +338,7 @@ def make_batch(kept: Sequence[Group], settings: TAPOSettings) -> Batch | None:
         generation.join([g.prompts for g in kept]),
         sum(counts),
         int(mask.sum()),
+        len(mask),
         pad_sequence([row for g in kept for row in g.completion_ids], batch_first=True),
         mask,
         advantage.to(mask.device),
@@ -363,6 +392,7 @@ def batch_loss(student: Student, batch: Batch, preset: Preset) -> losses.TapoLos
         negative_logps,
         batch.advantages,
         batch.completion_mask,
+        loss_type=s.loss_type,
         clip_low=s.clip_low,
         clip_high=s.clip_high,
         clip_dual=s.clip_dual,
@@ -373,6 +403,8 @@ def batch_loss(student: Student, batch: Batch, preset: Preset) -> losses.TapoLos
         inter_class_rows=batch.correct if s.inter_class_on == "right" else None,
         negative_rows=batch.negative_weights,
         token_count=batch.token_count,
+        completion_count=batch.completion_count,
+        length_limit=preset.max_new_tokens,
     )
 
 
@@ -451,6 +483,9 @@ def step_log(
     }
     if settings.prompt in prompts.WITH_CHAIN:
         log |= {"agrees": agrees.mean(), "right_and_agrees": (right * agrees).mean()}
+    for name in groups[0].own:  # over the completions that it judged
+        mean = torch.stack([g.own[name] for g in groups]).nanmean()
+        log |= {} if mean.isnan() else {f"rewards/{name}": mean}
     if generate_s:
         log["tokens_per_second"] = lengths.sum() / generate_s
     if settings.positive_rollouts:  # kept groups without variance inside any picture

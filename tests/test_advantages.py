@@ -142,3 +142,14 @@ def test_a_picture_with_one_rollout_has_no_baseline_of_its_own():
 def test_rewards_that_do_not_fill_the_pictures_are_refused(shape, counts):
     with pytest.raises(ValueError, match="do not fill groups"):
         picture_advantages(torch.zeros(shape), counts)
+
+
+def test_without_a_scale_the_advantage_is_what_lies_above_the_mean():
+    """Dr. GRPO: divided by its std, one right answer of four weighs more than two of four."""
+    rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0])
+    plain = group_advantages(rewards, 4, scale="none")
+    assert plain.tolist() == [0.75, -0.25, -0.25, -0.25, 0.5, 0.5, -0.5, -0.5]
+    scaled = group_advantages(rewards, 4)
+    assert scaled[0] / plain[0] == pytest.approx(2.0, abs=1e-4)
+    assert scaled[4] / plain[4] == pytest.approx(3**0.5, abs=1e-4)
+    assert picture_advantages(rewards, (2, 2), scale="none").tolist() == [0.5, -0.5] + [0.0] * 6

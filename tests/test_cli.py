@@ -41,6 +41,7 @@ OPTIONS = {
         --teacher-model
         --url = http://localhost:8000/v1
         --key-env = OPENAI_API_KEY
+        --reward MODULE:FUNCTION=WEIGHT x+
         --report-to {none,tensorboard,wandb,trackio} = none
         --set KEY=VALUE x*
     """,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from paths import SHARED
 
-from finer1_lite.losses import k3, sampled_entropy, tapo_loss, token_mean
+from finer1_lite.losses import LOSS_TYPES, k3, sampled_entropy, tapo_loss, token_mean
 
 torch.set_num_threads(1)
 GOLDEN = SHARED / "golden" / "tapo_golden.json"
@@ -343,3 +343,98 @@ def test_with_all_options_gradients_equal_finite_differences():
 def test_the_parts_that_add_up_are_numbers():
     loss = tapo_loss(*batch())
     assert loss.sums() == {n: getattr(loss, n).item() for n in (*PARTS, "clip_share")}
+
+
+# --- policy losses by name -----------------------------------------------------------
+
+
+def two_completions(loss_type, ratios, **options):
+    """Loss and gradient of two completions, of one and of four tokens; advantages 1 and -1."""
+    old = torch.full((2, 4), -1.0, dtype=torch.float64)
+    logps = (old + torch.tensor(ratios, dtype=torch.float64).log()).requires_grad_()
+    mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]])
+    advantages = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    loss = tapo_loss(logps, old, None, advantages, mask, loss_type=loss_type, **options)
+    (gradient,) = torch.autograd.grad(loss.policy, logps)
+    return loss, gradient
+
+
+ONES = [[1.0] * 4] * 2
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "loss", "short", "long"),
+    [  # on policy: -A, shared among whom?
+        ("dapo", (-1 + 4) / 5, -1 / 5, 1 / 5),  # all tokens alike
+        ("grpo", (-1 + 1) / 2, -1 / 2, 1 / 8),  # both completions alike: a long one's token less
+        ("gspo", (-1 + 1) / 2, -1 / 2, 1 / 8),
+        ("dr_grpo", (-1 + 4) / 20, -1 / 20, 1 / 20),  # two completions of ten tokens at most
+        ("cispo", (1 - 4) / 5, -1 / 5, 1 / 5),  # logp is -1: the value is another, not the slope
+    ],
+)
+def test_what_a_token_weighs_under_each_name(loss_type, loss, short, long):
+    got, gradient = two_completions(loss_type, ONES, length_limit=10)
+    assert got.policy.item() == pytest.approx(loss)
+    expected = torch.tensor([[short, 0, 0, 0], [long] * 4], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_gspo_has_one_ratio_a_completion_and_clips_it_as_a_whole():
+    """Four tokens at 2, 2, 1/2 and 1/2 are a completion at 1; four at 1/2 are clipped."""
+    got, gradient = two_completions("gspo", [[1.1, 1, 1, 1], [2, 2, 0.5, 0.5]])
+    assert got.policy.item() == pytest.approx((-1.1 + 1) / 2)
+    torch.testing.assert_close(gradient[1], torch.full((4,), 1 / 8, dtype=torch.float64))
+    assert got.ratio_max.item() == pytest.approx(1.1)
+    assert two_completions("grpo", [[1.1, 1, 1, 1], [2, 2, 0.5, 0.5]])[0].clip_share > 0
+    got, gradient = two_completions("gspo", [[1.1, 1, 1, 1], [0.5] * 4])
+    assert not gradient[1].any() and got.clip_share.item() == pytest.approx(4 / 5)
+    assert got.policy.item() == pytest.approx((-1.1 + 0.8) / 2)
+
+
+def test_cispo_bounds_the_weight_and_leaves_every_token_its_gradient():
+    """Where DAPO's clip stops a token, CISPO only keeps it from growing."""
+    ratios, clips = [[8.0, 1, 1, 1], [0.5, 1, 1, 2]], dict(clip_low=1.0, clip_high=4.0)
+    got, gradient = two_completions("cispo", ratios, **clips)
+    expected = torch.tensor([[-5, 0, 0, 0], [0.5, 1, 1, 2]], dtype=torch.float64) / 5
+    torch.testing.assert_close(gradient, expected)
+    assert got.clip_share.item() == pytest.approx(1 / 5)
+    logps = torch.tensor(ratios[1]).log() - 1
+    policy = -5 * (math.log(8) - 1) + (torch.tensor(ratios[1]) * logps).sum().item()
+    assert got.policy.item() == pytest.approx(policy / 5)
+    assert not two_completions("dapo", ratios, **clips)[1][0].any()
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_under_each_name_micro_batches_add_up_to_the_whole_batch(loss_type):
+    """A part must know the counts of the whole: a mean of means would be another number."""
+    tensors = batch(rows=7)
+    counts = dict(token_count=tensors[-1].sum(), completion_count=7, length_limit=9)
+    leaf = tensors[0].requires_grad_()
+    whole = tapo_loss(*tensors, loss_type=loss_type, length_limit=9)
+    (gradient,) = torch.autograd.grad(whole.total, leaf)
+    rows = torch.arange(7).split(3)
+    parts = [tapo_loss(*(t[r] for t in tensors), loss_type=loss_type, **counts) for r in rows]
+    for name in (*PARTS, "clip_share"):
+        assert sum(getattr(part, name) for part in parts).item() == pytest.approx(
+            getattr(whole, name).item()
+        )
+    (added,) = torch.autograd.grad(sum(part.total for part in parts), leaf)
+    torch.testing.assert_close(added, gradient)
+    alone = [tapo_loss(*(t[r] for t in tensors), loss_type=loss_type) for r in rows]
+    assert abs(sum(part.policy for part in alone) / 3 - whole.policy).item() > 1e-3
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_under_each_name_masked_tokens_have_no_effect_and_none_is_zero(loss_type):
+    logps, old, _, advantages, mask = batch()
+    torn = logps.masked_fill(mask == 0, math.nan).requires_grad_()
+    loss = tapo_loss(torn, old, None, advantages, mask, loss_type=loss_type)
+    clean = tapo_loss(logps, old, None, advantages, mask, loss_type=loss_type)
+    loss.total.backward()
+    assert loss.total == clean.total and torn.grad.isfinite().all()
+    assert tapo_loss(logps, old, None, advantages, 0 * mask, loss_type=loss_type).total == 0
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="'ppo': one of " + ", ".join(LOSS_TYPES)):
+        tapo_loss(*batch(), loss_type="ppo")

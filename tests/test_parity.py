@@ -57,14 +57,12 @@ def dapo(student, birds, tmp_path_factory):
 # --- TRL -----------------------------------------------------------------------------
 
 
-def trl_trainer(stage, folder, parts: int) -> GRPOTrainer:
+def trl_trainer(stage, folder, parts: int, **settings) -> GRPOTrainer:
     """TRL on the same model: `parts` micro-batches a step. `delta` is its dual clip."""
+    loss = dict(loss_type="dapo", epsilon=0.2, epsilon_high=0.28, delta=3.0) | settings
     args = GRPOConfig(
         str(folder),
-        loss_type="dapo",
-        epsilon=0.2,
-        epsilon_high=0.28,
-        delta=3.0,
+        **loss,
         beta=0.0,
         num_generations=4,
         per_device_train_batch_size=8 // parts,
@@ -117,20 +115,41 @@ def trl_rows(stage, rows: slice, old: torch.Tensor) -> dict:
     }
 
 
+# what differs from the defaults: here, and in TRL (whose CISPO names the bound itself)
+TYPES = {
+    "dapo": ({}, {}),
+    "grpo": ({}, {"loss_type": "grpo"}),
+    "dr_grpo": ({}, {"loss_type": "dr_grpo", "max_completion_length": TINY.max_new_tokens}),
+    "gspo": (
+        {"clip_low": 0.05, "clip_high": 0.06},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"}
+        | {"epsilon": 0.05, "epsilon_high": 0.06},
+    ),
+    "cispo": ({"clip_low": 1.0}, {"loss_type": "cispo", "epsilon_high": 1.28}),
+}
+
+
+@pytest.mark.parametrize("loss_type", TYPES)
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("moved", [0.0, 0.5], ids=["on_policy", "off_policy"])
-def test_without_the_extras_loss_and_gradient_are_those_of_trl(dapo, tmp_path, parts, moved):
+def test_without_the_extras_loss_and_gradient_are_those_of_trl(
+    dapo, tmp_path, parts, moved, loss_type
+):
     """On policy and behind a policy that has moved, where each clip stops some tokens."""
-    dapo.change(micro_batch=8 // parts)
+    own, other = TYPES[loss_type]
+    plain = dict(loss_type="dapo", clip_low=0.2, clip_high=0.28)
+    dapo.change(micro_batch=8 // parts, **plain | own | {"loss_type": loss_type})
     _, on_policy = update(dapo)
     with torch.no_grad():
         logps = dapo.logps()
-    noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1))
+    seed = 3 if loss_type == "gspo" else 1  # one that moves whole completions past the clip
+    noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(seed))
     old = logps + moved * 2 * noise
     dapo.batch.old_logps = old
     dapo.model.zero_grad()
     loss, ours = dapo.learn(), gathered(dapo.model)
-    theirs = trl_trainer(dapo, tmp_path, parts)
+    dapo.change(**plain)
+    theirs = trl_trainer(dapo, tmp_path, parts, **other)
     dapo.model.zero_grad()
     dapo.model.train()  # TRL's normalisation is another one in evaluation
     total, size = 0.0, 8 // parts

@@ -4,7 +4,8 @@ import math
 from typing import Literal, get_args, get_origin
 
 import pytest
-from tiny_tapo import OFF, TINY, Stage, all_wrong, gradients
+import torch
+from tiny_tapo import OFF, TINY, Stage, all_wrong, gradients, shorten, stir, update
 
 from finer1_lite import losses, prompts, rewards, tapo
 from finer1_lite.presets import RECIPES, Preset, TAPOSettings
@@ -23,6 +24,9 @@ ROWS = {
     "tapo_agreement": (2, 2, 2, "think"),
     "dapo_agreement": (4, 0, 1, "think"),
     "grpo": (4, 0, 1, "think"),
+    "dr_grpo": (4, 0, 1, "think"),
+    "gspo": (4, 0, 1, "think"),
+    "cispo": (4, 0, 1, "think"),
     "cls_rl": (4, 0, 1, "answer"),
     "papo": (4, 0, 2, "think"),
     "noisy_rollout": (2, 2, 1, "think"),
@@ -43,6 +47,11 @@ def test_a_recipe_is_a_few_settings(name):
         rollouts = [t["anchor_rollouts"] + t["positive_rollouts"] for t in (own, other)]
         assert rollouts[0] == rollouts[1]
         assert changed.recipe(name) == changed
+
+
+def test_every_loss_by_name_is_a_choice_and_the_default_is_the_papers():
+    assert CHOICES["tapo.loss_type"] == tuple(losses.LOSS_TYPES)
+    assert TINY.tapo.loss_type == "dapo" and TINY.tapo.advantage_scale == "std"
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
@@ -91,13 +100,63 @@ def test_grpo_keeps_groups_without_spread_and_learns_nothing_from_them(
     assert not stage.kept and len(stage.dropped) == 4  # DAPO drew twice and kept none
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo"])
-def test_the_clips_of_a_recipe_reach_the_loss(name, fresh, birds, spread, tmp_path, monkeypatch):
+LOSS = ("loss_type", "clip_low", "clip_high", "clip_dual", "length_limit")
+LOSSES = {
+    "dapo": ("dapo", 0.2, 0.28, 3.0, 8),
+    "grpo": ("grpo", 0.2, 0.2, math.inf, 8),
+    "dr_grpo": ("dr_grpo", 0.2, 0.2, math.inf, 8),
+    "gspo": ("gspo", 3e-4, 4e-4, math.inf, 8),
+    "cispo": ("cispo", 1.0, 4.0, 3.0, 8),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_and_the_clips_of_a_recipe_reach_the_loss(
+    name, fresh, birds, spread, tmp_path, monkeypatch
+):
     seen, real = [], losses.tapo_loss
     monkeypatch.setattr(losses, "tapo_loss", lambda *a, **k: seen.append(k) or real(*a, **k))
     gradients(Stage(fresh, birds, tmp_path, TINY.recipe(name)))
-    clips = tuple(seen[0][key] for key in ("clip_low", "clip_high", "clip_dual"))
-    assert clips == {"grpo": (0.2, 0.2, math.inf), "dapo": (0.2, 0.28, 3.0)}[name]
+    assert tuple(seen[0][key] for key in LOSS) == LOSSES[name]
+    assert seen[0]["completion_count"] == 8
+
+
+def test_on_policy_gspo_is_grpo_and_cispo_is_dapo(fresh, birds, spread, tmp_path):
+    """Every ratio is 1 where each batch of rollouts makes one update; more tell them apart."""
+    stage = Stage(fresh, birds, tmp_path, TINY.recipe("dapo"))
+    stir(stage.model)
+    stage.sample(0)
+    shorten(stage.kept)
+    found = {}
+    for name in LOSSES:
+        stage.change(loss_type=name)
+        found[name] = update(stage)[1]
+    torch.testing.assert_close(found["gspo"], found["grpo"])
+    torch.testing.assert_close(found["cispo"], found["dapo"])
+    for one, other in (("dapo", "grpo"), ("dapo", "dr_grpo"), ("grpo", "dr_grpo")):
+        assert (found[one] - found[other]).abs().max() > 1e-3
+
+
+def test_dr_grpo_divides_by_no_standard_deviation(fresh, birds, spread, tmp_path):
+    stage = Stage(fresh, birds, tmp_path, TINY.recipe("dr_grpo"))
+    gradients(stage)
+    assert stage.batch.advantages.tolist() == pytest.approx([0.45, -0.45] * 4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_under_every_loss_micro_batches_do_not_change_the_gradient(
+    name, fresh, birds, spread, tmp_path
+):
+    """And two updates share a batch of rollouts, each with the counts of its own half."""
+    stage = Stage(fresh, birds, tmp_path, TINY.recipe("dapo").with_(tapo__loss_type=name))
+    stir(stage.model)
+    stage.sample(0)
+    shorten(stage.kept)
+    whole = update(stage)[1]
+    stage.change(micro_batch=3)
+    torch.testing.assert_close(update(stage)[1], whole, rtol=0, atol=1e-5)
+    half = stage.batch.share(1, 2)
+    assert (half.completion_count, half.token_count) == (4, int(half.completion_mask.sum()))
 
 
 def test_cls_rl_pays_for_the_name_alone(fresh, birds, spread, tmp_path, monkeypatch):

@@ -432,9 +432,9 @@ def test_the_advantage_is_pooled_over_anchor_and_positive(fresh, birds, tmp_path
     """Facts to keep: 2n answers share one baseline, and the format reward counts in it."""
     seen, real = [], advantages.group_advantages
 
-    def spy(scores, size):
+    def spy(scores, size, **more):
         seen.append((scores, size))
-        return real(scores, size)
+        return real(scores, size, **more)
 
     monkeypatch.setattr(rewards, "accuracy_reward", every_other())
     monkeypatch.setattr(advantages, "group_advantages", spy)

@@ -52,6 +52,13 @@ class LabCommand(PhotoOptions):
     teacher_model: str | None = option(None, "of --teacher local or endpoint: `cot make --model`")
     url: str = option("http://localhost:8000/v1", "of --teacher endpoint: up to /v1")
     key_env: str = option("OPENAI_API_KEY", "of --teacher endpoint: variable of the key")
+    reward: tuple[str, ...] = option(
+        (),
+        "a function(completions, **columns) as TRL calls it, from the working directory or a "
+        "package: paid besides name and form; tapo.keep=all keeps groups that it alone tells apart",
+        metavar="MODULE:FUNCTION=WEIGHT",
+        action="extend",
+    )
     report_to: Tracker = option("none", "tracker that stage 2 is logged to besides its folder")
     settings: tuple[str, ...] = key_values(
         "any other setting, e.g. tapo.groups=4 tapo.negative_grad=true", nargs="*"
@@ -67,6 +74,7 @@ class LabCommand(PhotoOptions):
             preset = Preset.lab_photos()
         changes = given(self, "student", "quantize", "test_pictures", "shots")
         changes |= given(self, sft_steps="sft__steps", tapo_steps="tapo__steps")
+        changes |= {"tapo__rewards": " ".join(self.reward)} if self.reward else {}
         seeds, workers = list(self.seeds), self.workers
         if len(set(seeds)) < len(seeds) or workers < 0:
             raise ValueError(f"--seeds {seeds} must differ, --workers {workers} be 0 or more")
