@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from finer1_lite.generation import PromptBatch, core_of, embed_prompts, prefill_rows
+from finer1_lite.generation import PromptBatch, core_of, decode, embed_prompts, prefill_rows
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
 CACHE_AT_ONCE = 2**16  # tokens of prompts, copied for their completions: 2.4 GB of a 3B model
@@ -75,7 +75,8 @@ def shared_hidden(
     if ids.shape[1] == 1:
         return first
     ahead = torch.arange(1, ids.shape[1], device=ids.device)
-    rest = core.model.language_model(
+    rest = decode(
+        core,
         inputs_embeds=core.get_input_embeddings()(ids[:, :-1]),
         attention_mask=torch.cat([prompt_mask, mask[:, :-1]], 1),
         position_ids=last + ahead,
@@ -90,7 +91,7 @@ def recomputed_hidden(
 ) -> Tensor:
     """The same in one pass a row: layers that recompute their activations keep no cache."""
     whole = batch.rows(which.tolist()).followed_by(ids, mask)
-    out = core.model.language_model(**embed_prompts(core, whole), use_cache=False)
+    out = decode(core, **embed_prompts(core, whole), use_cache=False)
     return out.last_hidden_state[:, -ids.shape[1] - 1 : -1]
 
 

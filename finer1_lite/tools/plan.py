@@ -20,6 +20,7 @@ from finer1_lite import models
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.students import lab_student, random_weights
+from finer1_lite.students.families import check_config
 from finer1_lite.tools import memory
 from finer1_lite.tools.memory import TEXT_TOKENS, Load
 
@@ -199,13 +200,14 @@ def memory_plan(
 
     dtype: what the card computes in; None: 16 bits, float32 for the lab. text_tokens: of a
     prompt beside its picture. Raises ValueError where the configuration of the preset's
-    `student` is not found.
+    `student` is not found, or is of a model that cannot be one.
     """
     lab = preset.student == "assets"
     if dtype is None:
         dtype = torch.float32 if lab else torch.bfloat16
     source = str(lab_student.asset_folder(0)) if lab else preset.student
     config = random_weights.find_config(source)
+    check_config(source, config)
     sizes = memory.count(meta_student(config, preset, dtype), dtype.itemsize)
     return Plan(Load(sizes, preset, text_tokens), int(gpu_gib * GIB))
 

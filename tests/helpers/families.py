@@ -1,21 +1,40 @@
 """Tiny students of random weights, one of each supported class of transformers."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
 from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from finer1_lite.generation import Student
 from finer1_lite.students import lab_student
 from finer1_lite.students.lab_student import CHAT_TEMPLATE, PictureProcessor
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+OTHERS = {  # model_type -> the model's classes
+    "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
+    "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
+}
+# SmolVLM's own, word for word
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 TEXT = dict(
     hidden_size=64,
     intermediate_size=96,
@@ -28,6 +47,25 @@ TEXT = dict(
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 
 
+def save(student: Student, folder: Path) -> Path:
+    """A folder as a hub has it."""
+    for part in (student.model, student.processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+def smolvlm_processor(tokenizer) -> Idefics3Processor:
+    """Pictures of 64 pixels a side in 4 tokens, without tiles."""
+    marks = ["<global-img>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+    marks = {"additional_special_tokens": marks}
+    tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False)
+    tokenizer.eos_token, tokenizer.pad_token = "<end_of_utterance>", "<|im_end|>"
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 64}, do_image_splitting=False
+    )
+    return Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE)
+
+
 @cache
 def processor_for(family: str) -> PictureProcessor:
     """The lab's words with each family's patches, and the token that the lab has no use for."""
@@ -35,6 +73,8 @@ def processor_for(family: str) -> PictureProcessor:
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<|vision_pad|>"]}, replace_extra_special_tokens=False
     )
+    if family in OTHERS:
+        return smolvlm_processor(tokenizer)
     patch = 16 if family == "qwen3_vl" else 14
     images = Qwen2VLImageProcessorPil(
         min_pixels=(2 * patch) ** 2, max_pixels=(6 * patch) ** 2, patch_size=patch, merge_size=2
@@ -56,6 +96,31 @@ def tiny(family: str) -> Student:
 
 def _model(family: str, tokenizer):
     ids = tokenizer.convert_tokens_to_ids
+    if family in OTHERS:
+        config, model = OTHERS[family]
+        text = TEXT | dict(
+            model_type="llama",
+            vocab_size=-(-len(tokenizer) // 64) * 64,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        vision = dict(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=16,
+        )
+        return model(
+            config(
+                text_config=text,
+                vision_config=vision,
+                scale_factor=2,
+                image_token_id=ids("<image>"),
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
     text = TEXT | dict(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         eos_token_id=ids("<|im_end|>"),
