@@ -300,7 +300,7 @@ def generate(
         if not going.any():
             break
         if going.sum() < 0.7 * len(going):  # drop finished rows once they are many
-            cache.batch_select_indices(going)
+            keep_rows(cache, going.nonzero()[:, 0])
             rows, mask, position, token = rows[going], mask[going], position[:, going], token[going]
             going = going[going]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -334,9 +334,16 @@ def prefill_rows(
     (B, L) and the last positions (3, B, 1).
     """
     out = decode(core, **embed_prompts(core, batch), use_cache=True)
-    out.past_key_values.batch_select_indices(row)
+    keep_rows(out.past_key_values, row)
     hidden, mask = out.last_hidden_state[row, -1:], batch.attention_mask[row]
     return hidden, out.past_key_values, mask, last_positions(batch)[:, row]
+
+
+def keep_rows(cache: Any, rows: Tensor) -> None:
+    """Of a cache these rows, in this order, as often as they are named."""
+    for layer in cache.layers:
+        recurrent = hasattr(layer, "recurrent_states")
+        (layer.reorder_cache if recurrent else layer.batch_select_indices)(rows)
 
 
 def _uniform(generator: Generators, rows: int, length: int, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from finer1_lite.generation import PromptBatch, core_of, decode, embed_prompts, prefill_rows
+from finer1_lite.students.families import recurrent
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
 CACHE_AT_ONCE = 2**16  # tokens of prompts, copied for their completions: 2.4 GB of a 3B model
@@ -36,6 +37,7 @@ def log_probs(
     core = core_of(model)
     which = torch.as_tensor(which, device=batch.input_ids.device)
     recompute = core.is_gradient_checkpointing and core.training
+    recompute |= recurrent(core) and torch.is_grad_enabled()
     hidden_states = recomputed_hidden if recompute else shared_hidden
     hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
     keep = completion_mask.bool()

@@ -1,7 +1,7 @@
 """The families of models that can be students: what the code has to know of each."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from finer1_lite.students import random_weights
+from finer1_lite.students import lab_student, random_weights
 
 log = logging.getLogger("finer1_lite")
 # Language layers only: the vision tower of Qwen2.5-VL has gate_proj, up_proj and
@@ -35,23 +35,36 @@ class Family:
     vision: str = r".*(vision_model|vision_tower)\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
     budget: bool = False  # a picture has as many tokens as its pixels allow, not always the same
     tiles: bool = False  # the processor cuts a picture into tiles, unless it is told not to
+    template: str | None = None  # in place of a chat template that thinks before we ask it to
 
 
 QWEN = Family(LORA_TARGETS, VISION_TARGETS, budget=True)
+LINEAR = r".*language_model.*\.linear_attn\.(in_proj_qkv|in_proj_z|in_proj_b|in_proj_a|out_proj)"
+QWEN_LINEAR = replace(QWEN, lora=f"{LORA_TARGETS}|{LINEAR}", template=lab_student.CHAT_TEMPLATE)
 SMOLVLM = Family(tiles=True)
 FAMILIES = {  # by `model_type` of config.json
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
     "qwen3_vl": QWEN,
+    "qwen3_5": QWEN_LINEAR,
     "idefics3": SMOLVLM,
     "smolvlm": SMOLVLM,
 }
-SUPPORTED = "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a SmolVLM or Idefics3"
+SUPPORTED = "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a (dense) Qwen3.5, SmolVLM or Idefics3"
 
 
 def family_of(core: nn.Module) -> Family:
     """The family of a model."""
     return FAMILIES.get(core.config.model_type, Family())
+
+
+def recurrent(core: nn.Module) -> bool:
+    """Whether some language layers keep a state in place of keys and values.
+
+    It changes in place, so that no gradient may pass through it from one call to the next.
+    """
+    kinds = getattr(core.config.get_text_config(), "layer_types", None) or ()
+    return any(kind.startswith("linear") or "attention" not in kind for kind in kinds)
 
 
 def tower_of(core: nn.Module) -> nn.Module:

@@ -39,6 +39,9 @@ def load_processor(
         else:
             what = "not used: every picture has %d in %s"
         log.info(f"pixels %d: {what}", pixels, saved, source)
+    if known.template and processor.chat_template != known.template:
+        log.info("%s: a plain chat template, as its own writes a thought of the answer", source)
+        processor.chat_template = known.template
     settle_tokens(processor, source)
     processor.tokenizer.padding_side = "left"
     return processor

@@ -7,6 +7,7 @@ settings that fit, and what to lower first.
 
 import bisect
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -16,14 +17,15 @@ import pandas as pd
 import torch
 from transformers import PretrainedConfig
 
-from finer1_lite import models
+from finer1_lite import generation, models
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.students import lab_student, random_weights
-from finer1_lite.students.families import check_config
+from finer1_lite.students.families import check_config, recurrent
 from finer1_lite.tools import memory
 from finer1_lite.tools.memory import TEXT_TOKENS, Load
 
+log = logging.getLogger("finer1_lite")
 GIB = 2**30
 CONTEXT = GIB // 2  # CUDA's own, an allowance: it grows with the card and the driver
 FRAGMENTS = 0.05  # of the peak: blocks that the allocator holds and nobody uses, an allowance
@@ -208,7 +210,10 @@ def memory_plan(
     source = str(lab_student.asset_folder(0)) if lab else preset.student
     config = random_weights.find_config(source)
     check_config(source, config)
-    sizes = memory.count(meta_student(config, preset, dtype), dtype.itemsize)
+    student = meta_student(config, preset, dtype)
+    if recurrent(generation.core_of(student.model)):
+        log.info("layers of linear attention are counted as those of full attention")
+    sizes = memory.count(student, dtype.itemsize)
     return Plan(Load(sizes, preset, text_tokens), int(gpu_gib * GIB))
 
 

@@ -11,6 +11,8 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SmolVLMConfig,
@@ -26,6 +28,7 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 OTHERS = {  # model_type -> the model's classes
     "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
+    "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
 }
 # SmolVLM's own, word for word
 SMOLVLM_TEMPLATE = (
@@ -73,13 +76,15 @@ def processor_for(family: str) -> PictureProcessor:
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<|vision_pad|>"]}, replace_extra_special_tokens=False
     )
-    if family in OTHERS:
+    if family in ("idefics3", "smolvlm"):
         return smolvlm_processor(tokenizer)
-    patch = 16 if family == "qwen3_vl" else 14
+    patch = 16 if family in ("qwen3_vl", "qwen3_5") else 14
     images = Qwen2VLImageProcessorPil(
         min_pixels=(2 * patch) ** 2, max_pixels=(6 * patch) ** 2, patch_size=patch, merge_size=2
     )
-    return PictureProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+    processor = PictureProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+    processor.family = family
+    return processor
 
 
 def tiny(family: str) -> Student:
@@ -96,7 +101,7 @@ def tiny(family: str) -> Student:
 
 def _model(family: str, tokenizer):
     ids = tokenizer.convert_tokens_to_ids
-    if family in OTHERS:
+    if family in ("idefics3", "smolvlm"):
         config, model = OTHERS[family]
         text = TEXT | dict(
             model_type="llama",
@@ -150,8 +155,20 @@ def _model(family: str, tokenizer):
         num_heads=2,
         out_hidden_size=64,
         num_position_embeddings=64,
-        deepstack_visual_indexes=[0, 1],
     )
+    if family == "qwen3_5":  # two layers of linear attention, one of the other kind
+        text |= dict(
+            head_dim=32,
+            layer_types=["linear_attention", "linear_attention", "full_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+        )
+        text["rope_parameters"] |= {"partial_rotary_factor": 0.5}
+        config = Qwen3_5Config(text_config=text, vision_config=vision, **tokens)
+        return Qwen3_5ForConditionalGeneration(config)
+    vision |= dict(deepstack_visual_indexes=[0, 1])
     return Qwen3VLForConditionalGeneration(
         Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
     )
