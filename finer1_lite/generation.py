@@ -24,6 +24,7 @@ from finer1_lite.runtime.checkpoints import require_finite
 VISION_TOKENS = (
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     *("<image>", "<fake_token_around_image>", "<global-img>"),  # SmolVLM, Idefics3
+    *("<img>", "</img>", "<IMG_CONTEXT>"),  # InternVL
 )
 TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")  # of a processor's; the rest: pictures
 Images = Sequence[Image.Image] | None

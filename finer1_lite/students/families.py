@@ -32,7 +32,10 @@ class Family:
     """
 
     lora: str = LORA_TARGETS.replace("language_model", "(language_model|text_model)")
-    vision: str = r".*(vision_model|vision_tower)\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+    vision: str = (
+        r".*(vision_model|vision_tower)\..*\."
+        r"(q_proj|k_proj|v_proj|out_proj|projection_layer|fc1|fc2)"
+    )
     budget: bool = False  # a picture has as many tokens as its pixels allow, not always the same
     tiles: bool = False  # the processor cuts a picture into tiles, unless it is told not to
     template: str | None = None  # in place of a chat template that thinks before we ask it to
@@ -49,8 +52,11 @@ FAMILIES = {  # by `model_type` of config.json
     "qwen3_5": QWEN_LINEAR,
     "idefics3": SMOLVLM,
     "smolvlm": SMOLVLM,
+    "internvl": Family(),  # as transformers has it, "-hf"; its processor wants torchvision
 }
-SUPPORTED = "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a (dense) Qwen3.5, SmolVLM or Idefics3"
+SUPPORTED = (
+    "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a (dense) Qwen3.5, SmolVLM, Idefics3 or InternVL"
+)
 
 
 def family_of(core: nn.Module) -> Family:

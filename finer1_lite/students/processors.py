@@ -31,6 +31,8 @@ def load_processor(
     known = FAMILIES.get(family, Family())
     processor = _without_tiles(source) if known.tiles else _stock(source, family)
     images, saved = processor.image_processor, budget_of(processor)
+    if hasattr(images, "max_patches"):
+        images.max_patches = 1  # InternVL's tiles
     if pixels not in (None, saved):
         what = "as asked (not %d, the budget saved with %s)"
         if known.budget:

@@ -8,12 +8,13 @@ and against torch's saved tensors (the tests do).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from finer1_lite import generation, logprobs
 from finer1_lite.generation import Student
@@ -146,11 +147,22 @@ def count(student: Student, compute: int = 2) -> Sizes:
         vision_width=width,
         vision_inner=getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio),
         vision_number=next(tower_of(core).parameters()).element_size(),
-        patch=vision.patch_size,
-        merge=getattr(vision, "spatial_merge_size", None)
-        or getattr(core.config, "scale_factor", 1),
-        side=0 if family_of(core).budget else vision.image_size,
+        patch=_one(vision.patch_size),
+        merge=_merge(core.config),
+        side=0 if family_of(core).budget else _one(vision.image_size),
     )
+
+
+def _one(side: int | Sequence[int]) -> int:
+    """The side of a square, of which some families keep both."""
+    return side if isinstance(side, int) else side[0]
+
+
+def _merge(config: PreTrainedConfig) -> int:
+    """Patches a side of one visual token, under the names of the families."""
+    merge = getattr(config.vision_config, "spatial_merge_size", None)
+    merge = merge or getattr(config, "scale_factor", None)
+    return merge or round(1 / getattr(config, "downsample_ratio", 1))
 
 
 def _is_4bit(parameter: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """Tiny students of random weights, one of each supported class of transformers."""
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
@@ -30,6 +33,8 @@ OTHERS = {  # model_type -> the model's classes
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
     "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
 }
+if find_spec("torchvision"):  # its processor shows videos too
+    OTHERS["internvl"] = (InternVLConfig, InternVLForConditionalGeneration)
 # SmolVLM's own, word for word
 SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
@@ -69,6 +74,27 @@ def smolvlm_processor(tokenizer) -> Idefics3Processor:
     return Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE)
 
 
+def internvl_processor(tokenizer):
+    """Pictures of 56 pixels a side in 4 tokens, with the marks that its tokenizer names."""
+    from transformers import GotOcr2ImageProcessorPil, InternVLProcessor, InternVLVideoProcessor
+
+    marks = dict(start_image_token="<img>", end_image_token="</img>", video_token="<video>")
+    marks["context_image_token"] = "<IMG_CONTEXT>"
+    tokenizer._set_model_specific_special_tokens(marks)
+    marks = {"additional_special_tokens": list(marks.values())}
+    tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False)
+    template = CHAT_TEMPLATE.replace(
+        "<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n"
+    )
+    return InternVLProcessor(
+        GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, max_patches=1),
+        tokenizer,
+        InternVLVideoProcessor(),
+        image_seq_length=4,
+        chat_template=template,
+    )
+
+
 @cache
 def processor_for(family: str) -> PictureProcessor:
     """The lab's words with each family's patches, and the token that the lab has no use for."""
@@ -78,6 +104,8 @@ def processor_for(family: str) -> PictureProcessor:
     )
     if family in ("idefics3", "smolvlm"):
         return smolvlm_processor(tokenizer)
+    if family == "internvl":
+        return internvl_processor(tokenizer)
     patch = 16 if family in ("qwen3_vl", "qwen3_5") else 14
     images = Qwen2VLImageProcessorPil(
         min_pixels=(2 * patch) ** 2, max_pixels=(6 * patch) ** 2, patch_size=patch, merge_size=2
@@ -101,10 +129,10 @@ def tiny(family: str) -> Student:
 
 def _model(family: str, tokenizer):
     ids = tokenizer.convert_tokens_to_ids
-    if family in ("idefics3", "smolvlm"):
+    if family in ("idefics3", "smolvlm", "internvl"):
         config, model = OTHERS[family]
         text = TEXT | dict(
-            model_type="llama",
+            model_type="qwen2" if family == "internvl" else "llama",
             vocab_size=-(-len(tokenizer) // 64) * 64,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -114,9 +142,12 @@ def _model(family: str, tokenizer):
             intermediate_size=64,
             num_hidden_layers=3,
             num_attention_heads=2,
-            image_size=64,
-            patch_size=16,
+            image_size=56 if family == "internvl" else 64,
+            patch_size=14 if family == "internvl" else 16,
         )
+        if family == "internvl":
+            image = dict(image_token_id=ids("<IMG_CONTEXT>"), image_seq_length=4)
+            return model(config(text_config=text, vision_config=vision, **image))
         return model(
             config(
                 text_config=text,

@@ -11,28 +11,34 @@ from importlib import resources
 
 import pytest
 import torch
-from families import FAMILIES, OTHERS, save, tiny
+from families import FAMILIES, OTHERS, processor_for, save, tiny
 from prompted import asked, plain_inputs, sample
 from tiny_tapo import TINY, Stage, weights
-from transformers import AutoModelForImageTextToText, CLIPConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText, CLIPConfig, InternVLConfig, LlavaConfig
 
 from finer1_lite import evaluate, generation, logprobs, models, prompts, sft
-from finer1_lite.students import families
+from finer1_lite.students import families, processors
 from finer1_lite.students.processors import budget_of
 from finer1_lite.tools import plan, publish
 
 DECODER = re.compile(r".*(language|text)_model\.")
 TORCHVISION = os.environ.get("PLAIN_TORCHVISION", "")  # a folder that holds one
-PLAIN = """
+STAND_IN = """
 import sys, torch
-if sys.argv[2]:  # a torchvision for another torch: all but its compiled operators
-    sys.path.insert(0, sys.argv[2])
+if sys.argv[1]:  # a torchvision for another torch: all but its compiled operators
+    sys.path.insert(0, sys.argv[1])
     stand_in = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         stand_in.define(name + "(Tensor a, Tensor b, float c) -> Tensor")
+"""
+PLAIN = """
 from transformers import AutoProcessor
-processor = AutoProcessor.from_pretrained(sys.argv[1])
+processor = AutoProcessor.from_pretrained(sys.argv[2])
 print(type(processor).__name__, type(processor.image_processor).__name__)
+"""
+AGAIN = """
+import pytest
+sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "-k", "internvl", sys.argv[2]]))
 """
 
 
@@ -254,11 +260,32 @@ def test_stage_one_asks_what_stage_two_asks(name, birds, tmp_path, monkeypatch):
 def test_the_processor_that_is_saved_is_a_stock_one(name, tmp_path):
     folder = save(tiny(name), tmp_path)
     models.load_student(folder, TINY).processor.save_pretrained(folder)
-    command = [sys.executable, "-c", PLAIN, str(folder), TORCHVISION]
+    command = [sys.executable, "-c", STAND_IN + PLAIN, TORCHVISION, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     stock = {"qwen3_5": ["Qwen3VLProcessor", "Qwen2VLImageProcessor"]}
+    stock["internvl"] = ["InternVLProcessor", "GotOcr2ImageProcessor"]
     smolvlm = ["Idefics3Processor", "Idefics3ImageProcessor"]
     assert done.stdout.split() == stock.get(name, smolvlm), done.stderr
+
+
+@pytest.mark.skipif(
+    not TORCHVISION or "internvl" in OTHERS, reason="PLAIN_TORCHVISION=FOLDER, or run already"
+)
+def test_what_wants_torchvision_passes_these_tests_beside_it():
+    command = [sys.executable, "-c", STAND_IN + AGAIN, TORCHVISION, __file__]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("torchvision")), reason="torchvision is there")
+def test_a_processor_that_wants_torchvision_says_so(tmp_path):
+    InternVLConfig().save_pretrained(tmp_path)
+    processor_for("qwen2_vl").tokenizer.save_pretrained(tmp_path)
+    for name, kind in (("preprocessor", "image_processor_type"), ("processor", "processor_class")):
+        value = {"processor": "InternVLProcessor"}.get(name, "GotOcr2ImageProcessor")
+        (tmp_path / f"{name}_config.json").write_text(json.dumps({kind: value}))
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*; pip install torchvision"):
+        processors.load_processor(tmp_path, family="internvl")
 
 
 def test_a_picture_is_one_square_of_tokens_and_not_many_tiles(birds, tmp_path, caplog):
