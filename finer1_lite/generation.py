@@ -8,7 +8,7 @@ student on one CPU core: 4.4 against 1.4 s); transformers' continuous batching t
 alone, no pictures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,12 @@ from finer1_lite import prompts
 from finer1_lite.data import marks
 from finer1_lite.runtime.checkpoints import require_finite
 
-VISION_TOKENS = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+VISION_TOKENS = (
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<image>", "<fake_token_around_image>", "<global-img>"),  # SmolVLM, Idefics3
+    *("<img>", "</img>", "<IMG_CONTEXT>"),  # InternVL
+)
+TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")  # of a processor's; the rest: pictures
 Images = Sequence[Image.Image] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, or equal shares
 
@@ -46,7 +51,7 @@ class PromptBatch:
     input_ids: Tensor  # (P, L)
     attention_mask: Tensor  # (P, L) 1 on real tokens
     mm_token_type_ids: Tensor  # (P, L) 1 on picture tokens
-    position_ids: Tensor  # (3, P, L) Qwen-VL's: time, height, width
+    position_ids: Tensor  # (3, P, L) Qwen-VL's: time, height, width; others' three times
     image_features: tuple[Tensor, ...]  # a picture each, see `image_features`; () without
 
     def rows(self, rows: Sequence[int]) -> "PromptBatch":
@@ -122,13 +127,25 @@ class Rollouts:
 
 
 def core_of(model: nn.Module) -> nn.Module:
-    """The Qwen-VL inside a PEFT wrapper; the model itself without one."""
+    """The plain model inside a PEFT wrapper; the model itself without one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def three_axes(core: nn.Module) -> bool:
+    """Whether a token's position is time, height and width, as Qwen-VL has it, or one number."""
+    return hasattr(core.model, "get_rope_index")
+
+
+def decode(core: nn.Module, *, position_ids: Tensor, **inputs: Any) -> Any:
+    """A pass through the language layers; position_ids: (3, P, L)."""
+    places = position_ids if three_axes(core) else position_ids[0]
+    return core.get_decoder()(position_ids=places, **inputs)
 
 
 def tokenise(model: nn.Module, processor: Any, questions: Sequence[str], images: Images) -> Any:
     """The inputs of a forward pass: chat template, token ids, pixels; padded on the left."""
     marks.refuse(*questions)
+    core = core_of(model)
     texts = [
         processor.apply_chat_template(
             prompts.messages(q, images is not None), add_generation_prompt=True, tokenize=False
@@ -141,8 +158,9 @@ def tokenise(model: nn.Module, processor: Any, questions: Sequence[str], images:
         padding=True,
         padding_side="left",
         return_tensors="pt",
-        return_mm_token_type_ids=True,
-    ).to(core_of(model).device)
+        add_special_tokens=False,  # the chat template has them
+        return_mm_token_type_ids=three_axes(core),
+    ).to(core.device)
 
 
 def encode_prompts(
@@ -154,27 +172,30 @@ def encode_prompts(
     of reusing one picture's tokens for another of a different size.
     """
     batch = tokenise(model, processor, questions, images)
-    ids, mask, types = (batch[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids"))
-    grids = batch.get("image_grid_thw")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    types = (ids == core_of(model).config.image_token_id).long()
     features: tuple[Tensor, ...] = ()
     if images is not None:
         with torch.no_grad():
-            features = tuple(image_features(model, batch["pixel_values"], grids))
+            features = tuple(image_features(model, batch))
     wanted = types.sum(-1).tolist()
     made = [len(f) for f in features] or [0] * len(wanted)
     if wanted != made:
         raise ValueError(f"{wanted} image tokens but {made} image features: tokenise per picture")
+    grids = batch.get("image_grid_thw")
     positions = _position_ids(core_of(model), ids, mask, types, grids)
     return PromptBatch(ids, mask, types, positions, features)
 
 
-def image_features(model: nn.Module, pixels: Tensor, grids: Tensor) -> Sequence[Tensor]:
+def image_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
     """Vision tower and merger, once for each picture: (visual tokens, width).
 
+    inputs: what the processor made of the pictures; words among it are left out.
     Qwen3-VL's vision tower hands more to the first language layers (DeepStack, arXiv
     2406.04334); that stands behind the features: (visual tokens, width * (1 + layers)).
     """
-    out = core_of(model).model.get_image_features(pixels, grids)
+    shown = {name: value for name, value in inputs.items() if name not in TEXT}
+    out = core_of(model).model.get_image_features(**shown)
     deep = getattr(out, "deepstack_features", None)
     if not deep:
         return out.pooler_output
@@ -235,7 +256,7 @@ def end_tokens(model: nn.Module, processor: Any) -> list[int]:
 def vision_tokens(processor: Any) -> list[int]:
     """Those of `VISION_TOKENS` that the tokenizer knows; the others are never sampled."""
     tok = processor.tokenizer
-    ids = (tok.convert_tokens_to_ids(f"<|{name}|>") for name in VISION_TOKENS)
+    ids = (tok.convert_tokens_to_ids(name) for name in VISION_TOKENS)
     return [i for i in ids if i is not None and i != tok.unk_token_id]
 
 
@@ -280,12 +301,13 @@ def generate(
         if not going.any():
             break
         if going.sum() < 0.7 * len(going):  # drop finished rows once they are many
-            cache.batch_select_indices(going)
+            keep_rows(cache, going.nonzero()[:, 0])
             rows, mask, position, token = rows[going], mask[going], position[:, going], token[going]
             going = going[going]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         position = position + 1
-        hidden = core.model.language_model(
+        hidden = decode(
+            core,
             inputs_embeds=core.get_input_embeddings()(token[:, None]),
             attention_mask=mask,
             position_ids=position,
@@ -312,10 +334,17 @@ def prefill_rows(
     Of the B completions: the last hidden states (B, 1, width), the cache, the attention mask
     (B, L) and the last positions (3, B, 1).
     """
-    out = core.model.language_model(**embed_prompts(core, batch), use_cache=True)
-    out.past_key_values.batch_select_indices(row)
+    out = decode(core, **embed_prompts(core, batch), use_cache=True)
+    keep_rows(out.past_key_values, row)
     hidden, mask = out.last_hidden_state[row, -1:], batch.attention_mask[row]
     return hidden, out.past_key_values, mask, last_positions(batch)[:, row]
+
+
+def keep_rows(cache: Any, rows: Tensor) -> None:
+    """Of a cache these rows, in this order, as often as they are named."""
+    for layer in cache.layers:
+        recurrent = hasattr(layer, "recurrent_states")
+        (layer.reorder_cache if recurrent else layer.batch_select_indices)(rows)
 
 
 def _uniform(generator: Generators, rows: int, length: int, device: torch.device) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from finer1_lite.generation import PromptBatch, core_of, embed_prompts, prefill_rows
+from finer1_lite.generation import PromptBatch, core_of, decode, embed_prompts, prefill_rows
+from finer1_lite.students.families import recurrent
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
 CACHE_AT_ONCE = 2**16  # tokens of prompts, copied for their completions: 2.4 GB of a 3B model
@@ -36,6 +37,7 @@ def log_probs(
     core = core_of(model)
     which = torch.as_tensor(which, device=batch.input_ids.device)
     recompute = core.is_gradient_checkpointing and core.training
+    recompute |= recurrent(core) and torch.is_grad_enabled()
     hidden_states = recomputed_hidden if recompute else shared_hidden
     hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
     keep = completion_mask.bool()
@@ -75,7 +77,8 @@ def shared_hidden(
     if ids.shape[1] == 1:
         return first
     ahead = torch.arange(1, ids.shape[1], device=ids.device)
-    rest = core.model.language_model(
+    rest = decode(
+        core,
         inputs_embeds=core.get_input_embeddings()(ids[:, :-1]),
         attention_mask=torch.cat([prompt_mask, mask[:, :-1]], 1),
         position_ids=last + ahead,
@@ -90,7 +93,7 @@ def recomputed_hidden(
 ) -> Tensor:
     """The same in one pass a row: layers that recompute their activations keep no cache."""
     whole = batch.rows(which.tolist()).followed_by(ids, mask)
-    out = core.model.language_model(**embed_prompts(core, whole), use_cache=False)
+    out = decode(core, **embed_prompts(core, whole), use_cache=False)
     return out.last_hidden_state[:, -ids.shape[1] - 1 : -1]
 
 

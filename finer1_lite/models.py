@@ -1,7 +1,6 @@
-"""Load a student: the lab's or any Qwen-VL, plain or in 4 bits, with or without adapter."""
+"""Load a student of a known family, plain or in 4 bits, with or without adapter."""
 
 import gc
-import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -11,12 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
@@ -25,47 +19,18 @@ from finer1_lite.runtime.devices import choose_device, choose_dtype
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students import random_weights, selftest, unsloth
 from finer1_lite.students.card import ADAPTER, is_adapter, is_hub_name, read_card, resolved
-from finer1_lite.students.families import LORA_TARGETS, VISION_TARGETS, check_family
-from finer1_lite.students.lab_student import PictureProcessor, asset_folder
-from finer1_lite.students.tokens import settle_tokens
+from finer1_lite.students.families import LORA_TARGETS as LORA_TARGETS  # for notebooks
+from finer1_lite.students.families import NO_WORDS, QWEN, check_family, family_of, in_tower
+from finer1_lite.students.lab_student import asset_folder
+from finer1_lite.students.processors import budget_of, load_processor
 
 log = logging.getLogger("finer1_lite")
 CONFIG = "config.json"  # of a model's folder
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 BROKEN = "; they are no student: get them anew, or train again at a lower learning rate"
+PASSED: set[str] = set()  # sources whose self-test has been seen to pass
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-def load_processor(
-    source: str | Path, pixels: int | None = None, family: str = "qwen2_5_vl"
-) -> Any:
-    """The stock processor where torchvision is installed, else pictures and text alone.
-
-    These also where they wrote the folder themselves, as the lab's and older ones: their
-    processor_config.json says nothing of videos. pixels: the budget a picture is reduced to;
-    None keeps the one that was saved. family: the model's type, whose processor is named when
-    pictures and text alone are saved.
-    """
-    config = Path(source) / "processor_config.json"
-    if random_weights.is_random(source):
-        return random_weights.make_processor(pixels)
-    own = config.is_file() and '"video_processor"' not in config.read_text(encoding="utf-8")
-    if own or importlib.util.find_spec("torchvision") is None:
-        processor = PictureProcessor.from_pretrained(source)
-        processor.family = family
-    else:
-        processor = AutoProcessor.from_pretrained(source)
-    images = processor.image_processor
-    saved = images.size["longest_edge"]
-    if pixels is not None:
-        smallest = min(images.size["shortest_edge"], pixels)
-        images.size = {"shortest_edge": smallest, "longest_edge": pixels}
-    if pixels not in (None, saved):
-        log.info("pixels %d: as asked (not %d, the budget saved with %s)", pixels, saved, source)
-    settle_tokens(processor, source)
-    processor.tokenizer.padding_side = "left"
-    return processor
 
 
 def four_bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -77,7 +42,7 @@ def four_bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head", ".*visual"],
+        llm_int8_skip_modules=["lm_head", *(f".*{part}" for part in NO_WORDS)],
     )
 
 
@@ -87,19 +52,22 @@ def load_student(source: str | Path, preset: Preset) -> Student:
     source: a folder or a hub name; `random:Qwen2.5-VL-3B` is that size with random weights.
     Weights are read from safetensors only. Where float16 was chosen and a short answer about
     a picture overflows it, the model computes in float32 instead, and says so. Raises
-    ValueError for other kinds of models.
+    ValueError for other kinds of models. Of no Qwen-VL, it must first be its own forward pass.
     """
     check_family(source)
     device = choose_device()
     dtype = choose_dtype(device)
     student = _load(source, preset, device, dtype)
     problem = selftest.overflow(student) if dtype == torch.float16 else ""
-    if not problem:
-        return student
-    log.info("dtype float32 after all: in float16 %s", problem)
-    del student
-    gc.collect()  # its memory is wanted
-    return _load(source, preset, device, torch.float32)
+    if problem:
+        log.info("dtype float32 after all: in float16 %s", problem)
+        del student
+        gc.collect()  # its memory is wanted
+        student = _load(source, preset, device, torch.float32)
+    if family_of(student.model) != QWEN and str(source) not in PASSED:
+        selftest.require_alike(student, source)
+        PASSED.add(str(source))
+    return student
 
 
 def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch.dtype) -> Student:
@@ -116,7 +84,7 @@ def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch
     asked = "pixels" in preset.model_fields_set or random_weights.is_random(source)
     pixels = preset.pixels if asked else None
     processor = load_processor(source, pixels, model.config.model_type)
-    kept = processor.image_processor.size["longest_edge"]
+    kept = budget_of(processor)
     if pixels is None and kept != preset.pixels:
         log.info("pixels %d: the budget saved with %s", kept, source)
     return Student(model.eval(), processor)
@@ -189,11 +157,12 @@ def add_adapter(student: Student, preset: Preset, seed: int) -> Student:
     if preset.backend == "unsloth":
         return Student(unsloth.add_adapter(student.model, preset, seed), student.processor)
     torch.manual_seed(seed)
+    family = family_of(student.model)
     config = LoraConfig(
         r=preset.lora_rank,
         lora_alpha=2 * preset.lora_rank,
         lora_dropout=0.0,
-        target_modules=f"{LORA_TARGETS}|{VISION_TARGETS}" if preset.lora_vision else LORA_TARGETS,
+        target_modules=f"{family.lora}|{family.vision}" if preset.lora_vision else family.lora,
         task_type="CAUSAL_LM",
     )
     return Student(get_peft_model(student.model, config), student.processor)
@@ -205,9 +174,7 @@ def load_adapter(student: Student, folder: Path, trainable: bool = False) -> Stu
     processor = student.processor
     if (Path(folder) / "processor_config.json").is_file():
         processor = load_processor(folder, family=student.model.config.model_type)
-        saved, given = (
-            p.image_processor.size["longest_edge"] for p in (processor, student.processor)
-        )
+        saved, given = budget_of(processor), budget_of(student.processor)
         if saved != given:
             log.info("pixels %d: the budget saved with %s (not %d)", saved, folder, given)
     return Student(model.eval(), processor)
@@ -244,19 +211,19 @@ def load_adapter_on(model: nn.Module, folder: Path, trainable: bool = False) -> 
 
 
 def prepare_for_stage_two(student: Student, preset: Preset) -> None:
-    """What holds for every student of TAPO; ValueError where another backend's model is unfit.
+    """What holds for every student of TAPO; ValueError where its self-test finds it unfit.
 
     Vision adapters stay as stage 1 left them: stage 2 encodes a picture once, without gradient,
     for its answers and all their scores; training the tower would mean a pass with gradient
     through it for every micro-batch.
     """
     named = student.model.named_parameters()
-    vision = [weight for name, weight in named if ".visual." in name and weight.requires_grad]
+    vision = [weight for name, weight in named if in_tower(name) and weight.requires_grad]
     for weight in vision:
         weight.requires_grad_(False)
     if vision:
         log.info("stage 2 leaves the %d matrices of the vision adapters as they are", len(vision))
-    if preset.backend != "transformers":
+    if preset.backend != "transformers" or family_of(student.model) != QWEN:
         selftest.require_trainable(student)
     if preset.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import FAMILIES, save, tiny
 from prompted import asked, plain_inputs
 from safetensors.torch import load_file, save_file
 from tiny_tapo import TINY, Stage, stir, weights
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText, CLIPConfig, LlamaConfig
 from trl import SFTConfig
 
 from finer1_lite import generation, logprobs, models, prompts
@@ -21,12 +21,6 @@ from finer1_lite.students import tokens
 from finer1_lite.tools.publish import merge
 
 VISION = TINY.with_(lora_vision=True, sft__steps=2, sft__batch=2, sft__micro_batch=2)
-
-
-def save(student, folder):
-    student.model.save_pretrained(folder)
-    student.processor.save_pretrained(folder)
-    return folder
 
 
 # --- which models --------------------------------------------------------------------------
@@ -57,7 +51,7 @@ def test_each_family_loads_from_a_folder(name, quantize, tmp_path, birds):
     "config, says",
     [
         (LlamaConfig(), "is a llama: choose a Qwen2-VL, Qwen2.5-VL or"),
-        (LlavaConfig(), "is a llava: choose a Qwen2-VL, Qwen2.5-VL or"),
+        (CLIPConfig(), "is a clip: choose a Qwen2-VL, Qwen2.5-VL or"),
         ({"model_type": "qwen3_vl_moe"}, "is a qwen3_vl_moe: choose .*dense"),
         ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}, "no model can be read"),
         ({}, "no model can be read"),

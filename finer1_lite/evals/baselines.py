@@ -103,7 +103,7 @@ def tower_features(student: Student) -> Features:
     def features(images: Sequence[Image.Image]) -> np.ndarray:
         made = student.processor.image_processor(list(images), return_tensors="pt")
         made = made.to(student.device)
-        found = image_features(student.model, made["pixel_values"], made["image_grid_thw"])
+        found = image_features(student.model, made)
         return unit(np.stack([f.float().mean(0).cpu().numpy() for f in found]))
 
     return features

@@ -1,13 +1,17 @@
-"""The families of models that can be students, and where their adapters sit."""
+"""The families of models that can be students: what the code has to know of each."""
 
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from torch import nn
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from finer1_lite.students import random_weights
+from finer1_lite.students import lab_student, random_weights
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # `model_type` of config.json
-SUPPORTED = "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL"
+log = logging.getLogger("finer1_lite")
 # Language layers only: the vision tower of Qwen2.5-VL has gate_proj, up_proj and
 # down_proj too, so bare names would adapt both.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -16,18 +20,96 @@ LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_p
 VISION_TARGETS = (
     r".*visual\.blocks\..*\.(qkv|proj|fc1|fc2|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)"
 )
+TOWERS = ("visual", "vision_model", "vision_tower")  # of `core.model`
+NO_WORDS = (*TOWERS, "connector", "multi_modal_projector")  # never in 4 bits
+
+
+@dataclass(frozen=True)
+class Family:
+    """A vision tower, whose features stand among the embeddings of a causal decoder.
+
+    The defaults are those of a family that nobody tried here: its self-test decides.
+    """
+
+    lora: str = LORA_TARGETS.replace("language_model", "(language_model|text_model)")
+    vision: str = (
+        r".*(vision_model|vision_tower)\..*\."
+        r"(q_proj|k_proj|v_proj|out_proj|projection_layer|fc1|fc2)"
+    )
+    budget: bool = False  # a picture has as many tokens as its pixels allow, not always the same
+    tiles: bool = False  # the processor cuts a picture into tiles, unless it is told not to
+    template: str | None = None  # in place of a chat template that thinks before we ask it to
+
+
+QWEN = Family(LORA_TARGETS, VISION_TARGETS, budget=True)
+LINEAR = r".*language_model.*\.linear_attn\.(in_proj_qkv|in_proj_z|in_proj_b|in_proj_a|out_proj)"
+QWEN_LINEAR = replace(QWEN, lora=f"{LORA_TARGETS}|{LINEAR}", template=lab_student.CHAT_TEMPLATE)
+SMOLVLM = Family(tiles=True)
+FAMILIES = {  # by `model_type` of config.json
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
+    "qwen3_5": QWEN_LINEAR,
+    "idefics3": SMOLVLM,
+    "smolvlm": SMOLVLM,
+    "internvl": Family(),  # as transformers has it, "-hf"; its processor wants torchvision
+}
+SUPPORTED = (
+    "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a (dense) Qwen3.5, SmolVLM, Idefics3 or InternVL"
+)
+
+
+def family_of(core: nn.Module) -> Family:
+    """The family of a model."""
+    return FAMILIES.get(core.config.model_type, Family())
+
+
+def recurrent(core: nn.Module) -> bool:
+    """Whether some language layers keep a state in place of keys and values.
+
+    It changes in place, so that no gradient may pass through it from one call to the next.
+    """
+    kinds = getattr(core.config.get_text_config(), "layer_types", None) or ()
+    return any(kind.startswith("linear") or "attention" not in kind for kind in kinds)
+
+
+def tower_of(core: nn.Module) -> nn.Module:
+    """The vision tower of a model; ValueError where it has none of `TOWERS`."""
+    for name in TOWERS:
+        if hasattr(core.model, name):
+            return getattr(core.model, name)
+    raise ValueError(f"a {core.config.model_type} has no {', '.join(TOWERS)}: choose {SUPPORTED}")
+
+
+def in_tower(parameter: str) -> bool:
+    """Whether a parameter of this name belongs to a vision tower."""
+    return any(f".{name}." in parameter for name in TOWERS)
 
 
 def check_family(source: str | Path) -> str:
-    """The model's type. ValueError unless `source` is one of `SUPPORTED`."""
+    """The model's type. ValueError unless `source` is a model that can be a student."""
     if random_weights.is_random(source):
         return "qwen2_5_vl"
     try:
-        found = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
+        found = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         mend = f"give a folder (config.json, safetensors) or the hub name of {SUPPORTED}"
         raise ValueError(f"{source}: no model can be read there ({reason}); {mend}") from error
+    return check_config(source, found)
+
+
+def check_config(source: str | Path, config: Any) -> str:
+    """The type of a configuration; ValueError unless it is of a model that reads pictures.
+
+    One that is none of `FAMILIES` is let through with a note: its self-test decides. Experts
+    are refused: no adapter of ours would reach them.
+    """
+    found = config.model_type
     if found not in FAMILIES:
-        raise ValueError(f"{source} is a {found}: choose {SUPPORTED}")
+        if found not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "_moe" in found:
+            raise ValueError(f"{source} is a {found}: choose {SUPPORTED}")
+        log.info(
+            "%s is a %s, none of the families tried here: its self-test decides", source, found
+        )
     return found

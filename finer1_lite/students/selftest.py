@@ -6,6 +6,7 @@ log-probabilities without a gradient, and no training would fail: it would learn
 something else.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from finer1_lite import generation, logprobs, losses, prompts
 from finer1_lite.generation import Student
 from finer1_lite.runtime.checkpoints import NotFinite
+from finer1_lite.students.families import SUPPORTED
 
 # Mean |difference| in nats a token between our scores and the model's own forward pass. In
 # 16 bits the two differ by the order of their sums; a wrong temperature or a lost picture
@@ -46,13 +48,23 @@ def overflow(student: Student, tokens: int = 8) -> str:
 
 def require_trainable(student: Student) -> None:
     """ValueError, listing every problem, unless stage 2 may run on this model."""
-    found = problems(student)
+    mend = f"--set backend=transformers, with {SUPPORTED}"
+    _require_none(problems(student), "stage 2 cannot run on this model", mend)
+
+
+def require_alike(student: Student, source: str | Path) -> None:
+    """ValueError unless our short cuts give the log-probabilities of its own forward pass."""
+    try:
+        found = _problems(student, learns=False)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        found = [f"it is built otherwise: {type(error).__name__}: {error}"]
+    _require_none(found, f"{source} cannot be a student", f"choose {SUPPORTED}")
+
+
+def _require_none(found: list[str], what: str, mend: str) -> None:
     if found:
         rows = "".join(f"\n- {problem}" for problem in found)
-        raise ValueError(
-            f"stage 2 cannot run on this model, its self-test says:{rows}\n"
-            "the way out: --set backend=transformers"
-        )
+        raise ValueError(f"{what}, its self-test says:{rows}\nthe way out: {mend}")
 
 
 def problems(student: Student) -> list[str]:
@@ -75,8 +87,8 @@ def problems(student: Student) -> list[str]:
     return []
 
 
-def _problems(student: Student) -> list[str]:
-    """`problems` in the mode that the model is in."""
+def _problems(student: Student, learns: bool = True) -> list[str]:
+    """`problems` in the mode that the model is in; learns: gradients are looked at too."""
     core = generation.core_of(student.model)
     case = _Case(student)
     vocabulary = core.config.get_text_config().vocab_size
@@ -91,7 +103,7 @@ def _problems(student: Student) -> list[str]:
     ]
     if found:
         return found
-    with torch.enable_grad():
+    with torch.set_grad_enabled(learns):
         ours = case.score(student.model, [0, 1])
         negative = case.score(student.model, [1, 0])
     theirs = logits[:, -case.ids.shape[1] - 1 : -1].float().log_softmax(-1)
@@ -103,6 +115,8 @@ def _problems(student: Student) -> list[str]:
             f"its log-probabilities differ from its own forward pass by {gap:.2g} nats a token "
             f"on average (allowed in {str(core.dtype).removeprefix('torch.')}: {allowed})"
         )
+    if not learns:
+        return found
     if not (ours.requires_grad and negative.requires_grad):
         return [*found, "its log-probabilities carry no gradient"]
     return found + _lost_gradients(student.model, ours, negative)

@@ -39,7 +39,8 @@ def _end_of_turn(processor: Any) -> str | None:
     """The special token that the chat template puts behind an answer; None where there is none."""
     if processor.chat_template is None:
         return None
-    chat = [*prompts.messages("?", with_image=False), {"role": "assistant", "content": "finis"}]
+    said = {"role": "assistant", "content": [{"type": "text", "text": "finis"}]}
+    chat = [*prompts.messages("?", with_image=False), said]
     _, shown, told = processor.apply_chat_template(chat, tokenize=False).rpartition("finis")
     ids = processor.tokenizer(told, add_special_tokens=False)["input_ids"][: bool(shown)]
     known = processor.tokenizer.added_tokens_decoder

@@ -8,16 +8,18 @@ and against torch's saved tensors (the tests do).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from finer1_lite import generation, logprobs
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
+from finer1_lite.students.families import family_of, in_tower, tower_of
 
 FLOAT = 4  # bytes
 BLOCK = 64  # bitsandbytes: weights a scale
@@ -54,6 +56,7 @@ class Sizes:
     vision_number: int  # bytes of a number in the vision tower
     patch: int  # pixels a side
     merge: int  # patches a side of one visual token
+    side: int  # pixels that every picture is reduced to; 0: as the budget allows
 
     @property
     def kv_token(self) -> int:
@@ -143,10 +146,23 @@ def count(student: Student, compute: int = 2) -> Sizes:
         largest=max((_numbers(p) for _, p in plain if _is_4bit(p)), default=0),
         vision_width=width,
         vision_inner=getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio),
-        vision_number=next(core.model.visual.parameters()).element_size(),
-        patch=vision.patch_size,
-        merge=vision.spatial_merge_size,
+        vision_number=next(tower_of(core).parameters()).element_size(),
+        patch=_one(vision.patch_size),
+        merge=_merge(core.config),
+        side=0 if family_of(core).budget else _one(vision.image_size),
     )
+
+
+def _one(side: int | Sequence[int]) -> int:
+    """The side of a square, of which some families keep both."""
+    return side if isinstance(side, int) else side[0]
+
+
+def _merge(config: PreTrainedConfig) -> int:
+    """Patches a side of one visual token, under the names of the families."""
+    merge = getattr(config.vision_config, "spatial_merge_size", None)
+    merge = merge or getattr(config, "scale_factor", None)
+    return merge or round(1 / getattr(config, "downsample_ratio", 1))
 
 
 def _is_4bit(parameter: Tensor) -> bool:
@@ -172,7 +188,7 @@ def _weights(named: Iterable[tuple[str, Tensor]]) -> Parts:
             constants = scales + -(-scales // BLOCK_OF_BLOCKS) * FLOAT + TABLES
             found["language layers, 4 bits"] += -(-_numbers(parameter) // 2)
             found["quantisation constants"] += constants
-        elif ".visual." in name:
+        elif in_tower(name):
             found["vision tower"] += parameter.nbytes
         elif "embed_tokens" in name or "lm_head" in name:
             found["embeddings and head"] += parameter.nbytes
@@ -195,8 +211,9 @@ class Load:
 
     @property
     def visual(self) -> int:
-        """Visual tokens of a picture at the pixel budget."""
-        return max(1, self.preset.pixels // (self.sizes.patch * self.sizes.merge) ** 2)
+        """Visual tokens of a picture at the pixel budget, or the model's own number of them."""
+        pixels = self.sizes.side**2 or self.preset.pixels
+        return max(1, pixels // (self.sizes.patch * self.sizes.merge) ** 2)
 
     @property
     def prompt(self) -> int:

@@ -7,6 +7,7 @@ settings that fit, and what to lower first.
 
 import bisect
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -16,13 +17,15 @@ import pandas as pd
 import torch
 from transformers import PretrainedConfig
 
-from finer1_lite import models
+from finer1_lite import generation, models
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.students import lab_student, random_weights
+from finer1_lite.students.families import check_config, recurrent
 from finer1_lite.tools import memory
 from finer1_lite.tools.memory import TEXT_TOKENS, Load
 
+log = logging.getLogger("finer1_lite")
 GIB = 2**30
 CONTEXT = GIB // 2  # CUDA's own, an allowance: it grows with the card and the driver
 FRAGMENTS = 0.05  # of the peak: blocks that the allocator holds and nobody uses, an allowance
@@ -199,14 +202,18 @@ def memory_plan(
 
     dtype: what the card computes in; None: 16 bits, float32 for the lab. text_tokens: of a
     prompt beside its picture. Raises ValueError where the configuration of the preset's
-    `student` is not found.
+    `student` is not found, or is of a model that cannot be one.
     """
     lab = preset.student == "assets"
     if dtype is None:
         dtype = torch.float32 if lab else torch.bfloat16
     source = str(lab_student.asset_folder(0)) if lab else preset.student
     config = random_weights.find_config(source)
-    sizes = memory.count(meta_student(config, preset, dtype), dtype.itemsize)
+    check_config(source, config)
+    student = meta_student(config, preset, dtype)
+    if recurrent(generation.core_of(student.model)):
+        log.info("layers of linear attention are counted as those of full attention")
+    sizes = memory.count(student, dtype.itemsize)
     return Plan(Load(sizes, preset, text_tokens), int(gpu_gib * GIB))
 
 

@@ -18,9 +18,9 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
     The base is read anew in 16 or 32 bits, also for an adapter that was trained on 4-bit
     weights: it was fitted to their rounded values, so a merged model's completions differ a
     little from the adapter's on 4 bits. Rounding the sum to 16 bits is a second small
-    difference; `dtype="float32"` avoids it. The processor names the stock classes; like every
-    Qwen-VL's, they want torchvision. Raises DataError listing every problem, then ValueError
-    for bases that are no Qwen-VL; nothing half-written stays.
+    difference; `dtype="float32"` avoids it. The processor names the stock classes, which want
+    torchvision. Raises DataError listing every problem, then ValueError for bases that cannot be
+    students; nothing half-written stays.
     """
     import torch
     from transformers import AutoConfig

@@ -1,21 +1,48 @@
 """Tiny students of random weights, one of each supported class of transformers."""
 
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from finer1_lite.generation import Student
 from finer1_lite.students import lab_student
 from finer1_lite.students.lab_student import CHAT_TEMPLATE, PictureProcessor
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+OTHERS = {  # model_type -> the model's classes
+    "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
+    "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
+    "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
+}
+if find_spec("torchvision"):  # its processor shows videos too
+    OTHERS["internvl"] = (InternVLConfig, InternVLForConditionalGeneration)
+# SmolVLM's own, word for word
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 TEXT = dict(
     hidden_size=64,
     intermediate_size=96,
@@ -28,6 +55,46 @@ TEXT = dict(
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 
 
+def save(student: Student, folder: Path) -> Path:
+    """A folder as a hub has it."""
+    for part in (student.model, student.processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+def smolvlm_processor(tokenizer) -> Idefics3Processor:
+    """Pictures of 64 pixels a side in 4 tokens, without tiles."""
+    marks = ["<global-img>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+    marks = {"additional_special_tokens": marks}
+    tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False)
+    tokenizer.eos_token, tokenizer.pad_token = "<end_of_utterance>", "<|im_end|>"
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 64}, do_image_splitting=False
+    )
+    return Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE)
+
+
+def internvl_processor(tokenizer):
+    """Pictures of 56 pixels a side in 4 tokens, with the marks that its tokenizer names."""
+    from transformers import GotOcr2ImageProcessorPil, InternVLProcessor, InternVLVideoProcessor
+
+    marks = dict(start_image_token="<img>", end_image_token="</img>", video_token="<video>")
+    marks["context_image_token"] = "<IMG_CONTEXT>"
+    tokenizer._set_model_specific_special_tokens(marks)
+    marks = {"additional_special_tokens": list(marks.values())}
+    tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False)
+    template = CHAT_TEMPLATE.replace(
+        "<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n"
+    )
+    return InternVLProcessor(
+        GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, max_patches=1),
+        tokenizer,
+        InternVLVideoProcessor(),
+        image_seq_length=4,
+        chat_template=template,
+    )
+
+
 @cache
 def processor_for(family: str) -> PictureProcessor:
     """The lab's words with each family's patches, and the token that the lab has no use for."""
@@ -35,11 +102,17 @@ def processor_for(family: str) -> PictureProcessor:
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<|vision_pad|>"]}, replace_extra_special_tokens=False
     )
-    patch = 16 if family == "qwen3_vl" else 14
+    if family in ("idefics3", "smolvlm"):
+        return smolvlm_processor(tokenizer)
+    if family == "internvl":
+        return internvl_processor(tokenizer)
+    patch = 16 if family in ("qwen3_vl", "qwen3_5") else 14
     images = Qwen2VLImageProcessorPil(
         min_pixels=(2 * patch) ** 2, max_pixels=(6 * patch) ** 2, patch_size=patch, merge_size=2
     )
-    return PictureProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+    processor = PictureProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+    processor.family = family
+    return processor
 
 
 def tiny(family: str) -> Student:
@@ -56,6 +129,34 @@ def tiny(family: str) -> Student:
 
 def _model(family: str, tokenizer):
     ids = tokenizer.convert_tokens_to_ids
+    if family in ("idefics3", "smolvlm", "internvl"):
+        config, model = OTHERS[family]
+        text = TEXT | dict(
+            model_type="qwen2" if family == "internvl" else "llama",
+            vocab_size=-(-len(tokenizer) // 64) * 64,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        vision = dict(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=56 if family == "internvl" else 64,
+            patch_size=14 if family == "internvl" else 16,
+        )
+        if family == "internvl":
+            image = dict(image_token_id=ids("<IMG_CONTEXT>"), image_seq_length=4)
+            return model(config(text_config=text, vision_config=vision, **image))
+        return model(
+            config(
+                text_config=text,
+                vision_config=vision,
+                scale_factor=2,
+                image_token_id=ids("<image>"),
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
     text = TEXT | dict(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         eos_token_id=ids("<|im_end|>"),
@@ -85,8 +186,20 @@ def _model(family: str, tokenizer):
         num_heads=2,
         out_hidden_size=64,
         num_position_embeddings=64,
-        deepstack_visual_indexes=[0, 1],
     )
+    if family == "qwen3_5":  # two layers of linear attention, one of the other kind
+        text |= dict(
+            head_dim=32,
+            layer_types=["linear_attention", "linear_attention", "full_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+        )
+        text["rope_parameters"] |= {"partial_rotary_factor": 0.5}
+        config = Qwen3_5Config(text_config=text, vision_config=vision, **tokens)
+        return Qwen3_5ForConditionalGeneration(config)
+    vision |= dict(deepstack_visual_indexes=[0, 1])
     return Qwen3VLForConditionalGeneration(
         Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
     )

@@ -1,15 +1,48 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: our short cuts against each class's own forward pass."""
+"""Every family: our short cuts against each class's own forward pass, and a whole run."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import resources
 
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import FAMILIES, OTHERS, processor_for, save, tiny
 from prompted import asked, plain_inputs, sample
 from tiny_tapo import TINY, Stage, weights
+from transformers import AutoModelForImageTextToText, CLIPConfig, InternVLConfig, LlavaConfig
 
-from finer1_lite import generation, logprobs, models
+from finer1_lite import evaluate, generation, logprobs, models, prompts, sft
+from finer1_lite.students import families, processors
+from finer1_lite.students.processors import budget_of
+from finer1_lite.tools import plan, publish
+
+DECODER = re.compile(r".*(language|text)_model\.")
+TORCHVISION = os.environ.get("PLAIN_TORCHVISION", "")  # a folder that holds one
+STAND_IN = """
+import sys, torch
+if sys.argv[1]:  # a torchvision for another torch: all but its compiled operators
+    sys.path.insert(0, sys.argv[1])
+    stand_in = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        stand_in.define(name + "(Tensor a, Tensor b, float c) -> Tensor")
+"""
+PLAIN = """
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[2])
+print(type(processor).__name__, type(processor.image_processor).__name__)
+"""
+AGAIN = """
+import pytest
+sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "-k", "internvl", sys.argv[2]]))
+"""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, *OTHERS])
 def family(request):
     """A student of each class. Do not change it."""
     return tiny(request.param)
@@ -30,7 +63,7 @@ def full_forward(student, birds, tokens, mask):
     inputs = plain_inputs(student, *asked(birds, len(tokens)))
     zeros = torch.zeros_like(tokens)
     more = {"input_ids": tokens, "attention_mask": mask, "mm_token_type_ids": zeros}
-    inputs |= {key: torch.cat([inputs[key], value], 1) for key, value in more.items()}
+    inputs |= {k: torch.cat([inputs[k], value], 1) for k, value in more.items() if k in inputs}
     logits = student.model(**inputs).logits[:, -tokens.shape[1] - 1 : -1]
     return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * mask
 
@@ -60,9 +93,13 @@ def test_log_probs_are_those_of_the_models_own_forward(own, birds, checkpointing
         own.model.train()
     ours = logprobs.log_probs(own.model, batch, out.completion_ids, out.completion_mask, range(4))
     own.model.eval()
-    with torch.no_grad():
+    with torch.no_grad():  # the answers then share their prompt's cache, in every family
         theirs = full_forward(own, birds, out.completion_ids, out.completion_mask)
+        shared = logprobs.log_probs(
+            own.model, batch, out.completion_ids, out.completion_mask, range(4)
+        )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(shared, theirs, rtol=0, atol=1e-5)
 
 
 def test_pictures_travel_with_their_rows(family, birds):
@@ -126,8 +163,10 @@ def test_gradients_are_those_of_the_models_own_loss(own, birds):
         found.append(
             {n: p.grad.clone() for n, p in adapted.model.named_parameters() if p.requires_grad}
         )
-    layers = adapted.model.config.text_config.num_hidden_layers
-    assert len(found[0]) == layers * 7 * 2 and all("language_model" in n for n in found[0])
+    text = adapted.model.config.text_config
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    layers = sum({"full_attention": 7, "linear_attention": 8}[kind] for kind in kinds)
+    assert len(found[0]) == layers * 2 and all(DECODER.match(n) for n in found[0])
     for name, gradient in found[0].items():
         assert gradient.abs().max() > 0, name
         scale = found[1][name].abs().max().item()
@@ -151,4 +190,184 @@ def test_no_token_of_pictures_or_videos_is_ever_sampled(family):
     assert ids <= set(banned)
     assert tok.convert_tokens_to_ids("<|vision_pad|>") in banned
     assert tok.convert_tokens_to_ids("<|video_pad|>") in banned
+    around = {tok.convert_tokens_to_ids(t) for t in ("<fake_token_around_image>", "<global-img>")}
+    assert around - {None} <= set(banned)
     assert tok.eos_token_id not in banned and None not in banned
+
+
+# --- families that are no Qwen-VL --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_whole_run_ends_in_a_model_that_plain_transformers_loads(
+    name, birds, tmp_path, spread, monkeypatch
+):
+    """Load, two steps of stage 1, one of stage 2, four answers, merge, plain reload."""
+    monkeypatch.setattr(models, "PASSED", set())
+    base = save(tiny(name), tmp_path / "base")
+    preset = TINY.with_(sft__steps=2, sft__batch=4, sft__micro_batch=2, tapo__steps=1)
+    student = models.add_adapter(models.load_student(base, preset), preset, 0)
+    assert models.PASSED == {str(base)}  # the self-test was run
+    before = weights(student.model)
+    few = replace(birds, train=birds.train[:8])
+    rows = sft.chain_rows(few, {p.id: prompts.answer(birds.names[0]) for p in few.train})
+    sft.train_sft(student, rows, preset, 0, tmp_path / "sft")
+    after = weights(student.model)
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert moved and all("lora_" in n and DECODER.match(n) for n in moved)
+    stage = Stage(student, birds, tmp_path / "tapo", preset, steps=1)
+    stage.train()
+    assert stage.log()["skipped"] == 0 and weights(student.model).keys() == after.keys()
+    models.save_adapter(student, tmp_path / "adapter")
+    asks = [prompts.question("think", "bird")] * 4, [p.image() for p in birds.test[:4]]
+    said = evaluate.ask(student, *asks, max_new_tokens=6)
+    out = publish.merge(tmp_path / "adapter", tmp_path / "merged", str(base))
+    plain = AutoModelForImageTextToText.from_pretrained(out)
+    assert type(plain) is type(tiny(name).model)
+    again = evaluate.ask(models.load_student(out, preset), *asks, max_new_tokens=6)
+    assert [r.completions for r in again] == [r.completions for r in said]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_stage_one_asks_what_stage_two_asks(name, birds, tmp_path, monkeypatch):
+    student, batches = models.add_adapter(tiny(name), TINY, 0), []
+    few = replace(birds, train=birds.train[:1])
+    rows = sft.chain_rows(few, {few.train[0].id: prompts.answer("wren")})
+    preset = TINY.with_(sft__steps=1, sft__batch=1, sft__micro_batch=1)
+    real = sft.SFTTrainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        batches.append(dict(inputs))
+        return real(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(sft.SFTTrainer, "compute_loss", spy)
+    sft.train_sft(student, rows, preset, 0, tmp_path)
+    asked_for = [prompts.question("think", "bird")], [few.train[0].image()]
+    prompt = generation.encode_prompts(student.model, student.processor, *asked_for)
+    ids, labels = batches[0]["input_ids"][0], batches[0]["labels"][0]
+    start = int((labels != -100).nonzero()[0])
+    assert ids[:start].tolist() == prompt.input_ids[0].tolist()
+    said = student.processor.tokenizer.decode(ids[start:])
+    assert said.strip().startswith("<answer>wren</answer>")
+    assert student.processor.tokenizer.eos_token in said  # it learns to end
+
+
+@pytest.mark.skipif(
+    not (TORCHVISION or importlib.util.find_spec("torchvision")),
+    reason="transformers' own processors want torchvision; PLAIN_TORCHVISION=FOLDER",
+)
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_processor_that_is_saved_is_a_stock_one(name, tmp_path):
+    folder = save(tiny(name), tmp_path)
+    models.load_student(folder, TINY).processor.save_pretrained(folder)
+    command = [sys.executable, "-c", STAND_IN + PLAIN, TORCHVISION, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    stock = {"qwen3_5": ["Qwen3VLProcessor", "Qwen2VLImageProcessor"]}
+    stock["internvl"] = ["InternVLProcessor", "GotOcr2ImageProcessor"]
+    smolvlm = ["Idefics3Processor", "Idefics3ImageProcessor"]
+    assert done.stdout.split() == stock.get(name, smolvlm), done.stderr
+
+
+@pytest.mark.skipif(
+    not TORCHVISION or "internvl" in OTHERS, reason="PLAIN_TORCHVISION=FOLDER, or run already"
+)
+def test_what_wants_torchvision_passes_these_tests_beside_it():
+    command = [sys.executable, "-c", STAND_IN + AGAIN, TORCHVISION, __file__]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("torchvision")), reason="torchvision is there")
+def test_a_processor_that_wants_torchvision_says_so(tmp_path):
+    InternVLConfig().save_pretrained(tmp_path)
+    processor_for("qwen2_vl").tokenizer.save_pretrained(tmp_path)
+    for name, kind in (("preprocessor", "image_processor_type"), ("processor", "processor_class")):
+        value = {"processor": "InternVLProcessor"}.get(name, "GotOcr2ImageProcessor")
+        (tmp_path / f"{name}_config.json").write_text(json.dumps({kind: value}))
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*; pip install torchvision"):
+        processors.load_processor(tmp_path, family="internvl")
+
+
+def test_a_picture_is_one_square_of_tokens_and_not_many_tiles(birds, tmp_path, caplog):
+    """As released ones are saved it would be up to seventeen times as many."""
+    folder = save(tiny("idefics3"), tmp_path)
+    path = folder / "processor_config.json"
+    saved = json.loads(path.read_text())
+    saved["image_processor"] |= {"do_image_splitting": True, "size": {"longest_edge": 256}}
+    path.write_text(json.dumps(saved))
+    with caplog.at_level("INFO", "finer1_lite"):
+        student = models.load_student(folder, TINY.with_(pixels=9999))
+    assert "pixels 9999: not used: every picture has 4096" in caplog.text
+    assert budget_of(student.processor) == 64 * 64
+    for size in ((640, 200), (20, 30)):
+        picture = birds.test[0].image().resize(size)
+        batch = generation.encode_prompts(student.model, student.processor, ["?"], [picture])
+        assert [len(f) for f in batch.image_features] == [4]
+
+
+# --- families that nobody tried ------------------------------------------------------------------
+
+
+def test_a_model_that_answers_otherwise_than_its_own_forward_pass_is_refused(tmp_path, monkeypatch):
+    folder = save(tiny("idefics3"), tmp_path)
+    monkeypatch.setattr(models, "PASSED", set())
+    real = generation.image_features
+    monkeypatch.setattr(generation, "image_features", lambda *a: [2 * f for f in real(*a)])
+    with pytest.raises(ValueError, match="cannot be a student.*\n- its log-probabilities differ"):
+        models.load_student(folder, TINY)
+    monkeypatch.setattr(generation, "image_features", lambda *a: a[0].nothing)
+    with pytest.raises(ValueError, match="built otherwise: AttributeError.*\n.*choose a Qwen2-VL"):
+        models.load_student(folder, TINY)
+
+
+def test_any_other_model_of_pictures_is_let_through_with_a_note(tmp_path, caplog):
+    LlavaConfig().save_pretrained(tmp_path)
+    with caplog.at_level("INFO", "finer1_lite"):
+        assert families.check_family(tmp_path) == "llava"
+    assert "is a llava, none of the families tried here: its self-test decides" in caplog.text
+
+
+def test_the_plan_refuses_what_the_lab_refuses_in_the_same_words(tmp_path):
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError) as lab:
+        models.load_student(tmp_path, TINY)
+    with pytest.raises(ValueError) as planned:
+        plan.memory_plan(TINY.with_(student=str(tmp_path)))
+    assert str(lab.value) == str(planned.value)
+    assert f"{tmp_path} is a clip: choose a Qwen2-VL" in str(lab.value)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_plan_counts_the_student_itself(name, tmp_path, birds):
+    folder = save(tiny(name), tmp_path)
+    preset = TINY.with_(student=str(folder), pixels=96 * 96)
+    student = models.add_adapter(models.load_student(folder, preset), preset, 0)
+    load = plan.memory_plan(preset, dtype=torch.float32).load
+    here = list(student.model.parameters())
+    assert sum(load.sizes.weights.values()) + load.sizes.adapter == sum(p.nbytes for p in here)
+    tower = families.tower_of(generation.core_of(student.model))
+    assert load.sizes.weights["vision tower"] == sum(p.nbytes for p in tower.parameters())
+    batch = generation.encode_prompts(
+        student.model, student.processor, ["?"], [birds.test[0].image()]
+    )
+    assert load.visual == len(batch.image_features[0])
+
+
+@pytest.mark.parametrize("kind", ["think", "nothink"])
+def test_a_template_that_writes_a_thought_ahead_is_replaced(kind, tmp_path, caplog):
+    """Behind a closed thought the chain that is trained on could not stand.
+
+    Up to there ours writes what Qwen3.5's own does, as TRL ships it.
+    """
+    folder = save(tiny("qwen3_5"), tmp_path)
+    own = resources.files("trl") / "chat_templates" / f"qwen3_5_{kind}.jinja"
+    (folder / "chat_template.jinja").write_text(own.read_text("utf-8"), "utf-8")
+    with caplog.at_level("INFO", "finer1_lite"):
+        processor = models.load_student(folder, TINY).processor
+    assert "a plain chat template" in caplog.text
+    chat = dict(tokenize=False, add_generation_prompt=True)
+    ours = processor.apply_chat_template(prompts.messages("?"), **chat)
+    theirs = processor.apply_chat_template(
+        prompts.messages("?"), chat_template=own.read_text("utf-8"), **chat
+    )
+    assert theirs.startswith(f"{ours}<think>")

@@ -10,6 +10,7 @@ from tiny_tapo import Stage, weights
 from finer1_lite import generation, logprobs, models
 from finer1_lite.presets import Preset
 from finer1_lite.students import random_weights
+from finer1_lite.tools import plan
 
 bnb = pytest.importorskip("bitsandbytes")
 TINY = "Qwen2.5-VL-tiny"
@@ -155,8 +156,8 @@ def test_unknown_names_are_refused_with_what_is_known(tmp_path):
     with pytest.raises(ValueError, match="no configuration of '.*nowhere'.*known size.*hub"):
         random_weights.find_config(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(ValueError, match="is a qwen2: a Qwen-VL, with pictures, is needed"):
-        random_weights.find_config(tmp_path)
+    with pytest.raises(ValueError, match="is a qwen2: choose a Qwen2-VL"):
+        plan.memory_plan(Preset.lab().with_(student=str(tmp_path)))
 
 
 def test_the_sizes_of_these_tests_hide_none_of_the_package():

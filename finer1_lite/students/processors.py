@@ -1,0 +1,90 @@
+"""The part of a student that turns pictures and words into numbers."""
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor, AutoTokenizer, Idefics3Processor
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+from finer1_lite.students import random_weights
+from finer1_lite.students.families import FAMILIES, Family
+from finer1_lite.students.lab_student import PictureProcessor
+from finer1_lite.students.tokens import settle_tokens
+
+log = logging.getLogger("finer1_lite")
+
+
+def load_processor(
+    source: str | Path, pixels: int | None = None, family: str = "qwen2_5_vl"
+) -> Any:
+    """The stock processor where torchvision is installed, else pictures and text alone.
+
+    These also where they wrote the folder themselves, as the lab's and older ones: their
+    processor_config.json says nothing of videos. pixels: the budget a picture is reduced to;
+    None keeps the one that was saved. family: the model's type, whose processor is named when
+    pictures and text alone are saved. ValueError where it wants what is not installed.
+    """
+    if random_weights.is_random(source):
+        return random_weights.make_processor(pixels)
+    known = FAMILIES.get(family, Family())
+    processor = _without_tiles(source) if known.tiles else _stock(source, family)
+    images, saved = processor.image_processor, budget_of(processor)
+    if hasattr(images, "max_patches"):
+        images.max_patches = 1  # InternVL's tiles
+    if pixels not in (None, saved):
+        what = "as asked (not %d, the budget saved with %s)"
+        if known.budget:
+            smallest = min(images.size["shortest_edge"], pixels)
+            images.size = {"shortest_edge": smallest, "longest_edge": pixels}
+        else:
+            what = "not used: every picture has %d in %s"
+        log.info(f"pixels %d: {what}", pixels, saved, source)
+    if known.template and processor.chat_template != known.template:
+        log.info("%s: a plain chat template, as its own writes a thought of the answer", source)
+        processor.chat_template = known.template
+    settle_tokens(processor, source)
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def budget_of(processor: Any) -> int:
+    """The most pixels of a picture, after it was reduced."""
+    size = dict(processor.image_processor.size)
+    if "shortest_edge" in size:
+        return size["longest_edge"]  # Qwen-VL's: an area, whatever its name says
+    side = size.get("longest_edge")
+    return side**2 if side else size["height"] * size["width"]
+
+
+def _stock(source: str | Path, family: str) -> Any:
+    """Qwen-VL's by pictures and text alone if need be, and others as transformers has them."""
+    config = Path(source) / "processor_config.json"
+    own = config.is_file() and '"video_processor"' not in config.read_text(encoding="utf-8")
+    bare = importlib.util.find_spec("torchvision") is None
+    if FAMILIES.get(family, Family()).budget and (own or bare):
+        processor = PictureProcessor.from_pretrained(source)
+        processor.family = family
+        return processor
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+    except (ImportError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{source}: no processor ({reason}); pip install torchvision") from error
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(f"{source}: a processor without pictures; pip install torchvision")
+    return processor
+
+
+def _without_tiles(source: str | Path) -> Idefics3Processor:
+    """SmolVLM's and Idefics3's: pictures by pillow, each whole, in one square of tokens.
+
+    Their image processor for pillow asks for no torchvision, but transformers' own way to it
+    does. In tiles a photograph would have up to seventeen times as many tokens.
+    """
+    images = Idefics3ImageProcessorPil.from_pretrained(source, do_image_splitting=False)
+    images.size = images.max_image_size
+    told, _ = Idefics3Processor.get_processor_dict(source)
+    kept = {name: told[name] for name in ("image_seq_len", "chat_template") if name in told}
+    return Idefics3Processor(images, AutoTokenizer.from_pretrained(source), **kept)
