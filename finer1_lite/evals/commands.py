@@ -61,7 +61,7 @@ class JobOptions(PhotoOptions):
     fresh: bool = option(False, "start over: delete the run of this name first")
     preset: Size | None = option(None, "lab: a CPU, others: a GPU (default: as the card says)")
     world_seed: int | None = option(None, "paper birds: which world (default: as the card says)")
-    test_pictures: int | None = option(None, "fresh paper birds a split")
+    test_pictures: int | None = option(None, "birds a split; of a folder, pictures in all, at most")
     max_new_tokens: int | None = option(None, "limit of a completion (default: as the card says)")
 
     def make_job(self, limit: int | None = None, batch: int | None = None, **more: Any) -> Job:

@@ -37,12 +37,14 @@ class LabCommand(PhotoOptions):
     preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
     student: str | None = option(None, "folder or hub name of the model, instead of the preset's")
     world_seed: int = option(0, "which paper birds; without a shipped student, pretrains one first")
-    seeds: tuple[int, ...] = option((0, 1, 2), "training seeds")
+    seeds: tuple[int, ...] | None = option(
+        None, "training seeds (default: 0 1 2; 0 alone with a preset for a GPU)"
+    )
     workers: int = option(0, "seeds trained at a time; 0 chooses")
     quantize: Quantize | None = option(None, "nf4: 4-bit weights (QLoRA)")
     sft_steps: int | None = option(None, "optimiser steps of stage 1")
     tapo_steps: int | None = option(None, "optimiser steps of stage 2")
-    test_pictures: int | None = option(None, "fresh paper birds a split")
+    test_pictures: int | None = option(None, "birds a split; of a folder, pictures in all, at most")
     chains: Path | None = option(
         None, "stage 1 learns these: reviewed.jsonl of `cot make`, TRL's rows or sharegpt JSON"
     )
@@ -67,7 +69,8 @@ class LabCommand(PhotoOptions):
             preset = Preset.lab_photos()
         changes = given(self, "student", "quantize", "test_pictures", "shots")
         changes |= given(self, sft_steps="sft__steps", tapo_steps="tapo__steps")
-        seeds, workers = list(self.seeds), self.workers
+        usual = (0, 1, 2) if self.preset == "lab" else (0,)
+        seeds, workers = list(usual if self.seeds is None else self.seeds), self.workers
         if len(set(seeds)) < len(seeds) or workers < 0:
             raise ValueError(f"--seeds {seeds} must differ, --workers {workers} be 0 or more")
         if self.teacher and (birds or self.chains):
@@ -76,7 +79,8 @@ class LabCommand(PhotoOptions):
             folder=self.out / (self.name or ("lab" if birds else self.photos.resolve().name)),
             preset=preset.with_(**changes).with_(**read_key_values(self.settings)),
             chains=read_chains(self.chains) if self.chains else None,
-            **given(self, "seeds", "world_seed", "report_to"),
+            seeds=tuple(seeds),
+            **given(self, "world_seed", "report_to"),
             **self.origin(),
         )
 
