@@ -49,5 +49,5 @@ def test_lab_and_evaluate_ask_the_same_of_a_large_folder_and_say_it(tmp_path, ca
 
 def test_drawn_birds_are_as_many_a_split_as_ever():
     run = Run(folder=Path("run"), preset=Preset.lab().with_(test_pictures=9))
-    found = run.collection()[0].test
-    assert found == run.pictures(4, 9).test and len(found) > 9
+    found = [photo.id for photo in run.collection()[0].test]
+    assert found == [photo.id for photo in run.pictures(4, 9).test] and len(found) > 9
