@@ -77,6 +77,7 @@ OPTIONS = {
         --preset {lab,colab,t4,l4,a100} = t4
         --set KEY=VALUE x+
         --text-tokens int = 96
+        --dtype {auto,float32,bfloat16,float16} = auto
         --json FILE Path
     """,
     "cot make": """

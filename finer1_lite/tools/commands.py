@@ -194,9 +194,10 @@ class BenchCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand:
-    """What a run takes of a card's memory, before anything is loaded.
+    """What a run takes of a card's memory, and how many minutes, before anything is loaded.
 
     What each part takes in each phase, the largest settings that fit, what to lower first.
+    Minutes: of a card here that --gpu does not name, measured in ten seconds; else assumed rates.
     """
 
     model: str | None = option(None, "hub name, folder, or random:NAME (default: the preset's)")
@@ -206,22 +207,30 @@ class PlanCommand:
         "other settings, such as tapo.groups=2 max_new_tokens=256"
     )
     text_tokens: int = option(96, "tokens of a prompt beside its picture")
+    dtype: Dtype = option("auto", "float32: what a T4 falls back to where float16 overflows")
     json: Path | None = option(None, "also write the plan to FILE", metavar="FILE")
 
     def start(self) -> None:
         """Print the plan, and write it where a file is named."""
+        import torch
+
         from finer1_lite.runtime.files import write_atomically
-        from finer1_lite.tools import plan
+        from finer1_lite.tools import minutes, plan
 
         gib = plan.card_gib(self.gpu)
         if not (0 < gib < 10_000 and self.text_tokens > 0):
             raise ValueError(f"--gpu {gib}, --text-tokens {self.text_tokens}: above 0")
         changes = read_key_values(self.settings) | given(self, model="student")
         preset = getattr(Preset, self.preset)().with_(**changes)
-        found = plan.memory_plan(preset, gpu_gib=gib, text_tokens=self.text_tokens)
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        own = dict(gpu_gib=gib, text_tokens=self.text_tokens, dtype=dtype)
+        found = plan.memory_plan(preset, **own)
+        rates = minutes.choose(self.gpu, gib, on_cpu=self.preset == "lab")
+        long = minutes.Minutes(found.load, rates)
         if self.json is not None:
-            write_atomically(self.json, json.dumps(found.to_dict(), indent=1).encode())
-        print(found, "" if self.preset == "lab" else plan.choices(changes), sep="\n\n")
+            written = found.to_dict() | {"time": long.to_dict()}
+            write_atomically(self.json, json.dumps(written, indent=1).encode())
+        print(found, long, "" if self.preset == "lab" else plan.choices(changes), sep="\n\n")
 
 
 @dataclass(frozen=True, kw_only=True)
