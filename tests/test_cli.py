@@ -157,6 +157,7 @@ OPTIONS = {
         --fresh = False
         --preset {lab,colab,t4,l4,a100}
         --prompts x+
+        --prompt-files FILE Path x*
         --tasks {open,closed} x+ = open closed
         --order {rotate,shuffle,as_is} = rotate
         --protocol {ours,released} = ours
