@@ -105,8 +105,8 @@ def test_training_mode_changes_nothing_but_recomputing(fresh, birds, spread, tmp
 
 
 def test_presets_for_a_gpu_recompute_and_the_lab_does_not():
-    names = ("lab", "lab_photos", "t4", "l4", "a100")
-    assert [getattr(Preset, n)().gradient_checkpointing for n in names] == [False] * 2 + [True] * 3
+    names = ("lab", "lab_photos", "colab", "t4", "l4", "a100")
+    assert [getattr(Preset, n)().gradient_checkpointing for n in names] == [False] * 2 + [True] * 4
 
 
 def test_stage_1_is_the_same_and_reaches_every_adapter(adapted, birds, world, tmp_path):

@@ -24,13 +24,13 @@ OPTIONS = {
         --name
         --out Path = runs
         --fresh = False
-        --preset {lab,t4,l4,a100} = lab
+        --preset {lab,colab,t4,l4,a100} = lab
         --student
         --photos Path
         --descriptions Path
         --coarse
         --world-seed int = 0
-        --seeds int x+ = 0 1 2
+        --seeds int x+
         --workers int = 0
         --quantize {none,nf4}
         --sft-steps int
@@ -66,7 +66,7 @@ OPTIONS = {
     """,
     "bench": """
         --device {auto,cuda,mps,cpu}
-        --preset {lab,t4,l4,a100} = lab
+        --preset {lab,colab,t4,l4,a100} = lab
         --full = False
         --groups int
         --steps int = 3
@@ -75,9 +75,10 @@ OPTIONS = {
     "plan": """
         --model
         --gpu GIB = 15
-        --preset {lab,t4,l4,a100} = t4
+        --preset {lab,colab,t4,l4,a100} = t4
         --set KEY=VALUE x+
         --text-tokens int = 96
+        --dtype {auto,float32,bfloat16,float16} = auto
         --json FILE Path
     """,
     "cot make": """
@@ -155,8 +156,9 @@ OPTIONS = {
         --name = evaluation
         --out Path = runs
         --fresh = False
-        --preset {lab,t4,l4,a100}
+        --preset {lab,colab,t4,l4,a100}
         --prompts x+
+        --prompt-files FILE Path x*
         --tasks {open,closed} x+ = open closed
         --order {rotate,shuffle,as_is} = rotate
         --protocol {ours,released} = ours
@@ -189,7 +191,7 @@ OPTIONS = {
         --name = analysis
         --out Path = runs
         --fresh = False
-        --preset {lab,t4,l4,a100}
+        --preset {lab,colab,t4,l4,a100}
         --photos Path
         --world-seed int
         --unseen-share float
@@ -406,8 +408,11 @@ def test_options_reach_the_job(tmp_path):
 
 
 def test_presets_differ_in_size_alone(tmp_path):
-    names = [job_of("--preset", size).preset.name for size in ("lab", "t4", "l4", "a100")]
-    assert names == ["lab", "t4", "l4", "a100"]
+    sizes = ("lab", "colab", "t4", "l4", "a100")
+    jobs = [job_of("--preset", size) for size in sizes]
+    assert [job.preset.name for job in jobs] == list(sizes)
+    assert [job.seeds for job in jobs] == [(0, 1, 2)] + [(0,)] * 4  # one run a sitting
+    assert job_of("--preset", "colab", "--seeds", 4, 5).seeds == (4, 5)
     photos = job_of("--photos", tmp_path / "kites", "--coarse", "kite")
     assert photos.preset.name == "lab-photos"
     assert photos.folder.name == "kites" and photos.coarse == "kite"

@@ -9,7 +9,7 @@ import pytest
 
 from finer1_lite.presets import Preset, SFTSettings, TAPOSettings
 
-ALL = [Preset.lab, Preset.lab_photos, Preset.t4, Preset.l4, Preset.a100]
+ALL = [Preset.lab, Preset.lab_photos, Preset.colab, Preset.t4, Preset.l4, Preset.a100]
 FIELDS = {
     f"{stage}{name}": field
     for stage, settings in (("", Preset), ("sft__", SFTSettings), ("tapo__", TAPOSettings))
@@ -101,6 +101,17 @@ def test_contradictions_are_not_told_of_values_that_are_wrong_by_themselves():
 def test_the_gpu_presets_differ_from_the_lab_in_numbers_alone():
     assert Preset.lab().to_dict().keys() == Preset.t4().to_dict().keys()
     assert all(make().quantize == "nf4" for make in ALL[2:])
+
+
+@pytest.mark.parametrize("make", ALL[2:])
+def test_a_sitting_shows_each_row_of_stage_1_about_twice_and_asks_everything_once(make):
+    """30 classes x 4 photographs, whose chains stand in up to three rows each."""
+    preset = make()
+    rows = 30 * preset.shots * 3
+    assert 1.5 <= preset.sft.steps * preset.sft.batch / rows <= 2.5
+    assert preset.tapo.steps * preset.tapo.groups >= 2 * 30 * preset.shots  # anchors: twice
+    assert preset.test_pictures % preset.eval_batch == 0  # no batch is half empty
+    assert preset.max_new_tokens == (512 if preset.name == "a100" else 256)
 
 
 def test_a_preset_is_frozen_hashable_and_survives_workers_and_json():

@@ -16,7 +16,7 @@ CHOICES = {
     for name, field in settings.model_fields.items()
     if get_origin(field.annotation) is Literal
 }
-PRESETS = [Preset.lab, Preset.lab_photos, Preset.t4, Preset.l4, Preset.a100]
+PRESETS = [Preset.lab, Preset.lab_photos, Preset.colab, Preset.t4, Preset.l4, Preset.a100]
 # recipe: rollouts on the anchor and on a second picture, pictures scored in a group, question
 ROWS = {
     "tapo": (2, 2, 2, "think"),

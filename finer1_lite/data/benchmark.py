@@ -6,6 +6,7 @@ in one order. Whatever a benchmark is made of (a collection here, question files
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,7 @@ from finer1_lite.species import Collection
 N_OPTIONS = 4
 OPTION_SEED = 0  # the same options for every model and training seed
 NO_PROMPT = "none"  # of an answerer that reads no words
+PLACEHOLDER = re.compile(r"\{(coarse|fine|options)\}")
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ class Question:
 class Condition:
     """How every question of a benchmark is asked."""
 
-    prompt: str  # one of prompts.PROMPTS, or NO_PROMPT
+    prompt: str  # one of prompts.PROMPTS, NO_PROMPT, or a file and its hash
     task: str  # open | closed
     picture: bool = True  # False: the image-free control
     order: str = "rotate"  # closed world: rotate (every option at every place) | shuffle | as_is
     letters: bool = False
     samples: int = 1  # completions a question: 1 is greedy, more are drawn at temperature 1
+    words: str = ""  # of a file, in the place of our own: see `filled`
 
     @property
     def name(self) -> str:
@@ -128,10 +131,20 @@ def questions(benchmark: Benchmark, condition: Condition) -> list[Question]:
 def _words(item: Question, condition: Condition, options: Sequence[str] | None) -> str:
     if condition.prompt == NO_PROMPT:
         return ""
+    if condition.words:
+        return filled(condition.words, item, options, condition.letters)
     if item.about:
         return prompts.about(condition.prompt, item.about, options, letters=condition.letters)
     form = {"fine": item.fine, "letters": condition.letters}
     return prompts.question(condition.prompt, item.coarse, options, **form)
+
+
+def filled(words: str, item: Question, options: Sequence[str] | None, letters: bool = False) -> str:
+    """Somebody else's words with {coarse}, {fine} and {options} filled in; nothing is added."""
+    every = enumerate(options or ())
+    named = [f"({prompts.letter(i)}) {name}" if letters else name for i, name in every]
+    known = {"coarse": item.coarse, "fine": item.fine, "options": ", ".join(named)}
+    return PLACEHOLDER.sub(lambda found: known[found[1]], words)
 
 
 def _orders(item: Question, condition: Condition, drawn: bool) -> list[tuple[str, ...] | None]:

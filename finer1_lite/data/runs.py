@@ -1,7 +1,10 @@
 """What a run of the main job is: settings, data, chains, seeds, folder."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.files import fingerprint
 from finer1_lite.runtime.options import given
-from finer1_lite.species import Collection, load_folder
+from finer1_lite.species import Collection, Photo, load_folder
+
+log = logging.getLogger("finer1_lite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,17 @@ class Pictures:
         own = given(self, "unseen_share", "descriptions", "coarse", "reading")
         return load_folder(self.photos, shots=shots, seed=seed, **own)
 
+    def of_preset(self, preset: Preset) -> Collection:
+        """The pictures of a run: of a folder at most `preset.test_pictures` are asked about."""
+        found = self.pictures(preset.shots, preset.test_pictures)
+        if self.photos is None or len(found.test) <= preset.test_pictures:
+            return found
+        asked = evenly(found.test, preset.test_pictures)
+        message = "%d of %d test pictures are asked about, drawn evenly over classes "
+        message += "(--test-pictures says how many)"
+        log.info(message, len(asked), len(found.test))
+        return replace(found, test=asked)
+
 
 @dataclass(frozen=True)
 class Run(Pictures):
@@ -49,7 +65,7 @@ class Run(Pictures):
 
     def collection(self) -> tuple[Collection, cot.ChainWriter]:
         """The data and the teacher that writes chains about them."""
-        found = self.pictures(self.preset.shots, self.preset.test_pictures)
+        found = self.of_preset(self.preset)
         if self.photos is None:
             return found, cot.oracle(paperbirds.make_world(self.world_seed))
         if self.chains is None:
@@ -77,6 +93,20 @@ class Run(Pictures):
             "preset": self.preset.to_dict(),
             **own,
         }
+
+
+def evenly(photos: Sequence[Photo], most: int) -> tuple[Photo, ...]:
+    """At most so many photographs, the same at every call, in the order in which they stand.
+
+    Of no class two more than of another that has some left.
+    """
+    drawn: list[tuple[int, int]] = []  # (how many of its class came before, place in `photos`)
+    before: Counter[str] = Counter()
+    for place in random.Random(0).sample(range(len(photos)), len(photos)):
+        drawn.append((before[photos[place].species], place))
+        before[photos[place].species] += 1
+    rounds = sorted(drawn, key=lambda one: one[0])  # stable: in a round, classes as drawn
+    return tuple(photos[place] for place in sorted(place for _, place in rounds[:most]))
 
 
 def chain_lines(collection: Collection, chains: cot.Chains) -> list[Mapping[str, str]]:

@@ -15,7 +15,8 @@ from finer1_lite.data.chain_text import agreement
 from finer1_lite.rewards import Aliases
 
 PROTOCOLS = ("ours", "released")
-WHOLE_TEXT = ("no_think",)  # prompts that ask for no tags: all of the text is the answer
+# Prompts that ask for tags; of another's completion without any tag all of the text counts.
+TAGGED = (*prompts.QUESTIONS, "exact", "coarse", "none")
 _AROUND_LETTER = "()[]{}*'\".,、:;- "
 
 
@@ -52,7 +53,7 @@ def judge(
     candidates can hold the label, as those of a question about something else cannot.
     """
     answer = rewards.parse_answer(completion)
-    if answer is None and prompt in WHOLE_TEXT and "<" not in completion:
+    if answer is None and prompt not in TAGGED and "<" not in completion:
         answer = completion.strip() or None
     named = rewards.match_class(answer, classes, aliases)
     if named is None and letters and options and answer is not None:

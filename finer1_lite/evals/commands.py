@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,7 @@ from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
-from finer1_lite.runtime.files import require
+from finer1_lite.runtime.files import DataError, require
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class JobOptions(PhotoOptions):
     fresh: bool = option(False, "start over: delete the run of this name first")
     preset: Size | None = option(None, "lab: a CPU, others: a GPU (default: as the card says)")
     world_seed: int | None = option(None, "paper birds: which world (default: as the card says)")
-    test_pictures: int | None = option(None, "fresh paper birds a split")
+    test_pictures: int | None = option(None, "birds a split; of a folder, pictures in all, at most")
     max_new_tokens: int | None = option(None, "limit of a completion (default: as the card says)")
 
     def make_job(self, limit: int | None = None, batch: int | None = None, **more: Any) -> Job:
@@ -94,6 +95,18 @@ class JobOptions(PhotoOptions):
         )
 
 
+def read_prompt(path: Path) -> tuple[str, str]:
+    """("FILE@HASH", its words), by which records name it. DataError where there are none."""
+    try:
+        written = path.read_bytes()
+        words = written.decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError([f"{path}: {error}; give a text file in UTF-8"], "no prompt:") from error
+    if not words:
+        raise DataError([f"{path}: is empty; write the question into it"], "no prompt:")
+    return f"{path.name}@{hashlib.sha256(written).hexdigest()[:8]}", words
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(JobOptions):
     """Examine any model, adapter or hub model.
@@ -110,6 +123,13 @@ class EvaluateCommand(JobOptions):
     service: EndpointOptions
     prompts: tuple[str, ...] | None = option(
         None, "think, answer, exact, coarse, no_think (default: first three; two for --questions)"
+    )
+    prompt_files: tuple[Path, ...] = option(
+        (),
+        "ask in the words of these instead; {coarse} and {fine} are filled in, and {options}, "
+        "without which the question is open",
+        nargs="*",
+        metavar="FILE",
     )
     tasks: tuple[Task, ...] = option(("open", "closed"), "with options (closed) or without (open)")
     order: Literal["rotate", "shuffle", "as_is"] = option(
@@ -145,7 +165,9 @@ class EvaluateCommand(JobOptions):
 
         known = prompts.ABOUT if self.questions else prompts.PROMPTS
         usual = ("think", "answer") if self.questions else ("think", "answer", "exact")
-        asked = dict.fromkeys(self.prompts or usual)
+        asked = dict.fromkeys(self.prompts or (() if self.prompt_files else usual))
+        own = dict(map(read_prompt, self.prompt_files))  # name -> words
+        worlds = {name: "closed" if "{options}" in own[name] else "open" for name in own}
         both = bool(self.endpoint) == bool(self.model)
         own_classes = "--baselines: they name classes; own questions ask something else"
         rules = {f"--prompts {one}: choose of {', '.join(known)}": one in known for one in asked}
@@ -154,15 +176,22 @@ class EvaluateCommand(JobOptions):
             ONE_OF: sum(map(bool, (self.photos, self.files, self.questions))) <= 1,
             own_classes: not (self.questions and self.baselines),
             "--endpoint and --model: give both, or neither": both,
+            "--prompt-files: own questions have words already": not (own and self.questions),
+        }
+        rules |= {
+            f"--tasks {' '.join(self.tasks)}: {name} asks in the {world} world": world in self.tasks
+            for name, world in worlds.items()
         }
         require(rules)
         order = "as_is" if self.protocol == "released" else self.order
         pictures = (True,) if self.no_blind else (True, False)
-        kinds = product(asked, dict.fromkeys(self.tasks), pictures)
+        kinds = [(*kind, "") for kind in product(asked, dict.fromkeys(self.tasks), pictures)]
+        kinds += [(name, worlds[name], shown, own[name]) for name in own for shown in pictures]
+        how = (order, self.letters, self.samples)
         remote = Remote(self.endpoint, self.model, self.service) if self.endpoint else None
         return self.make_job(
             limit=ENDPOINT_TOKENS if remote else None,
-            conditions=tuple(Condition(*k, order, self.letters, self.samples) for k in kinds),
+            conditions=tuple(Condition(*kind, *how, words) for *kind, words in kinds),
             endpoint=remote,
             files=self.questions or self.files,
             own=bool(self.questions),

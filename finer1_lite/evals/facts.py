@@ -85,10 +85,10 @@ def _facts(card: Card, model: str, own: bool) -> dict[str, Any]:
     facts = {"max_new_tokens": card.max_new_tokens} | kept
     if own:
         return facts
+    facts |= {k: v for k, v in card.settings.items() if k == "test_pictures"}
     facts |= {"coarse": card.coarse, "shots": card.shots, "photos": None}
     if card.photos is None:
-        kept = {k: v for k, v in card.settings.items() if k == "test_pictures"}
-        return facts | {"world_seed": card.world_seed} | kept
+        return facts | {"world_seed": card.world_seed}
     facts |= {"unseen_share": card.unseen_share, "reading": Reading(**card.folder_options)}
     ways = {"photos": card.photos, "descriptions": card.descriptions}
     return facts | {name: Path(resolved(way, model)) for name, way in ways.items() if way}

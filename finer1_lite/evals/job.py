@@ -46,7 +46,7 @@ class Job(Pictures):
         """The pictures with their training shots; None for question files."""
         if self.files:
             return None
-        found = self.pictures(self.preset.shots, self.preset.test_pictures)
+        found = self.of_preset(self.preset)
         if self.photos is None:
             return found
         found = facts.described(self.models, found)

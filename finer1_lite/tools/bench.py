@@ -116,8 +116,9 @@ def measure_full(preset: Preset, *, steps: int = 3, json_path: Path | None = Non
 
 
 def full_preset(groups: int = 1) -> Preset:
-    """What the full size is measured at: a T4's preset, 8 rollouts a group."""
-    return Preset.t4().with_(student="random:Qwen2.5-VL-3B", tapo__groups=groups)
+    """What the full size is measured at: a T4's preset, 8 rollouts a group, long answers."""
+    student = "random:Qwen2.5-VL-3B"
+    return Preset.t4().with_(student=student, max_new_tokens=512, tapo__groups=groups)
 
 
 def jobs_of(preset: Preset, steps: int, names: Iterable[str]) -> list[Job]:

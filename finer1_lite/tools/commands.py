@@ -37,12 +37,14 @@ class LabCommand(PhotoOptions):
     preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
     student: str | None = option(None, "folder or hub name of the model, instead of the preset's")
     world_seed: int = option(0, "which paper birds; without a shipped student, pretrains one first")
-    seeds: tuple[int, ...] = option((0, 1, 2), "training seeds")
+    seeds: tuple[int, ...] | None = option(
+        None, "training seeds (default: 0 1 2; 0 alone with a preset for a GPU)"
+    )
     workers: int = option(0, "seeds trained at a time; 0 chooses")
     quantize: Quantize | None = option(None, "nf4: 4-bit weights (QLoRA)")
     sft_steps: int | None = option(None, "optimiser steps of stage 1")
     tapo_steps: int | None = option(None, "optimiser steps of stage 2")
-    test_pictures: int | None = option(None, "fresh paper birds a split")
+    test_pictures: int | None = option(None, "birds a split; of a folder, pictures in all, at most")
     chains: Path | None = option(
         None, "stage 1 learns these: reviewed.jsonl of `cot make`, TRL's rows or sharegpt JSON"
     )
@@ -75,7 +77,8 @@ class LabCommand(PhotoOptions):
         changes = given(self, "student", "quantize", "test_pictures", "shots")
         changes |= given(self, sft_steps="sft__steps", tapo_steps="tapo__steps")
         changes |= {"tapo__rewards": " ".join(self.reward)} if self.reward else {}
-        seeds, workers = list(self.seeds), self.workers
+        usual = (0, 1, 2) if self.preset == "lab" else (0,)
+        seeds, workers = list(usual if self.seeds is None else self.seeds), self.workers
         if len(set(seeds)) < len(seeds) or workers < 0:
             raise ValueError(f"--seeds {seeds} must differ, --workers {workers} be 0 or more")
         if self.teacher and (birds or self.chains):
@@ -84,7 +87,8 @@ class LabCommand(PhotoOptions):
             folder=self.out / (self.name or ("lab" if birds else self.photos.resolve().name)),
             preset=preset.with_(**changes).with_(**read_key_values(self.settings)),
             chains=read_chains(self.chains) if self.chains else None,
-            **given(self, "seeds", "world_seed", "report_to"),
+            seeds=tuple(seeds),
+            **given(self, "world_seed", "report_to"),
             **self.origin(),
         )
 
@@ -198,9 +202,10 @@ class BenchCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand:
-    """What a run takes of a card's memory, before anything is loaded.
+    """What a run takes of a card's memory, and how many minutes, before anything is loaded.
 
     What each part takes in each phase, the largest settings that fit, what to lower first.
+    Minutes: of a card here that --gpu does not name, measured in ten seconds; else assumed rates.
     """
 
     model: str | None = option(None, "hub name, folder, or random:NAME (default: the preset's)")
@@ -210,22 +215,30 @@ class PlanCommand:
         "other settings, such as tapo.groups=2 max_new_tokens=256"
     )
     text_tokens: int = option(96, "tokens of a prompt beside its picture")
+    dtype: Dtype = option("auto", "float32: what a T4 falls back to where float16 overflows")
     json: Path | None = option(None, "also write the plan to FILE", metavar="FILE")
 
     def start(self) -> None:
         """Print the plan, and write it where a file is named."""
+        import torch
+
         from finer1_lite.runtime.files import write_atomically
-        from finer1_lite.tools import plan
+        from finer1_lite.tools import minutes, plan
 
         gib = plan.card_gib(self.gpu)
         if not (0 < gib < 10_000 and self.text_tokens > 0):
             raise ValueError(f"--gpu {gib}, --text-tokens {self.text_tokens}: above 0")
         changes = read_key_values(self.settings) | given(self, model="student")
         preset = getattr(Preset, self.preset)().with_(**changes)
-        found = plan.memory_plan(preset, gpu_gib=gib, text_tokens=self.text_tokens)
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        own = dict(gpu_gib=gib, text_tokens=self.text_tokens, dtype=dtype)
+        found = plan.memory_plan(preset, **own)
+        rates = minutes.choose(self.gpu, gib, on_cpu=self.preset == "lab")
+        long = minutes.Minutes(found.load, rates)
         if self.json is not None:
-            write_atomically(self.json, json.dumps(found.to_dict(), indent=1).encode())
-        print(found, "" if self.preset == "lab" else plan.choices(changes), sep="\n\n")
+            written = found.to_dict() | {"time": long.to_dict()}
+            write_atomically(self.json, json.dumps(written, indent=1).encode())
+        print(found, long, "" if self.preset == "lab" else plan.choices(changes), sep="\n\n")
 
 
 @dataclass(frozen=True, kw_only=True)

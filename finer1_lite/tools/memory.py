@@ -63,6 +63,13 @@ class Sizes:
         """Keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head * self.number
 
+    @property
+    def token_flops(self) -> int:
+        """Of a token's forward pass in the language model: two a weight, the head's among them."""
+        attended = 2 * self.width * (self.heads + self.kv_heads) * self.head
+        weights = self.layers * (attended + 3 * self.width * self.inner)
+        return 2 * (weights + self.vocabulary * self.width)
+
     def saved(self, rows: int, queries: int, keys: int, masked: bool = True) -> int:
         """What a layer keeps for backward; (rows, queries) tokens look at `keys` places.
 

@@ -229,7 +229,7 @@ def card_gib(named: str) -> float:
 def choices(changes: Mapping[str, Any]) -> str:
     """Which presets of a GPU, so changed, fit the cards that people have; a line a size."""
     needed = {}
-    for name in ("t4", "l4", "a100"):
+    for name in ("colab", "t4", "l4", "a100"):
         needed[name] = memory_plan(getattr(Preset, name)().with_(**changes)).needed / GIB
     fit = {gib: [name for name, least in needed.items() if least <= gib] for gib in SMALL_CARDS}
     return "\n".join(f"presets for {g} GiB: {', '.join(fit[g]) or 'none'}" for g in fit)

@@ -71,7 +71,7 @@ def test_one_of_several_cards_is_chosen_by_cudas_own_variable(machine, monkeypat
         devices.choose_device()
 
 
-@pytest.mark.parametrize("preset", ["t4", "l4", "a100"])
+@pytest.mark.parametrize("preset", ["colab", "t4", "l4", "a100"])
 @pytest.mark.parametrize("command", ["lab", "evaluate x", "analyse x y", "bench"])
 def test_a_preset_for_a_gpu_stops_without_one(machine, command, preset, caplog, monkeypatch):
     machine()

@@ -13,7 +13,9 @@ from finer1_lite.tools import memory, plan
 from finer1_lite.tools.plan import GIB
 
 memory_plan = functools.cache(plan.memory_plan)
-T4, L4, A100 = Preset.t4(), Preset.l4(), Preset.a100()
+LONG = dict(max_new_tokens=512, eval_batch=8)
+T4 = Preset.t4().with_(tapo__groups=4, sft__micro_batch=1, **LONG)  # long answers
+L4, A100 = Preset.l4(), Preset.a100()
 SEVEN = T4.with_(student="Qwen/Qwen2.5-VL-7B-Instruct")
 
 
@@ -63,7 +65,9 @@ def test_a_token_in_the_cache_of_3b_has_18_thousand_numbers():
     assert sizes.kv_token == 36 * 2 * 2 * 128 * sizes.number and sizes.number in (2, 4)
 
 
-@pytest.mark.parametrize(("preset", "gpu"), [(T4, 15), (L4, 24), (A100, 40)])
+@pytest.mark.parametrize(
+    ("preset", "gpu"), [(Preset.colab(), 15), (Preset.t4(), 15), (L4, 24), (A100, 40)]
+)
 def test_presets_fit_the_cards_they_are_named_after(preset, gpu):
     found = memory_plan(preset, gpu_gib=gpu)
     assert found.fits and not found.lowered()[0] and "nothing needs to be lowered" in str(found)
@@ -165,10 +169,10 @@ def test_a_card_is_named_or_measured(named):
 
 def test_presets_for_small_cards(capsys):
     """A 3B model, then a 7B one, which is large for them."""
-    lines = [f"presets for {g} GiB: {names}" for g, names in ((6, "t4"), (8, "t4, l4"))]
+    lines = [f"presets for {g} GiB: {names}" for g, names in ((6, "none"), (8, "colab, t4"))]
     assert plan.choices({}).splitlines()[:2] == lines
-    seven = plan.choices({"student": SEVEN.student})
-    assert "8 GiB: none" in seven and "12 GiB: t4" in seven
+    seven = plan.choices({"student": SEVEN.student, "eval_batch": 8})
+    assert "8 GiB: none" in seven and "12 GiB: colab, t4" in seven
     assert main(["plan", "--gpu", "T4"]) == 0
     assert "on 14.6 GiB" in (shown := capsys.readouterr().out) and lines[0] in shown
 
