@@ -1,5 +1,6 @@
 """Stage 1: supervised fine-tuning on chains, with TRL's SFTTrainer and LoRA."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from finer1_lite.generation import Student
 from finer1_lite.presets import Preset, SFTSettings
 from finer1_lite.rewards import parse_answer
 from finer1_lite.runtime import distributed, oom
-from finer1_lite.runtime.checkpoints import last_checkpoint, require_finite, seal, stand
+from finer1_lite.runtime.checkpoints import due, last_checkpoint, require_finite, seal, stand
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.distributed import one_card
 from finer1_lite.species import Collection
@@ -88,6 +89,7 @@ class Guard(TrainerCallback):
 
     def __init__(self, accelerator: Accelerator, bar: Any) -> None:
         self.accelerator, self.bar = accelerator, bar
+        self.saved = time.time()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """For whatever is found in this step."""
@@ -101,8 +103,9 @@ class Guard(TrainerCallback):
         require_finite((name, gradient) for name, gradient in found if gradient is not None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """The weights, before they are saved; the last loss, for the screen."""
+        """The weights, before they are saved, if it is time; the last loss, for the screen."""
         require_finite(learning(more["model"]).items())
+        control.should_save |= distributed.broadcast(due(self.saved))
         losses = [f"{row['loss']:.2f}" for row in state.log_history if "loss" in row]
         self.bar.set_postfix(loss=losses[-1] if losses else "", refresh=False)
         self.bar.update(state.global_step - self.bar.n)
@@ -112,6 +115,7 @@ class Guard(TrainerCallback):
         distributed.wait()
         if distributed.is_main():
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.saved = time.time()
 
 
 class ChainTrainer(SFTTrainer):

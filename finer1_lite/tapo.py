@@ -22,6 +22,7 @@ from finer1_lite.data.chain_text import agreement
 from finer1_lite.generation import PromptBatch, Rollouts, Student
 from finer1_lite.presets import Preset, TAPOSettings
 from finer1_lite.runtime import distributed, own_rewards, trackers
+from finer1_lite.runtime.checkpoints import MINUTES
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.oom import Limits
 from finer1_lite.species import Collection
@@ -117,6 +118,7 @@ def train_tapo(
         weight_decay=0.01,
         micro_batch=s.micro_batch,
         save_every=save_every + -save_every % s.updates,  # never within a batch of rollouts
+        save_minutes=MINUTES if s.updates == 1 else math.inf,
         report_to=report_to,
         on_step=on_step,
     )

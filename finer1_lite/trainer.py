@@ -51,7 +51,8 @@ class Loop:
     steps: int
     learning_rate: float
     weight_decay: float
-    save_every: int
+    save_every: int  # steps between checkpoints, at most
+    save_minutes: float = checkpoints.MINUTES  # between them, at most, beside `save_every`
     micro_batch: int = 1
     schedule: str = "constant_with_warmup"
     warmup_steps: int = 3
@@ -81,6 +82,7 @@ class Loop:
     def __iter__(self) -> Iterator[int]:
         """The numbers of the steps that are left, from 0 on."""
         before = checks.snapshot(self.model)
+        self.saved = time.time()
         self.resume()
         self.accelerator.init_trackers("finer1_lite")
         name = f"{self.work.parent.parent.name} {self.work.parent.name}"
@@ -157,7 +159,8 @@ class Loop:
         warn_of_idle(self.work, self.history)
         if self.on_step:
             self.on_step(self.done, log)
-        if self.done % self.save_every == 0 or self.done == self.steps:
+        late = distributed.broadcast(checkpoints.due(self.saved, self.save_minutes))
+        if self.done % self.save_every == 0 or self.done == self.steps or late:
             self.save()
 
     # --- checkpoints ---------------------------------------------------------------------
@@ -178,6 +181,7 @@ class Loop:
                 if other != whole:
                     shutil.rmtree(other)
         distributed.wait()
+        self.saved = time.time()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""

@@ -195,6 +195,16 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     assert logs[0] == logs[1] and len(logs[0]) == 2
 
 
+def test_a_checkpoint_comes_by_time_too(fresh, few, chains, tmp_path, monkeypatch):
+    """Ten minutes are up after every step: what is killed at the third goes on from there."""
+    monkeypatch.setattr(sft, "due", lambda saved: True)
+    rows = sft.chain_rows(few, chains)
+    with pytest.raises(Killed):
+        sft.train_sft(fresh, rows, TINY.with_(sft__steps=40), 0, tmp_path, [KillAt(3)])
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names & {"checkpoint-2", "checkpoint-3"}  # by steps alone: none before the tenth
+
+
 def test_a_rate_that_breaks_the_weights_stops_it_and_nothing_is_written(
     fresh, few, chains, tmp_path
 ):

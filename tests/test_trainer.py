@@ -1,5 +1,6 @@
 """The loop's steps and checkpoints: the newest whole one counts, one torn by a kill goes."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -225,6 +226,22 @@ def test_the_first_number_that_is_not_finite_stops(tmp_path, what):
                 loop.optimizer.step = lambda: model.layer.weight.data.fill_(math.inf)
             loop.step({"loss": math.nan} if step == 1 and what == "the loss" else {})
     assert [p.name for p in work.iterdir()] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(("minutes", "written"), [(0.0, [1, 2, 3]), (1e9, [3])])
+def test_a_checkpoint_comes_by_time_too_and_moves_no_weight(tmp_path, minutes, written):
+    """What a machine that is taken away may cost is minutes, however long a step is."""
+    torch.manual_seed(0)
+    model, found = Line(), []
+    twin = copy.deepcopy(model)
+    real = Loop.save
+    settings = dict(steps=3, save_every=9, save_minutes=minutes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "save", lambda self: (found.append(self.done), real(self)))
+        run(model, tmp_path / "timed", **settings)
+    assert found == written
+    run(twin, tmp_path / "other", steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(*map(Line.parameters, (model, twin)), strict=True))
 
 
 def test_a_checkpoint_that_does_not_fit_the_model_is_refused(tmp_path):

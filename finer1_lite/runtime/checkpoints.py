@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ log = logging.getLogger("finer1_lite")
 STATE = "trainer_state.json"  # what is written last of a checkpoint, before it is sealed
 SUMS = "checksums.json"  # file -> SHA-256 of its bytes: the seal
 SHOWN = 3  # names in a message
+MINUTES = 10.0  # of work that a machine which is taken away may cost
 LOWER_RATE = "; lower the learning rate (--set sft.learning_rate=... or tapo.learning_rate=...)"
 _place = ""  # of the training that is under way: see `stand`
 
@@ -98,6 +100,11 @@ def last_checkpoint(work: Path) -> str | None:
             before = "going on from the one before it" if found else "beginning anew"
             log.warning("%s was torn (%s) and is deleted; %s", torn, problem, before)
     return distributed.broadcast(str(found[-1]) if found else None)
+
+
+def due(saved: float, minutes: float = MINUTES) -> bool:
+    """Whether so many minutes have gone by since the last checkpoint, at `saved` (seconds)."""
+    return time.time() - saved > 60 * minutes
 
 
 def seal(checkpoint: Path) -> None:

@@ -236,7 +236,8 @@ class PlanCommand:
         rates = minutes.choose(self.gpu, gib, on_cpu=self.preset == "lab")
         long = minutes.Minutes(found.load, rates)
         if self.json is not None:
-            written = found.to_dict() | {"time": long.to_dict()}
+            time = {"source": rates.source, "seconds": long.seconds}
+            written = found.to_dict() | {"time": time}
             write_atomically(self.json, json.dumps(written, indent=1).encode())
         print(found, long, "" if self.preset == "lab" else plan.choices(changes), sep="\n\n")
 

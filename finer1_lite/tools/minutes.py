@@ -81,10 +81,9 @@ def probe(device: torch.device, seconds: float = 2.5, side: int = 4096) -> Rates
     work = [lambda a=a: a @ a for a in pairs] + [many.clone, lambda: few + 1]
     halved, single, copies, kernels = (_a_second(one, device, seconds) for one in work)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    flops = 2 * side**3 * USED
-    layer = KERNELS / kernels
-    memory = copies * 2 * many.nbytes * READ
-    return Rates(f"measured just now: {name}", halved * flops, single * flops, memory, layer)
+    flops, moved = 2 * side**3 * USED, 2 * many.nbytes * READ
+    reached = (halved * flops, single * flops, copies * moved, KERNELS / kernels)
+    return Rates(f"measured just now: {name}", *reached)
 
 
 def _a_second(work: object, device: torch.device, seconds: float) -> float:
@@ -172,10 +171,6 @@ class Minutes:
         moved = (weights + cache) / self.rates.memory
         token = max(moved, self._read(rows), s.layers * self.rates.layer)
         return self._read(prompts * self.load.prompt) + length * token
-
-    def to_dict(self) -> dict:
-        """For a file."""
-        return {"source": self.rates.source, "seconds": self.seconds}
 
     def __str__(self) -> str:
         found = self.seconds
