@@ -221,7 +221,7 @@ def pretrain(
     world = paperbirds.make_world(world_seed)
     processor = lab_student.make_processor()
     torch.manual_seed(seed)
-    model = lab_student.make_model(processor.tokenizer)
+    model = lab_student.make_model(processor.tokenizer).to(models.choose_device())
 
     def rows(step: int) -> list[list[Row]]:
         rng = random.Random(f"pretrain/{world_seed}/{seed}/{step}")
