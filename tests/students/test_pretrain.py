@@ -66,6 +66,21 @@ def test_another_seed_or_length_does_not_go_on_with_a_killed_one(tmp_path, monke
         pretrain.pretrain(0, tmp_path / "student", steps=0)
 
 
+def test_the_student_is_trained_on_the_chosen_device(tmp_path, monkeypatch):
+    """On "meta" here, which every machine has."""
+    devices = []
+
+    def train_text(model, *_, **__):
+        devices.append(model.device.type)
+        raise Killed
+
+    monkeypatch.setattr(pretrain.models, "choose_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(pretrain, "train_text", train_text)
+    with pytest.raises(Killed):
+        pretrain.pretrain(0, tmp_path / "student", steps=1)
+    assert devices == ["meta"]
+
+
 def test_rows_of_describing_never_name_a_species(world):
     """Some offer names, four of one genus; what is seen has nothing to do with them."""
     rng = random.Random(0)
