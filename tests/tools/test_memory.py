@@ -174,7 +174,11 @@ def test_kept_activations_of_the_lab_student(fresh):
 # --- peaks ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    # two minutes and more on a CPU that has no instructions for it
+    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_update_peaks_where_the_plan_says(made, checkpointing, dtype, monkeypatch):
     """Without checkpointing logits make the peak here, with it a layer that is recomputed."""
