@@ -1,7 +1,7 @@
 """Look through a folder of photographs and list what is in it, and all that is wrong.
 
 Plain facts only: which picture goes to training and which class stays unseen is decided in
-`species`. Functions append to the list `problems`, so that one look tells every problem; each
+`splits`. Functions append to the list `problems`, so that one look tells every problem; each
 sentence names the file or value and the mend.
 """
 
