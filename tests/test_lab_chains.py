@@ -218,16 +218,17 @@ def test_what_does_not_fit_together_is_refused_and_leaves_nothing(owls, more, sa
 # --- the whole road --------------------------------------------------------------------------
 
 
-def written(self, photo, text, num_generations) -> list[Reply]:
+def written(self, photo, prompt, samples) -> list[Reply]:
     """What a good teacher answers; the model itself is too small to follow such a prompt."""
+    text = prompt.text
     right = re.search(r"Right is: (.+?)\.", text)
     if not right:
         looks = paperbirds.knowledge(paperbirds.make_world(0), photo.species)
-        return [Reply(looks)] * num_generations
+        return [Reply(looks)] * len(samples)
     marks = re.search(r"can be seen: (.+)", text).group(1).replace(";", ",")
     names = re.search(r"candidates: (.+)", text).group(1).split(", ")
     remarks = ["fits" if name == right.group(1) else "has another crown" for name in names]
-    return [Reply(prompts.chain(marks, names, remarks, right.group(1)))] * num_generations
+    return [Reply(prompts.chain(marks, names, remarks, right.group(1)))] * len(samples)
 
 
 @pytest.mark.slow
@@ -243,7 +244,7 @@ def test_the_road_from_a_data_set_over_a_teacher_and_a_person_to_a_report(
                 paperbirds.photo(world, name, f"road-{split}", number).image().save(path)
     birds, made = tmp_path / "birds", tmp_path / "set"
     assert main(["fetch", "my/birds", "--from", str(tmp_path / "copy"), "--out", str(birds)]) == 0
-    monkeypatch.setattr(teachers.Local, "_generate", written)
+    monkeypatch.setattr(teachers.Local, "ask", written)
     asked = ["--photos", str(birds), "--coarse", "bird"]
     local = ["--teacher", "local", "--model", str(ROOT / "assets" / "lab-student-world0")]
     assert main(["cot", "make", *asked, "--out", str(made), *local, "--extract", "yake"]) == 0
