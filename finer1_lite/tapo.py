@@ -281,7 +281,7 @@ def reward_group(
         s.accuracy_weight * name + s.format_weight * form + penalty
         for name, form, penalty in zip(accuracy, formed, penalties, strict=True)
     ]
-    own = own_payments(triplet, out, collection, s)
+    own = own_payments(triplet, out, collection, s) if s.rewards else {}
     reward = torch.tensor(paid)
     for payments, weight in own.values():
         reward = reward + weight * payments.nan_to_num()
