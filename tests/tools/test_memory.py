@@ -189,8 +189,9 @@ def test_the_update_peaks_where_the_plan_says(made, checkpointing, dtype, monkey
     def step():
         logprobs.log_probs(student.model, batch, tokens, mask, [0] * rows).sum().backward()
 
+    for weight in student.model.parameters():  # as after a micro-batch before this one
+        weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
     with recomputed(student.model, checkpointing):
-        step()  # a micro-batch before this one: gradients are there
         real = peak_of(step)
     student.model.zero_grad()
     load = load_of(student, rows, length, name="middle", gradient_checkpointing=checkpointing)
