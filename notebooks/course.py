@@ -2,7 +2,8 @@
 
 A fork changes "address" (and "tag") in course.json and runs this once: badges, links, the line
 that fetches the project in Colab and the diagrams are written anew. With --check nothing is
-written, and files that would change are named (exit code 1).
+written, and files that would change are named (exit code 1). With --handout FOLDER copies of the
+notebooks without the folded solutions are written there, for a class.
 """
 
 import json
@@ -17,6 +18,7 @@ PICTURES = HERE.parent / "assets" / "course"
 PAPER = "[Fine-R1](https://arxiv.org/abs/2602.07605)"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 OWN_MARK = "<!-- made by course.py -->"
+SOLUTION = re.compile(r"<details>.*?</details>", re.DOTALL)
 
 
 def header(course: dict[str, Any], at: int) -> str:
@@ -137,5 +139,22 @@ def main(check: bool) -> int:
     return int(check and bool(stale))
 
 
+def handout(folder: Path) -> None:
+    """Copies of all notebooks whose exercises have no solutions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(HERE.glob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            text = "".join(cell["source"])
+            if cell["cell_type"] == "markdown" and SOLUTION.search(text):
+                cell["source"] = lined(SOLUTION.sub("", text).strip() or "*Solution: later.*")
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        (folder / path.name).write_text(text, encoding="utf-8", newline="\n")
+    print(f"{folder}: put these in the place of notebooks/*.ipynb in a copy of the project")
+
+
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    if sys.argv[1:2] == ["--handout"]:
+        handout(Path(sys.argv[2]))
+    else:
+        sys.exit(main("--check" in sys.argv[1:]))

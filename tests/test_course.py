@@ -78,6 +78,15 @@ def test_a_notebook_without_a_header_is_refused():
         course.rewritten(COURSE, 0, text)
 
 
+def test_a_hand_out_has_tasks_and_no_solutions(tmp_path):
+    course.handout(tmp_path / "class")
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        text = (tmp_path / "class" / path.name).read_text(encoding="utf-8")
+        assert "## Exercises" in text and "<details>" not in text and "Solution</" not in text
+        cells = [json.loads(t)["cells"] for t in (text, path.read_text(encoding="utf-8"))]
+        assert len(cells[0]) == len(cells[1])
+
+
 # --- Colab: a new session, the cell run twice, a restarted session -------------------
 
 COLAB = """
