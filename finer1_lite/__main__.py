@@ -29,6 +29,7 @@ COMMANDS = {  # name -> what it is for (docstring), its options (fields), what i
     "predict": evals.PredictCommand,
     "merge": tools.MergeCommand,
     "demo": tools.DemoCommand,
+    "grade": tools.GradeCommand,
 }
 
 
@@ -55,7 +56,7 @@ def read_command(argv: list[str] | None) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 2 for bad input or a full disk, 130 for Ctrl-C."""
+    """Run a command; the exit code: 0, 1 for wrong exercises, 2 for bad input, 130 for Ctrl-C."""
     command = read_command(argv)
     try:
         unsloth.import_first(getattr(command, "settings", ()))  # before anything heavy
@@ -66,14 +67,13 @@ def main(argv: list[str] | None = None) -> int:
             devices.prepare(getattr(command, "preset", None))
         quiet()
         with files.nothing_left_of_a_failed_start():
-            command.start()
+            return command.start() or 0
     except (ValueError, OSError, MemoryError) as error:  # bad input, disk: say what and stop
         log.error("error: %s", error)
         return 2
     except KeyboardInterrupt:
         log.error("stopped; the same command goes on from here")
         return 130
-    return 0
 
 
 if __name__ == "__main__":

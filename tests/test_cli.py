@@ -243,6 +243,12 @@ OPTIONS = {
         --photos DIR Path
         --unknown float = 0.5
     """,
+    "grade": """
+        notebooks NOTEBOOK Path x+
+        --seed int
+        --limit float = 60.0
+        --json FILE Path
+    """,
 }
 
 PHOTOGRAPHS = """

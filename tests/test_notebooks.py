@@ -10,10 +10,14 @@ import time
 import pytest
 from paths import ROOT
 
+from finer1_lite.tools.exercises import read_exercises
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ABSOLUTE = ("/work", "/home", "/tmp", "/root", "/Users", "/content", "C:\\")
 MAX_BYTES, MAX_LINES, MAX_COLUMNS, MEDIAN_LINES = 300_000, 25, 88, 8
 MAX_SECONDS = 600
+# Their exercises are written for the numbers that they get; under these names they have none.
+UNCHECKED = {"04_tapo_qlora", "05_evaluation", "06_what_changed"}
 
 
 def source(cell) -> str:
@@ -68,16 +72,45 @@ def cell_faults(notebook) -> list[str]:
     return problems
 
 
-def ending_faults(notebook) -> list[str]:
-    """A summary, then three exercises with folded solutions, then nothing."""
-    last = "\n".join(source(cell) for cell in notebook["cells"][-4:])
-    _, summary, rest = last.partition("## Summary")
-    _, exercises, tasks = rest.partition("## Exercises")
-    problems = [] if summary and exercises else ["ends without '## Summary' and '## Exercises'"]
-    counts = [tasks.count(tag) for tag in ("<details>", "</details>", "<summary>")]
-    if counts != [3, 3, 3]:
-        problems.append(f"three folded solutions are wanted, tags found: {counts}")
+def ending_faults(notebook, checked=()) -> list[str]:
+    """A summary, then at least three exercises with folded solutions, then nothing.
+
+    checked: numbers of the exercises that `grade` checks. Each of them has its task, a code cell
+    that says nothing when it runs, and its folded solution, one behind the other.
+    """
+    cells = notebook["cells"]
+    starts = [i for i, c in enumerate(cells) if re.search("(?m)^## Exercises$", source(c))]
+    at = starts[-1] if starts else len(cells)
+    before = "\n".join(source(cell) for cell in cells[max(0, at - 3) : at + 1])
+    problems = (
+        [] if "## Summary" in before.partition("## Exercises")[0] else ["has no '## Summary'"]
+    )
+    if len(starts) != 1:
+        problems.append(f"'## Exercises' stands in {len(starts)} cells: in one, please")
+    tasks = [source(cell).rpartition("## Exercises")[2] for cell in cells[at:]]
+    problems += [f"goes on with a section: {t[:40]}" for t in tasks if re.search("(?m)^## ", t)]
+    tags = ("<details>", "</details>", "<summary>", "</summary>")
+    counts = [sum(text.count(tag) for text in tasks) for tag in tags]
+    if len(set(counts)) > 1 or counts[0] < max(3, len(checked)):
+        problems.append(f"three folded solutions at least are wanted, tags found: {counts}")
+    stubs = {i: c for i, c in enumerate(cells[at:]) if c["cell_type"] == "code"}
+    found = [tasks[i].partition("\n")[0].removeprefix("# exercise ") for i in stubs]
+    if sorted(found) != sorted(checked):
+        problems.append(f"checked exercises are {sorted(checked)}, cells for {sorted(found)}")
+    for number, (i, cell) in zip(found, stubs.items(), strict=True):
+        task, solution = tasks[i - 1], "".join(tasks[i + 1 : i + 2])
+        if not task.startswith(f"**{number}**") or "<details>" in task:
+            problems.append(f"{number} has no task before its cell")
+        if not (solution.startswith("<details>") and f"# exercise {number}\n" in solution):
+            problems.append(f"{number} has no folded solution behind its cell")
+        if cell["outputs"]:
+            problems.append(f"{number} says something when it is run as it is")
     return problems
+
+
+def checked_of(path) -> set[str]:
+    """The checked exercises of a notebook's number."""
+    return {n for n in read_exercises() if n[:2] == path.name[:2] and path.stem not in UNCHECKED}
 
 
 def definitions(tree) -> set[str]:
@@ -114,7 +147,8 @@ def test_notebook_is_tidy(path):
     assert path.stat().st_size < MAX_BYTES
     assert notebook["nbformat"] == 4
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    problems = output_faults(notebook) + cell_faults(notebook) + ending_faults(notebook)
+    problems = output_faults(notebook) + cell_faults(notebook)
+    problems += ending_faults(notebook, checked_of(path))
     problems += [f"defines {name} again: import it" for name in defined_twice(notebook)]
     assert not problems, "\n".join([path.name, *problems])
 
@@ -166,12 +200,45 @@ def test_untidy_cells_are_found(cells, said):
     assert said in "\n".join(cell_faults({"cells": cells}))
 
 
+def text(words):
+    return {"cell_type": "markdown", "source": words}
+
+
+FOLD = "<details><summary>Solution</summary>x</details>"
+
+
+def ending(n=1):
+    """A summary, an open exercise and two checked ones."""
+    cells = [text("## Summary\n## Exercises\n")]
+    for number in ("07.1", "07.2"):
+        solution = f"<details><summary>Solution</summary>\n# exercise {number}\n</details>"
+        cells += [text(f"**{number}** Do."), code(f"# exercise {number}\nx"), text(solution)]
+    return [*cells, text("**07.3** Think.\n" + n * FOLD)]
+
+
 def test_a_missing_exercise_is_found():
-    fold = "<details><summary>Solution</summary>x</details>"
-    text = "## Summary\n## Exercises\n" + 3 * fold
-    assert not ending_faults({"cells": [{"cell_type": "markdown", "source": text}]})
-    for broken in (text.replace(fold, "", 1), text.replace("## Summary", "")):
-        assert ending_faults({"cells": [{"cell_type": "markdown", "source": broken}]})
+    whole = "## Summary\n## Exercises\n" + 3 * FOLD
+    assert not ending_faults({"cells": [text(whole)]})
+    for broken in (whole.replace(FOLD, "", 1), whole.replace("## Summary", ""), 3 * FOLD):
+        assert ending_faults({"cells": [text(broken)]})
+    assert ending_faults({"cells": [text(whole), text("## More")]})
+    assert ending_faults({"cells": [text(whole), *[text("more")] * 4, text("## Exercises")]})
+    assert ending_faults({"cells": [text(whole.replace("</details>", "", 1))]})
+    assert ending_faults({"cells": [text("## Summary"), *[text("")] * 4, text(whole[11:])]})
+
+
+def test_a_checked_exercise_without_its_parts_is_found():
+    checked = ("07.1", "07.2")
+    assert not ending_faults({"cells": ending()}, checked)
+    assert "cells for" in "".join(ending_faults({"cells": ending()}))  # checked by nothing
+    assert "three folded" in "".join(ending_faults({"cells": ending(0)}, checked))
+    for gone, said in ((1, "no task"), (2, "cells for"), (3, "no folded solution")):
+        cells = ending(3)
+        del cells[gone]
+        assert said in "".join(ending_faults({"cells": cells}, checked))
+    cells = ending()
+    cells[2]["outputs"] = [stream("hello")]
+    assert "07.1 says something" in "".join(ending_faults({"cells": cells}, checked))
 
 
 def test_a_second_definition_is_found():

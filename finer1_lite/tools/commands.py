@@ -1,4 +1,4 @@
-"""The commands lab, pretrain, bench, plan, merge and demo: their options and what they start."""
+"""The commands lab, pretrain, bench, plan, merge, demo, grade: their options, what they start."""
 
 from __future__ import annotations
 
@@ -286,3 +286,27 @@ class DemoCommand:
         from finer1_lite.tools import demo
 
         demo.serve(self.model, self.port, self.photos, self.unknown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradeCommand:
+    """Check the exercises of notebooks: of a learner's own, or of a whole class.
+
+    Each is run alone, as you, on inputs drawn anew. Exit code 1 where one is not passed.
+    """
+
+    notebooks: tuple[Path, ...] = argument(
+        "notebooks, saved, or folders of such", metavar="NOTEBOOK"
+    )
+    seed: int | None = option(None, "draw the inputs of an earlier grading, which printed this")
+    limit: float = option(60.0, "seconds an exercise may take")
+    json: Path | None = option(
+        None, "write a row for each notebook and exercise to FILE", metavar="FILE"
+    )
+
+    def start(self) -> int:
+        """Check, print, and write the rows where a file is named; the exit code."""
+        from finer1_lite.tools.grade import grade
+
+        require({f"--limit {self.limit}: give seconds above 0": self.limit > 0})
+        return int(not grade(self.notebooks, self.seed, self.limit, self.json))
