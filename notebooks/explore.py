@@ -37,7 +37,6 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 QUICK = 0.05  # seconds: what is drawn faster is drawn while a slider still moves
 MAIN, PLAIN = plots.COLOURS["tapo"], plots.COLOURS["base"]
 SYMBOLS = dict(zip(chain_text.PARTS, "◆●▲■", strict=True))
-WRAP = w.Layout(flex_flow="row wrap", width="100%", max_width="1000px")
 Face = Figure | str  # what a piece draws: a figure, or HTML in which foreign text is escaped
 
 
@@ -61,7 +60,9 @@ class Board(w.VBox):
             if one.has_trait("continuous_update"):
                 one.continuous_update = quick
             one.observe(self._redraw, "value")
-        super().__init__([w.Box([*self.controls.values()], layout=WRAP), self.picture, self.words])
+        wrap = w.Layout(flex_flow="row wrap", max_width="1000px")
+        head = w.Box([*self.controls.values()], layout=wrap)
+        super().__init__([head, self.picture, self.words])
 
     def _drawn(self) -> tuple[bytes | None, str]:
         """(PNG or None, its alt text or the HTML) of the controls' values."""
@@ -120,9 +121,9 @@ def still(notebook: dict[str, Any]) -> dict[str, Any]:
     return notebook
 
 
-def _panels(count: int, high: float = 3.0, **how: Any) -> tuple[Figure, Any]:
+def _panels(count: int, high: float = 3.0) -> tuple[Figure, Any]:
     figure = Figure(figsize=(plots.WIDTH, high), dpi=80, layout="constrained")
-    return figure, figure.subplots(1, count, squeeze=False, **how)[0]
+    return figure, figure.subplots(1, count, squeeze=False)[0]
 
 
 def loss_curve(ratio: torch.Tensor, advantage: float, *clips: float) -> list[np.ndarray]:
