@@ -78,7 +78,8 @@ class Board(w.VBox):
         picture, words = face
         self.picture.layout.display = None if picture else "none"
         self.picture.value = picture or b""
-        self.words.value = f"<small>{html.escape(words)}</small>" if picture else words
+        said = f'<div style="font-size:80%;line-height:1.3">{html.escape(words)}</div>'
+        self.words.value = said if picture else words
 
     def _redraw(self, _: object) -> None:
         try:
@@ -147,8 +148,8 @@ def loss_figure(advantage: float, clip_low: float, clip_high: float, clip_dual: 
     figure.suptitle(f"A = {advantage:+.2f}. No gradient at ratio: {said}")
     names = ("surrogate (to grow)", "its gradient by log π")
     for axis, curve, name in zip(axes, curves, names, strict=True):
-        axis.plot(ratio, advantage * ratio, "--", color=PLAIN, label="without clips")
-        axis.plot(ratio, curve, color=MAIN, linewidth=2, label="with clips")
+        axis.plot(ratio, advantage * ratio, "--", color=PLAIN, label="unclipped")
+        axis.plot(ratio, curve, color=MAIN, linewidth=2, label="clipped")
         for at, (a, b) in enumerate(spans):
             look = {"fc": "none", "ec": plots.PALE, "hatch": "//", "lw": 0, "zorder": 0}
             axis.axvspan(a, b, label="_" * at + "flat", **look)
@@ -198,7 +199,7 @@ def advantage_playground(
     paid: Sequence[float] = (1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0), positives: int = 4
 ) -> Board:
     """A slider for each reward; 0 positives: one picture, as in a group of plain GRPO."""
-    sliders = {f"reward_{i + 1}": (0.0, 1.0, 0.1, float(r)) for i, r in enumerate(paid)}
+    sliders = {f"reward_{i + 1}": (0.0, 1.0, 0.1, round(float(r), 4)) for i, r in enumerate(paid)}
     choices = {"scale": w.Dropdown(options=("std", "none"))}
     choices["baseline"] = w.Dropdown(options=("group", "picture") if positives else ("group",))
 
@@ -343,7 +344,7 @@ def triplet_browser(collection: Collection, count: int = 4, last: int = 30) -> B
         drawn = triplets.draw_triplets(collection, count, seed=0, step=step)
         return triplet_figure(collection, drawn[index])
 
-    return play(draw, step=(0, last, 1, 0), index=(0, count - 1, 1, 0))
+    return play(draw, step=(0, last, 1, 1), index=(0, count - 1, 1, 0))
 
 
 def verdict(completion: str, names: Sequence[str]) -> str:
@@ -377,9 +378,12 @@ def rollout_html(group: Any, index: int, names: Sequence[str]) -> str:
 
 
 def rollout_inspector(groups: Sequence[Any], names: Sequence[str]) -> Board:
-    """Group and completion by sliders; names: of all classes, which an answer may be."""
-    most = min(len(group.completions) for group in groups) - 1
-    choices = {"group": (0, len(groups) - 1, 1, 0), "completion": (0, most, 1, 0)}
+    """Sliders begin where a comparison contradicts its answer; names: of all classes."""
+    most = min(len(group.completions) for group in groups)
+    every = [(g, i) for g in range(len(groups)) for i in range(most)]
+    odd = (at for at in every if "contradicts" in verdict(groups[at[0]].completions[at[1]], names))
+    g, i = next(odd, (0, 0))
+    choices = {"group": (0, len(groups) - 1, 1, g), "completion": (0, most - 1, 1, i)}
     return play(lambda group, completion: rollout_html(groups[group], completion, names), **choices)
 
 

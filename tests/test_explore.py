@@ -192,7 +192,7 @@ def test_flat_parts_are_named_and_marked(advantage, low, said):
     figure = explore.loss_figure(advantage, low, 0.28, 3.0)
     assert figure.get_suptitle() == said
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert names == ["without clips", "with clips", "flat"]
+    assert names == ["unclipped", "clipped", "flat"]
     assert len(figure.axes[0].patches) == said.count(" to ")
 
 
@@ -373,8 +373,9 @@ def test_a_chain_is_taken_apart_and_its_verdict_said(group, birds):
 
 def test_the_inspector_moves_through_groups(group, birds):
     board = explore.rollout_inspector([group, group], birds.names)
-    board.controls["completion"].value = 1
-    assert "contradicts" in board.words.value
+    assert board.controls["completion"].value == 1 and "contradicts" in board.words.value
+    board.controls["completion"].value = 0
+    assert "leads to" in board.words.value
     assert board.controls["group"].max == 1 and board.controls["completion"].max == 3
 
 
