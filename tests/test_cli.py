@@ -246,7 +246,7 @@ OPTIONS = {
     "grade": """
         notebooks NOTEBOOK Path x+
         --seed int
-        --limit float = 60.0
+        --limit float = 30.0
         --json FILE Path
     """,
 }

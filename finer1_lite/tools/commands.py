@@ -299,7 +299,7 @@ class GradeCommand:
         "notebooks, saved, or folders of such", metavar="NOTEBOOK"
     )
     seed: int | None = option(None, "draw the inputs of an earlier grading, which printed this")
-    limit: float = option(60.0, "seconds an exercise may take")
+    limit: float = option(30.0, "seconds an exercise may take, without loading torch")
     json: Path | None = option(
         None, "write a row for each notebook and exercise to FILE", metavar="FILE"
     )
