@@ -46,24 +46,28 @@ SMALL = dict(  # of every run
 )
 RUNS: dict[str, dict] = {  # name -> what differs
     "healthy": {},
-    "entropy_collapse": dict(tapo__anchor_entropy_weight=10.0, tapo__top_p=0.9, tapo__keep="all"),
+    "entropy_collapse": dict(
+        tapo__anchor_entropy_weight=10.0,
+        tapo__top_p=0.7,
+        tapo__keep="all",
+        tapo__learning_rate=4 * 1e-3,
+    ),
     "format_hacking": dict(
         tapo__rewards="make:thorough=2", tapo__accuracy_weight=0.1, tapo__keep="all"
     ),
     "high_rate": dict(tapo__learning_rate=30 * 1e-3),
     "section_collapse": dict(tapo__rewards="make:brief=2", tapo__keep="all"),
     "wrong_mask": {},
-    "zero_variance": dict(
-        tapo__temperature=0.0, tapo__anchor_rollouts=8, tapo__positive_rollouts=0
-    ),
+    "zero_variance": dict(max_new_tokens=100),  # a chain takes about 127
 }
 
 
 def thorough(completions: Sequence, **columns: object) -> list[float]:
-    """A careless reward for form: the more differences a comparison lists (to 12), the better."""
+    """A careless reward for form: well formed, and the more differences are listed the better."""
     texts = [chat[0]["content"] for chat in completions]
     lists = [re.findall(r"\bhas ([^;\n]*)", text) for text in texts]
-    return [min(12, sum(one.count(",") + 1 for one in found)) / 12 for found in lists]
+    listed = [min(12, sum(one.count(",") + 1 for one in found)) / 12 for found in lists]
+    return [form * share for form, share in zip(rewards.format(completions), listed, strict=True)]
 
 
 def brief(completions: Sequence, completion_ids: Sequence, **columns: object) -> list[float]:
