@@ -32,8 +32,9 @@ def ends(log, name, width=4):
 
 
 def nothing_to_learn_from(log, healthy):
-    """No group of any step has reward variance, though half of the completions are right."""
-    return {*column(log, "groups_kept")} == {0} and mean(column(log, "accuracy")) > 0.5
+    """No group of any step has reward variance, and no weight moves: nearly all were cut."""
+    idle = all({*column(log, name)} == {0} for name in ("groups_kept", "varied", "grad_norm"))
+    return idle and mean(column(log, "truncated")) > 0.9
 
 
 def ruined_by_its_rate(log, healthy):
@@ -43,26 +44,28 @@ def ruined_by_its_rate(log, healthy):
 
 def loses_a_part(log, healthy):
     """Completions shrink to two thirds, and stay in the right form."""
-    first, last = ends(log, "length")
+    last = ends(log, "length")[1]
     return last < 0.67 * healthy[0]["length"] and ends(log, "format")[1] > 0.8
 
 
 def paid_for_form(log, healthy):
-    """The reward rises, right names do not."""
+    """The reward rises by half, form stays right, nothing is spared, and right names get fewer."""
     (reward, paid), (right, named) = ends(log, "reward"), ends(log, "accuracy")
-    return paid > reward + 0.2 and named < right + 0.05
+    (short, long), form = ends(log, "length"), ends(log, "format")[1]
+    return paid > 1.5 * reward and named < 0.5 * right and form > 0.8 and long > short
 
 
 def sure_of_itself(log, healthy):
-    """The entropy falls to a fifth, and groups lose their variance, all being in the right form."""
-    first, last = healthy[0]["anchor_entropy"], ends(log, "anchor_entropy")[1]
-    return last < first / 5 and ends(log, "format")[1] > 0.9
+    """The entropy falls to a fifth, no group varies any more, and all are in the right form."""
+    last = column(log, "anchor_entropy")[-4:]
+    sure = bool(last) and mean(last) < healthy[0]["anchor_entropy"] / 5
+    return sure and ends(log, "varied")[1] == 0 and ends(log, "format")[1] > 0.9
 
 
 def scores_other_tokens(log, healthy):
     """The first step wrote what the healthy run wrote, and scored it otherwise."""
     written = all(log[0][key] == healthy[0][key] for key in ("reward", "length", "accuracy"))
-    return written and log[0]["anchor_entropy"] > 10 * healthy[0]["anchor_entropy"]
+    return written and log[0].get("anchor_entropy", 0) > 10 * healthy[0]["anchor_entropy"]
 
 
 SYMPTOMS = {
