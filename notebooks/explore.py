@@ -203,10 +203,8 @@ def advantage_playground(
     """A slider for each reward; 0 positives: one picture, as in a group of plain GRPO."""
     sliders = {f"reward_{i + 1}": (0.0, 1.0, 0.1, round(float(r), 4)) for i, r in enumerate(paid)}
     baselines = ("group", "picture") if positives else ("group",)
-    choices = {
-        "scale": w.Dropdown(options=("std", "none")),
-        "baseline": w.Dropdown(options=baselines),
-    }
+    options = {"scale": ("std", "none"), "baseline": baselines}
+    choices = {name: w.Dropdown(options=values) for name, values in options.items()}
 
     def draw(scale: str, baseline: str, **values: float) -> Figure:
         return advantage_figure([*values.values()], positives, baseline, scale)
@@ -299,7 +297,7 @@ def step_figure(log: pd.DataFrame, step: int, columns: Sequence[str]) -> Figure:
     across = min(3, len(columns))
     rows = -(-len(columns) // across)
     figure = Figure(figsize=(plots.WIDTH, 2 * rows + 0.4), dpi=80, layout="constrained")
-    axes = figure.subplots(rows, across, squeeze=False).flat
+    axes = list(figure.subplots(rows, across, squeeze=False).flat)
     for axis, name in zip(axes, columns, strict=False):
         value = log.at[step, name]
         said = "nothing logged" if pd.isna(value) else f"{value:.3g}"
@@ -308,7 +306,7 @@ def step_figure(log: pd.DataFrame, step: int, columns: Sequence[str]) -> Figure:
         axis.axvline(step, color=plots.INK, linewidth=0.6)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(xlabel="step", title=f"{name.replace('_', ' ')}: {said}")
-    for axis in [*axes][len(columns) :]:
+    for axis in axes[len(columns) :]:
         axis.set_axis_off()
     figure.suptitle(f"step {step}")
     return figure
@@ -362,11 +360,9 @@ def rollout_html(group: Any, index: int, names: Sequence[str]) -> str:
     from finer1_lite.chains.panel import COLOURS
 
     completion, size = group.completions[index], len(group.completions)
-    worth = advantages.group_advantages(group.reward, size)
-    earned = {"accuracy": group.accuracy, "format": group.format, "reward": group.reward}
-    said = [
-        f"{key} {float(paid[index]):.3g}" for key, paid in (earned | {"advantage": worth}).items()
-    ]
+    earned = {key: getattr(group, key) for key in ("accuracy", "format", "reward")}
+    earned["advantage"] = advantages.group_advantages(group.reward, size)
+    said = [f"{key} {float(paid[index]):.3g}" for key, paid in earned.items()]
     label, picture = group.triplet.anchor.species, "anchor" if 2 * index < size else "positive"
     lines = f"about the {picture}, a {html.escape(label)}: {', '.join(said)}<br>"
     lines += f"<b>{html.escape(verdict(completion, names))}</b>"
@@ -385,9 +381,7 @@ def rollout_inspector(groups: Sequence[Any], names: Sequence[str]) -> Board:
             short = verdict(text, names).partition(":")[0]
             said[bool(right)][short] += 1
             odd += [(g, i)] if right and "leads" not in short else []
-    counts = [
-        ", ".join(f"{n} where {short}" for short, n in said[k].items()) for k in (True, False)
-    ]
+    counts = [", ".join(f"{n} where {k}" for k, n in kind.items()) for kind in said.values()]
     head = f"<div>right: {counts[0] or 'none'}; wrong: {counts[1] or 'none'}</div>"
     g, i = (odd or [(0, 0)])[0]
     most = min(len(group.completions) for group in groups) - 1

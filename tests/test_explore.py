@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import ipywidgets as w
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from browser import SLOW, needs_chromium, new_page, screenshot
@@ -319,6 +320,9 @@ def test_a_step_shows_its_numbers_a_skipped_one_a_gap_and_a_resumed_one_counts_o
         board.controls["step"].value = 3
         assert "reward: 0.7" in board.words.value
     assert "inter" not in explore.step_slider(path, ["reward"]).words.value
+    table = pd.DataFrame({name: [1.0, 2.0] for name in "abcd"}, index=[1, 2])
+    drawn = explore.step_figure(table, 1, "abcd").axes
+    assert [axis.axison for axis in drawn] == [True] * 4 + [False] * 2
 
 
 # --- triplets ------------------------------------------------------------------------------
