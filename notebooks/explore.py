@@ -1,19 +1,20 @@
 """Pieces of the notebooks that move: controls where a kernel runs, a picture everywhere else.
 
-Each piece is a pure function that draws (`loss_figure`) and one that shows it with its controls
-(`loss_explorer`). What a cell shows is one output of two kinds, a widget and a picture or table of
-the start values. A stored notebook keeps the second only (`python notebooks/explore.py FILE...`):
-a widget's model dies with its kernel. JupyterLab would still choose the widget in a notebook that
-it trusts and show "model not found"; with stored widget states nbconvert would fetch code from the
-network to show the widget.
+A piece is a function that draws (`loss_figure`) and one that shows it under its controls
+(`loss_explorer`): one output of two kinds, a widget and a picture or table of the start values.
+A stored notebook keeps the second only (`python notebooks/explore.py FILE...`), as a widget's model
+dies with its kernel: JupyterLab, where it trusts a notebook, would still choose the widget ("model
+not found"), and with stored states an HTML page would fetch code from the network.
 """
 
 import base64
 import html
 import io
 import json
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ class Board(w.VBox):
         picture, words = self.face
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
         if picture is None:
-            return {VIEW: view, "text/html": words, "text/plain": "a table"}, {}
+            plain = html.unescape(re.sub("<[^>]*>", " ", words))  # all else in it is escaped
+            return {VIEW: view, "text/html": words, "text/plain": " ".join(plain.split())}, {}
         data = {VIEW: view, "image/png": base64.b64encode(picture).decode(), "text/plain": words}
         return data, {"image/png": {"alt": words}}
 
@@ -176,14 +178,14 @@ def group_of(paid: Sequence[float], positives: int, baseline: str, scale: str) -
 
 
 def advantage_figure(paid: Sequence[float], positives: int, baseline: str, scale: str) -> Figure:
-    """Rewards of a group, and below them what each is worth beside the others."""
+    """Rewards of a group, and what each is worth beside the others."""
     found = group_of(paid, positives, baseline, scale)
     figure, (left, right) = _panels(2, 2.8)
-    names = [f"anchor {i + 1}" for i in range(len(paid) - positives)]
-    names += [f"positive {i + 1}" for i in range(positives)]
+    counts = {"anchor": len(paid) - positives, "positive": positives}
+    names = [f"{picture} {i + 1}" for picture, n in counts.items() for i in range(n)]
     for axis, values, colour in ((left, paid, PLAIN), (right, found, MAIN)):
         bars = axis.bar(names, values, color=colour, edgecolor="white")
-        for bar in bars[len(paid) - positives :]:
+        for bar in bars[counts["anchor"] :]:
             bar.set_hatch("//")
         axis.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
         axis.axhline(0, color=plots.INK, linewidth=0.6)
@@ -200,8 +202,9 @@ def advantage_playground(
 ) -> Board:
     """A slider for each reward; 0 positives: one picture, as in a group of plain GRPO."""
     sliders = {f"reward_{i + 1}": (0.0, 1.0, 0.1, round(float(r), 4)) for i, r in enumerate(paid)}
-    choices = {"scale": w.Dropdown(options=("std", "none"))}
-    choices["baseline"] = w.Dropdown(options=("group", "picture") if positives else ("group",))
+    baselines = ("group", "picture") if positives else ("group",)
+    options = {"scale": ("std", "none"), "baseline": baselines}
+    choices = {name: w.Dropdown(options=values) for name, values in options.items()}
 
     def draw(scale: str, baseline: str, **values: float) -> Figure:
         return advantage_figure([*values.values()], positives, baseline, scale)
@@ -269,24 +272,19 @@ def scorer_breaker(label: str, classes: Sequence[str]) -> Board:
     return play(lambda answer: scorer_html(answer, label, classes), answer=box)
 
 
-def bottleneck_figure(shares: Any, scores: Any, kept: Sequence[str], beta: float) -> Figure:
-    """`figures.bottleneck` with its finding above it."""
-    from finer1_lite.evals import figures
-
-    figure = figures.bottleneck(shares, scores, kept, beta)
-    figure.set_dpi(75)
-    said = f"{len(kept)} of {len(shares)}: {', '.join(kept) or 'none'}"
-    figure.suptitle(f"beta {beta:.2f} keeps {said}", fontsize=9)
-    return figure
-
-
 def bottleneck_slider(name: str, described: Mapping, phrases: Sequence[str]) -> Board:
     """Beta by a slider; arguments as of `concepts.over_beta`. Lines keep their places."""
+    from finer1_lite.evals import figures
+
     shares, scores, _ = concepts.over_beta(name, described, phrases)
 
     def draw(beta: float) -> Figure:
         kept = concepts.select(name, described, phrases, beta=beta, least=0).kept
-        return bottleneck_figure(shares, scores, kept, beta)
+        figure = figures.bottleneck(shares, scores, kept, beta)
+        figure.set_dpi(75)
+        said = f"{len(kept)} of {len(shares)}: {', '.join(kept) or 'none'}"
+        figure.suptitle(f"beta {beta:.2f} keeps {said}", fontsize=9)
+        return figure
 
     return play(draw, beta=(0.0, 1.0, 0.05, concepts.BETA))
 
@@ -299,7 +297,7 @@ def step_figure(log: pd.DataFrame, step: int, columns: Sequence[str]) -> Figure:
     across = min(3, len(columns))
     rows = -(-len(columns) // across)
     figure = Figure(figsize=(plots.WIDTH, 2 * rows + 0.4), dpi=80, layout="constrained")
-    axes = figure.subplots(rows, across, squeeze=False).flat
+    axes = list(figure.subplots(rows, across, squeeze=False).flat)
     for axis, name in zip(axes, columns, strict=False):
         value = log.at[step, name]
         said = "nothing logged" if pd.isna(value) else f"{value:.3g}"
@@ -308,7 +306,7 @@ def step_figure(log: pd.DataFrame, step: int, columns: Sequence[str]) -> Figure:
         axis.axvline(step, color=plots.INK, linewidth=0.6)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(xlabel="step", title=f"{name.replace('_', ' ')}: {said}")
-    for axis in [*axes][len(columns) :]:
+    for axis in axes[len(columns) :]:
         axis.set_axis_off()
     figure.suptitle(f"step {step}")
     return figure
@@ -352,7 +350,7 @@ def verdict(completion: str, names: Sequence[str]) -> str:
     answer = rewards.parse_answer(completion)
     picked = chain_text.agreement(completion, answer, names)["picked"]
     if not picked or answer is None:
-        return "there is no valid answer" if picked else "the comparison picks no single candidate"
+        return "there is no valid answer" if picked else "comparison picks no single candidate"
     same = chain_text.fold(picked) == chain_text.fold(answer)
     return f"comparison {'leads to' if same else 'contradicts'} the answer: it picks {picked}"
 
@@ -362,11 +360,9 @@ def rollout_html(group: Any, index: int, names: Sequence[str]) -> str:
     from finer1_lite.chains.panel import COLOURS
 
     completion, size = group.completions[index], len(group.completions)
-    worth = advantages.group_advantages(group.reward, size)
-    earned = {"accuracy": group.accuracy, "format": group.format, "reward": group.reward}
-    said = [
-        f"{key} {float(paid[index]):.3g}" for key, paid in (earned | {"advantage": worth}).items()
-    ]
+    earned = {key: getattr(group, key) for key in ("accuracy", "format", "reward")}
+    earned["advantage"] = advantages.group_advantages(group.reward, size)
+    said = [f"{key} {float(paid[index]):.3g}" for key, paid in earned.items()]
     label, picture = group.triplet.anchor.species, "anchor" if 2 * index < size else "positive"
     lines = f"about the {picture}, a {html.escape(label)}: {', '.join(said)}<br>"
     lines += f"<b>{html.escape(verdict(completion, names))}</b>"
@@ -378,13 +374,21 @@ def rollout_html(group: Any, index: int, names: Sequence[str]) -> str:
 
 
 def rollout_inspector(groups: Sequence[Any], names: Sequence[str]) -> Board:
-    """Sliders begin where a comparison contradicts its answer; names: of all classes."""
-    most = min(len(group.completions) for group in groups)
-    every = [(g, i) for g in range(len(groups)) for i in range(most)]
-    odd = (at for at in every if "contradicts" in verdict(groups[at[0]].completions[at[1]], names))
-    g, i = next(odd, (0, 0))
-    choices = {"group": (0, len(groups) - 1, 1, g), "completion": (0, most - 1, 1, i)}
-    return play(lambda group, completion: rollout_html(groups[group], completion, names), **choices)
+    """Sliders begin at a right answer to which its comparison does not lead; names: all classes."""
+    said, odd = {True: Counter(), False: Counter()}, []
+    for g, group in enumerate(groups):
+        for i, (text, right) in enumerate(zip(group.completions, group.right, strict=True)):
+            short = verdict(text, names).partition(":")[0]
+            said[bool(right)][short] += 1
+            odd += [(g, i)] if right and "leads" not in short else []
+    counts = [", ".join(f"{n} where {k}" for k, n in kind.items()) for kind in said.values()]
+    head = f"<div>right: {counts[0] or 'none'}; wrong: {counts[1] or 'none'}</div>"
+    g, i = (odd or [(0, 0)])[0]
+    most = min(len(group.completions) for group in groups) - 1
+    both = {"group": (0, len(groups) - 1, 1, g), "completion": (0, most, 1, i)}
+    return play(
+        lambda group, completion: head + rollout_html(groups[group], completion, names), **both
+    )
 
 
 if __name__ == "__main__":

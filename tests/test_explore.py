@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import ipywidgets as w
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from browser import SLOW, needs_chromium, new_page, screenshot
@@ -283,6 +284,7 @@ def test_hostile_answers_and_names_stay_text():
     assert "&amp;lt;" in board.words.value
     data, _ = bundle_of(board)
     assert "<img" not in data["text/html"] and data[explore.VIEW]
+    assert f"wren, not {HOSTILE}" in data["text/plain"]
 
 
 # --- concepts ------------------------------------------------------------------------------
@@ -318,6 +320,9 @@ def test_a_step_shows_its_numbers_a_skipped_one_a_gap_and_a_resumed_one_counts_o
         board.controls["step"].value = 3
         assert "reward: 0.7" in board.words.value
     assert "inter" not in explore.step_slider(path, ["reward"]).words.value
+    table = pd.DataFrame({name: [1.0, 2.0] for name in "abcd"}, index=[1, 2])
+    drawn = explore.step_figure(table, 1, "abcd").axes
+    assert [axis.axison for axis in drawn] == [True] * 4 + [False] * 2
 
 
 # --- triplets ------------------------------------------------------------------------------
@@ -341,42 +346,48 @@ def test_the_browser_shows_what_training_draws_and_the_marks_that_differ(world, 
 
 @pytest.fixture
 def group(world, birds):
-    """A whole chain, one that answers against its comparison, and two that are no chains."""
+    """A whole chain, one that is right against its comparison, and two that are no chains."""
     triplet = triplets.draw_triplets(birds, 4, seed=0, step=0)[0]
     name, other = triplet.anchor.species, triplet.negative.species
-    chain = cot.oracle_chain(world, name, random.Random(0))
-    against = chain.replace(f"prediction: {name}", f"prediction: {other}")
-    against = against.replace(f"<answer>{name}", f"<answer>{other}")
-    accuracy, form = torch.tensor([1.0, 0, 0, 0]), torch.tensor([1.0, 1, 0, 0])
+    chain, against = (cot.oracle_chain(world, n, random.Random(0)) for n in (name, other))
+    for words in ("prediction: ", "<answer>"):
+        against = against.replace(words + other, words + name)
+    right = torch.tensor([1.0, 1, 0, 0])
     return SimpleNamespace(
         triplet=triplet,
         completions=[chain, against, chain.partition("<answer>")[0], HOSTILE],
-        accuracy=accuracy,
-        format=form,
-        reward=0.9 * accuracy + 0.1 * form,
+        right=right,
+        accuracy=right,
+        format=right,
+        reward=0.9 * right + 0.1 * right,
     )
 
 
 def test_a_chain_is_taken_apart_and_its_verdict_said(group, birds):
-    name = group.triplet.anchor.species
+    name, other = group.triplet.anchor.species, group.triplet.negative.species
     whole, against, cut, hostile = (explore.rollout_html(group, i, birds.names) for i in range(4))
     assert f"comparison leads to the answer: it picks {name}" in whole
-    assert "accuracy 1, format 1, reward 1, advantage 1.49" in whole
-    assert f"comparison contradicts the answer: it picks {name}" in against
+    assert "accuracy 1, format 1, reward 1, advantage 0.866" in whole
+    assert f"comparison contradicts the answer: it picks {other}" in against
     assert "about the anchor" in against and "about the positive" in cut
     assert "there is no valid answer" in cut
-    assert "the comparison picks no single candidate" in hostile
+    assert "comparison picks no single candidate" in hostile
     assert all(f"{sign}</b> {part}:" in whole for part, sign in explore.SYMBOLS.items())
     assert len({*explore.SYMBOLS.values()}) == 4
     assert "&lt;img" in hostile and "<img" not in hostile
 
 
-def test_the_inspector_moves_through_groups(group, birds):
+def test_the_inspector_counts_and_begins_at_a_right_answer_against_its_comparison(group, birds):
     board = explore.rollout_inspector([group, group], birds.names)
-    assert board.controls["completion"].value == 1 and "contradicts" in board.words.value
-    board.controls["completion"].value = 0
-    assert "leads to" in board.words.value
     assert board.controls["group"].max == 1 and board.controls["completion"].max == 3
+    assert (board.controls["group"].value, board.controls["completion"].value) == (0, 1)
+    assert "comparison contradicts" in board.words.value.rpartition("about the")[2]
+    assert bundle_of(board)[0]["text/plain"].startswith(
+        "right: 2 where comparison leads to the answer, 2 where comparison contradicts the answer; "
+        "wrong: 2 where there is no valid answer, 2 where comparison picks no single candidate"
+    )
+    board.controls["completion"].value = 0
+    assert "comparison leads" in board.words.value.rpartition("about the")[2]
 
 
 # --- in a browser --------------------------------------------------------------------------
