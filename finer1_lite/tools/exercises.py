@@ -149,7 +149,7 @@ EDGES: dict[str, list[tuple]] = {  # calls that are made besides
     "01.1": [([NAMES[:4]], NAMES[4:])],
     "03.1": [(torch.tensor([[300.0, 0], [0, 300], [0, 0]]), torch.tensor([0, 1, 0]))],
     "03.2": [(torch.tensor([1.25, 0.5, 0.7, 3.5]), torch.tensor([1.0, 1, -1, -1]))],
-    "04.2": [(f"{NAMES[0]}: fits; {NAMES[1]}: fits", NAMES[0])],
+    "04.2": [("a: fits; b: fits", "a"), ("a: fits but for its belly; b: has tail fan", "a")],
     "04.3": [(torch.ones(2, 2, 3),)],
     "05.2": [(torch.zeros(8), torch.tensor([-1.0, 0, 1]), 4)],
     "06.1": [(0, 20), (20, 20)],
@@ -157,7 +157,7 @@ EDGES: dict[str, list[tuple]] = {  # calls that are made besides
     "06.3": [([1.0, 1.0, 0.95], [True, False, True])],
     "07.2": [(["a", "b"], ["a", "b"])],
     "08.2": [([0.2, 0.9], [False, False], 0.5)],
-    "08.3": [([None, None],)],
+    "08.3": [([None, None],), (["b", "a", None],)],
 }
 
 
