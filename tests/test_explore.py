@@ -1,6 +1,7 @@
 """The notebooks' pieces that move: what they draw, what a reader without a kernel sees."""
 
 import base64
+import importlib.util
 import io
 import json
 import random
@@ -153,6 +154,17 @@ def test_still_keeps_all_else(tmp_path):
     assert [*notebook.cells[0].outputs[0].data] == ["text/html", "text/plain"]
     assert "widgets" not in notebook.metadata
     assert explore.still(json.loads(json.dumps(notebook))) == notebook
+
+
+def test_the_notebooks_own_checks_accept_both_kinds_of_output():
+    place = ROOT / "tests" / "test_notebooks.py"
+    spec = importlib.util.spec_from_file_location("notebook_checks", place)
+    checks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(checks)
+    for face in (line, lambda height: f"<b>{height}</b>"):
+        notebook = stored(explore.play(face, height=(1, 9, 1, 4)), states=True)
+        for form in (notebook, explore.still(notebook)):
+            assert not checks.output_faults(form)
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
