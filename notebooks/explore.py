@@ -2,9 +2,10 @@
 
 A piece is a function that draws (`loss_figure`) and one that shows it under its controls
 (`loss_explorer`): one output of two kinds, a widget and a picture or table of the start values.
-A stored notebook keeps the second only (`python notebooks/explore.py FILE...`), as a widget's model
-dies with its kernel: JupyterLab, where it trusts a notebook, would still choose the widget ("model
-not found"), and with stored states an HTML page would fetch code from the network.
+A stored notebook keeps the second only (`python notebooks/explore.py FILE...`, which also makes
+pictures small), as a widget's model dies with its kernel: JupyterLab, where it trusts a notebook,
+would still choose the widget ("model not found"), and with stored states an HTML page would fetch
+code from the network.
 """
 
 import base64
@@ -70,10 +71,9 @@ class Board(w.VBox):
         face = self.draw(**{name: one.value for name, one in self.controls.items()})
         if isinstance(face, str):
             return None, face
-        whole, small = io.BytesIO(), io.BytesIO()
-        face.savefig(whole, format="png", dpi=face.dpi)
-        Image.open(whole).convert("RGB").quantize(128).save(small, "PNG")  # a third of the bytes
-        return small.getvalue(), set_up.alt_text(face)
+        buffer = io.BytesIO()
+        face.savefig(buffer, format="png", dpi=face.dpi)
+        return small(buffer.getvalue()), set_up.alt_text(face)
 
     def _show(self, face: tuple[bytes | None, str]) -> None:
         picture, words = face
@@ -115,12 +115,22 @@ def play(draw: Callable[..., Face], **controls: Any) -> Board:
     return Board(draw, controls)
 
 
+def small(png: bytes) -> bytes:
+    """The picture in 128 colours, a third of the bytes; as it is where it has a palette already."""
+    picture, buffer = Image.open(io.BytesIO(png)), io.BytesIO()
+    if picture.mode == "P":
+        return png
+    picture.convert("RGB").quantize(128).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def still(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook (of nbformat 4, changed in place) without views of widgets and their states."""
+    """The notebook (nbformat 4, changed in place) with small pictures and without widgets."""
     notebook["metadata"].pop("widgets", None)
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            output.get("data", {}).pop(VIEW, None)
+    for data in (o.get("data", {}) for c in notebook["cells"] for o in c.get("outputs", ())):
+        data.pop(VIEW, None)
+        if png := "".join(data.get("image/png", "")):
+            data["image/png"] = base64.b64encode(small(base64.b64decode(png))).decode()
     return notebook
 
 

@@ -156,6 +156,20 @@ def test_still_keeps_all_else(tmp_path):
     assert explore.still(json.loads(json.dumps(notebook))) == notebook
 
 
+def test_a_stored_picture_is_made_small_once_and_looks_the_same():
+    buffer, figure = io.BytesIO(), explore.loss_figure(-1.0, 0.2, 0.28, 3.0)
+    figure.savefig(buffer, format="png")
+    small = explore.small(buffer.getvalue())
+    assert len(small) < len(buffer.getvalue()) / 2 and explore.small(small) == small
+    before, after = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=float)
+                     for png in (buffer.getvalue(), small))  # fmt: skip
+    apart = abs(before - after)  # of 256 shades: softened edges of lines move most
+    assert apart.mean() < 0.5 and (apart > 8).mean() < 0.01
+    output = {"data": {"image/png": [base64.b64encode(buffer.getvalue()).decode() + "\n"]}}
+    notebook = explore.still({"metadata": {}, "cells": [{"outputs": [output]}, {"source": ""}]})
+    assert base64.b64decode(notebook["cells"][0]["outputs"][0]["data"]["image/png"]) == small
+
+
 def test_the_notebooks_own_checks_accept_both_kinds_of_output():
     place = ROOT / "tests" / "test_notebooks.py"
     spec = importlib.util.spec_from_file_location("notebook_checks", place)
