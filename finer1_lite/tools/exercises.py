@@ -112,6 +112,28 @@ def _weights(dice: Dice) -> tuple[Tensor, Tensor, int]:
     return dice.normal(12) * sizes, torch.tensor(levels), 4
 
 
+def _log(dice: Dice) -> tuple[list[dict]]:
+    kinds = {"varied": [0, 2, 4, 4, 4], "truncated": [0.1, 0.5, 0.6], "format": [0.4, 0.9, 1.0]}
+    kinds["anchor_entropy"] = [0.05, 0.1, 0.2, 0.5]
+    rows = [{column: dice.choice(of) for column, of in kinds.items()} for _ in range(6)]
+    kept = [{c: value for c, value in row.items() if dice.random() < 0.4} for row in rows]
+    return ([{"step": 5 * at + 3, **row} for at, row in enumerate(kept)],)
+
+
+def _paid(dice: Dice) -> tuple[list[dict], int, float]:
+    gains = [dice.choice([0.0, 0.05, 0.1]), dice.choice([0.0, 0.05])]
+    rewards, right = ([g * at + dice.uniform(0, 0.2) for at in range(9)] for g in gains)
+    return _rows(rewards, right), dice.randint(2, 6), 0.2
+
+
+def _rows(rewards: list[float], right: list[float]) -> list[dict]:
+    return [{"reward": r, "accuracy": a} for r, a in zip(rewards, right, strict=True)]
+
+
+def _entropies(first: float, last: float) -> list[dict]:
+    return [{"step": 3, "anchor_entropy": first}, {"step": 4, "anchor_entropy": last}]
+
+
 def _sure(dice: Dice) -> tuple[list[float], list[bool]]:
     n = dice.randint(4, 30)  # between the edges of the bins, and each confidence once
     return [x / 100 + 0.005 for x in dice.sample(range(100), n)], dice.flags(n)
@@ -142,6 +164,8 @@ DRAWS: dict[str, Callable[[Dice], tuple]] = {  # the arguments of a call
     "08.1": lambda dice: (dice.names(12), dice.sample(range(12), 12), dice.randint(1, 3)),
     "08.2": lambda dice: (*_sure(dice), dice.choice([0.5, 0.75, 0.875])),
     "08.3": lambda dice: ([*dice.names(dice.randint(1, 8)), *[None] * dice.randint(0, 3)],),
+    "09.1": _log,
+    "09.2": _paid,
 }
 EDGES: dict[str, list[tuple]] = {  # calls that are made besides
     "00.1": [(text, NAMES[0]) for text in completions_of(*NAMES[:2])],
@@ -158,6 +182,9 @@ EDGES: dict[str, list[tuple]] = {  # calls that are made besides
     "07.2": [(["a", "b"], ["a", "b"])],
     "08.2": [([0.2, 0.9], [False, False], 0.5)],
     "08.3": [([None, None],), (["b", "a", None],)],
+    "09.1": [(_entropies(*pair),) for pair in [(0.3, 0.05), (0.05, 0.5), (0.1, 0.1)]],
+    "09.2": [(_rows([0, 0, 1, 1], right), 2, 0.2) for right in ([0] * 4, [0, 0, 1, 1])]
+    + [(_rows([0, 2, 1, 1], [0] * 4), 2, 0.2), (_rows([0, 1, 1], [0] * 3), 2, 0.2)],
 }
 
 

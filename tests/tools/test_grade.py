@@ -46,7 +46,7 @@ def solutions(chapter: str) -> dict[str, str]:
 
 
 def test_there_are_two_or_three_of_each_notebook_numbered_without_a_gap():
-    chapters = [f"0{chapter}" for chapter in range(9)]
+    chapters = [f"0{chapter}" for chapter in range(10)]
     assert list(TABLE) == sorted(TABLE) and {number[:2] for number in TABLE} == {*chapters}
     for chapter in chapters:
         of = [number for number in TABLE if number[:2] == chapter]
