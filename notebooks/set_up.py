@@ -65,7 +65,7 @@ def describe(number: str, preset: object) -> None:
     else:
         memory = psutil.virtual_memory().total
         print(f"{os.cpu_count()} CPU cores, {memory / 2**30:.0f} GiB of memory")
-    if preset.name not in ("lab", "lab_photos"):
+    if not preset.name.startswith("lab"):
         command = f"python -m finer1_lite plan --preset {preset.name}"
         print(f"preset {preset.name}: `{command}` says what it takes of memory and minutes")
         return

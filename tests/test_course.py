@@ -175,11 +175,13 @@ def test_what_it_runs_on_is_said_in_words(monkeypatch, capsys, card):
         memory = type("Properties", (), {"total_memory": 15 * 2**30})
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     set_up.describe("00", Preset.lab())
+    set_up.describe("08", Preset.lab_photos())
     set_up.describe("05", Preset.colab())
     said = capsys.readouterr().out
     assert ("Tesla T4: 15 GiB of GPU memory" in said) == bool(card)
     assert ("CPU cores" in said.partition("preset")[0]) == (not card)
     assert f"preset lab: about {set_up.minutes('00'):g} minutes" in said
+    assert f"preset lab-photos: about {set_up.minutes('08'):g} minutes" in said
     assert "preset colab: `python -m finer1_lite plan --preset colab` says" in said
     assert ("a GPU rounds otherwise" in said) == bool(card)
 
