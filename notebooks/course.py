@@ -95,6 +95,11 @@ def diagram(course: dict[str, Any], at: int) -> str:
     )
 
 
+def written(notebook: dict[str, Any]) -> str:
+    """The text of its file, as Jupyter lays it out."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
 def lined(text: str) -> list[str]:
     """As notebooks keep a text: its lines with their ends."""
     return text.splitlines(keepends=True)
@@ -109,7 +114,7 @@ def rewritten(course: dict[str, Any], at: int, text: str) -> str:
     cells[0]["source"] = lined(header(course, at))
     code = next(cell for cell in cells if cell["cell_type"] == "code")
     code["source"] = lined(first_cell(course))
-    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    return written(notebook)
 
 
 def files(course: dict[str, Any]) -> dict[Path, str]:
@@ -129,12 +134,12 @@ def main(check: bool) -> int:
         raise ValueError(
             f"course.json: address {course['address']!r} is no https://HOST/OWNER/NAME"
         )
-    PICTURES.mkdir(exist_ok=True)
     made = files(course)
     stale = [p for p, text in made.items() if not p.exists() or p.read_text("utf-8") != text]
     for path in stale:
         print(("differs: " if check else "written: ") + str(path.relative_to(HERE.parent)))
         if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(made[path], encoding="utf-8", newline="\n")
     return int(check and bool(stale))
 
@@ -148,8 +153,7 @@ def handout(folder: Path) -> None:
             text = "".join(cell["source"])
             if cell["cell_type"] == "markdown" and SOLUTION.search(text):
                 cell["source"] = lined(SOLUTION.sub("", text).strip() or "*Solution: later.*")
-        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-        (folder / path.name).write_text(text, encoding="utf-8", newline="\n")
+        (folder / path.name).write_text(written(notebook), encoding="utf-8", newline="\n")
     print(f"{folder}: put these in the place of notebooks/*.ipynb in a copy of the project")
 
 

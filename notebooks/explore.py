@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import course
 import ipywidgets as w
 import numpy as np
 import pandas as pd
@@ -326,7 +327,7 @@ def step_slider(log: str | Path | Sequence[Mapping], columns: Sequence[str] | No
     """A slider over the steps of a log: the path of a log.jsonl, or its rows."""
     rows = metrics.read_records(log) if isinstance(log, str | Path) else log
     table = pd.DataFrame([*rows]).drop_duplicates("step", keep="last").set_index("step")
-    columns = [c for c in columns or COLUMNS if columns or c in table]
+    columns = columns or [name for name in COLUMNS if name in table]
     steps = w.SelectionSlider(options=table.index.tolist())
     return play(lambda step: step_figure(table, step, columns), step=steps)
 
@@ -403,5 +404,5 @@ def rollout_inspector(groups: Sequence[Any], names: Sequence[str]) -> Board:
 
 if __name__ == "__main__":
     for file in map(Path, sys.argv[1:]):
-        text = json.dumps(still(json.loads(file.read_text("utf-8"))), indent=1, ensure_ascii=False)
-        file.write_text(text + "\n", encoding="utf-8", newline="\n")
+        text = course.written(still(json.loads(file.read_text("utf-8"))))
+        file.write_text(text, encoding="utf-8", newline="\n")

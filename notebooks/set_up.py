@@ -20,9 +20,9 @@ def lacking(requirements: str) -> list[str]:
     wanted = []
     for line in requirements.splitlines():
         text = line.partition("#")[0].strip()
-        if not text or Requirement(text).name in LEFT_ALONE.split():
+        need = Requirement(text) if text else None
+        if need is None or need.name in LEFT_ALONE.split():
             continue
-        need = Requirement(text)
         try:
             met = need.specifier.contains(importlib.metadata.version(need.name), prereleases=True)
         except importlib.metadata.PackageNotFoundError:

@@ -8,6 +8,7 @@ The first number of `said` that stands between braces, {61} %, must be the one b
 
 import json
 import re
+from functools import cache
 
 import pytest
 from paths import ROOT
@@ -68,6 +69,7 @@ def faults(claim: dict, notebook: dict) -> list[str]:
     return problems
 
 
+@cache
 def read(stem: str) -> dict:
     (path,) = (ROOT / "notebooks").glob(f"{stem}_*.ipynb")
     return json.loads(path.read_text(encoding="utf-8"))

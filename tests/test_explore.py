@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from browser import SLOW, needs_chromium, new_page, screenshot
-from labserver import served
+from labserver import run_first_cell, served
 from matplotlib.figure import Figure
 from paths import ROOT
 from PIL import Image
@@ -436,12 +436,7 @@ def test_in_jupyterlab_a_slider_redraws_and_a_stored_output_is_a_picture(tmp_pat
         old = page.locator(".jp-Notebook .jp-OutputArea-output img")
         old.wait_for(timeout=SLOW)
         assert old.count() == 1 and "Error displaying" not in page.inner_text(".jp-Notebook")
-        page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-        page.wait_for_function(
-            "() => !/(Connecting|Initializing|No Kernel)/.test(document.body.innerText)",
-            timeout=SLOW,
-        )
-        page.keyboard.press("Shift+Enter")
+        run_first_cell(page)
         image = page.locator("img.widget-image")
         image.wait_for(timeout=SLOW)
         before = image.get_attribute("src")

@@ -1,16 +1,12 @@
 """The review panel in a real browser: JupyterLab, headless Chromium, keys and mouse."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from browser import SLOW, needs_chromium, new_page, screenshot
+from labserver import run_first_cell, served
 from paths import ROOT
 
 CELL = """import sys; sys.path.insert(0, {root!r})
@@ -48,54 +44,15 @@ def lab(tmp_path, folder):
         "language": "python",
     }
     nbformat.write(notebook, tmp_path / "review.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {
-        k: str(tmp_path / k.lower())
-        for k in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-    }
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "jupyterlab",
-            "--no-browser",
-            "--allow-root",
-            f"--port={port}",
-            "--ip=127.0.0.1",
-            "--IdentityProvider.token=",
-            f"--ServerApp.root_dir={tmp_path}",
-            "--ServerApp.disable_check_xsrf=True",
-            "--LabApp.news_url=None",
-        ],
-        env=os.environ | settings,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{url}/api").read()
-                break
-            except OSError:
-                time.sleep(0.5)
+    with served(tmp_path) as url:
         yield f"{url}/lab/tree/review.ipynb"
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def run_cell(page, url: str) -> None:
     """Open the notebook and run its cell; the panel is there afterwards."""
     page.goto(f"{url}?reset", timeout=SLOW)
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=SLOW)
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-    page.wait_for_function(
-        "() => !/(Connecting|Initializing|No Kernel)/.test(document.body.innerText)", timeout=SLOW
-    )
-    page.keyboard.press("Shift+Enter")
+    run_first_cell(page)
     page.locator(".finer1-review .finer1-count").wait_for(timeout=SLOW)
     page.locator(".finer1-review[data-lm-suppress-shortcuts]").wait_for(timeout=SLOW)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from browser import SLOW
+
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
@@ -46,3 +48,12 @@ def served(folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+def run_first_cell(page) -> None:
+    """Run the first cell of the notebook that the page shows, once its kernel is there."""
+    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
+    page.wait_for_function(
+        "() => !/(Connecting|Initializing|No Kernel)/.test(document.body.innerText)", timeout=SLOW
+    )
+    page.keyboard.press("Shift+Enter")
