@@ -63,12 +63,13 @@ def _bootstrap(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Generato
         problems = [f"{a.shape[1]} photos in a, {b.shape[1]} in b"]
     problems += [f"draws={draws}: give 1 or more"] if draws < 1 else []
     require_none(problems, "no bootstrap; give (seeds, same photos):")
+    sizes = [len(a)] * (len(a) != len(b)) + [len(b), a.shape[1]]  # one draw of seeds serves both
+    indices = rng.integers(np.tile(np.repeat(sizes, sizes), (draws, 1)))
+    *rows, photos = np.split(indices, np.cumsum(sizes)[:-1], axis=1)
     drawn = np.empty(draws)
-    for i in range(draws):
-        rows = rng.integers(len(a), size=len(a))
-        rows_b = rows if len(a) == len(b) else rng.integers(len(b), size=len(b))
-        photos = rng.integers(a.shape[1], size=a.shape[1])
-        drawn[i] = (a[rows].mean(0) - b[rows_b].mean(0))[photos].mean()
+    for some in np.array_split(np.arange(draws), -(-draws // 100)):  # bounded memory
+        apart = a[rows[0][some]].mean(1) - b[rows[-1][some]].mean(1)
+        drawn[some] = np.take_along_axis(apart, photos[some], 1).mean(1)
     return drawn
 
 
