@@ -28,7 +28,7 @@ from finer1_lite.runtime import checkpoints, distributed, trackers
 from finer1_lite.runtime.checkpoints import STATE, last_checkpoint, require_finite, stand
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import write_lines
-from finer1_lite.runtime.lessons import lessons, taught_nothing
+from finer1_lite.runtime.lessons import drifts, lessons, taught_nothing
 from finer1_lite.runtime.oom import Limits
 
 log = logging.getLogger("finer1_lite")
@@ -231,7 +231,7 @@ def save_trained(
     """Write the adapter (weights: see `models.save_adapter`) and log.jsonl; all wait for it."""
     if distributed.is_main():
         rows = [row for row in history if "loss" in row]
-        for told in lessons(rows):
+        for told in (*lessons(rows), *drifts(rows)):
             log.info("%s: %s", folder.name, told)  # the page of the run warns of it
         models.save_adapter(student, folder, weights)
         write_lines(folder / "log.jsonl", rows)

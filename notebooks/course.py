@@ -1,7 +1,8 @@
-"""Header and first cell of every notebook, from course.json: `python notebooks/course.py`.
+"""Header, first cell and checked exercises of every notebook: `python notebooks/course.py`.
 
-A fork changes "address" (and "tag") in course.json and runs this once: badges, links, the line
-that fetches the project in Colab and the diagrams are written anew. With --check nothing is
+A fork changes "address" (and "tag") in course.json and runs this once: badges (of an address at
+GitHub), links, the line that fetches the project in Colab and the diagrams are written anew. The
+exercises are those of finer1_lite/tools/exercises.md. With --check nothing is
 written, and files that would change are named (exit code 1). With --handout FOLDER copies of the
 notebooks without the folded solutions are written there, for a class.
 """
@@ -25,14 +26,15 @@ def header(course: dict[str, Any], at: int) -> str:
     """The first cell of notebook `at`: title, diagram, then six lines."""
     this = course["notebooks"][at]
     number = this["file"][:2]
-    place = course["address"].removeprefix("https://github.com/")
+    _, github, place = course["address"].partition("https://github.com/")
     colab = f"https://colab.research.google.com/github/{place}/blob/{course['tag']}/notebooks/"
+    badge = f"[![Open this notebook in Colab]({BADGE})]({colab}{this['file']})"
     links = [f"before: {link(n)}" for n in course["notebooks"][:at][-1:]]
     links += [f"next: {link(n)}" for n in course["notebooks"][at + 1 :][:1]]
     lines = [
         f"# {number} {this['title']}",
         f"![{spoken(course, at)}](../assets/course/{number}.svg)",
-        f"[![Open this notebook in Colab]({BADGE})]({colab}{this['file']})",
+        *[badge] * bool(github),  # Colab opens no other host's files
         f"**After this you can** {this['aims']}.",
         f"**You need** {this['needs']}.",
         f"**It takes** about {this['minutes']:g} minutes on two CPU cores; "
@@ -105,15 +107,35 @@ def lined(text: str) -> list[str]:
     return text.splitlines(keepends=True)
 
 
+def exercise_cells() -> dict[str, str]:
+    """The cells of every checked exercise, id -> text: task, stub and folded solution."""
+    sys.path.insert(0, str(HERE.parent))
+    from finer1_lite.tools.exercises import read_exercises
+
+    found = {}
+    for number, one in read_exercises().items():
+        name = f"ex-{number.replace('.', '-')}"
+        solution = f"```python\n{one.solution}```\n\n{one.why}"
+        found[name] = one.stub.strip()
+        found[f"{name}-task"] = f"**{number}** {one.task}"
+        found[f"{name}-solution"] = (
+            f"<details><summary>Solution</summary>\n\n{solution}\n\n</details>"
+        )
+    return found
+
+
 def rewritten(course: dict[str, Any], at: int, text: str) -> str:
-    """The notebook with its header and first code cell as course.json has them."""
-    notebook = json.loads(text)
+    """The notebook with its header, first code cell and exercises as they are kept elsewhere."""
+    notebook, kept = json.loads(text), exercise_cells()
     cells = notebook["cells"]
     if OWN_MARK not in "".join(cells[0]["source"]):
         raise ValueError(f"{course['notebooks'][at]['file']}: its first cell is not a header")
     cells[0]["source"] = lined(header(course, at))
     code = next(cell for cell in cells if cell["cell_type"] == "code")
     code["source"] = lined(first_cell(course))
+    for cell in cells:
+        if cell["id"] in kept:
+            cell["source"] = lined(kept[cell["id"]])
     return written(notebook)
 
 

@@ -126,12 +126,22 @@ def small(png: bytes) -> bytes:
 
 
 def still(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook (nbformat 4, changed in place) with small pictures and without widgets."""
+    """The notebook (nbformat 4, changed in place): small pictures, no widget, no empty output.
+
+    An empty text is what a progress bar leaves when it is full.
+    """
     notebook["metadata"].pop("widgets", None)
-    for data in (o.get("data", {}) for c in notebook["cells"] for o in c.get("outputs", ())):
-        data.pop(VIEW, None)
-        if png := "".join(data.get("image/png", "")):
-            data["image/png"] = base64.b64encode(small(base64.b64decode(png))).decode()
+    for cell in notebook["cells"]:
+        kept = []
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            data.pop(VIEW, None)
+            if png := "".join(data.get("image/png", "")):
+                data["image/png"] = base64.b64encode(small(base64.b64decode(png))).decode()
+            if "data" not in output or any(map("".join, data.values())):
+                kept.append(output)
+        if "outputs" in cell:
+            cell["outputs"] = kept
     return notebook
 
 

@@ -13,7 +13,7 @@ from finer1_lite import metrics
 from finer1_lite.data.chain_text import agreement, fold
 from finer1_lite.evals.tables import percent, points, text_table, verdict
 from finer1_lite.metrics import PHOTO, SPLITS, TASKS, Entry, entries
-from finer1_lite.runtime.lessons import ENDED, lessons
+from finer1_lite.runtime.lessons import ENDED, drifts, lessons
 from finer1_lite.students.card import STAGES
 
 ALSO = "The student additionally writes a chain of thought."
@@ -58,16 +58,16 @@ def advice(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> list[str]:
 
 
 def idle(logs: Mapping[str, Mapping[int, list]], frame: pd.DataFrame | None) -> list[str]:
-    """What makes the numbers of a run no result: training without a lesson, answers all cut.
+    """What makes the numbers of a run no result: training without a lesson, or astray; answers cut.
 
     logs: stage -> training seed -> the rows of its log; frame: the records.
     """
-    told = [
-        f"{STAGES[stage]}, seed {seed}: {lesson}: what follows says nothing of this stage."
-        for stage, seeds in logs.items()
-        for seed, rows in seeds.items()
-        for lesson in lessons(rows)
-    ]
+    told = []
+    for stage, seeds in logs.items():
+        for seed, rows in seeds.items():
+            idle = [f"{said}: what follows says nothing of this stage." for said in lessons(rows)]
+            found = [*idle, *(f"{said}." for said in drifts(rows))]
+            told += [f"{STAGES[stage]}, seed {seed}: {said}" for said in found]
     for who, rows in entries(frame).items() if frame is not None else ():
         cut = int(rows["truncated"].sum())
         if cut >= ALL_CUT * len(rows):

@@ -5,7 +5,7 @@ import multiprocessing
 import sys
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from finer1_lite.runtime import distributed
 
@@ -17,18 +17,53 @@ def progress_bar(total: int, what: str, hidden: bool = False, inner: bool = Fals
     """The one look of all progress bars; shown by the main process.
 
     inner: one within a step of another bar, gone when it is full; only on a terminal or in a
-    notebook (a log would keep them all), and not by workers, which share their screen.
+    notebook (a log would keep them all), and not by workers, which share their screen. In a
+    notebook every bar goes when it is full, so that none is stored with the outputs.
     """
     alone = multiprocessing.parent_process() is None
     shown = _bars and not hidden and distributed.is_main() and (alone or not inner)
+    page = _Page(inner) if shown and _in_notebook() else None
     return tqdm(
         total=total,
         desc=what,
+        file=page,
         mininterval=0.5 if inner else 2.0,
-        dynamic_ncols=True,
-        leave=not inner,
+        ncols=88 if page else None,
+        dynamic_ncols=page is None,
+        leave=not inner and page is None,
         disable=(None if inner else False) if shown else True,
     )
+
+
+class _Page:
+    """Where bars are drawn in a notebook: two lines of a cell, renewed in their place."""
+
+    encoding = "utf-8"
+    places: dict[tuple[int, bool], Any] = {}  # (cell, inner) -> the display
+
+    def __init__(self, inner: bool) -> None:
+        self.inner = inner
+
+    def write(self, text: str) -> None:
+        from IPython import display, get_ipython
+
+        at, line = (get_ipython().execution_count, self.inner), {"text/plain": text.strip()}
+        if at in self.places and "\r" in text:  # all else moves a cursor
+            self.places[at].update(line, raw=True)
+        elif "\r" in text:
+            self.places[at] = display.display(line, raw=True, display_id=True)
+
+    def flush(self) -> None:
+        """It is shown at once."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def _in_notebook() -> bool:
+    """Whether Jupyter's kernel runs this process, which then has no terminal of its own."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def hide_bars() -> None:

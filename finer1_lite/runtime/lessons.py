@@ -1,14 +1,16 @@
-"""What the log of a training says of its steps that taught nothing."""
+"""What the log of a training says of itself: steps that taught nothing, and drifts."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 ENDED = "raise max_new_tokens, or look whether the model ends its turns"
+NONE_RIGHT = "train stage 1 longer; if some had been right, lower the rate"
 WHY = {  # a reason why a step of TAPO has no gradient -> whether its row of the log says so
     "float16 overflowed, and the step was left out": lambda row: not _finite(row),
     f"all completions were cut at the length limit ({ENDED})": lambda row: row["truncated"] == 1,
-    "no completion was right (train stage 1 longer)": lambda row: row["accuracy"] == 0,
+    f"no completion was right ({NONE_RIGHT})": lambda row: row["accuracy"] == 0,
     "every completion was right": lambda row: row["accuracy"] == 1,
     "the completions of each group were all right or all wrong (sample hotter)": lambda row: True,
 }
@@ -35,4 +37,47 @@ def lessons(log: Sequence[Mapping]) -> list[str]:
         told.append(f"{len(idle)} of {len(log)} logged steps had nothing to learn from{reasons}")
     if log and log[-1].get("moved") == 0 and len(idle) < len(log):
         told.append("the adapter did not move: its learning rate may be too small")
+    return told
+
+
+def drifts(log: Sequence[Mapping]) -> list[str]:
+    """What went wrong in stage 2 little by little, in sentences.
+
+    The means of a log's first and last quarter are compared, three steps at least each.
+    """
+    rows = [row for row in log if "accuracy" in row]
+    width = max(3, len(rows) // 4)
+    if len(rows) < 2 * width:
+        return []
+    ends = {}
+    for name in sorted({name for row in rows for name in row}):
+        parts = ([r.get(name) for r in part] for part in (rows[:width], rows[-width:]))
+        first, last = ([x for x in part if isinstance(x, float | int)] for part in parts)
+        if first and last:
+            ends[name] = fmean(first), fmean(last)
+
+    def rise(name: str) -> float:
+        first, last = ends.get(name, (0, 0))
+        return last - first
+
+    def factor(name: str) -> float:
+        first, last = ends.get(name, (1, 1))
+        return last / first if first else 1
+
+    def said(*names: str) -> str:
+        return ", ".join("{} from {:.3g} to {:.3g}".format(name, *ends[name]) for name in names)
+
+    told = []
+    if factor("format") < 1 / 2:
+        mend = "take a tenth of the learning rate and a checkpoint from before the fall"
+        told.append(f"the right form was lost ({said('format')}): {mend}")
+    if rise("reward") > 0.1 and rise("accuracy") < -0.1:
+        paid = [name for name in ends if name.startswith("rewards/") and rise(name) > 0]
+        what = said("reward", "accuracy", *paid)
+        told.append(f"something other than the right name is paid ({what}): pay the name most")
+    if not 2 / 3 < factor("length") < 3 / 2:
+        told.append(f"completions changed in size ({said('length')}): read some of both ends")
+    if factor("anchor_entropy") < 1 / 5:
+        mend = "sample hotter and with top_p 1, and weigh the entropy less"
+        told.append(f"completions become all alike ({said('anchor_entropy')}): {mend}")
     return told

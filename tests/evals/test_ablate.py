@@ -33,6 +33,14 @@ def study(tmp_path, student, monkeypatch):
     student.processor.save_pretrained(tmp_path / "base")
     monkeypatch.setattr(ablate, "RATES", (1e-3,))
     monkeypatch.setattr(ablate, "SEARCH_PICTURES", 24)
+    real, drawn = paperbirds.draw_id, {}
+
+    def draw_once(marks, name):  # every task asks for the same pictures
+        if name not in drawn:
+            drawn[name] = real(marks, name)
+        return drawn[name]
+
+    monkeypatch.setattr(paperbirds, "draw_id", draw_once)
     preset = TINY.with_(student=str(tmp_path / "base"))
     return ablate.Study(tmp_path / "study", preset, ("dapo", "tapo"), seeds=(0,), worlds=(0,))
 

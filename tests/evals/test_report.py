@@ -519,12 +519,20 @@ def dead(**row):
         (dead(accuracy=0.5, skipped=0.0, grad_norm=math.inf), "4 of 4 logged steps"),
     ],
 )
-def test_a_training_without_a_lesson_stands_first(tmp_path, row, says, caplog):
+def test_a_training_without_a_lesson_is_said_with_its_reason(row, says):
+    logs = {0: tapo_log(0), 1: [row | {"step": n} for n in range(1, 5)]}
+    (told,) = advice.idle({"tapo": logs}, None)
+    assert told.startswith("TAPO, seed 1: 4 of 4 logged steps") and says in told
+
+
+def test_a_training_without_a_lesson_stands_first(tmp_path, caplog):
     folder = made_up_run(tmp_path / "lab", made_up_records())
-    write_rows(folder / "seed1/tapo/log.jsonl", [row | {"step": n} for n in range(1, 5)])
+    idle = [dead(accuracy=0.0, step=n) for n in range(1, 5)]
+    write_rows(folder / "seed1/tapo/log.jsonl", idle)
     text = write_report(folder, photo).with_suffix(".md").read_text()
     first = text.split("\n## ")[1]
     assert first.startswith("Read this first") and "TAPO, seed 1: 4 of 4 logged steps" in first
+    says = "no completion was right"
     assert says in first and "seed 0" not in first and says in caplog.text
 
 
