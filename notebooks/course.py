@@ -1,10 +1,10 @@
-"""Header, first cell and checked exercises of every notebook: `python notebooks/course.py`.
+"""Header, first cell, exercises and diagrams of every notebook: `python notebooks/course.py`.
 
 A fork changes "address" (and "tag") in course.json and runs this once: badges (of an address at
-GitHub), links, the line that fetches the project in Colab and the diagrams are written anew. The
-exercises are those of finer1_lite/tools/exercises.md. With --check nothing is
-written, and files that would change are named (exit code 1). With --handout FOLDER copies of the
-notebooks without the folded solutions are written there, for a class.
+GitHub), links and the line that fetches the project in Colab are written anew. Exercises are those
+of finer1_lite/tools/exercises.md, diagrams those of diagrams.json. With --check nothing is written,
+and files that would change are named (exit code 1). With --handout FOLDER copies of the notebooks
+without the folded solutions are written there, for a class.
 """
 
 import json
@@ -12,13 +12,17 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import diagrams  # noqa: E402
+
 PICTURES = HERE.parent / "assets" / "course"
 PAPER = "[Fine-R1](https://arxiv.org/abs/2602.07605)"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 OWN_MARK = "<!-- made by course.py -->"
+DRAWN = json.loads((HERE / "diagrams.json").read_text(encoding="utf-8"))
+PLACE = re.compile(r"!\[[^\]]*\](?=\(\.\./assets/course/([\w-]+)\.svg\))")
 SOLUTION = re.compile(r"<details>.*?</details>", re.DOTALL)
 
 
@@ -62,39 +66,18 @@ from set_up import describe, root'''
 
 def spoken(course: dict[str, Any], at: int) -> str:
     """The diagram in words."""
-    here = [course["steps"][i] for i in course["notebooks"][at]["steps"]]
-    where = "all of them" if len(here) == len(course["steps"]) else ", ".join(here)
-    return f"The pipeline: {' -> '.join(course['steps'])}. This notebook: {where}"
+    steps = [step.replace("\n", " ") for step in course["steps"]]
+    here = [steps[i] for i in course["notebooks"][at]["steps"]]
+    where = "all of them" if here == steps else ", ".join(here)
+    return f"The pipeline: {' -> '.join(steps)}. This notebook: {where}"
 
 
 def diagram(course: dict[str, Any], at: int) -> str:
-    """The pipeline in two rows of four boxes, SVG; this notebook's are filled."""
-    lit = course["notebooks"][at]["steps"]
-    wide, high, gap = 168, 34, 26
-    parts = []
+    """The pipeline in a row of boxes, SVG; this notebook's are filled."""
+    lit, boxes = course["notebooks"][at]["steps"], {}
     for i, step in enumerate(course["steps"]):
-        x, y = 4 + (i % 4) * (wide + gap), 4 + (i // 4) * (high + gap)
-        fill, ink = ("#0072B2", "#ffffff") if i in lit else ("#ffffff", "#333333")
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="{wide}" height="{high}" rx="6" fill="{fill}" '
-            'stroke="#555555"/>'
-            f'<text x="{x + wide / 2:g}" y="{y + 22}" fill="{ink}">{escape(step)}</text>'
-        )
-        if i % 4 < 3 and i + 1 < len(course["steps"]):
-            parts.append(f'<path d="M{x + wide + 3} {y + 17}h{gap - 8}"/>')
-    middle = 4 + high + gap / 2
-    end = 4 + 3 * (wide + gap) + wide / 2
-    parts.append(f'<path d="M{end:g} {4 + high}V{middle:g}H{4 + wide / 2:g}V{high + gap + 1:g}"/>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {4 * wide + 3 * gap + 8} '
-        f'{2 * high + gap + 8}" role="img" font-family="sans-serif" font-size="14" '
-        f'text-anchor="middle"><title>{escape(spoken(course, at))}</title>'
-        '<defs><marker id="a" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" '
-        'markerHeight="6" orient="auto"><path d="M0 0L6 3L0 6z" fill="#555555" stroke="none"/>'
-        '</marker></defs><g fill="none" stroke="#555555" marker-end="none"><style>'
-        "path{marker-end:url(#a)} marker path{marker-end:none} text{stroke:none}</style>"
-        f"{''.join(parts)}</g></svg>\n"
-    )
+        boxes[f"{i}"] = {"at": [6 + 124 * i, 34], "wide": 102, "text": step, "lit": i in lit}
+    return diagrams.svg(spoken(course, at), boxes, [f"{i} {i + 1}" for i in range(len(boxes) - 1)])
 
 
 def written(notebook: dict[str, Any]) -> str:
@@ -109,7 +92,6 @@ def lined(text: str) -> list[str]:
 
 def exercise_cells() -> dict[str, str]:
     """The cells of every checked exercise, id -> text: task, stub and folded solution."""
-    sys.path.insert(0, str(HERE.parent))
     from finer1_lite.tools.exercises import read_exercises
 
     found = {}
@@ -133,15 +115,15 @@ def rewritten(course: dict[str, Any], at: int, text: str) -> str:
     cells[0]["source"] = lined(header(course, at))
     code = next(cell for cell in cells if cell["cell_type"] == "code")
     code["source"] = lined(first_cell(course))
-    for cell in cells:
-        if cell["id"] in kept:
-            cell["source"] = lined(kept[cell["id"]])
+    for cell in cells[1:]:
+        said = kept.get(cell["id"], "".join(cell["source"]))
+        cell["source"] = lined(PLACE.sub(lambda m: f"![{DRAWN[m[1]]['words']}]", said))
     return written(notebook)
 
 
 def files(course: dict[str, Any]) -> dict[Path, str]:
     """Every file that is made here, and its text."""
-    made = {}
+    made = {PICTURES / f"{name}.svg": diagrams.svg(**one) for name, one in DRAWN.items()}
     for at, this in enumerate(course["notebooks"]):
         path = HERE / this["file"]
         made[path] = rewritten(course, at, path.read_text(encoding="utf-8"))

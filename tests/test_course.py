@@ -63,13 +63,44 @@ def test_a_header_has_badge_aims_needs_minutes_paper_and_neighbours():
 def test_a_diagram_says_in_words_what_it_shows():
     for at, notebook in enumerate(COURSE["notebooks"]):
         tree = ElementTree.fromstring(course.diagram(COURSE, at))
-        boxes = [e for e in tree.iter() if e.tag.endswith("rect")]
+        _, *boxes = [e for e in tree.iter() if e.tag.endswith("rect")]  # the first is the page
         assert [i for i, box in enumerate(boxes) if box.get("fill") != "#ffffff"] == notebook[
             "steps"
         ]
         assert next(e for e in tree.iter() if e.tag.endswith("title")).text == course.spoken(
             COURSE, at
         )
+
+
+@pytest.mark.parametrize("name", course.DRAWN)
+def test_a_drawing_has_room_for_its_words_and_stands_in_one_notebook(name):
+    spec = course.DRAWN[name]
+    tree = ElementTree.fromstring(course.diagrams.svg(**spec))
+    page, *boxes = [e for e in tree.iter() if e.tag.endswith("rect")]
+    wide, high = float(page.get("width")), float(page.get("height"))
+    for box, one in zip(boxes, spec["boxes"].values(), strict=True):
+        x, y, w, h = (float(box.get(side)) for side in ("x", "y", "width", "height"))
+        assert 0 < x < x + w < wide and 0 < y < y + h < high <= 260 and wide <= 940
+        assert 7.2 * max(map(len, one["text"].split("\n"))) <= w, one["text"]  # of 13 pixels
+    image = f"![{spec['words']}](../assets/course/{name}.svg)"
+    texts = {path.name[:2]: path.read_text(encoding="utf-8") for path in NOTEBOOKS.glob("*.ipynb")}
+    assert [number for number, text in texts.items() if image in text] == [name[:2]]
+
+
+def test_an_arrow_leaves_at_the_side_of_its_goal_and_names_a_box():
+    a, b, c = ({"at": at, "wide": 100, "text": "x"} for at in ((10, 30), (200, 30), (10, 130)))
+    boxes = {"a": a, "b": b, "c": c}
+    assert 'd="M110 30H155V30H200"' in course.diagrams.svg("", boxes, ["a b"])
+    assert 'd="M200 30H155V30H110"' in course.diagrams.svg("", boxes, ["b a"])
+    assert 'd="M60 47.5V112.5"' in course.diagrams.svg("", boxes, ["a c"])
+    assert 'class="back"' in course.diagrams.svg("", boxes, ["~c a: gradient"])
+    with pytest.raises(KeyError, match="nowhere"):
+        course.diagrams.svg("", boxes, ["a nowhere"])
+
+
+def test_elsewhere_than_at_github_there_is_no_badge_for_colab_opens_no_file_there():
+    text = course.header(COURSE | {"address": "https://codeberg.org/them/birds"}, 0)
+    assert "colab" not in text and "**After this you can**" in text
 
 
 def test_a_notebook_without_a_header_is_refused():
