@@ -14,6 +14,16 @@ os.environ["FINER1_DEVICE"] = "cpu"  # exact and repeatable, on a machine with a
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with `slow(minutes=...)`, the longest first: two workers then end together."""
+
+    def minutes(item):
+        mark = item.get_closest_marker("slow")
+        return mark.kwargs.get("minutes", 0) if mark else 0
+
+    items.sort(key=minutes, reverse=True)
+
+
 @pytest.fixture(scope="session")
 def world():
     return paperbirds.make_world(0)

@@ -13,6 +13,8 @@ from paths import ROOT
 from finer1_lite.tools.exercises import read_exercises
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+COURSE = json.loads((ROOT / "notebooks" / "course.json").read_text(encoding="utf-8"))
+MINUTES = {notebook["file"]: notebook["minutes"] for notebook in COURSE["notebooks"]}
 ABSOLUTE = ("/work", "/home", "/tmp", "/root", "/Users", "/content", "C:\\")
 MAX_BYTES, MAX_LINES, MAX_COLUMNS, MEDIAN_LINES = 300_000, 25, 88, 8
 MAX_SECONDS = 600
@@ -247,8 +249,12 @@ def test_a_second_definition_is_found():
 # --- they run ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def slow(path):
+    """The notebook, to be begun the earlier the longer it takes."""
+    return pytest.param(path, id=path.stem, marks=pytest.mark.slow(minutes=MINUTES[path.name]))
+
+
+@pytest.mark.parametrize("path", map(slow, NOTEBOOKS))
 def test_notebook_runs_from_a_clean_kernel(path, tmp_path, monkeypatch):
     """In a copy of the project, without network; what a run writes stays in the copy."""
     import nbformat

@@ -13,7 +13,7 @@ from paths import ROOT
 
 from finer1_lite.students.lab_student import asset_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=8)
 STUDENT = Path(os.environ.get("FINER1_TEST_STUDENT") or asset_folder(0))
 STAGES = {  # killed as soon as this appears: a checkpoint is then half-written
     "base evaluation": "base/answers/base/answer-closed-shuffle.jsonl",
@@ -47,7 +47,9 @@ def start(out: Path) -> subprocess.Popen:
         "2",
         "--set",
         "eval_batch=36",
-        "tapo.groups=4",
+        "sft.batch=4",
+        "tapo.groups=2",
+        "tapo.draws=1",
     ]
     out.mkdir(exist_ok=True)
     env = os.environ | {"OMP_NUM_THREADS": "1", "FINER1_DEVICE": "cpu"}
