@@ -9,6 +9,7 @@ from typing import Any
 from finer1_lite.chains import commands as chains
 from finer1_lite.data import commands as data
 from finer1_lite.evals import commands as evals
+from finer1_lite.presets import FOR_CPU
 from finer1_lite.runtime.options import add_commands, from_options
 from finer1_lite.students import unsloth
 from finer1_lite.tools import commands as tools
@@ -64,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         from finer1_lite.runtime.console import quiet
 
         if getattr(command, "computes", False):
-            devices.prepare(getattr(command, "preset", None))
+            preset = getattr(command, "preset", None)
+            devices.prepare(None if preset in FOR_CPU else preset)
         quiet()
         with files.nothing_left_of_a_failed_start():
             return command.start() or 0

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finer1_lite.prompts import WITH_CHAIN
 
-Size = Literal["lab", "colab", "t4", "l4", "a100"]  # presets that a command line offers
+Size = Literal["lab", "laptop", "colab", "t4", "l4", "a100"]  # that a command line offers
+FOR_CPU = ("lab", "laptop")
 Quantize = Literal["none", "nf4"]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
@@ -159,6 +160,16 @@ class Preset(Settings):
         tapo = TAPOSettings(steps=12, groups=4, learning_rate=2e-4)
         own = dict(warm_up_steps=200, eval_batch=76)
         return cls(name="lab-photos", sft=sft, tapo=tapo, **own)
+
+    @classmethod
+    def laptop(cls) -> "Preset":
+        """SmolVLM-256M on two CPU cores, for 12 classes x 4 photographs, each in 64 tokens."""
+        sft = SFTSettings(steps=40, batch=8, learning_rate=2e-4, micro_batch=2)
+        rollouts = dict(groups=4, anchor_rollouts=2, positive_rollouts=2, draws=1)
+        tapo = TAPOSettings(steps=10, learning_rate=5e-5, micro_batch=4, **rollouts)
+        own = dict(pixels=512 * 512, test_pictures=60, eval_batch=20, sft=sft, tapo=tapo)
+        student = "HuggingFaceTB/SmolVLM-256M-Instruct"
+        return cls(name="laptop", student=student, **own)
 
     @classmethod
     def colab(cls) -> "Preset":

@@ -24,7 +24,7 @@ OPTIONS = {
         --name
         --out Path = runs
         --fresh = False
-        --preset {lab,colab,t4,l4,a100} = lab
+        --preset {lab,laptop,colab,t4,l4,a100} = lab
         --student
         --photos Path
         --descriptions Path
@@ -66,7 +66,7 @@ OPTIONS = {
     """,
     "bench": """
         --device {auto,cuda,mps,cpu}
-        --preset {lab,colab,t4,l4,a100} = lab
+        --preset {lab,laptop,colab,t4,l4,a100} = lab
         --full = False
         --groups int
         --steps int = 3
@@ -75,7 +75,7 @@ OPTIONS = {
     "plan": """
         --model
         --gpu GIB = 15
-        --preset {lab,colab,t4,l4,a100} = t4
+        --preset {lab,laptop,colab,t4,l4,a100} = t4
         --set KEY=VALUE x+
         --text-tokens int = 96
         --dtype {auto,float32,bfloat16,float16} = auto
@@ -156,7 +156,7 @@ OPTIONS = {
         --name = evaluation
         --out Path = runs
         --fresh = False
-        --preset {lab,colab,t4,l4,a100}
+        --preset {lab,laptop,colab,t4,l4,a100}
         --prompts x+
         --prompt-files FILE Path x*
         --tasks {open,closed} x+ = open closed
@@ -191,7 +191,7 @@ OPTIONS = {
         --name = analysis
         --out Path = runs
         --fresh = False
-        --preset {lab,colab,t4,l4,a100}
+        --preset {lab,laptop,colab,t4,l4,a100}
         --photos Path
         --world-seed int
         --unseen-share float
@@ -414,10 +414,10 @@ def test_options_reach_the_job(tmp_path):
 
 
 def test_presets_differ_in_size_alone(tmp_path):
-    sizes = ("lab", "colab", "t4", "l4", "a100")
+    sizes = ("lab", "laptop", "colab", "t4", "l4", "a100")
     jobs = [job_of("--preset", size) for size in sizes]
     assert [job.preset.name for job in jobs] == list(sizes)
-    assert [job.seeds for job in jobs] == [(0, 1, 2)] + [(0,)] * 4  # one run a sitting
+    assert [job.seeds for job in jobs] == [(0, 1, 2)] + [(0,)] * 5  # one run a sitting
     assert job_of("--preset", "colab", "--seeds", 4, 5).seeds == (4, 5)
     photos = job_of("--photos", tmp_path / "kites", "--coarse", "kite")
     assert photos.preset.name == "lab-photos"

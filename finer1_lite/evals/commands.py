@@ -60,7 +60,9 @@ class JobOptions(PhotoOptions):
     name: str = option("evaluation", "name of the run")
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
-    preset: Size | None = option(None, "lab: a CPU, others: a GPU (default: as the card says)")
+    preset: Size | None = option(
+        None, "lab, laptop: a CPU; others: a GPU (default: as the card says)"
+    )
     world_seed: int | None = option(None, "paper birds: which world (default: as the card says)")
     test_pictures: int | None = option(None, "birds a split; of a folder, pictures in all, at most")
     max_new_tokens: int | None = option(None, "limit of a completion (default: as the card says)")

@@ -34,12 +34,15 @@ def asked() -> str:
 
 
 def prepare(preset: str | None) -> None:
-    """ValueError where a command's device, or a GPU for its preset, is not here; loads nothing."""
+    """ValueError where a command's device, or a GPU for its preset, is not here; loads nothing.
+
+    preset: the name of one that is made for a GPU.
+    """
     choose_device.cache_clear()
-    if asked() == "auto" and preset not in (None, "lab") and "cuda" not in available():
+    if asked() == "auto" and preset is not None and "cuda" not in available():
         raise ValueError(
-            f"--preset {preset} is made for a CUDA GPU and {NOT_FOUND}; "
-            "--preset lab is made for a CPU, and --device cpu goes on all the same (slowly)"
+            f"--preset {preset} is made for a CUDA GPU and {NOT_FOUND}; lab and laptop are made "
+            "for a CPU, and --device cpu goes on all the same (slowly)"
         )
 
 

@@ -89,7 +89,7 @@ def in_tower(parameter: str) -> bool:
 def check_family(source: str | Path) -> str:
     """The model's type. ValueError unless `source` is a model that can be a student."""
     if random_weights.is_random(source):
-        return "qwen2_5_vl"
+        return random_weights.known_config(str(source)).model_type
     try:
         found = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

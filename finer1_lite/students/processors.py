@@ -27,7 +27,7 @@ def load_processor(
     pictures and text alone are saved. ValueError where it wants what is not installed.
     """
     if random_weights.is_random(source):
-        return random_weights.make_processor(pixels)
+        return random_weights.make_processor(str(source), pixels)
     known = FAMILIES.get(family, Family())
     processor = _without_tiles(source) if known.tiles else _stock(source, family)
     images, saved = processor.image_processor, budget_of(processor)

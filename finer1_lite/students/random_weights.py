@@ -1,12 +1,12 @@
-"""Full-size students without a hub: Qwen2.5-VL from its public numbers, with random weights.
+"""Full-size students without a hub: of known shapes, by public numbers, with random weights.
 
 Memory and speed do not depend on what the weights are. So a student of the true shapes, with
 its 4-bit layers, adapters and vocabulary, runs wherever there is a card; `plan` counts the
 same student on the meta device, where tensors have a shape and no memory.
 
-The numbers are those of the published config.json files of Qwen/Qwen2.5-VL-3B-Instruct and
--7B-Instruct. `tiny` is no published model: their vocabulary and layout at small widths, with
-which the same code runs on a CPU.
+The numbers are those of the published config.json files of Qwen/Qwen2.5-VL-3B-Instruct,
+-7B-Instruct and HuggingFaceTB/SmolVLM-256M-Instruct. `tiny` is no published model: the vocabulary
+and layout of the first two at small widths, with which the same code runs on a CPU.
 """
 
 import json
@@ -20,9 +20,12 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
+    Idefics3Config,
+    Idefics3Processor,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
 )
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.quantizers import AutoHfQuantizer
 
 from finer1_lite.students import lab_student
@@ -37,6 +40,17 @@ TOKENS = {  # special tokens of Qwen2 and Qwen2.5-VL, and where they stand in th
     "<|image_pad|>": 151655,
     "<|video_pad|>": 151656,
 }
+SMOL_TOKENS = {  # of SmolVLM
+    "<global-img>": 49152,
+    "<fake_token_around_image>": 49189,
+    "<image>": 49190,
+    "<end_of_utterance>": 49279,
+}
+SMOL_TURN = (  # as SmolVLM's own but for white space
+    "{% for m in messages %}{{ m.role | capitalize }}: {% for p in m.content %}"
+    "{{ p.text or '<image>' }}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{{ 'Assistant:' if add_generation_prompt else '' }}"
+)
 _TEXT = (
     "vocab_size",
     "hidden_size",
@@ -51,16 +65,20 @@ SIZES = {  # name -> (language part, tied to the embeddings?, vision part)
     "Qwen2.5-VL-3B": ((151_936, 2048, 36, 16, 2, 11_008), True, _TOWER),
     "Qwen2.5-VL-7B": ((152_064, 3584, 28, 28, 4, 18_944), False, _TOWER),
     "Qwen2.5-VL-tiny": ((151_936, 128, 4, 4, 2, 384), True, (4, 64, 4, 128, (1, 3))),
+    "SmolVLM-256M": ((49_280, 576, 30, 9, 3, 1536), False, (12, 768, 12, 3072, ())),
 }
 
 
-def known_config(name: str) -> Qwen2_5_VLConfig:
+def known_config(name: str) -> Qwen2_5_VLConfig | Idefics3Config:
     """The configuration of a known size, built in code. Raises ValueError on other names."""
+    name = name.removeprefix(PREFIX)
     if name not in SIZES:
         raise ValueError(f"no numbers for {name!r}: known are {', '.join(SIZES)}")
     text, tied, vision = SIZES[name]
     text = dict(zip(_TEXT, text, strict=True))
     vision = dict(zip(_VISION, vision, strict=True))
+    if is_smol(name):
+        return _smol_config(text, tied, vision)
     third = text["hidden_size"] // text["num_attention_heads"] // 8  # of a head: 2 to 3 to 3
     sections = [third, 3 * third // 2, 3 * third // 2]
     text |= dict(max_position_embeddings=128_000, rms_norm_eps=1e-6, tie_word_embeddings=tied)
@@ -71,6 +89,27 @@ def known_config(name: str) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
 
 
+def is_smol(source: str) -> bool:
+    """Whether a known size is SmolVLM's."""
+    return source.removeprefix(PREFIX).startswith("SmolVLM")
+
+
+def _smol_config(text: dict, tied: bool, vision: dict) -> Idefics3Config:
+    """A picture of 512 x 512 pixels in 64 tokens, before a Llama."""
+    tower = dict(image_size=512, patch_size=16, intermediate_size=vision["intermediate_size"])
+    tower |= dict(num_hidden_layers=vision["depth"], num_attention_heads=vision["num_heads"])
+    text |= dict(model_type="llama", max_position_embeddings=8192, rms_norm_eps=1e-5)
+    text["rope_parameters"] = dict(rope_type="default", rope_theta=1e5)
+    text["pad_token_id"] = 2
+    return Idefics3Config(
+        text_config=text,
+        vision_config=tower | dict(hidden_size=vision["hidden_size"]),
+        scale_factor=4,
+        image_token_id=SMOL_TOKENS["<image>"],
+        tie_word_embeddings=tied,
+    )
+
+
 def find_config(source: str | Path) -> PreTrainedConfig:
     """The configuration of a student: a known size, a folder, or a name on the hub.
 
@@ -78,7 +117,7 @@ def find_config(source: str | Path) -> PreTrainedConfig:
     hub is asked. Raises ValueError that says where it was looked for.
     """
     name = str(source).removeprefix(PREFIX)
-    known = name.removeprefix("Qwen/").removesuffix("-Instruct")
+    known = name.removeprefix("Qwen/").removeprefix("HuggingFaceTB/").removesuffix("-Instruct")
     if known in SIZES:
         return known_config(known)
     try:
@@ -123,7 +162,7 @@ def load(
     itself at most one layer of it lives in `dtype`, and nothing on the CPU.
     """
     torch.manual_seed(0)
-    config = known_config(source.removeprefix(PREFIX))
+    config = known_config(source)
     model = on_meta(config, dtype, quantization)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -148,18 +187,27 @@ def _fill_4bit(
         layer.bias = nn.Parameter(bias, requires_grad=False)
 
 
-def make_processor(pixels: int) -> lab_student.PictureProcessor:
-    """Pictures as Qwen2.5-VL takes them; the lab's words, special tokens at Qwen's numbers.
+def make_processor(source: str, pixels: int) -> lab_student.PictureProcessor | Idefics3Processor:
+    """Pictures as that model takes them; the lab's words, special tokens at the model's numbers.
 
-    Most of the 151,936 numbers stand for no text, so a completion drawn at random decodes to
+    Most of Qwen's 151,936 numbers stand for no text, so a completion drawn at random decodes to
     little. That is enough for memory and speed, which see numbers only.
     """
-    state = json.loads(lab_student.make_tokenizer().backend_tokenizer.to_str())
+    made, tokens = lab_student.make_tokenizer(), SMOL_TOKENS if is_smol(source) else TOKENS
+    if is_smol(source):
+        marks = {"additional_special_tokens": list(tokens)}
+        made.add_special_tokens(marks, replace_extra_special_tokens=False)
+    state = json.loads(made.backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
     for tag in state["added_tokens"]:
         word = tag["content"]
-        tag["id"] = vocabulary[word] = TOKENS.get(word, tag["id"])
+        tag["id"] = vocabulary[word] = tokens.get(word, tag["id"])
     tokenizer = lab_student.wrap(Tokenizer.from_str(json.dumps(state)))
+    if is_smol(source):
+        side = {"longest_edge": 512}
+        images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+        tokenizer.eos_token = "<end_of_utterance>"
+        return Idefics3Processor(images, tokenizer, image_seq_len=64, chat_template=SMOL_TURN)
     return lab_student.make_processor(pixels, tokenizer)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.data.commands import PhotoOptions
-from finer1_lite.presets import Preset, Quantize, Size
+from finer1_lite.presets import FOR_CPU, Preset, Quantize, Size
 from finer1_lite.runtime.files import require
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
@@ -34,7 +34,7 @@ class LabCommand(PhotoOptions):
     name: str | None = option(None, "name of the run (default: lab, or the photo folder's)")
     out: Path = option(Path("runs"), "folder of all runs")
     fresh: bool = option(False, "start over: delete the run of this name first")
-    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
+    preset: Size = option("lab", "size: lab, laptop: a CPU; others: a GPU")
     student: str | None = option(None, "folder or hub name of the model, instead of the preset's")
     world_seed: int = option(0, "which paper birds; without a shipped student, pretrains one first")
     seeds: tuple[int, ...] | None = option(
@@ -177,7 +177,7 @@ class BenchCommand:
     """
 
     computes = True
-    preset: Size = option("lab", "size: lab: a CPU, others: a GPU")
+    preset: Size = option("lab", "size: lab, laptop: a CPU; others: a GPU")
     full: bool = option(False, "a 3B model on one GPU: memory and rollouts against the plan")
     groups: int | None = option(None, "anchors a step (default: 2; 1 with --full)")
     steps: int = option(3, "counted steps a row, after a warm-up step")
@@ -230,16 +230,18 @@ class PlanCommand:
             raise ValueError(f"--gpu {gib}, --text-tokens {self.text_tokens}: above 0")
         changes = read_key_values(self.settings) | given(self, model="student")
         preset = getattr(Preset, self.preset)().with_(**changes)
-        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        on_cpu = self.preset in FOR_CPU
+        numbers = "float32" if self.dtype == "auto" and on_cpu else self.dtype
+        dtype = None if numbers == "auto" else getattr(torch, numbers)
         own = dict(gpu_gib=gib, text_tokens=self.text_tokens, dtype=dtype)
         found = plan.memory_plan(preset, **own)
-        rates = minutes.choose(self.gpu, gib, on_cpu=self.preset == "lab")
+        rates = minutes.choose(self.gpu, gib, on_cpu)
         long = minutes.Minutes(found.load, rates)
         if self.json is not None:
             time = {"source": rates.source, "seconds": long.seconds}
             written = found.to_dict() | {"time": time}
             write_atomically(self.json, json.dumps(written, indent=1).encode())
-        print(found, long, "" if self.preset == "lab" else plan.choices(changes), sep="\n\n")
+        print(found, long, "" if on_cpu else plan.choices(changes), sep="\n\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,8 @@ def test_a_preset_for_a_gpu_stops_without_one(machine, command, preset, caplog, 
 def test_it_goes_on_where_there_is_one_or_the_cpu_is_named(machine, monkeypatch):
     found = started(monkeypatch)
     machine()
+    assert main(["lab", "--preset", "laptop"]) == 0  # made for a CPU, as lab is
+    found.clear()
     assert main(["lab"]) == main(["lab", "--preset", "t4", "--device", "cpu"]) == 0
     machine("cuda")
     assert main(["lab", "--preset", "t4", "--device", "auto"]) == 0

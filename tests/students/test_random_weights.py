@@ -10,6 +10,7 @@ from tiny_tapo import Stage, weights
 from finer1_lite import generation, logprobs, models
 from finer1_lite.presets import Preset
 from finer1_lite.students import random_weights
+from finer1_lite.students.families import tower_of
 from finer1_lite.tools import plan
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -23,13 +24,17 @@ def tiny():
 
 @pytest.mark.parametrize(
     ("name", "parameters", "vision"),
-    [("Qwen2.5-VL-3B", 3_754_622_976, 668_684_288), ("Qwen2.5-VL-7B", 8_292_166_656, 676_550_144)],
+    [
+        ("Qwen2.5-VL-3B", 3_754_622_976, 668_684_288),
+        ("Qwen2.5-VL-7B", 8_292_166_656, 676_550_144),
+        ("SmolVLM-256M", 256_484_928, 86_433_024),
+    ],
 )
 def test_parameters_are_those_of_the_published_checkpoints(name, parameters, vision):
-    """Totals that the hub shows for -Instruct: 3.75 and 8.29 billion."""
+    """Totals that the hub shows for -Instruct: 3.75 and 8.29 billion, 256 million."""
     model = random_weights.on_meta(random_weights.known_config(name), torch.bfloat16)
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert sum(p.numel() for p in model.model.visual.parameters()) == vision
+    assert sum(p.numel() for p in tower_of(model).parameters()) == vision
     assert {p.device.type for p in model.parameters()} == {"meta"}
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     assert tied == (name == "Qwen2.5-VL-3B")
@@ -106,6 +111,41 @@ def test_special_tokens_stand_where_qwen_has_them(tiny):
     assert tok.decode(ids) == "<think> a bird </think>" and max(ids) < 151643
 
 
+@pytest.fixture
+def smol(monkeypatch):
+    """SmolVLM's vocabulary, pictures and heads at small widths, by the name of the true size."""
+    numbers = ((49_280, 72, 2, 9, 3, 96), False, (2, 48, 4, 96, ()))
+    monkeypatch.setitem(random_weights.SIZES, "SmolVLM-256M", numbers)
+    monkeypatch.setattr(models, "PASSED", set())
+    return Preset.laptop().with_(
+        student="random:SmolVLM-256M",
+        max_new_tokens=6,
+        lora_rank=4,
+        tapo__groups=1,
+        sft__micro_batch=1,
+    )
+
+
+def test_a_picture_stands_in_64_tokens_where_smolvlm_has_them(smol):
+    student = models.load_student(smol.student, smol)
+    tok = student.processor.tokenizer
+    for word, place in random_weights.SMOL_TOKENS.items():
+        assert tok.convert_tokens_to_ids(word) == place
+    assert student.model.config.image_token_id == 49190 and tok.eos_token_id == 49279
+    batch = prompts_of(student, 2)
+    assert (batch.input_ids == 49190).sum(1).tolist() == [64, 64]
+    assert [len(features) for features in batch.image_features] == [64, 64]
+    assert models.PASSED == {smol.student}  # the self-test of every other family than Qwen's
+
+
+def test_a_laptops_preset_trains_every_adapter_of_stage_two(smol, birds, tmp_path, spread):
+    student = adapted(smol)
+    before = weights(student.model)
+    Stage(student, birds, tmp_path, smol, steps=2).train()
+    for name, weight in weights(student.model).items():
+        assert not torch.equal(weight, before[name]), name
+
+
 def test_the_processor_is_saved_and_read_again(tiny, tmp_path):
     tiny.processor.save_pretrained(tmp_path)
     again = models.load_processor(tmp_path, 64 * 28 * 28)
@@ -135,13 +175,20 @@ def test_a_tapo_step_trains_every_adapter(birds, tmp_path, spread):
         assert not torch.equal(weight, before[name]), name
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-VL-3B-Instruct", "random:Qwen2.5-VL-3B"])
-def test_known_sizes_ask_no_hub(name, monkeypatch):
+@pytest.mark.parametrize(
+    "name, width",
+    [
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 2048),
+        ("random:Qwen2.5-VL-3B", 2048),
+        (Preset.laptop().student, 576),
+    ],
+)
+def test_known_sizes_ask_no_hub(name, width, monkeypatch):
     def asked(*_, **__):
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr(random_weights.AutoConfig, "from_pretrained", asked)
-    assert random_weights.find_config(name).get_text_config().hidden_size == 2048
+    assert random_weights.find_config(name).get_text_config().hidden_size == width
 
 
 def test_a_folder_has_its_own_configuration():
