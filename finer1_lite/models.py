@@ -21,6 +21,7 @@ from finer1_lite.students import random_weights, selftest, unsloth
 from finer1_lite.students.card import ADAPTER, is_adapter, is_hub_name, read_card, resolved
 from finer1_lite.students.families import LORA_TARGETS as LORA_TARGETS  # for notebooks
 from finer1_lite.students.families import NO_WORDS, QWEN, check_family, family_of, in_tower
+from finer1_lite.students.features import keep_features
 from finer1_lite.students.lab_student import asset_folder
 from finer1_lite.students.processors import budget_of, load_processor
 
@@ -77,6 +78,8 @@ def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch
     else:
         model = read_weights(source, device, dtype, preset.quantize)
     model.config.use_cache = False  # generation passes its own cache
+    if preset.keep_features:
+        keep_features(model)
     told = model.generation_config.to_diff_dict()
     unused = ", ".join(f"{name} {told[name]}" for name in SAMPLING if name in told)
     if unused:

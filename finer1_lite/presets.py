@@ -129,6 +129,7 @@ class Preset(Settings):
     gradient_checkpointing: bool = setting(False, "recompute layers in backward: memory for time")
     lora_rank: Count = setting(16, "of the adapters")
     lora_vision: bool = setting(False, "adapters on the vision tower: learnt in stage 1 alone")
+    keep_features: bool = setting(False, "SmolVLM, Idefics3: the tower sees a picture once")
     max_new_tokens: Count = setting(160, "length limit of a completion")
     test_pictures: Count = setting(
         288, "fresh paper birds a split; of a folder at most so many in all"
@@ -164,12 +165,12 @@ class Preset(Settings):
     @classmethod
     def laptop(cls) -> "Preset":
         """SmolVLM-256M on two CPU cores, for 12 classes x 4 photographs, each in 64 tokens."""
-        sft = SFTSettings(steps=40, batch=8, learning_rate=2e-4, micro_batch=2)
+        sft = SFTSettings(steps=32, batch=8, learning_rate=2e-4, micro_batch=2)
         rollouts = dict(groups=4, anchor_rollouts=2, positive_rollouts=2, draws=1)
-        tapo = TAPOSettings(steps=10, learning_rate=5e-5, micro_batch=4, **rollouts)
-        own = dict(pixels=512 * 512, test_pictures=60, eval_batch=20, sft=sft, tapo=tapo)
+        tapo = TAPOSettings(steps=8, learning_rate=5e-5, micro_batch=4, **rollouts)
+        own = dict(pixels=512 * 512, keep_features=True, test_pictures=60, eval_batch=20)
         student = "HuggingFaceTB/SmolVLM-256M-Instruct"
-        return cls(name="laptop", student=student, **own)
+        return cls(name="laptop", student=student, sft=sft, tapo=tapo, **own)
 
     @classmethod
     def colab(cls) -> "Preset":
