@@ -36,10 +36,10 @@ def test_both_stages_and_answers_look_at_each_picture_once(birds, world, tmp_pat
     student = sft.train_sft(
         student, sft.chain_rows(few, chains, preset.sft), preset, 0, tmp_path / "sft"
     )
-    Stage(student, few, tmp_path / "tapo", preset, steps=3).train()
+    Stage(student, birds, tmp_path / "tapo", preset, steps=3).train()
     for _ in range(2):
         evaluate.ask(student, *asked(birds, 4), max_new_tokens=4)
-    assert 8 < len(shown) <= 12
+    assert len(shown) > 8
     assert len({picture.numpy().tobytes() for picture in shown}) == len(shown)
 
 
