@@ -10,6 +10,7 @@ without the folded solutions are written there, for a class.
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def lined(text: str) -> list[str]:
     return text.splitlines(keepends=True)
 
 
+@cache
 def exercise_cells() -> dict[str, str]:
     """The cells of every checked exercise, id -> text: task, stub and folded solution."""
     from finer1_lite.tools.exercises import read_exercises

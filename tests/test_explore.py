@@ -512,6 +512,10 @@ def test_in_jupyterlab_every_piece_follows_its_control_and_a_stored_output_is_a_
         run_first_cell(page)
         for _ in live[1:]:
             page.keyboard.press("Shift+Enter")
+        image = page.locator("img.widget-image").first
+        image.wait_for(timeout=SLOW)
+        first = image.get_attribute("src")
+        assert "A = +1.00" in page.inner_text(".jp-Notebook")
         for at, cell in enumerate(live):
             here = page.locator(".jp-Notebook .jp-CodeCell").nth(at)
             board = here.locator(".jp-OutputArea-output .widget-vbox").first
@@ -532,4 +536,5 @@ def test_in_jupyterlab_every_piece_follows_its_control_and_a_stored_output_is_a_
         for _ in range(9):
             page.keyboard.press("ArrowLeft")
         page.get_by_text("A = -1.00").wait_for(timeout=SLOW)
+        assert image.get_attribute("src") != first
         screenshot(page, "explore", jupyter[0])

@@ -65,9 +65,9 @@ def idle(logs: Mapping[str, Mapping[int, list]], frame: pd.DataFrame | None) -> 
     told = []
     for stage, seeds in logs.items():
         for seed, rows in seeds.items():
-            idle = [f"{said}: what follows says nothing of this stage." for said in lessons(rows)]
-            found = [*idle, *(f"{said}." for said in drifts(rows))]
-            told += [f"{STAGES[stage]}, seed {seed}: {said}" for said in found]
+            found = [f"{said}: what follows says nothing of this stage" for said in lessons(rows)]
+            found += drifts(rows)
+            told += [f"{STAGES[stage]}, seed {seed}: {said}." for said in found]
     for who, rows in entries(frame).items() if frame is not None else ():
         cut = int(rows["truncated"].sum())
         if cut >= ALL_CUT * len(rows):

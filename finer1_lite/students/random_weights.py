@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2_5_VLConfig,
 )
+from transformers import PreTrainedTokenizerFast as Tokens
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.quantizers import AutoHfQuantizer
 
@@ -40,7 +41,8 @@ TOKENS = {  # special tokens of Qwen2 and Qwen2.5-VL, and where they stand in th
     "<|image_pad|>": 151655,
     "<|video_pad|>": 151656,
 }
-SMOL_TOKENS = {  # of SmolVLM
+SMOL = "SmolVLM"  # how its sizes are named
+SMOL_TOKENS = {
     "<global-img>": 49152,
     "<fake_token_around_image>": 49189,
     "<image>": 49190,
@@ -77,7 +79,7 @@ def known_config(name: str) -> Qwen2_5_VLConfig | Idefics3Config:
     text, tied, vision = SIZES[name]
     text = dict(zip(_TEXT, text, strict=True))
     vision = dict(zip(_VISION, vision, strict=True))
-    if is_smol(name):
+    if name.startswith(SMOL):
         return _smol_config(text, tied, vision)
     third = text["hidden_size"] // text["num_attention_heads"] // 8  # of a head: 2 to 3 to 3
     sections = [third, 3 * third // 2, 3 * third // 2]
@@ -87,11 +89,6 @@ def known_config(name: str) -> Qwen2_5_VLConfig | Idefics3Config:
     vision |= dict(patch_size=14, spatial_merge_size=2, window_size=112, tokens_per_second=2)
     vision["out_hidden_size"] = text["hidden_size"]
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
-
-
-def is_smol(source: str) -> bool:
-    """Whether a known size is SmolVLM's."""
-    return source.removeprefix(PREFIX).startswith("SmolVLM")
 
 
 def _smol_config(text: dict, tied: bool, vision: dict) -> Idefics3Config:
@@ -193,22 +190,25 @@ def make_processor(source: str, pixels: int) -> lab_student.PictureProcessor | I
     Most of Qwen's 151,936 numbers stand for no text, so a completion drawn at random decodes to
     little. That is enough for memory and speed, which see numbers only.
     """
-    made, tokens = lab_student.make_tokenizer(), SMOL_TOKENS if is_smol(source) else TOKENS
-    if is_smol(source):
-        marks = {"additional_special_tokens": list(tokens)}
-        made.add_special_tokens(marks, replace_extra_special_tokens=False)
-    state = json.loads(made.backend_tokenizer.to_str())
+    words = lab_student.make_tokenizer()
+    if not source.startswith(PREFIX + SMOL):
+        return lab_student.make_processor(pixels, _numbered(words, TOKENS))
+    marks = {"additional_special_tokens": list(SMOL_TOKENS)}
+    words.add_special_tokens(marks, replace_extra_special_tokens=False)
+    tokenizer, side = _numbered(words, SMOL_TOKENS), {"longest_edge": 512}
+    tokenizer.eos_token = "<end_of_utterance>"
+    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+    return Idefics3Processor(images, tokenizer, image_seq_len=64, chat_template=SMOL_TURN)
+
+
+def _numbered(words: Tokens, places: dict[str, int]) -> Tokens:
+    """The tokenizer with these special tokens of its own at a model's numbers."""
+    state = json.loads(words.backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
     for tag in state["added_tokens"]:
         word = tag["content"]
-        tag["id"] = vocabulary[word] = tokens.get(word, tag["id"])
-    tokenizer = lab_student.wrap(Tokenizer.from_str(json.dumps(state)))
-    if is_smol(source):
-        side = {"longest_edge": 512}
-        images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
-        tokenizer.eos_token = "<end_of_utterance>"
-        return Idefics3Processor(images, tokenizer, image_seq_len=64, chat_template=SMOL_TURN)
-    return lab_student.make_processor(pixels, tokenizer)
+        tag["id"] = vocabulary[word] = places.get(word, tag["id"])
+    return lab_student.wrap(Tokenizer.from_str(json.dumps(state)))
 
 
 def is_random(source: str | Path) -> bool:
