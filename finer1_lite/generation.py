@@ -1,9 +1,9 @@
 """From (picture, question) to completions: the rollouts of GRPO, DAPO and TAPO.
 
-Works on Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers, plain, quantised or wrapped by
-PEFT. Each distinct picture is encoded once, each prompt is prefilled once, and all completions
-of a prompt share that cache. It grows with the completions and shrinks when some have ended: a
-static cache does neither and took 3 times as long (64 completions of 96 tokens by the lab
+Works on the families of `students.families`, as transformers has them, plain, quantised or
+wrapped by PEFT. Each distinct picture is encoded once, each prompt is prefilled once, and all
+completions of a prompt share that cache. It grows with the completions and shrinks when some have
+ended: a static cache does neither and took 3 times as long (64 completions of 96 tokens by the lab
 student on one CPU core: 4.4 against 1.4 s); transformers' continuous batching takes token ids
 alone, no pictures.
 """
@@ -20,13 +20,18 @@ from torch import Tensor, nn
 from finer1_lite import prompts
 from finer1_lite.data import marks
 from finer1_lite.runtime.checkpoints import require_finite
+from finer1_lite.students.families import family_of
 
 VISION_TOKENS = (
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     *("<image>", "<fake_token_around_image>", "<global-img>"),  # SmolVLM, Idefics3
     *("<img>", "</img>", "<IMG_CONTEXT>"),  # InternVL
+    *("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),  # LFM2-VL
+    *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),  # Gemma 3
+    *("<|image>", "<|image|>", "<image|>", "<|video|>"),  # Gemma 4
+    *("<|audio>", "<|audio|>", "<audio|>"),
 )
-TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")  # of a processor's; the rest: pictures
+TEXT = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}  # not of pictures
 Images = Sequence[Image.Image] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, or equal shares
 
@@ -136,10 +141,33 @@ def three_axes(core: nn.Module) -> bool:
     return hasattr(core.model, "get_rope_index")
 
 
+def embed(core: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """Text tokens as the language layers take them: (P, L, width), and in Gemma 4 a row a layer."""
+    if not getattr(core.config.get_text_config(), "hidden_size_per_layer_input", 0):
+        return {"inputs_embeds": core.get_input_embeddings()(ids)}
+    pad = core.config.get_text_config().pad_token_id  # stands there for a picture
+    ids = ids.masked_fill(ids == core.config.image_token_id, pad)
+    rows = core.get_decoder().get_per_layer_inputs(ids, None)
+    return {"inputs_embeds": core.get_input_embeddings()(ids), "per_layer_inputs": rows}
+
+
+def softcap(core: nn.Module) -> float | None:
+    """The bound that Gemma 4 puts on its logits; None for others."""
+    return getattr(core.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def logits_of(head: nn.Module, hidden: Tensor, cap: float | None = None) -> Tensor:
+    """Logits in float32 at least, within +-cap: (..., width) -> (..., V)."""
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 def decode(core: nn.Module, *, position_ids: Tensor, **inputs: Any) -> Any:
     """A pass through the language layers; position_ids: (3, P, L)."""
     places = position_ids if three_axes(core) else position_ids[0]
-    return core.get_decoder()(position_ids=places, **inputs)
+    layers = core.model if family_of(core).masks else core.get_decoder()
+    return layers(position_ids=places, **inputs)
 
 
 def tokenise(model: nn.Module, processor: Any, questions: Sequence[str], images: Images) -> Any:
@@ -154,12 +182,12 @@ def tokenise(model: nn.Module, processor: Any, questions: Sequence[str], images:
     ]
     return processor(
         text=texts,
-        images=list(images) if images is not None else None,
+        images=[[picture] for picture in images] if images is not None else None,
         padding=True,
         padding_side="left",
         return_tensors="pt",
         add_special_tokens=False,  # the chat template has them
-        return_mm_token_type_ids=three_axes(core),
+        return_mm_token_type_ids=three_axes(core) or bool(family_of(core).masks),
     ).to(core.device)
 
 
@@ -206,14 +234,17 @@ def image_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Sequence[T
 
 def embed_prompts(core: nn.Module, batch: PromptBatch) -> dict[str, Any]:
     """The language model's inputs: embeddings (P, L, width) with the pictures in their places."""
-    embeds = core.get_input_embeddings()(batch.input_ids)
-    inputs = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    inputs = embed(core, batch.input_ids)
+    inputs |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     if not batch.image_features:
-        return inputs | {"inputs_embeds": embeds}
+        return inputs
+    embeds = inputs["inputs_embeds"]
     flat = torch.cat(batch.image_features)
     width = embeds.shape[-1]
     visual = batch.mm_token_type_ids == 1
     inputs["inputs_embeds"] = embeds.masked_scatter(visual[..., None], flat[:, :width].to(embeds))
+    if family_of(core).masks:
+        inputs[family_of(core).masks] = batch.mm_token_type_ids
     if flat.shape[1] > width:
         deep = list(flat[:, width:].split(width, -1))
         inputs |= {"visual_pos_masks": visual, "deepstack_visual_embeds": deep}
@@ -289,7 +320,7 @@ def generate(
     ids = torch.full((len(mask), max_new_tokens), tok.pad_token_id, device=mask.device)
     draws = _uniform(generator, *ids.shape, mask.device) if temperature else ids
     for t in range(max_new_tokens):
-        logits = core.lm_head(hidden[:, -1]).float()
+        logits = logits_of(core.lm_head, hidden[:, -1], softcap(core))
         require_finite([(f"the logits of token {t + 1} ({hidden.dtype})", logits.amax(-1)[going])])
         logits[:, suppressed] = -torch.inf
         token = pick_tokens(logits, temperature, top_p, draws[rows, t])
@@ -308,7 +339,7 @@ def generate(
         position = position + 1
         hidden = decode(
             core,
-            inputs_embeds=core.get_input_embeddings()(token[:, None]),
+            **embed(core, token[:, None]),
             attention_mask=mask,
             position_ids=position,
             past_key_values=cache,

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from finer1_lite.generation import PromptBatch, core_of, decode, embed_prompts, prefill_rows
+from finer1_lite.generation import (
+    PromptBatch,
+    core_of,
+    decode,
+    embed,
+    embed_prompts,
+    logits_of,
+    prefill_rows,
+    softcap,
+)
 from finer1_lite.students.families import recurrent
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
@@ -41,7 +50,8 @@ def log_probs(
     hidden_states = recomputed_hidden if recompute else shared_hidden
     hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
     keep = completion_mask.bool()
-    logps = token_scores(core.lm_head, hidden[keep], completion_ids[keep], temperature)
+    tokens = completion_ids[keep]
+    logps = token_scores(core.lm_head, hidden[keep], tokens, temperature, softcap(core))
     blank = torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device)
     return blank.masked_scatter(keep, logps)
 
@@ -79,7 +89,7 @@ def shared_hidden(
     ahead = torch.arange(1, ids.shape[1], device=ids.device)
     rest = decode(
         core,
-        inputs_embeds=core.get_input_embeddings()(ids[:, :-1]),
+        **embed(core, ids[:, :-1]),
         attention_mask=torch.cat([prompt_mask, mask[:, :-1]], 1),
         position_ids=last + ahead,
         past_key_values=cache,
@@ -98,25 +108,31 @@ def recomputed_hidden(
 
 
 def token_scores(
-    head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float = 1.0
+    head: nn.Module,
+    hidden: Tensor,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    cap: float | None = None,
 ) -> Tensor:
     """Log-probability of each token, (N,).
 
-    hidden: (N, width), tokens: (N,). A few tokens at a time, and the backward pass computes
-    their logits anew: at most `LOGITS_AT_ONCE` logits live, never (N, vocabulary).
+    hidden: (N, width), tokens: (N,); cap: see `generation.softcap`. A few tokens at a time, and
+    the backward pass computes their logits anew: at most `LOGITS_AT_ONCE` logits live, never
+    (N, vocabulary).
     """
     size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     score = _chunk_scores
     if torch.is_grad_enabled() and len(tokens) > size:
         score = partial(checkpoint, _chunk_scores, use_reentrant=False)
     chunks = zip(hidden.split(size), tokens.split(size), strict=True)
-    return torch.cat([score(head, states, ids, temperature) for states, ids in chunks])
+    return torch.cat([score(head, states, ids, temperature, cap) for states, ids in chunks])
 
 
-def _chunk_scores(head: nn.Module, states: Tensor, ids: Tensor, temperature: float) -> Tensor:
+def _chunk_scores(
+    head: nn.Module, states: Tensor, ids: Tensor, temperature: float, cap: float | None = None
+) -> Tensor:
     """`token_scores` of a few tokens: (n,)."""
-    logits = head(states)  # (n, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits_of(head, states, cap)  # (n, V)
     if temperature != 1:  # no copy of so many numbers for nothing
         logits = logits / temperature
     return -F.cross_entropy(logits, ids, reduction="none")  # keeps one (n, V), not three

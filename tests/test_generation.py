@@ -337,7 +337,7 @@ def test_tokens_of_another_picture_are_refused(student, birds):
 
     def stale(text, images, **settings):
         first = student.processor(text=text, images=images, **settings)
-        small = [image.resize((28, 56)) for image in images]
+        small = [[image.resize((28, 56))] for [image] in images]
         other = student.processor(text=text, images=small, **settings)
         first.update({key: other[key] for key in ("pixel_values", "image_grid_thw")})
         return first

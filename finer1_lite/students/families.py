@@ -21,7 +21,8 @@ VISION_TARGETS = (
     r".*visual\.blocks\..*\.(qkv|proj|fc1|fc2|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)"
 )
 TOWERS = ("visual", "vision_model", "vision_tower")  # of `core.model`
-NO_WORDS = (*TOWERS, "connector", "multi_modal_projector")  # never in 4 bits
+BRIDGES = ("connector", "multi_modal_projector", "embed_vision")
+NO_WORDS = (*TOWERS, *BRIDGES, "audio_tower", "embed_audio")  # never in 4 bits
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,35 @@ class Family:
 
     lora: str = LORA_TARGETS.replace("language_model", "(language_model|text_model)")
     vision: str = (
-        r".*(vision_model|vision_tower)\..*\."
+        r".*(vision_model|vision_tower)\..*layers?\.\d+\..*\."
         r"(q_proj|k_proj|v_proj|out_proj|projection_layer|fc1|fc2)"
     )
     budget: bool = False  # a picture has as many tokens as its pixels allow, not always the same
     tiles: bool = False  # the processor cuts a picture into tiles, unless it is told not to
     template: str | None = None  # in place of a chat template that thinks before we ask it to
+    # A picture's tokens look at one another both ways, by masks that the model makes itself: what
+    # its forward pass calls the numbers that say which these are.
+    masks: str = ""
+    steps: tuple[int, ...] = ()  # of a picture's tokens, where no other numbers are allowed
+
+    def tokens(self, pixels: int, side: int) -> int:
+        """Most tokens of a picture of so many pixels; side: that of a token, in pixels."""
+        most = max(1, pixels // side**2)
+        allowed = [number for number in self.steps if number <= most] or self.steps[:1]
+        return allowed[-1] if self.steps else most
 
 
 QWEN = Family(LORA_TARGETS, VISION_TARGETS, budget=True)
 LINEAR = r".*language_model.*\.linear_attn\.(in_proj_qkv|in_proj_z|in_proj_b|in_proj_a|out_proj)"
 QWEN_LINEAR = replace(QWEN, lora=f"{LORA_TARGETS}|{LINEAR}", template=lab_student.CHAT_TEMPLATE)
 SMOLVLM = Family(tiles=True)
+GEMMA4 = Family(
+    vision=r".*vision_tower\..*_proj\.linear",
+    masks="mm_token_type_ids",
+    budget=True,
+    steps=(70, 140, 280, 560, 1120),
+)
+CONVOLUTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|in_proj|out_proj|w1|w2|w3)"
 FAMILIES = {  # by `model_type` of config.json
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
@@ -53,9 +71,13 @@ FAMILIES = {  # by `model_type` of config.json
     "idefics3": SMOLVLM,
     "smolvlm": SMOLVLM,
     "internvl": Family(),  # as transformers has it, "-hf"; its processor wants torchvision
+    "lfm2_vl": Family(CONVOLUTIONS, budget=True),  # torchvision here too
+    "gemma3": Family(masks="token_type_ids"),
+    "gemma4": GEMMA4,  # and here
 }
 SUPPORTED = (
-    "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a (dense) Qwen3.5, SmolVLM, Idefics3 or InternVL"
+    "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a (dense) Qwen3.5, SmolVLM, Idefics3, InternVL, "
+    "LFM2-VL, Gemma 3 or 4"
 )
 
 

@@ -10,10 +10,11 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from finer1_lite.students import random_weights
 from finer1_lite.students.families import FAMILIES, Family
-from finer1_lite.students.lab_student import PictureProcessor
+from finer1_lite.students.lab_student import STOCK, PictureProcessor
 from finer1_lite.students.tokens import settle_tokens
 
 log = logging.getLogger("finer1_lite")
+COUNTED = ("max_image_tokens", "max_soft_tokens")  # LFM2-VL and Gemma 4: not pixels, but tokens
 
 
 def load_processor(
@@ -31,15 +32,14 @@ def load_processor(
     known = FAMILIES.get(family, Family())
     processor = _without_tiles(source) if known.tiles else _stock(source, family)
     images, saved = processor.image_processor, budget_of(processor)
-    if hasattr(images, "max_patches"):
-        images.max_patches = 1  # InternVL's tiles
+    for tiles, without in (("max_patches", 1), ("do_image_splitting", False)):
+        if hasattr(images, tiles):  # InternVL's, LFM2-VL's
+            setattr(images, tiles, without)
     if pixels not in (None, saved):
-        what = "as asked (not %d, the budget saved with %s)"
+        what = "not used: every picture has %d in %s"
         if known.budget:
-            smallest = min(images.size["shortest_edge"], pixels)
-            images.size = {"shortest_edge": smallest, "longest_edge": pixels}
-        else:
-            what = "not used: every picture has %d in %s"
+            _set_budget(images, pixels, known)
+            what = f"as asked, at most {budget_of(processor)} (not %d, the budget saved with %s)"
         log.info(f"pixels %d: {what}", pixels, saved, source)
     if known.template and processor.chat_template != known.template:
         log.info("%s: a plain chat template, as its own writes a thought of the answer", source)
@@ -51,11 +51,34 @@ def load_processor(
 
 def budget_of(processor: Any) -> int:
     """The most pixels of a picture, after it was reduced."""
-    size = dict(processor.image_processor.size)
+    images = processor.image_processor
+    for name in COUNTED:
+        if hasattr(images, name):
+            return getattr(images, name) * _token_side(images) ** 2
+    size = dict(images.size)
     if "shortest_edge" in size:
         return size["longest_edge"]  # Qwen-VL's: an area, whatever its name says
     side = size.get("longest_edge")
     return side**2 if side else size["height"] * size["width"]
+
+
+def _set_budget(images: Any, pixels: int, family: Family) -> None:
+    """The most pixels of a picture, from now on."""
+    counted = [name for name in COUNTED if hasattr(images, name)]
+    for name in counted:
+        setattr(images, name, family.tokens(pixels, _token_side(images)))
+    if hasattr(images, "min_image_tokens"):
+        images.min_image_tokens = min(images.min_image_tokens, images.max_image_tokens)
+    if not counted:
+        smallest = min(images.size["shortest_edge"], pixels)
+        images.size = {"shortest_edge": smallest, "longest_edge": pixels}
+
+
+def _token_side(images: Any) -> int:
+    """Pixels a side of what LFM2-VL or Gemma 4 makes one token of."""
+    if hasattr(images, "max_soft_tokens"):
+        return images.patch_size * images.pooling_kernel_size
+    return images.encoder_patch_size * images.downsample_factor
 
 
 def _stock(source: str | Path, family: str) -> Any:
@@ -63,7 +86,7 @@ def _stock(source: str | Path, family: str) -> Any:
     config = Path(source) / "processor_config.json"
     own = config.is_file() and '"video_processor"' not in config.read_text(encoding="utf-8")
     bare = importlib.util.find_spec("torchvision") is None
-    if FAMILIES.get(family, Family()).budget and (own or bare):
+    if family in STOCK and (own or bare):
         processor = PictureProcessor.from_pretrained(source)
         processor.family = family
         return processor

@@ -171,6 +171,7 @@ class _Case:
             "input_ids": self.ids,
             "attention_mask": torch.ones_like(self.ids),
             "mm_token_type_ids": torch.zeros_like(self.ids),
+            "token_type_ids": torch.zeros_like(self.ids),  # Gemma's name for the same
         }
         inputs = {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in self.inputs.items()}
         return model(**inputs, use_cache=False).logits

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from transformers import PreTrainedConfig
 from finer1_lite import generation, logprobs
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
-from finer1_lite.students.families import family_of, in_tower, tower_of
+from finer1_lite.students.families import Family, family_of, in_tower, tower_of
 
 FLOAT = 4  # bytes
 BLOCK = 64  # bitsandbytes: weights a scale
@@ -57,6 +58,7 @@ class Sizes:
     patch: int  # pixels a side
     merge: int  # patches a side of one visual token
     side: int  # pixels that every picture is reduced to; 0: as the budget allows
+    family: Family
 
     @property
     def kv_token(self) -> int:
@@ -136,6 +138,8 @@ def count(student: Student, compute: int = 2) -> Sizes:
     vision = core.config.vision_config
     plain = [(n, p) for n, p in core.named_parameters() if "lora_" not in n]
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    layers = [text.per_layer_config[layer] for layer in range(text.num_hidden_layers)]
+    own = text.hidden_size // text.num_attention_heads
     return Sizes(
         weights=_weights(plain),
         adapter=sum(p.nbytes for p in core.parameters() if p.requires_grad),
@@ -144,8 +148,8 @@ def count(student: Student, compute: int = 2) -> Sizes:
         width=text.hidden_size,
         inner=text.intermediate_size,
         heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
-        head=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        kv_heads=max(layer.num_key_value_heads for layer in layers),
+        head=max(getattr(layer, "head_dim", None) or own for layer in layers),
         vocabulary=text.vocab_size,
         rank=student.model.active_peft_config.r,
         number=core.get_input_embeddings().weight.element_size(),
@@ -157,6 +161,7 @@ def count(student: Student, compute: int = 2) -> Sizes:
         patch=_one(vision.patch_size),
         merge=_merge(core.config),
         side=0 if family_of(core).budget else _one(vision.image_size),
+        family=family_of(core),
     )
 
 
@@ -167,8 +172,12 @@ def _one(side: int | Sequence[int]) -> int:
 
 def _merge(config: PreTrainedConfig) -> int:
     """Patches a side of one visual token, under the names of the families."""
+    if tokens := getattr(config, "mm_tokens_per_image", None):  # Gemma 3
+        return config.vision_config.image_size // config.vision_config.patch_size // isqrt(tokens)
     merge = getattr(config.vision_config, "spatial_merge_size", None)
+    merge = merge or getattr(config.vision_config, "pooling_kernel_size", None)
     merge = merge or getattr(config, "scale_factor", None)
+    merge = merge or getattr(config, "downsample_factor", None)
     return merge or round(1 / getattr(config, "downsample_ratio", 1))
 
 
@@ -220,7 +229,7 @@ class Load:
     def visual(self) -> int:
         """Visual tokens of a picture at the pixel budget, or the model's own number of them."""
         pixels = self.sizes.side**2 or self.preset.pixels
-        return max(1, pixels // (self.sizes.patch * self.sizes.merge) ** 2)
+        return self.sizes.family.tokens(pixels, self.sizes.patch * self.sizes.merge)
 
     @property
     def prompt(self) -> int:

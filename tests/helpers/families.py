@@ -6,11 +6,18 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
@@ -21,6 +28,7 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from finer1_lite.generation import Student
@@ -32,9 +40,12 @@ OTHERS = {  # model_type -> the model's classes
     "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
     "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
+    "gemma3": (Gemma3Config, Gemma3ForConditionalGeneration),
 }
-if find_spec("torchvision"):  # its processor shows videos too
+if find_spec("torchvision"):  # their processors ask for it
     OTHERS["internvl"] = (InternVLConfig, InternVLForConditionalGeneration)
+    OTHERS["lfm2_vl"] = (Lfm2VlConfig, Lfm2VlForConditionalGeneration)
+    OTHERS["gemma4"] = (Gemma4Config, Gemma4ForConditionalGeneration)
 # SmolVLM's own, word for word
 SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
@@ -43,6 +54,7 @@ SMOLVLM_TEMPLATE = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+GEMMA3 = ("<start_of_image>", "<end_of_turn>")
 TEXT = dict(
     hidden_size=64,
     intermediate_size=96,
@@ -65,8 +77,7 @@ def save(student: Student, folder: Path) -> Path:
 def smolvlm_processor(tokenizer) -> Idefics3Processor:
     """Pictures of 64 pixels a side in 4 tokens, without tiles."""
     marks = ["<global-img>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
-    marks = {"additional_special_tokens": marks}
-    tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False)
+    add_marks(tokenizer, marks)
     tokenizer.eos_token, tokenizer.pad_token = "<end_of_utterance>", "<|im_end|>"
     images = Idefics3ImageProcessorPil(
         size={"longest_edge": 64}, max_image_size={"longest_edge": 64}, do_image_splitting=False
@@ -81,8 +92,7 @@ def internvl_processor(tokenizer):
     marks = dict(start_image_token="<img>", end_image_token="</img>", video_token="<video>")
     marks["context_image_token"] = "<IMG_CONTEXT>"
     tokenizer._set_model_specific_special_tokens(marks)
-    marks = {"additional_special_tokens": list(marks.values())}
-    tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False)
+    add_marks(tokenizer, list(marks.values()))
     template = CHAT_TEMPLATE.replace(
         "<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n"
     )
@@ -95,17 +105,65 @@ def internvl_processor(tokenizer):
     )
 
 
+def lfm2_processor(tokenizer):
+    """Pictures of at most 64 pixels a side in 4 tokens; the tile is one, and of no use."""
+    from transformers import Lfm2VlImageProcessor, Lfm2VlProcessor
+
+    marks = ["<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"]
+    add_marks(tokenizer, marks)
+    sizes = dict(min_image_tokens=4, max_image_tokens=16, encoder_patch_size=16, tile_size=64)
+    sizes |= dict(max_num_patches=64, min_tiles=2, max_tiles=2, do_image_splitting=False)
+    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+    return Lfm2VlProcessor(Lfm2VlImageProcessor(**sizes), tokenizer, chat_template=template)
+
+
+def gemma3_processor(tokenizer) -> Gemma3Processor:
+    """Pictures of 64 pixels a side in 4 tokens."""
+    marks = dict(boi_token="<start_of_image>", eoi_token="<end_of_image>")
+    template = gemma_template(tokenizer, marks | dict(image_token="<image_soft_token>"), *GEMMA3)
+    images = Gemma3ImageProcessorPil(size={"height": 64, "width": 64})
+    return Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=template)
+
+
+def gemma4_processor(tokenizer):
+    """Pictures in at most 70 tokens, the fewest that it allows; no sound was ever heard here."""
+    from transformers import Gemma4AudioFeatureExtractor as Ears
+    from transformers import Gemma4ImageProcessorPil, Gemma4Processor, Gemma4VideoProcessor
+
+    marks = dict(boi_token="<|image>", image_token="<|image|>", eoi_token="<image|>")
+    marks |= dict(boa_token="<|audio>", audio_token="<|audio|>", eoa_token="<audio|>")
+    template = gemma_template(tokenizer, marks, "<|image|>", "<turn|>")
+    images = Gemma4ImageProcessorPil(max_soft_tokens=70)
+    parts = (Ears(), images, tokenizer, Gemma4VideoProcessor())
+    return Gemma4Processor(*parts, chat_template=template)
+
+
+def gemma_template(tokenizer, marks: dict, image: str, end: str) -> str:
+    """The lab's turns with these marks in them."""
+    tokenizer._set_model_specific_special_tokens(marks)
+    add_marks(tokenizer, [*marks.values(), end])
+    tokenizer.eos_token = end
+    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", image)
+    return template.replace("<|im_end|>", end)
+
+
+def add_marks(tokenizer, marks: list[str]) -> None:
+    """Special tokens beside those that it has."""
+    marks = {"additional_special_tokens": marks}
+    tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False)
+
+
 @cache
 def processor_for(family: str) -> PictureProcessor:
     """The lab's words with each family's patches, and the token that the lab has no use for."""
     tokenizer = lab_student.make_tokenizer()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|vision_pad|>"]}, replace_extra_special_tokens=False
-    )
+    add_marks(tokenizer, ["<|vision_pad|>"])
     if family in ("idefics3", "smolvlm"):
         return smolvlm_processor(tokenizer)
-    if family == "internvl":
-        return internvl_processor(tokenizer)
+    own = dict(internvl=internvl_processor, lfm2_vl=lfm2_processor)
+    own |= dict(gemma3=gemma3_processor, gemma4=gemma4_processor)
+    if family in own:
+        return own[family](tokenizer)
     patch = 16 if family in ("qwen3_vl", "qwen3_5") else 14
     images = Qwen2VLImageProcessorPil(
         min_pixels=(2 * patch) ** 2, max_pixels=(6 * patch) ** 2, patch_size=patch, merge_size=2
@@ -123,16 +181,19 @@ def tiny(family: str) -> Student:
     with torch.no_grad():  # as first drawn, every answer would be one word repeated
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "embed" not in name and "lm_head" not in name:
-                weight.mul_(4)
+                weight.mul_(2 if family == "gemma4" else 4)  # whose logits end at 30
+            if "mm_input_projection" in name:  # Gemma 3's begins at zero
+                weight.normal_(std=0.1)
     return Student(model, processor)
 
 
 def _model(family: str, tokenizer):
     ids = tokenizer.convert_tokens_to_ids
-    if family in ("idefics3", "smolvlm", "internvl"):
+    if family not in (*FAMILIES, "qwen3_5"):
         config, model = OTHERS[family]
+        kinds = dict(internvl="qwen2", lfm2_vl="lfm2", gemma3="gemma3_text", gemma4="gemma4_text")
         text = TEXT | dict(
-            model_type="qwen2" if family == "internvl" else "llama",
+            model_type=kinds.get(family, "llama"),
             vocab_size=-(-len(tokenizer) // 64) * 64,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -147,6 +208,29 @@ def _model(family: str, tokenizer):
         )
         if family == "internvl":
             image = dict(image_token_id=ids("<IMG_CONTEXT>"), image_seq_length=4)
+            return model(config(text_config=text, vision_config=vision, **image))
+        if family == "lfm2_vl":
+            text |= dict(layer_types=["conv", "full_attention", "conv"])
+            image = dict(image_token_id=ids("<image>"), projector_hidden_size=64)
+            vision |= dict(num_patches=64)
+            return model(config(text_config=text, vision_config=vision, **image))
+        if family == "gemma3":  # a window shorter than the prompt
+            text |= dict(head_dim=16, sliding_window=24, query_pre_attn_scalar=16)
+            text["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+            image = dict(image_token_id=ids("<image_soft_token>"), mm_tokens_per_image=4)
+            image |= dict(eos_token_id=tokenizer.eos_token_id)
+            return model(config(text_config=text, vision_config=vision, **image))
+        if family == "gemma4":  # the third layer reads the first one's keys and values
+            layers = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+            text |= dict(head_dim=16, global_head_dim=32, sliding_window=24, layer_types=layers)
+            text |= dict(num_hidden_layers=4, num_kv_shared_layers=2, final_logit_softcapping=30.0)
+            text |= dict(hidden_size_per_layer_input=8, use_bidirectional_attention="vision")
+            text |= dict(vocab_size_per_layer_input=text["vocab_size"])
+            vision |= dict(num_key_value_heads=2, head_dim=16)
+            del vision["image_size"]
+            names = dict(image="<|image|>", video="<|video|>", audio="<|audio|>")
+            image = {f"{kind}_token_id": ids(name) for kind, name in names.items()}
+            image |= dict(eos_token_id=tokenizer.eos_token_id)
             return model(config(text_config=text, vision_config=vision, **image))
         return model(
             config(

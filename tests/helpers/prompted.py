@@ -36,5 +36,9 @@ def plain_inputs(student, questions, pictures):
         for q in questions
     ]
     return student.processor(
-        text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt"
+        text=texts,
+        images=[[picture] for picture in pictures],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
     )
