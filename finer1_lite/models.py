@@ -17,7 +17,7 @@ from finer1_lite.presets import Preset
 from finer1_lite.runtime import checkpoints
 from finer1_lite.runtime.devices import choose_device, choose_dtype
 from finer1_lite.runtime.files import DataError
-from finer1_lite.students import random_weights, selftest, unsloth
+from finer1_lite.students import attention, random_weights, selftest, unsloth
 from finer1_lite.students.card import ADAPTER, is_adapter, is_hub_name, read_card, resolved
 from finer1_lite.students.families import LORA_TARGETS as LORA_TARGETS  # for notebooks
 from finer1_lite.students.families import NO_WORDS, QWEN, check_family, family_of, in_tower
@@ -77,6 +77,7 @@ def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch
         model = unsloth.load(source, preset, device, dtype)
     else:
         model = read_weights(source, device, dtype, preset.quantize)
+        attention.group_heads(model)
     model.config.use_cache = False  # generation passes its own cache
     if preset.keep_features:
         keep_features(model)
