@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.memory import clear_device_cache
+
 from finer1_lite import cot, metrics, models
 from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.data.given_chains import check_chains
@@ -108,14 +110,17 @@ def run_seed(job: Run, base: Path | str, seed: int) -> None:
         if distributed.is_main() and read_card(out) is None:
             write_card(out, card_of(job, collection, base, stage, seed))
         distributed.wait()
-        student = models.load_adapter(models.load_student(base, job.preset), out)
+        clear_device_cache(garbage_collection=True)  # trainers hold their models in circles
+        student = models.load_trained(out, job.preset, str(base))
         answerer = StudentAnswerer(student, model, job.preset.max_new_tokens, seed)
         evaluate_on(collection, answerer, folder, job.preset, "think")
+        del student, answerer
 
 
 def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, seed: int) -> None:
     """Train the adapter of one stage: "sft", or "tapo" from where "sft" ended."""
     folder = job.folder / f"seed{seed}"
+    clear_device_cache(garbage_collection=True)
     student = models.load_student(base, job.preset)
     if stage == "sft":
         student = models.add_adapter(student, job.preset, seed)
@@ -126,7 +131,7 @@ def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, 
             collection = replace(
                 collection, train=tuple(p for p in collection.train if p.id in chains)
             )
-        rows = chain_rows(collection, chains, job.preset.sft)
+        rows = chain_rows(collection, chains, job.preset.sft, job.preset.pixels)
         train_sft(student, rows, job.preset, seed, folder / stage)
     else:
         student = models.load_adapter(student, folder / "sft", trainable=True)

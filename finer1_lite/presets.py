@@ -121,7 +121,7 @@ class Preset(Settings):
 
     name: str = setting("lab", "of the preset")
     student: str = setting("assets", "assets: the shipped lab student; else a folder or hub name")
-    pixels: Count = setting(84 * 84, "a picture is reduced to this many at most")
+    pixels: Count = setting(84 * 84, "a picture is reduced to this many at most", le=2**20)
     shots: Count = setting(4, "training pictures a seen class")
     warm_up_steps: CountOrNone = setting(0, "text steps in which a lab student meets new words")
     quantize: Quantize = setting("none", "nf4: bitsandbytes, double quantisation")

@@ -172,7 +172,7 @@ def overlong_penalty(length: int, limit: int, buffer: int) -> float:
     return -min(1.0, max(0.0, (length - (limit - buffer)) / buffer))
 
 
-def _text(completion: Completion) -> str:
+def text_of(completion: Completion) -> str:
     """The text of a completion: a string, or the last message of a conversation."""
     content = completion if isinstance(completion, str) else completion[-1]["content"]
     if isinstance(content, str):
@@ -203,7 +203,7 @@ def accuracy(
     rows = zip(completions, label, class_rows, alias_rows, strict=True)
     for completion, name, names, more in rows:
         try:
-            paid.append(accuracy_reward(_text(completion), name, classes=names, aliases=more))
+            paid.append(accuracy_reward(text_of(completion), name, classes=names, aliases=more))
         except ValueError as problem:
             problems.append(str(problem))
     if problems:
@@ -213,4 +213,4 @@ def accuracy(
 
 def format(completions: Sequence[Completion], **_: object) -> list[float]:
     """`format_reward` of each completion, with the signature that TRL calls."""
-    return [format_reward(_text(completion)) for completion in completions]
+    return [format_reward(text_of(completion)) for completion in completions]

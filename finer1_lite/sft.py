@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from finer1_lite import checks, cot, models, prompts
-from finer1_lite.data import marks
+from finer1_lite.data import images, marks
 from finer1_lite.data.chain_text import agreement, section
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset, SFTSettings
@@ -34,24 +34,29 @@ MICRO = "sft.micro_batch"
 
 
 def chain_rows(
-    collection: Collection, chains: cot.Chains, settings: SFTSettings | None = None
+    collection: Collection,
+    chains: cot.Chains,
+    settings: SFTSettings | None = None,
+    pixels: int = images.MOST,
 ) -> Dataset:
     """Training pictures and their chains in TRL's conversational prompt-completion form.
 
     chains: photo id -> chain, or several; settings: what else is asked of each beside the name,
-    a choice among the chain's own candidates or a description; None: nothing. Raises ValueError
-    naming photos without a chain.
+    a choice among the chain's own candidates or a description; None: nothing. pixels: how many of
+    a picture the student looks at; it is kept in `images.ROOM` times as many at most. Raises
+    ValueError naming photos without a chain.
     """
     missing = [p.id for p in collection.train if p.id not in chains]
     if missing:
         raise ValueError(f"no chain for {len(missing)} training pictures: {', '.join(missing[:5])}")
     rows = [
         {
-            "images": [photo.image()],
+            "images": [shown],
             "prompt": [{"role": "user", "content": question}],
             "completion": [{"role": "assistant", "content": reply}],
         }
         for photo in collection.train
+        for shown in [{"bytes": images.png(images.reduced(photo.image(), images.ROOM * pixels))}]
         for chain in cot.several(chains[photo.id])
         for question, reply in _asked(chain, collection, settings)
     ]

@@ -2,11 +2,13 @@
 
 `decode` serves every later read; `check` runs the same decoding once for each file when a
 folder is loaded, so that what passes the check cannot fail in the middle of a training run.
-Nothing is written: pictures are converted in memory each time they are read.
+Nothing is written: pictures are converted in memory each time they are read, and what is kept of
+one that had to be reduced, so that it is once, is bounded.
 """
 
 import hashlib
 import io
+import math
 import re
 import zlib
 from contextlib import suppress
@@ -37,6 +39,9 @@ FORMATS = (
 )
 # Pillow's own warning level; it is written out because Pillow only warns up to twice it.
 MAX_PIXELS = 89_478_485
+MOST = 2**20  # pixels: no student looks at more; a photograph of a phone has twelve times as many
+ROOM = 4  # pixels left for each that a student looks at, for its own reduction to choose from
+KEPT = 2**28  # bytes of reduced pictures; beyond them all are forgotten and reduced anew
 MIN_SIDE = 8  # pixels
 MAX_ASPECT = 200  # Qwen2.5-VL's image processor refuses pictures as narrow as this
 
@@ -90,12 +95,45 @@ class Checked:
     ending: str = ""
 
 
+_reduced: dict[tuple[Path, int, int], bytes] = {}
+
+
 def decode(path: Path) -> Image.Image:
-    """Read a picture as upright RGB, transparency on white. PictureError names file and problem."""
+    """Read a picture as upright RGB in at most `MOST` pixels, transparency on white.
+
+    PictureError names file and problem.
+    """
+    path = Path(path)
     try:
-        return _decode(Path(path).read_bytes())[0]
+        facts = path.stat()
+        key = (path.absolute(), facts.st_mtime_ns, facts.st_size)
+        if key in _reduced:
+            return Image.open(io.BytesIO(_reduced[key])).convert("RGB")
+        whole = _decode(path.read_bytes())[0]
     except (PictureError, OSError) as error:
         raise PictureError(f"{path}: {error}") from error
+    picture = reduced(whole, MOST)
+    if picture is not whole:
+        if sum(map(len, _reduced.values())) > KEPT:
+            _reduced.clear()
+        _reduced[key] = png(picture)
+    return picture
+
+
+def reduced(picture: Image.Image, pixels: int) -> Image.Image:
+    """The picture in at most so many pixels; itself where it has no more."""
+    share = math.sqrt(pixels / (picture.width * picture.height))
+    if share >= 1:
+        return picture
+    size = [max(1, int(side * share)) for side in picture.size]
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a file without loss, quickly."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def check(path: Path) -> Checked:

@@ -4,6 +4,7 @@ Same weights, anchors, rewards, number of completions, micro-batch and threads. 
 
 - Every completion has exactly the longest length, so all write, score and learn from the same
   number of tokens. (It forgoes what our sampler saves by dropping completions that have ended.)
+  Then all once more as it is in life: completions end where they end, pictures have three shapes.
 - No dynamic sampling: every group is kept, so a step is one round of completions.
 - Gradient checkpointing is as the preset has it, for all. (TRL's default is on, which saves
   memory and costs it another forward pass.)
@@ -46,6 +47,7 @@ COLUMNS = {  # of a row -> heading and digits after the point
     "score_s": ("score s", 2),
     "update_s": ("update s", 2),
     "step_s": ("step s", 2),
+    "completion_tokens": ("length", 0),
     "cpu_s": ("cpu s", 2),
     "of_trl": ("x TRL", 2),
     "of_dapo": ("x dapo", 2),
@@ -75,13 +77,16 @@ Readings = list[dict[str, float]]  # of one trainer's steps
 
 def measure(preset: Preset, *, steps: int = 3, json_path: Path | None = None) -> list[dict]:
     """Measure, print, and write the rows, a dictionary a trainer; steps: counted ones a row."""
-    jobs = jobs_of(preset, steps, TRAINERS)
-    with tqdm(total=len(jobs) * (steps + 1), desc="bench") as bar:
-        found = dict(zip(TRAINERS, readings(jobs, bar), strict=True))
-    rows = [row_of(job, found) for job in jobs]
+    cases = [jobs_of(preset, steps, TRAINERS, natural) for natural in (False, True)]
+    tables = []
+    with tqdm(total=sum(map(len, cases)) * (steps + 1), desc="bench") as bar:
+        for jobs in cases:
+            found = dict(zip(TRAINERS, readings(jobs, bar), strict=True))
+            tables.append([row_of(job, found) for job in jobs])
+    rows = [row for part in tables for row in part]
     if json_path is not None:
         write_atomically(json_path, json.dumps(rows, indent=1).encode())
-    print(f"{describe(rows[0])}\n{table(rows, COLUMNS)}")
+    print("\n\n".join(f"{describe(part[0])}\n{table(part, COLUMNS)}" for part in tables))
     return rows
 
 
@@ -121,7 +126,7 @@ def full_preset(groups: int = 1) -> Preset:
     return Preset.t4().with_(student=student, max_new_tokens=512, tapo__groups=groups)
 
 
-def jobs_of(preset: Preset, steps: int, names: Iterable[str]) -> list[Job]:
+def jobs_of(preset: Preset, steps: int, names: Iterable[str], natural: bool = False) -> list[Job]:
     """A job a trainer: every group kept, one round of completions, a warm-up step more."""
     rollouts = preset.tapo.anchor_rollouts + preset.tapo.positive_rollouts
     side = math.isqrt(preset.pixels) // 28 * 28  # whole visual tokens of Qwen2.5-VL
@@ -134,7 +139,7 @@ def jobs_of(preset: Preset, steps: int, names: Iterable[str]) -> list[Job]:
         tapo__draws=1,
         tapo__updates=1,
     )
-    return [Job(name, preset, side, torch.get_num_threads()) for name in names]
+    return [Job(name, preset, side, torch.get_num_threads(), natural) for name in names]
 
 
 # --- measuring -----------------------------------------------------------------------
@@ -185,17 +190,19 @@ def row_of(job: Job, found: dict[str, Readings]) -> dict:
     """
     seen = found[job.trainer]
     middle = {key: statistics.median(step[key] for step in seen) for key in seen[0]}
+    tokens = middle.pop("tokens") if job.natural else job.tokens
     return {
         "trainer": job.trainer,
         **middle,
         "of_trl": _ratio(seen, found.get(TRL)),
         "of_dapo": _ratio(seen, found.get("dapo")),
-        "tokens_per_s": job.tokens / middle["step_s"],
+        "tokens_per_s": tokens / middle["step_s"],
         "steps_mb": middle["peak_mb"] - middle["start_mb"],
         "groups": job.preset.tapo.groups,
         "rollouts": job.completions // job.preset.tapo.groups,
         "completions": job.completions,
-        "completion_tokens": job.preset.max_new_tokens,
+        "natural": job.natural,
+        "completion_tokens": round(tokens / job.completions),
         "picture_side": job.side,
         "steps": len(seen),
         "threads": job.threads,
@@ -276,10 +283,12 @@ def read_bytes(job: Job, load: Load) -> int:
 
 def describe(first: dict) -> str:
     """What holds for all rows."""
+    case = ", ".join(f"{key.replace('_', ' ')} {first[key]}" for key in CASE)
+    ends = "; completions end where they end, pictures of three shapes" if first["natural"] else ""
     return (
         f"preset {first['preset']}, {first['groups']} groups, {first['threads']} thread(s), "
         f"median of {first['steps']} steps taken in turn; tokens/s: completions' tokens over "
-        "the step\n" + ", ".join(f"{key.replace('_', ' ')} {first[key]}" for key in CASE)
+        f"the step\n{case}{ends}"
     )
 
 

@@ -4,6 +4,7 @@ A process a row, because the peak of memory belongs to a process. The rows' step
 turn (see `bench`), so each process waits for its word before every step.
 """
 
+import itertools
 import math
 import tempfile
 import time
@@ -41,6 +42,7 @@ TRAINERS = {  # name -> recipe and changes; TRL's own trainer has those of our D
     TRL: ("dapo", {}),
     "dapo": ("dapo", {}),
     "tapo": ("tapo", {}),
+    "tapo, exact": ("tapo", {"tapo__negative_rollouts": 0}),  # all of a group on the negative
     "tapo, negative_grad": ("tapo", {"tapo__negative_grad": True}),
 }
 PHASES = ("generate", "score", "update")
@@ -60,6 +62,7 @@ class Job:
     preset: Preset
     side: int  # pixels a side
     threads: int
+    natural: bool = False  # completions end where they end, pictures have three shapes
 
     @property
     def completions(self) -> int:
@@ -69,7 +72,7 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a step's completions have."""
+        """Tokens that a step's completions have, where none ends early."""
         return self.completions * self.preset.max_new_tokens
 
     @property
@@ -105,10 +108,15 @@ def load(preset: Preset) -> Student:
     return models.load_adapter(student, base.parent / "adapters-world0" / "sft", trainable=True)
 
 
-def pictures(preset: Preset, side: int) -> Collection:
-    """Paper birds of `side` pixels a side, drawn beforehand: drawing is nobody's cost."""
+def pictures(preset: Preset, side: int, natural: bool = False) -> Collection:
+    """Paper birds of `side` pixels a side, drawn beforehand: drawing is nobody's cost.
+
+    natural: of three, two are a third less wide or high, in whole visual tokens of Qwen-VL.
+    """
     birds = paperbirds.collection(paperbirds.make_world(0), shots=preset.shots, test=36)
-    drawn = [Photo(p.id, p.species, p.image().resize((side, side)).copy) for p in birds.train]
+    less = max(28, side * 2 // 3 // 28 * 28) if natural else side
+    sizes = itertools.cycle([(side, side), (side, less), (less, side)])
+    drawn = [Photo(p.id, p.species, p.image().resize(next(sizes)).copy) for p in birds.train]
     return replace(birds, train=tuple(drawn))
 
 
@@ -117,9 +125,10 @@ def pictures(preset: Preset, side: int) -> Collection:
 
 def train(job: Job, student: Student, pipe: Connection, folder: Path) -> None:
     """All steps of a job, with a meter in the functions of its trainer."""
-    birds = pictures(job.preset, job.side)
-    meter = Meter(student, pipe)
+    birds = pictures(job.preset, job.side, job.natural)
+    meter = Meter(student, pipe, job.natural)
     if job.trainer == TRL:
+        generation.core_of(student.model).set_attn_implementation("sdpa")  # as others load it
         trainer = trl_trainer(job, student, birds, folder)
         trainer.add_callback(meter)
         with meter.timing(trainer, THEIRS):
@@ -201,10 +210,11 @@ class Meter(TrainerCallback):
 
     All of a step's time belongs to one phase: `generate` up to the rewards, `score` the
     forward passes, `update` the backward passes, the optimiser and whatever else there is.
-    Where a meter is, no completion ends early: the end of the turn is never drawn.
+    Where a meter is, no completion ends early, the end of the turn is never drawn, unless natural
+    lengths are asked for.
     """
 
-    def __init__(self, student: Student, pipe: Connection) -> None:
+    def __init__(self, student: Student, pipe: Connection, natural: bool = False) -> None:
         self.device = student.device
         self.pipe = pipe
         self.spent = Counter()  # phase -> seconds of a step
@@ -216,7 +226,10 @@ class Meter(TrainerCallback):
         core = generation.core_of(student.model)
         core.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
         never = {*generation.end_tokens(core, student.processor)}
-        self.never = sorted(never.union(generation.suppress_tokens(student.processor)))
+        banned = generation.suppress_tokens(student.processor)
+        self.never = sorted(banned if natural else never.union(banned))
+        self.tokenizer = student.processor.tokenizer
+        self.tokens = 0  # of a step's completions
         core.lm_head.register_forward_hook(self._suppress)
 
     @contextmanager
@@ -225,7 +238,15 @@ class Meter(TrainerCallback):
         timed = {
             name: partial(self.call, phase, getattr(owner, name)) for name, phase in phases.items()
         }
-        with patch.multiple(owner, **timed):
+        rewarded = rewards.accuracy
+
+        def counted(completions: list, *args: Any, **kwargs: Any) -> list[float]:
+            texts = [rewards.text_of(completion) for completion in completions]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            self.tokens += sum(len(row) + 1 for row in ids)  # and the end of the turn
+            return rewarded(completions, *args, **kwargs)
+
+        with patch.multiple(owner, **timed), patch.object(rewards, "accuracy", counted):
             self.start_mb = memory_mb(self.device)
             forget_peak()  # what loading took is not the trainer's
             self._wait()
@@ -253,6 +274,7 @@ class Meter(TrainerCallback):
             "vision_calls": sum(self.calls.values()),
             "pictures": sum(self.seen.values()),
             "pictures_generate": self.seen["generate"],
+            "tokens": self.tokens,
         }
         self.pipe.send(reading)
         self._wait()
@@ -262,6 +284,7 @@ class Meter(TrainerCallback):
         self.pipe.recv()
         for counted in (self.spent, self.seen, self.calls):
             counted.clear()
+        self.tokens = 0
         self.cpu = time.process_time()
         self.since = time.perf_counter()
 

@@ -18,6 +18,7 @@ import torch
 from transformers import PretrainedConfig
 
 from finer1_lite import generation, models
+from finer1_lite.data import images
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.students import lab_student, random_weights
@@ -53,7 +54,7 @@ CARDS = {  # GiB that CUDA has of a card
     "3090": 23.6,
     "4090": 23.5,
 }
-LIMITS = {"pixels": 16_384 * 28 * 28, "max_new_tokens": 32_768}  # of Qwen2.5-VL
+LIMITS = {"pixels": images.MOST, "max_new_tokens": 32_768}  # ours, and of Qwen2.5-VL
 LARGEST = 4096  # of a setting that has no limit of its own
 SMALL_CARDS = (6, 8, 12)  # GiB
 

@@ -236,3 +236,57 @@ def test_a_photo_that_vanishes_after_loading_is_named(root):
     photo.source.unlink()
     with pytest.raises(images.PictureError, match=photo.source.name):
         photo.image()
+
+
+# --- large pictures --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A picture of 40 x 30 pixels where 300 are the most, and what has been reduced so far."""
+    monkeypatch.setattr(images, "MOST", 300)
+    monkeypatch.setattr(images, "_reduced", {})
+    path = tmp_path / "large.png"
+    Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels", "becomes"),
+    [
+        ((40, 30), 1200, (40, 30)),
+        ((40, 30), 300, (20, 15)),
+        ((40, 30), 299, (19, 14)),
+        ((600, 8), 300, (150, 2)),
+        ((5000, 8), 10, (79, 1)),
+    ],
+)
+def test_a_picture_is_reduced_in_its_shape_and_only_where_it_is_larger(size, pixels, becomes):
+    picture = Image.new("RGB", size, "red")
+    small = images.reduced(picture, pixels)
+    assert small.size == becomes and (small is picture) == (size == becomes)
+
+
+def test_a_large_picture_is_read_whole_once_and_anew_when_its_file_changes(large, monkeypatch):
+    reads, real = [], images._decode
+    monkeypatch.setattr(images, "_decode", lambda data: reads.append(1) or real(data))
+    first, again = images.decode(large), images.decode(large)
+    assert first.size == again.size == (20, 15) and first.mode == again.mode == "RGB"
+    assert first.tobytes() == again.tobytes() and reads == [1]
+    Image.new("RGB", (50, 30), "blue").save(large)
+    assert images.decode(large).getpixel((0, 0)) == (0, 0, 255) and reads == [1, 1]
+    assert images.check(large).problem == ""
+
+
+def test_a_picture_that_fits_is_not_kept(large):
+    Image.new("RGB", (20, 15)).save(large)
+    assert images.decode(large).size == (20, 15) and images._reduced == {}
+
+
+def test_what_is_kept_of_large_pictures_is_bounded(large, monkeypatch, tmp_path):
+    monkeypatch.setattr(images, "KEPT", 1)
+    images.decode(large)
+    other = tmp_path / "other.png"
+    Image.new("RGB", (40, 30), "blue").save(other)
+    images.decode(other)
+    assert len(images._reduced) == 1

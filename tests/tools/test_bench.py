@@ -4,16 +4,18 @@ import itertools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from trl import GRPOTrainer
 
 from finer1_lite import __main__ as cli
-from finer1_lite import models, rewards
+from finer1_lite import generation, models, rewards
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import files
+from finer1_lite.students import attention
 from finer1_lite.tools import bench, bench_row
 from finer1_lite.tools.bench_row import THEIRS, TRAINERS, TRL, Job, Meter
 
@@ -49,7 +51,11 @@ def test_a_small_bench_yields_a_row_a_trainer(small, tmp_path, capsys):
     path = tmp_path / "rows.json"
     rows = bench.measure(small, steps=1, json_path=path)
     assert json.loads(path.read_text()) == rows
-    assert [row["trainer"] for row in rows] == list(TRAINERS)
+    assert [row["trainer"] for row in rows] == 2 * list(TRAINERS)
+    assert [row["natural"] for row in rows] == len(TRAINERS) * [False] + len(TRAINERS) * [True]
+    rows, natural = rows[: len(TRAINERS)], rows[len(TRAINERS) :]
+    for row in natural:
+        assert 1 <= row["completion_tokens"] <= 4 and row["of_trl"] > 0
     for row in rows:
         assert row["step_s"] == pytest.approx(sum(row[phase] for phase in PHASES))
         assert all(row[phase] > 0 for phase in PHASES)
@@ -57,16 +63,16 @@ def test_a_small_bench_yields_a_row_a_trainer(small, tmp_path, capsys):
         assert (row["completions"], row["completion_tokens"], row["rollouts"]) == (2, 4, 2)
         assert row["tokens_per_s"] == pytest.approx(8 / row["step_s"])
         assert row["vision_calls"] > 0
-    trl, dapo, tapo, pulled = rows
+    trl, dapo, *tapos = rows
     assert trl["of_trl"] == dapo["of_dapo"] == 1
     assert dapo["of_trl"] == pytest.approx(dapo["step_s"] / trl["step_s"])
     assert trl["pictures"] == 4  # the anchor, once a rollout, to generate and to score
     assert dapo["pictures"] == dapo["vision_calls"] == 1
-    for row in (tapo, pulled):  # anchor, positive, negative
+    for row in tapos:  # anchor, positive, negative
         assert row["pictures"] == row["pictures_generate"] == 3 and row["vision_calls"] == 1
     out = capsys.readouterr().out
     for name in TRAINERS:
-        assert re.search(rf"^{name}  +\d+\.\d\d ", out, re.MULTILINE), name
+        assert len(re.findall(rf"^{name}  +\d+\.\d\d ", out, re.MULTILINE)) == 2, name
 
 
 def test_help_explains_every_option(capsys):
@@ -158,10 +164,42 @@ def test_every_trainer_is_asked_about_the_same_anchors(trained):
 
 def test_every_completion_has_the_longest_length(trained):
     """The end of the turn is never drawn: the same number of tokens for all."""
-    for name in ("dapo", "tapo", "tapo, negative_grad"):
+    for name in set(TRAINERS) - {TRL}:
         assert [(row["length"], row["truncated"]) for row in trained[name][0]] == [(4, 1), (4, 1)]
     for row in trained[TRL][0]:
         assert row["completions/min_length"] == row["completions/max_length"] == 4
+
+
+def test_natural_lengths_are_counted_and_pictures_have_three_shapes(small, tmp_path, monkeypatch):
+    """The end of the turn may be drawn: here it is, at the second token of all."""
+    preset = small.with_(tapo__groups=2)
+    job = replace(job_of(preset), natural=True)
+    student, pipe = bench_row.load(preset), Pipe()
+    end, turns = student.processor.tokenizer.eos_token_id, itertools.count()
+
+    def drawn(logits, *args):
+        return torch.full((len(logits),), end if next(turns) % 2 else 100)
+
+    monkeypatch.setattr(bench_row.generation, "pick_tokens", drawn)
+    bench_row.train(job, student, pipe, tmp_path)
+    assert [reading["tokens"] for reading in pipe.readings] == [8, 8]  # 2 x 2 of two tokens
+    assert [row["length"] for _, row in files.read(tmp_path / "log.jsonl")] == [2, 2]
+    shapes = {p.image().size for p in bench_row.pictures(preset, 84, natural=True).train}
+    assert shapes == {(84, 84), (84, 56), (56, 84)}
+    row = bench.row_of(job, {"dapo": pipe.readings})
+    assert row["completion_tokens"] == 2
+    assert row["tokens_per_s"] == pytest.approx(8 / row["step_s"])
+
+
+def test_trls_trainer_has_the_attention_that_others_load_it_with(small, tmp_path):
+    student = bench_row.load(small)
+    text = generation.core_of(student.model).config.get_text_config()
+    seen = [text._attn_implementation]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_row, "trl_trainer", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bench_row.train(job_of(small, TRL), student, Pipe(), tmp_path)
+    assert [*seen, text._attn_implementation] == [attention.NAME, "sdpa"]
 
 
 def test_the_micro_batch_divides_the_completions(small):
@@ -216,8 +254,8 @@ def test_ratios_are_medians_of_ratios_within_a_round():
     found = {name: [reading(s) for s in seconds.get(name, (4, 40, 4))] for name in TRAINERS}
     preset = Preset.lab().with_(tapo__groups=2)
     rows = [bench.row_of(job_of(preset, name), found) for name in TRAINERS]
-    assert [row["of_trl"] for row in rows] == [1, 0.5, 0.75, 2]
-    assert [row["of_dapo"] for row in rows] == [2, 1, 1.5, 4]
+    assert [row["of_trl"] for row in rows] == [1, 0.5, 0.75, 2, 2]
+    assert [row["of_dapo"] for row in rows] == [2, 1, 1.5, 4, 4]
     assert rows[1]["tokens_per_s"] == 2 * 8 * 160 / 1 and rows[0]["steps_mb"] == 100
 
 
