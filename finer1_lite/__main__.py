@@ -73,6 +73,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError) as error:  # bad input, disk: say what and stop
         log.error("error: %s", error)
         return 2
+    except RuntimeError as error:  # of a card's memory: any other is raised again
+        from finer1_lite.runtime import oom
+
+        lower = "`plan` says what fits and what to lower"
+        log.error("error: out of memory (%s): %s", oom.shortage(error), lower)
+        return 2
     except KeyboardInterrupt:
         log.error("stopped; the same command goes on from here")
         return 130

@@ -8,7 +8,7 @@ of a benchmark under a condition, batch by batch. Every completion, scored by
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from finer1_lite.data.records import Completion, record
 from finer1_lite.generation import Rollouts, Student
 from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.console import progress_bar
+from finer1_lite.runtime.oom import Limits
 
 # --- who answers -----------------------------------------------------------------------------
 
@@ -46,6 +47,7 @@ class StudentAnswerer:
     name: str
     max_new_tokens: int
     seed: int | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def answer(
         self, questions: Sequence[Question], condition: Condition, start: int
@@ -70,15 +72,20 @@ class StudentAnswerer:
     ) -> list[Completion]:
         images = [read_image(q.image) if condition.picture else None for q in questions]
         readable = [i for i, image in enumerate(images) if not isinstance(image, str)]
-        batches = ask(
-            self.student,
-            [questions[i].text for i in readable],
-            [images[i] for i in readable] if condition.picture else None,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=len(questions),
-            samples=condition.samples,
-            generator=torch.Generator(self.student.device).manual_seed(start),
-        )
+
+        def at_once(size: int) -> list[Rollouts]:
+            batches = ask(
+                self.student,
+                [questions[i].text for i in readable],
+                [images[i] for i in readable] if condition.picture else None,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=size,
+                samples=condition.samples,
+                generator=torch.Generator(self.student.device).manual_seed(start),
+            )
+            return list(batches)
+
+        batches = self.limits.fit("questions at a time", len(questions), at_once, "eval_batch")
         columns = ((b.completions, b.lengths.tolist(), b.truncated.tolist()) for b in batches)
         completions = (Completion(*one) for batch in columns for one in zip(*batch, strict=True))
         return [

@@ -14,6 +14,10 @@ log = logging.getLogger("finer1_lite")
 VARIABLE = "FINER1_DEVICE"  # what `--device` sets, for child processes too
 DEVICES = ("auto", "cuda", "mps", "cpu")
 NOT_FOUND = "no CUDA GPU was found"
+# A cache that grows with every token leaves gaps between blocks of fixed size. Read when a card is
+# first used; Windows has no such thing.
+if platform.system() == "Linux":
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def available() -> list[str]:

@@ -6,6 +6,7 @@ log-probabilities without a gradient, and no training would fail: it would learn
 something else.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from finer1_lite import generation, logprobs, losses, prompts
 from finer1_lite.generation import Student
 from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.students.families import SUPPORTED
+from finer1_lite.students.processors import budget_of
 
 # Mean |difference| in nats a token between our scores and the model's own forward pass. In
 # 16 bits the two differ by the order of their sums; a wrong temperature or a lost picture
@@ -27,13 +29,16 @@ TERMS = ("policy", "inter_class_kl", "anchor_entropy", "negative_entropy")
 SIDE = 112  # pixels: 16 visual tokens of Qwen2.5-VL
 
 
-def overflow(student: Student, tokens: int = 8) -> str:
-    """What is not finite in a short greedy answer about a picture; "" where all is.
+def overflow(student: Student, tokens: int = 64) -> str:
+    """What is not finite in a greedy answer about a picture as large as may be; "" where all is.
 
-    float16 ends at 65504; activations beyond that turn to inf, then every logit to nan.
+    float16 ends at 65504; activations beyond that turn to inf, then every logit to nan. Whether
+    they do depends on the picture's and the prompt's length, so both are those of a training.
     """
     model, processor = student.model, student.processor
-    batch = generation.encode_prompts(model, processor, [prompts.DESCRIBE], _pictures()[:1])
+    picture = _pictures(math.isqrt(budget_of(processor)))[0]
+    asked = prompts.question("think", "bird")
+    batch = generation.encode_prompts(model, processor, [asked], [picture])
     if not all(torch.isfinite(f).all() for f in batch.image_features):
         return "the features of a picture are not finite"
     problem = f"the logits of an answer of {tokens} tokens are not finite"
@@ -177,7 +182,7 @@ class _Case:
         return model(**inputs, use_cache=False).logits
 
 
-def _pictures() -> list[Image.Image]:
+def _pictures(side: int = SIDE) -> list[Image.Image]:
     """Two pictures that need no file and look different."""
     shades = (Image.linear_gradient("L"), Image.radial_gradient("L"))
-    return [shade.resize((SIDE, SIDE)).convert("RGB") for shade in shades]
+    return [shade.resize((side, side)).convert("RGB") for shade in shades]

@@ -10,6 +10,9 @@ from tiny_tapo import TINY, Stage, gradients, stir, weights
 from transformers import TrainerCallback
 
 from finer1_lite import cot, generation, logprobs, models, sft
+from finer1_lite.__main__ import main
+from finer1_lite.data.benchmark import Benchmark, Condition, questions
+from finer1_lite.evaluate import StudentAnswerer
 from finer1_lite.generation import Student
 from finer1_lite.runtime import oom
 from finer1_lite.species import Collection
@@ -216,3 +219,41 @@ def test_limits_travel_as_state():
     assert callback.limits == again.limits
     assert again.at_once("rows", 8) == 4 and again.at_once("rows", 2) == 2
     assert again.at_once("others", 8) == 8
+
+
+# --- evaluation, loading -------------------------------------------------------------------------
+
+
+def test_an_evaluation_goes_on_with_fewer_questions_at_a_time(student, birds, scarce, caplog):
+    """The same completions, in order; the next batch begins with what fitted."""
+    benchmark = Benchmark.of_collection(birds)
+    condition = Condition("answer", "open")
+    asked = questions(benchmark, condition)[:6]
+    whole = StudentAnswerer(student, "x", 4).answer(asked, condition, 0)
+    scarce["generate"] = 2
+    answerer = StudentAnswerer(student, "x", 4)
+    with caplog.at_level(logging.WARNING, "finer1_lite"):
+        assert answerer.answer(asked, condition, 0) == whole
+        assert answerer.answer(asked, condition, 0) == whole
+    halves = [r.message for r in caplog.records if "questions at a time" in r.message]
+    assert [text.split(",")[0].partition("time ")[2] for text in halves] == ["6 -> 3", "3 -> 1"]
+    scarce["generate"] = 0
+    with pytest.raises(MemoryError, match="lower eval_batch"):
+        answerer.answer(asked, condition, 0)
+
+
+def test_a_model_that_does_not_fit_is_one_clear_error(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(models, "load_student", lambda *_: out_of_memory())
+    assert main(["lab", "--out", str(tmp_path), "--test-pictures", "36"]) == 2
+    said = caplog.records[-1].message
+    assert "error: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB): `plan`" in said
+    assert not list(tmp_path.glob("lab/seed*"))
+
+
+def test_any_other_error_of_the_runtime_is_not_called_a_lack_of_memory(monkeypatch, tmp_path):
+    def other(*_):
+        raise RuntimeError("a kernel is missing")
+
+    monkeypatch.setattr(models, "load_student", other)
+    with pytest.raises(RuntimeError, match="a kernel is missing"):
+        main(["lab", "--out", str(tmp_path), "--test-pictures", "36"])

@@ -8,7 +8,7 @@ import torch
 from families import FAMILIES, tiny
 from tiny_tapo import TINY, stir
 
-from finer1_lite import generation, logprobs, losses, models
+from finer1_lite import generation, logprobs, losses, models, prompts
 from finer1_lite.generation import Student
 from finer1_lite.students import selftest
 from finer1_lite.tapo import train_tapo
@@ -193,6 +193,25 @@ def test_activations_beyond_float16_are_found(half, part, says):
         half.model.get_submodule(part).weight.fill_(6e4)
     assert says in selftest.overflow(half)
     assert selftest.overflow(Student(half.model.float(), half.processor)) == ""
+
+
+def test_the_picture_is_as_large_as_a_training_shows_and_the_prompt_is_its_own(half, monkeypatch):
+    """Overflow depends on both: a thumbnail and a short question may pass where these do not."""
+    seen, encode = [], selftest.generation.encode_prompts
+    generate = selftest.generation.generate
+
+    def spy(model, processor, questions, pictures):
+        seen.append((questions, pictures[0].size))
+        return encode(model, processor, questions, pictures)
+
+    def counted(*args, max_new_tokens, **more):
+        seen.append(max_new_tokens)
+        return generate(*args, max_new_tokens=2, **more)
+
+    monkeypatch.setattr(selftest.generation, "encode_prompts", spy)
+    monkeypatch.setattr(selftest.generation, "generate", counted)
+    assert selftest.overflow(half) == ""
+    assert seen == [([prompts.question("think", "bird")], (84, 84)), 64]
 
 
 def test_loading_falls_back_to_float32_and_says_so(student, tmp_path, monkeypatch, caplog):
