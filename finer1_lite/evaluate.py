@@ -81,11 +81,13 @@ class StudentAnswerer:
                 max_new_tokens=self.max_new_tokens,
                 batch_size=size,
                 samples=condition.samples,
-                generator=torch.Generator(self.student.device).manual_seed(start),
+                generator=torch.Generator().manual_seed(start),  # on the CPU: alike in any batch
             )
             return list(batches)
 
-        batches = self.limits.fit("questions at a time", len(questions), at_once, "eval_batch")
+        batches = self.limits.fit(
+            "questions at a time", len(questions), at_once, "max_new_tokens or pixels"
+        )
         columns = ((b.completions, b.lengths.tolist(), b.truncated.tolist()) for b in batches)
         completions = (Completion(*one) for batch in columns for one in zip(*batch, strict=True))
         return [

@@ -30,6 +30,7 @@ from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.species import Collection
 from finer1_lite.students.card import STAGES, read_card, write_card
 from finer1_lite.students.pretrain import prepare_base
+from finer1_lite.students.processors import budget_of
 from finer1_lite.students.run_cards import card_of, write_cards
 from finer1_lite.tapo import train_tapo
 from finer1_lite.triplets import require_enough
@@ -131,7 +132,8 @@ def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, 
             collection = replace(
                 collection, train=tuple(p for p in collection.train if p.id in chains)
             )
-        rows = chain_rows(collection, chains, job.preset.sft, job.preset.pixels)
+        seen = budget_of(student.processor)
+        rows = chain_rows(collection, chains, job.preset.sft, seen)
         train_sft(student, rows, job.preset, seed, folder / stage)
     else:
         student = models.load_adapter(student, folder / "sft", trainable=True)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
+from finer1_lite.data.images import MOST
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import checkpoints
@@ -91,6 +92,8 @@ def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch
     kept = budget_of(processor)
     if pixels is None and kept != preset.pixels:
         log.info("pixels %d: the budget saved with %s", kept, source)
+    if kept > MOST:
+        log.info("pixels: files are read in %d at most all the same", MOST)
     return Student(model.eval(), processor)
 
 

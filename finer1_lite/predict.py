@@ -95,7 +95,10 @@ class Namer:
     def look(self, pictures: Sequence[Picture], samples: int = 0) -> Evidence:
         """The evidence on one batch of pictures."""
         shown = [
-            images.to_rgb(p) if isinstance(p, Image.Image) else images.decode(p) for p in pictures
+            images.reduced(images.to_rgb(p), images.MOST)
+            if isinstance(p, Image.Image)
+            else images.decode(p)
+            for p in pictures
         ]
         question = self.card.question or prompts.question(self.card.prompt, self.card.coarse)
         model, processor = self.student.model, self.student.processor
@@ -152,7 +155,7 @@ def load(source: str | Path, preset: Preset | None = None, base: str | None = No
         what = f"{folder}: has no {cards.FILE}; start the `lab` of this run again, which writes it"
         raise DataError([what], "which classes this model knows is not written anywhere:")
     kept = {k: card.settings[k] for k in ("quantize", "eval_batch") if k in card.settings}
-    preset = preset or Preset(pixels=card.pixels, **kept)
+    preset = preset or Preset(pixels=min(card.pixels, images.MOST), **kept)
     student = models.load_trained(folder, preset, base)
     return Namer(student, card, folder, min(AT_ONCE, preset.eval_batch))
 

@@ -175,8 +175,9 @@ def parts(inputs: dict, size: int) -> list[dict]:
     rows = len(inputs["labels"])
     if rows <= size:
         return [inputs]
-    split = split_pixel_values_by_grid(inputs | {"num_images": [1] * rows})
-    del split["num_images"]
+    one = {"num_images": [1] * rows, "num_tiles": [1] * rows}  # in whichever words a family asks
+    split = split_pixel_values_by_grid(inputs | one)
+    split = {name: values for name, values in split.items() if name not in one}
     rows_of = [{k: v[at : at + size] for k, v in split.items()} for at in range(0, rows, size)]
     return [unsplit_pixel_values_by_grid(part) for part in rows_of]
 

@@ -45,14 +45,14 @@ class Photo:
     species: str
     source: Path | Callable[[], Image.Image]
 
-    def image(self) -> Image.Image:
-        """The upright RGB picture, decoded anew at each call.
+    def image(self, whole: bool = False) -> Image.Image:
+        """The upright RGB picture in at most `images.MOST` pixels, or whole; decoded at each call.
 
         Raises PictureError if the file broke or vanished since it was checked.
         """
         if callable(self.source):
             return images.to_rgb(self.source())
-        return images.decode(self.source)
+        return images.decode(self.source, whole)
 
 
 @dataclass(frozen=True)

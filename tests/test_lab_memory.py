@@ -71,7 +71,7 @@ def test_two_models_are_never_there_at_once(student, alive, tmp_path):
 @pytest.mark.slow(minutes=1)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_photographs_of_a_phone_take_little_memory_and_time(tmp_path):
-    """24 of 12 megapixels, checked, read and kept for stage 1: all at full size would be 5 GB."""
+    """24 of 12 megapixels, checked, read and kept for stage 1: all at full size were 15 GB."""
     rng = np.random.default_rng(0)
     for name in ("a", "b", "c", "d", "e", "f"):
         for number in range(5):

@@ -136,7 +136,7 @@ class Cached:
 
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
         """Return the replies, from disk where they are there; raises as the teacher does."""
-        picture = picture_digest(photo.image()) if photo else ""
+        picture = picture_digest(photo.image(whole=True)) if photo else ""
         given = self.identity | {"picture": picture, "text": prompt.text}
         keys = {s: digest(json.dumps(given | {"sample": s}, sort_keys=True)) for s in samples}
         paths = {s: self.folder / key[:2] / f"{key}.json" for s, key in keys.items()}
@@ -244,7 +244,7 @@ class Endpoint:
         """Raise TeacherError when `tries` have failed, TeacherStopped when refused for good."""
         content: list[dict] = [{"type": "text", "text": prompt.text}]
         if photo is not None:
-            picture = {"url": data_url(photo.image(), self.max_side)}
+            picture = {"url": data_url(photo.image(whole=True), self.max_side)}
             content.insert(0, {"type": "image_url", "image_url": picture})
         return [self._complete(content, sample) for sample in samples]
 

@@ -39,9 +39,9 @@ FORMATS = (
 )
 # Pillow's own warning level; it is written out because Pillow only warns up to twice it.
 MAX_PIXELS = 89_478_485
-MOST = 2**20  # pixels: no student looks at more; a photograph of a phone has twelve times as many
+MOST = 2**20  # pixels of a picture for a student; a photograph of a phone has twelve times as many
 ROOM = 4  # pixels left for each that a student looks at, for its own reduction to choose from
-KEPT = 2**28  # bytes of reduced pictures; beyond them all are forgotten and reduced anew
+KEPT = 2**28  # bytes of reduced pictures; beyond them the oldest are forgotten
 MIN_SIDE = 8  # pixels
 MAX_ASPECT = 200  # Qwen2.5-VL's image processor refuses pictures as narrow as this
 
@@ -98,8 +98,8 @@ class Checked:
 _reduced: dict[tuple[Path, int, int], bytes] = {}
 
 
-def decode(path: Path) -> Image.Image:
-    """Read a picture as upright RGB in at most `MOST` pixels, transparency on white.
+def decode(path: Path, whole: bool = False) -> Image.Image:
+    """Read a picture as upright RGB, transparency on white; in at most `MOST` pixels, or whole.
 
     PictureError names file and problem.
     """
@@ -107,17 +107,17 @@ def decode(path: Path) -> Image.Image:
     try:
         facts = path.stat()
         key = (path.absolute(), facts.st_mtime_ns, facts.st_size)
-        if key in _reduced:
-            return Image.open(io.BytesIO(_reduced[key])).convert("RGB")
-        whole = _decode(path.read_bytes())[0]
+        if not whole and (kept := _reduced.get(key)):
+            return Image.open(io.BytesIO(kept)).convert("RGB")
+        picture = _decode(path.read_bytes())[0]
     except (PictureError, OSError) as error:
         raise PictureError(f"{path}: {error}") from error
-    picture = reduced(whole, MOST)
-    if picture is not whole:
-        if sum(map(len, _reduced.values())) > KEPT:
-            _reduced.clear()
-        _reduced[key] = png(picture)
-    return picture
+    small = picture if whole else reduced(picture, MOST)
+    if small is not picture:
+        while sum(map(len, list(_reduced.values()))) > KEPT:  # a copy: threads read here too
+            _reduced.pop(next(iter(list(_reduced))), None)
+        _reduced[key] = png(small)
+    return small
 
 
 def reduced(picture: Image.Image, pixels: int) -> Image.Image:
@@ -125,7 +125,9 @@ def reduced(picture: Image.Image, pixels: int) -> Image.Image:
     share = math.sqrt(pixels / (picture.width * picture.height))
     if share >= 1:
         return picture
-    size = [max(1, int(side * share)) for side in picture.size]
+    short = math.ceil(round(min(picture.size) * share, 6))  # no narrower than it was
+    long = min(pixels // short, round(max(picture.size) * share))
+    size = (long, short) if picture.width >= picture.height else (short, long)
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from finer1_lite import models, paperbirds
 from finer1_lite.data import benchmark as benchmarks
 from finer1_lite.data.benchmark import NO_PROMPT, Benchmark, Condition
+from finer1_lite.data.images import MOST
 from finer1_lite.data.runs import Pictures
 from finer1_lite.evals import analysis, baselines, facts, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
@@ -221,5 +222,5 @@ def load(source: str, job: Job) -> Student:
     """A model's folder, an adapter's folder, or a hub name -> a student, at its card's pixels."""
     preset = job.preset
     if card := read_card(source):
-        preset = preset.with_(pixels=card.pixels)
+        preset = preset.with_(pixels=min(card.pixels, MOST))
     return models.load_trained(source, preset, job.base)

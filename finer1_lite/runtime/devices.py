@@ -15,9 +15,9 @@ VARIABLE = "FINER1_DEVICE"  # what `--device` sets, for child processes too
 DEVICES = ("auto", "cuda", "mps", "cpu")
 NOT_FOUND = "no CUDA GPU was found"
 # A cache that grows with every token leaves gaps between blocks of fixed size. Read when a card is
-# first used; Windows has no such thing.
-if platform.system() == "Linux":
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+# first used; Windows has no such thing, and what a user says of it stands.
+if platform.system() == "Linux" and not any("_ALLOC_CONF" in name for name in os.environ):
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def available() -> list[str]:

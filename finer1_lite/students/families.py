@@ -128,6 +128,8 @@ def check_config(source: str | Path, config: Any) -> str:
     are refused: no adapter of ours would reach them.
     """
     found = config.model_type
+    if getattr(config.get_text_config(), "enable_moe_block", False):  # Gemma 4's
+        raise ValueError(f"{source} is a {found} of experts: choose {SUPPORTED}")
     if found not in FAMILIES:
         if found not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "_moe" in found:
             raise ValueError(f"{source} is a {found}: choose {SUPPORTED}")

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finer1_lite import generation, logprobs, losses, prompts
+from finer1_lite.data.images import MOST
 from finer1_lite.generation import Student
 from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.students.families import SUPPORTED
@@ -36,7 +37,7 @@ def overflow(student: Student, tokens: int = 64) -> str:
     they do depends on the picture's and the prompt's length, so both are those of a training.
     """
     model, processor = student.model, student.processor
-    picture = _pictures(math.isqrt(budget_of(processor)))[0]
+    picture = _pictures(math.isqrt(min(budget_of(processor), MOST)))[0]
     asked = prompts.question("think", "bird")
     batch = generation.encode_prompts(model, processor, [asked], [picture])
     if not all(torch.isfinite(f).all() for f in batch.image_features):

@@ -190,7 +190,8 @@ def row_of(job: Job, found: dict[str, Readings]) -> dict:
     """
     seen = found[job.trainer]
     middle = {key: statistics.median(step[key] for step in seen) for key in seen[0]}
-    tokens = middle.pop("tokens") if job.natural else job.tokens
+    counted = middle.pop("tokens", job.tokens)
+    tokens = counted if job.natural else job.tokens
     return {
         "trainer": job.trainer,
         **middle,

@@ -126,7 +126,7 @@ def pictures(preset: Preset, side: int, natural: bool = False) -> Collection:
 def train(job: Job, student: Student, pipe: Connection, folder: Path) -> None:
     """All steps of a job, with a meter in the functions of its trainer."""
     birds = pictures(job.preset, job.side, job.natural)
-    meter = Meter(student, pipe, job.natural)
+    meter = Meter(student, pipe, job.natural, job.preset.max_new_tokens)
     if job.trainer == TRL:
         generation.core_of(student.model).set_attn_implementation("sdpa")  # as others load it
         trainer = trl_trainer(job, student, birds, folder)
@@ -214,7 +214,9 @@ class Meter(TrainerCallback):
     lengths are asked for.
     """
 
-    def __init__(self, student: Student, pipe: Connection, natural: bool = False) -> None:
+    def __init__(
+        self, student: Student, pipe: Connection, natural: bool = False, limit: int = 2**20
+    ) -> None:
         self.device = student.device
         self.pipe = pipe
         self.spent = Counter()  # phase -> seconds of a step
@@ -228,7 +230,7 @@ class Meter(TrainerCallback):
         never = {*generation.end_tokens(core, student.processor)}
         banned = generation.suppress_tokens(student.processor)
         self.never = sorted(banned if natural else never.union(banned))
-        self.tokenizer = student.processor.tokenizer
+        self.tokenizer, self.limit = student.processor.tokenizer, limit
         self.tokens = 0  # of a step's completions
         core.lm_head.register_forward_hook(self._suppress)
 
@@ -243,7 +245,7 @@ class Meter(TrainerCallback):
         def counted(completions: list, *args: Any, **kwargs: Any) -> list[float]:
             texts = [rewards.text_of(completion) for completion in completions]
             ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            self.tokens += sum(len(row) + 1 for row in ids)  # and the end of the turn
+            self.tokens += sum(min(len(row) + 1, self.limit) for row in ids)  # and the turn's end
             return rewarded(completions, *args, **kwargs)
 
         with patch.multiple(owner, **timed), patch.object(rewards, "accuracy", counted):

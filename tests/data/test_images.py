@@ -11,7 +11,7 @@ from photo_folders import four_classes, noise, only_problem
 from PIL import Image
 
 from finer1_lite.data import images
-from finer1_lite.species import load_folder
+from finer1_lite.species import Photo, load_folder
 
 ORIENTATION = 0x0112
 
@@ -256,9 +256,9 @@ def large(tmp_path, monkeypatch):
     [
         ((40, 30), 1200, (40, 30)),
         ((40, 30), 300, (20, 15)),
-        ((40, 30), 299, (19, 14)),
+        ((40, 30), 299, (19, 15)),
         ((600, 8), 300, (150, 2)),
-        ((5000, 8), 10, (79, 1)),
+        ((5000, 8), 10, (10, 1)),
     ],
 )
 def test_a_picture_is_reduced_in_its_shape_and_only_where_it_is_larger(size, pixels, becomes):
@@ -276,6 +276,20 @@ def test_a_large_picture_is_read_whole_once_and_anew_when_its_file_changes(large
     Image.new("RGB", (50, 30), "blue").save(large)
     assert images.decode(large).getpixel((0, 0)) == (0, 0, 255) and reads == [1, 1]
     assert images.check(large).problem == ""
+
+
+def test_a_whole_picture_is_there_for_who_asks_for_it(large):
+    """A teacher's paid reply is found again by all pixels of its picture."""
+    photo = Photo("x", "wren", large)
+    assert [photo.image().size, photo.image(whole=True).size] == [(20, 15), (40, 30)]
+
+
+@pytest.mark.parametrize("size", [(19_800, 100), (39_600, 200), (100, 19_800), (3000, 4000)])
+def test_a_reduced_picture_is_no_narrower_than_the_whole(size):
+    """Qwen-VL's processor refuses more than 200 to 1."""
+    small = images.reduced(Image.new("RGB", size), 28_224)
+    assert small.width * small.height <= 28_224
+    assert max(small.size) / min(small.size) <= max(size) / min(size) + 1e-9
 
 
 def test_a_picture_that_fits_is_not_kept(large):

@@ -14,7 +14,13 @@ import torch
 from families import FAMILIES, OTHERS, processor_for, save, tiny
 from prompted import asked, plain_inputs, sample
 from tiny_tapo import TINY, Stage, weights
-from transformers import AutoModelForImageTextToText, CLIPConfig, InternVLConfig, LlavaConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPConfig,
+    Gemma4Config,
+    InternVLConfig,
+    LlavaConfig,
+)
 
 from finer1_lite import evaluate, generation, logprobs, models, prompts, sft
 from finer1_lite.data import marks
@@ -255,6 +261,30 @@ def test_vision_adapters_learn_in_stage_one(name, birds, tmp_path):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+def test_a_micro_batch_that_does_not_fit_comes_apart(name, birds, tmp_path, monkeypatch):
+    """Each row with its own picture, whatever a family's processor calls its parts."""
+    student, batches = models.add_adapter(tiny(name), TINY, 0), []
+    few = replace(birds, train=birds.train[:2])
+    rows = sft.chain_rows(few, {p.id: prompts.answer("wren") for p in few.train})
+    preset = TINY.with_(sft__steps=1, sft__batch=2, sft__micro_batch=2)
+    real = sft.SFTTrainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        batches.append(dict(inputs))
+        return real(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(sft.SFTTrainer, "compute_loss", spy)
+    sft.train_sft(student, rows, preset, 0, tmp_path)
+    given = batches[0]
+    shown = student.model(**{k: v for k, v in given.items() if k != "labels"}).logits
+    alone = sft.parts(given, 1)
+    assert len(alone) == 2 and all(part.keys() == given.keys() for part in alone)
+    for row, part in zip(shown, alone, strict=True):
+        logits = student.model(**{k: v for k, v in part.items() if k != "labels"}).logits
+        torch.testing.assert_close(logits[0], row, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_stage_one_asks_what_stage_two_asks(name, birds, tmp_path, monkeypatch):
     student, batches = models.add_adapter(tiny(name), TINY, 0), []
     few = replace(birds, train=birds.train[:1])
@@ -347,6 +377,14 @@ def test_a_model_that_answers_otherwise_than_its_own_forward_pass_is_refused(tmp
     monkeypatch.setattr(generation, "image_features", lambda *a: a[0].nothing)
     with pytest.raises(ValueError, match="built otherwise: AttributeError.*\n.*choose a Qwen2-VL"):
         models.load_student(folder, TINY)
+
+
+def test_experts_are_refused_whatever_their_model_is_called(tmp_path):
+    """Gemma 4 has both kinds under one name."""
+    config = Gemma4Config(text_config={"enable_moe_block": True, "num_experts": 2})
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a gemma4 of experts: choose a Qwen2-VL"):
+        families.check_family(tmp_path)
 
 
 def test_any_other_model_of_pictures_is_let_through_with_a_note(tmp_path, caplog):
