@@ -3,16 +3,20 @@
 A stand-in with unsloth's signatures (2026.10) takes its place: the real one wants a GPU.
 """
 
+import ast
 import inspect
 import json
 import os
 import subprocess
 import sys
+from importlib.metadata import Distribution
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from families import tiny
+from packaging.requirements import Requirement
 from paths import ROOT
 from tiny_tapo import TINY
 from trl import SFTConfig, SFTTrainer
@@ -23,6 +27,8 @@ from finer1_lite.students import unsloth
 
 UNSLOTH = TINY.with_(backend="unsloth", quantize="nf4", lora_vision=True)
 CUDA = SimpleNamespace(type="cuda")
+WHEEL = os.environ.get("PLAIN_UNSLOTH", "")  # a folder that holds the real one, which is only read
+read_only = pytest.mark.skipif(not WHEEL, reason="the real unsloth is read; PLAIN_UNSLOTH=FOLDER")
 
 
 class FastVisionModel:
@@ -180,3 +186,59 @@ def test_the_command_line_imports_it_before_anything_that_it_rewrites(tmp_path):
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "cannot run here (no GPU here)" in done.stderr and "Traceback" not in done.stderr
     assert json.loads((tmp_path / "unsloth" / "early.json").read_text()) == []
+
+
+# --- the real one, read and not imported: that would want a GPU ----------------------------------
+
+
+def defaults(path: str, owner: str, function: str) -> dict[str, object]:
+    """Parameters of a function in a file of the wheel -> default, `inspect._empty` without one."""
+    tree = ast.parse((Path(WHEEL) / path).read_text("utf-8"))
+    classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == owner]
+    (found,) = (n for n in classes[0].body if getattr(n, "name", "") == function)
+    names = [one.arg for one in found.args.args]
+    values = [inspect.Parameter.empty] * (len(names) - len(found.args.defaults))
+    for value in found.args.defaults:
+        try:
+            values.append(ast.literal_eval(value))
+        except ValueError:  # a name
+            values.append(ast.unparse(value))
+    return dict(zip(names, values, strict=True))
+
+
+@read_only
+@pytest.mark.parametrize(
+    ("path", "owner", "function", "ours"),
+    [
+        ("unsloth/models/loader.py", "FastModel", "from_pretrained", FastVisionModel),
+        ("unsloth/models/vision.py", "FastBaseModel", "get_peft_model", FastVisionModel),
+        ("unsloth/models/vision.py", "FastBaseModel", "for_training", FastVisionModel),
+        (
+            "unsloth_zoo/vision_utils.py",
+            "UnslothVisionDataCollator",
+            "__init__",
+            UnslothVisionDataCollator,
+        ),
+    ],
+)
+def test_the_stand_in_has_the_signatures_of_the_real_one(path, owner, function, ours):
+    real = defaults(path, owner, function)
+    for name, parameter in inspect.signature(getattr(ours, function)).parameters.items():
+        if name != "self":
+            assert name in real, name
+            own = parameter.default
+            assert name == "device_map" or not own or own == real[name], name
+
+
+@read_only
+@pytest.mark.parametrize("package", ["unsloth", "unsloth_zoo"])
+def test_the_stack_is_within_what_it_allows(package):
+    (found,) = Distribution.discover(name=package, path=[WHEEL])
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    wanted = [Requirement(text) for text in found.requires]
+    shared = [r for r in wanted if r.name in pins and not (r.marker and "extra" in str(r.marker))]
+    assert {"torch", "transformers", "trl", "peft", "datasets"} <= {r.name for r in shared}
+    assert [str(r) for r in shared if not r.specifier.contains(pins[r.name])] == []
+    gpu = (ROOT / "requirements-gpu.txt").read_text("utf-8")
+    assert f"{package}=={found.version}" in gpu
