@@ -29,7 +29,7 @@ def drawn(heads: int, groups: int, length: int, keys: int = 9):
     ("heads", "groups", "length"), [(6, 2, 1), (4, 1, 1), (3, 3, 1), (6, 2, 5)]
 )
 def test_it_is_transformers_own_attention(heads, groups, length, kind):
-    """Values and gradients, whatever the mask is made of, with and without a scale."""
+    """Its values bit for bit, and gradients, whatever the mask is made of."""
     module = SimpleNamespace(num_key_value_groups=heads // groups, is_causal=True)
     *tensors, seen = drawn(heads, groups, length)
     mask = {torch.bool: seen, torch.float32: torch.zeros(seen.shape).masked_fill(~seen, -1e9)}
@@ -40,23 +40,24 @@ def test_it_is_transformers_own_attention(heads, groups, length, kind):
             out, _ = attend(module, *given, mask.get(kind), scaling=scaling)
             assert out.shape == (2, length, heads, 8)
             found.append([out, *torch.autograd.grad(out.square().sum(), given)])
+        assert torch.equal(found[0][0], found[1][0])
         for ours, theirs in zip(*found, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_keys_are_not_repeated_for_one_token(monkeypatch):
-    """The kernel sees the cache as it lies there: 2 groups, not 6 heads."""
+    """The kernel sees the cache as it lies there: three heads of a group read one memory."""
     seen = []
     real = torch.nn.functional.scaled_dot_product_attention
 
     def spy(query, key, value, **settings):
-        seen.append((query.shape[1:3], key.shape[1], key.data_ptr()))
+        seen.append((query.shape[:2], key.stride(1), value.stride(1), key.data_ptr()))
         return real(query, key, value, **settings)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     query, key, value, mask = drawn(6, 2, 1)
     attention.grouped(SimpleNamespace(num_key_value_groups=3), query, key, value, mask)
-    assert seen == [((2, 3), 2, key.data_ptr())]
+    assert seen == [((4, 3), 0, 0, key.data_ptr())]
 
 
 @pytest.fixture(scope="module")
