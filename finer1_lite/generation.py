@@ -143,10 +143,10 @@ def three_axes(core: nn.Module) -> bool:
 
 def embed(core: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     """Text tokens as the language layers take them: (P, L, width), and in Gemma 4 a row a layer."""
-    if not getattr(core.config.get_text_config(), "hidden_size_per_layer_input", 0):
+    text = core.config.get_text_config()
+    if not getattr(text, "hidden_size_per_layer_input", 0):
         return {"inputs_embeds": core.get_input_embeddings()(ids)}
-    pad = core.config.get_text_config().pad_token_id  # stands there for a picture
-    ids = ids.masked_fill(ids == core.config.image_token_id, pad)
+    ids = ids.masked_fill(ids == core.config.image_token_id, text.pad_token_id)  # as it does itself
     rows = core.get_decoder().get_per_layer_inputs(ids, None)
     return {"inputs_embeds": core.get_input_embeddings()(ids), "per_layer_inputs": rows}
 
@@ -319,8 +319,9 @@ def generate(
     going = torch.ones_like(rows, dtype=torch.bool)
     ids = torch.full((len(mask), max_new_tokens), tok.pad_token_id, device=mask.device)
     draws = _uniform(generator, *ids.shape, mask.device) if temperature else ids
+    cap = softcap(core)
     for t in range(max_new_tokens):
-        logits = logits_of(core.lm_head, hidden[:, -1], softcap(core))
+        logits = logits_of(core.lm_head, hidden[:, -1], cap)
         require_finite([(f"the logits of token {t + 1} ({hidden.dtype})", logits.amax(-1)[going])])
         logits[:, suppressed] = -torch.inf
         token = pick_tokens(logits, temperature, top_p, draws[rows, t])

@@ -132,8 +132,7 @@ def train_stage(job: Run, collection: Collection, base: Path | str, stage: str, 
             collection = replace(
                 collection, train=tuple(p for p in collection.train if p.id in chains)
             )
-        seen = budget_of(student.processor)
-        rows = chain_rows(collection, chains, job.preset.sft, seen)
+        rows = chain_rows(collection, chains, job.preset.sft, budget_of(student.processor))
         train_sft(student, rows, job.preset, seed, folder / stage)
     else:
         student = models.load_adapter(student, folder / "sft", trainable=True)

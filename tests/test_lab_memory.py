@@ -17,23 +17,21 @@ from finer1_lite.data.runs import Run
 from finer1_lite.generation import core_of
 
 BEFORE_STAGE_ONE = """
-import sys, time
+import sys, time, torch
 from finer1_lite import prompts, sft
 from finer1_lite.presets import Preset
 from finer1_lite.species import load_folder
+from finer1_lite.tools.bench_row import memory_mb
 
-def memory(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-
-start, begun = memory("VmRSS"), time.process_time()
+cpu = torch.device("cpu")
+start, begun = memory_mb(cpu), time.process_time()
 photos = load_folder(sys.argv[1], shots=4, unseen_share=0)
 names = photos.names[:2]
 chain = prompts.chain("wings", names, ["fits", "does not"], names[0])
 preset = Preset.lab()
 rows = sft.chain_rows(photos, dict.fromkeys((p.id for p in photos.train), chain), preset.sft, 7056)
 assert len(photos.train) == 24 and rows[0]["images"][0].size[0] < 200
-print(memory("VmHWM") - start, time.process_time() - begun)
+print(memory_mb(cpu, peak=True) - start, time.process_time() - begun)
 """
 
 

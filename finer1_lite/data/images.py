@@ -133,9 +133,7 @@ def reduced(picture: Image.Image, pixels: int) -> Image.Image:
 
 def png(picture: Image.Image) -> bytes:
     """The picture as a file without loss, quickly."""
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
+    return small(picture, max(picture.size), compress_level=1)
 
 
 def check(path: Path) -> Checked:

@@ -54,7 +54,6 @@ SMOLVLM_TEMPLATE = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-GEMMA3 = ("<start_of_image>", "<end_of_turn>")
 TEXT = dict(
     hidden_size=64,
     intermediate_size=96,
@@ -120,7 +119,8 @@ def lfm2_processor(tokenizer):
 def gemma3_processor(tokenizer) -> Gemma3Processor:
     """Pictures of 64 pixels a side in 4 tokens."""
     marks = dict(boi_token="<start_of_image>", eoi_token="<end_of_image>")
-    template = gemma_template(tokenizer, marks | dict(image_token="<image_soft_token>"), *GEMMA3)
+    marks |= dict(image_token="<image_soft_token>")
+    template = gemma_template(tokenizer, marks, "<start_of_image>", "<end_of_turn>")
     images = Gemma3ImageProcessorPil(size={"height": 64, "width": 64})
     return Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=template)
 

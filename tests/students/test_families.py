@@ -260,13 +260,11 @@ def test_vision_adapters_learn_in_stage_one(name, birds, tmp_path):
     assert [n for n in seeing if torch.equal(before[n], after[n])] == []
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_micro_batch_that_does_not_fit_comes_apart(name, birds, tmp_path, monkeypatch):
-    """Each row with its own picture, whatever a family's processor calls its parts."""
-    student, batches = models.add_adapter(tiny(name), TINY, 0), []
-    few = replace(birds, train=birds.train[:2])
+def collated(student, birds, count, folder, monkeypatch) -> dict:
+    """The first batch of so many rows that stage 1 gives to the model."""
+    few, batches = replace(birds, train=birds.train[:count]), []
     rows = sft.chain_rows(few, {p.id: prompts.answer("wren") for p in few.train})
-    preset = TINY.with_(sft__steps=1, sft__batch=2, sft__micro_batch=2)
+    preset = TINY.with_(sft__steps=1, sft__batch=count, sft__micro_batch=count)
     real = sft.SFTTrainer.compute_loss
 
     def spy(self, model, inputs, *args, **kwargs):
@@ -274,8 +272,15 @@ def test_a_micro_batch_that_does_not_fit_comes_apart(name, birds, tmp_path, monk
         return real(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(sft.SFTTrainer, "compute_loss", spy)
-    sft.train_sft(student, rows, preset, 0, tmp_path)
-    given = batches[0]
+    sft.train_sft(student, rows, preset, 0, folder)
+    return batches[0]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_micro_batch_that_does_not_fit_comes_apart(name, birds, tmp_path, monkeypatch):
+    """Each row with its own picture, whatever a family's processor calls its parts."""
+    student = models.add_adapter(tiny(name), TINY, 0)
+    given = collated(student, birds, 2, tmp_path, monkeypatch)
     shown = student.model(**{k: v for k, v in given.items() if k != "labels"}).logits
     alone = sft.parts(given, 1)
     assert len(alone) == 2 and all(part.keys() == given.keys() for part in alone)
@@ -286,21 +291,11 @@ def test_a_micro_batch_that_does_not_fit_comes_apart(name, birds, tmp_path, monk
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_stage_one_asks_what_stage_two_asks(name, birds, tmp_path, monkeypatch):
-    student, batches = models.add_adapter(tiny(name), TINY, 0), []
-    few = replace(birds, train=birds.train[:1])
-    rows = sft.chain_rows(few, {few.train[0].id: prompts.answer("wren")})
-    preset = TINY.with_(sft__steps=1, sft__batch=1, sft__micro_batch=1)
-    real = sft.SFTTrainer.compute_loss
-
-    def spy(self, model, inputs, *args, **kwargs):
-        batches.append(dict(inputs))
-        return real(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(sft.SFTTrainer, "compute_loss", spy)
-    sft.train_sft(student, rows, preset, 0, tmp_path)
-    asked_for = [prompts.question("think", "bird")], [few.train[0].image()]
+    student = models.add_adapter(tiny(name), TINY, 0)
+    given = collated(student, birds, 1, tmp_path, monkeypatch)
+    asked_for = [prompts.question("think", "bird")], [birds.train[0].image()]
     prompt = generation.encode_prompts(student.model, student.processor, *asked_for)
-    ids, labels = batches[0]["input_ids"][0], batches[0]["labels"][0]
+    ids, labels = given["input_ids"][0], given["labels"][0]
     start = int((labels != -100).nonzero()[0])
     assert ids[:start].tolist() == prompt.input_ids[0].tolist()
     said = student.processor.tokenizer.decode(ids[start:])
