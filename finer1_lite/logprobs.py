@@ -1,7 +1,7 @@
 """Log-probabilities of given completions: what the policy thinks of them on any picture.
 
-A prompt runs once and its completions share the cache; where layers recompute their
-activations (gradient checkpointing) each completion runs with its prompt in one pass.
+A prompt runs once and its completions share the cache. Layers that recompute their activations
+(gradient checkpointing) keep no cache: there a prompt's completions stand behind it in one row.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,12 @@ from finer1_lite.generation import (
     decode,
     embed,
     embed_prompts,
+    last_positions,
     logits_of,
     prefill_rows,
     softcap,
 )
+from finer1_lite.students.attention import packs
 from finer1_lite.students.families import recurrent
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32, of which the backward pass makes three
@@ -47,7 +49,8 @@ def log_probs(
     which = torch.as_tensor(which, device=batch.input_ids.device)
     recompute = core.is_gradient_checkpointing and core.training
     recompute |= recurrent(core) and torch.is_grad_enabled()
-    hidden_states = recomputed_hidden if recompute else shared_hidden
+    in_one_pass = packed_hidden if packs(core) else recomputed_hidden
+    hidden_states = in_one_pass if recompute else shared_hidden
     hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
     keep = completion_mask.bool()
     tokens = completion_ids[keep]
@@ -101,10 +104,51 @@ def shared_hidden(
 def recomputed_hidden(
     core: nn.Module, batch: PromptBatch, ids: Tensor, mask: Tensor, which: Tensor
 ) -> Tensor:
-    """The same in one pass a row: layers that recompute their activations keep no cache."""
+    """The same in one pass, each completion behind a copy of its prompt: for every family."""
     whole = batch.rows(which.tolist()).followed_by(ids, mask)
     out = decode(core, **embed_prompts(core, whole), use_cache=False)
     return out.last_hidden_state[:, -ids.shape[1] - 1 : -1]
+
+
+def packed_hidden(
+    core: nn.Module, batch: PromptBatch, ids: Tensor, mask: Tensor, which: Tensor
+) -> Tensor:
+    """The same in one pass, each prompt once and its completions behind it, without padding.
+
+    A token sees its prompt and what came before it in its own completion, where it also stands:
+    positions count on from the prompt for each of them.
+    """
+    used, row = which.unique(return_inverse=True)
+    prompts = batch.rows(used.tolist())
+    together = row[:, None] == row  # (B, B) completions of one prompt
+    lengths = mask.sum(1)
+    time = torch.arange(ids.shape[1], device=ids.device)
+    column = (together.tril(-1) * lengths).sum(1, keepdim=True) + time  # (B, T) behind the prompt
+    real = mask.bool()
+    at = row[:, None].expand_as(ids)[real], column[real]
+    size = len(used), int((together * lengths).sum(1).max())
+    packed, present, owner = ids.new_zeros(size), mask.new_zeros(size), row.new_zeros(size)
+    packed[at], present[at] = ids[real], 1
+    owner[at] = torch.arange(1, len(ids) + 1, device=ids.device)[:, None].expand_as(ids)[real]
+    whole = prompts.followed_by(packed, present)
+    length = prompts.input_ids.shape[1]
+    ahead = last_positions(prompts)[:, row] + 1 + time  # (3, B, T)
+    whole.position_ids[:, at[0], length + at[1]] = ahead[:, real]
+    whole.attention_mask = which_see(whole.attention_mask, F.pad(owner, (length, 0)))
+    out = decode(core, **embed_prompts(core, whole), use_cache=False).last_hidden_state
+    before = torch.where(time > 0, column, 0).clamp(max=size[1]) + length - 1
+    return out[row[:, None], before]
+
+
+def which_see(present: Tensor, owner: Tensor) -> Tensor:
+    """Which token sees which, (U, 1, Q, Q); present, owner: (U, Q), 0 on padding, of the prompt.
+
+    Padding sees itself: where nothing is seen, attention is nan.
+    """
+    place = torch.arange(owner.shape[1], device=owner.device)
+    seen = (owner[:, None] == 0) | (owner[:, None] == owner[..., None])
+    seen &= present[:, None].bool() & (place <= place[:, None])
+    return (seen | (place == place[:, None]))[:, None]
 
 
 def token_scores(

@@ -129,7 +129,7 @@ class Preset(Settings):
     gradient_checkpointing: bool = setting(False, "recompute layers in backward: memory for time")
     lora_rank: Count = setting(16, "of the adapters")
     lora_vision: bool = setting(False, "adapters on the vision tower: learnt in stage 1 alone")
-    keep_features: bool = setting(False, "SmolVLM, Idefics3: the tower sees a picture once")
+    keep_features: bool = setting(False, "a frozen tower looks at a picture once")
     max_new_tokens: Count = setting(160, "length limit of a completion")
     test_pictures: Count = setting(
         288, "fresh paper birds a split; of a folder at most so many in all"
@@ -182,8 +182,9 @@ class Preset(Settings):
         tapo = TAPOSettings(steps=30, groups=8, draws=1, learning_rate=1e-5, micro_batch=8)
         # bitsandbytes unpacks no weight for up to 64 rows: two batches of 60 cost what one would
         sizes = dict(pixels=160 * 28 * 28, max_new_tokens=256, test_pictures=120, eval_batch=60)
-        own = dict(quantize="nf4", gradient_checkpointing=True, sft=sft, tapo=tapo, **sizes)
-        return cls(name="colab", student="Qwen/Qwen2.5-VL-3B-Instruct", **own)
+        memory = dict(quantize="nf4", gradient_checkpointing=True, keep_features=True)
+        own = dict(name="colab", student="Qwen/Qwen2.5-VL-3B-Instruct")
+        return cls(sft=sft, tapo=tapo, **own, **memory, **sizes)
 
     @classmethod
     def t4(cls) -> "Preset":

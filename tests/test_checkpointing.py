@@ -10,6 +10,7 @@ from finer1_lite import cot, generation, logprobs, models, sft
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.species import Collection
+from finer1_lite.students import attention
 
 PRESET = TINY.with_(tapo__negative_grad=True, tapo__scored_on="own", tapo__micro_batch=4)
 
@@ -23,6 +24,7 @@ def adapted(request, student, tmp_path):
         student.model.save_pretrained(tmp_path / "base")
         student.processor.save_pretrained(tmp_path / "base")
         mine = models.load_student(tmp_path / "base", TINY.with_(quantize="nf4"))
+    attention.group_heads(mine.model)
     mine = models.add_adapter(mine, TINY.with_(quantize=request.param), seed=0)
     stir(mine.model)
     return mine
@@ -67,6 +69,30 @@ def test_an_update_is_the_same_and_keeps_less(adapted, birds, spread, tmp_path):
     less = saved_bytes(lambda: recomputing.loss(stage.batch))
     assert less < 0.5 * kept
     assert not adapted.model.training
+
+
+@pytest.mark.parametrize("settings", [{}, {"tapo__scored_on": "anchor", "tapo__micro_batch": 8}])
+def test_a_prompt_runs_once_and_its_answers_without_padding(
+    adapted, birds, spread, tmp_path, settings
+):
+    """The same gradient by rows of a prompt and all its answers, and by a row for each answer."""
+    stage = held(adapted, birds, tmp_path, gradient_checkpointing=True, **settings)
+    layer = generation.core_of(adapted.model).model.language_model.layers[0].mlp
+    found, tokens = [], []
+    for way in (logprobs.recomputed_hidden, logprobs.packed_hidden):
+        seen = []
+        hook = layer.register_forward_hook(
+            lambda module, given, out, seen=seen: seen.append(given[0][..., 0].numel())
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(logprobs, "packed_hidden", way)
+            found.append(update(stage))
+        hook.remove()
+        tokens.append(sum(seen))
+    (parts, gradient), (others, other) = found
+    assert others == pytest.approx(parts, abs=1e-6)
+    torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-6)
+    assert 2 * tokens[1] <= tokens[0]
 
 
 def test_answers_are_written_with_a_cache(fresh, birds, tmp_path, monkeypatch):

@@ -213,19 +213,55 @@ def test_a_padded_batch_scores_and_learns_as_its_rows_one_by_one(dapo, student, 
     assert not together[mask == 0].any()
 
 
+@pytest.mark.parametrize("way", [logprobs.recomputed_hidden, logprobs.packed_hidden])
 @pytest.mark.parametrize("which", [WHICH, [3, 0, 2, 0, 3, 0, 0, 3]], ids=["in_order", "mixed"])
-def test_a_shared_prompt_scores_and_learns_as_a_row_of_its_own(dapo, answers, monkeypatch, which):
-    """Sharing a prompt's cache among its answers is a saving and nothing else."""
+def test_a_shared_prompt_scores_and_learns_as_a_row_of_its_own(
+    dapo, answers, monkeypatch, which, way
+):
+    """Sharing a prompt's cache among its answers, or its row, is a saving and nothing else."""
     *_, batch, tokens, mask = answers
     dapo.model.eval()
     shared, gradient = scored(dapo, batch, tokens, mask, which)
     with torch.no_grad():
         without = logprobs.log_probs(dapo.model, batch, tokens, mask, which)
     assert torch.equal(without, shared)
-    monkeypatch.setattr(logprobs, "shared_hidden", logprobs.recomputed_hidden)
+    monkeypatch.setattr(logprobs, "shared_hidden", way)
     again, whole = scored(dapo, batch, tokens, mask, which)
     torch.testing.assert_close(shared, again, rtol=0, atol=1e-5)
     torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_behind_one_prompt_do_not_see_each_other(dapo, answers):
+    """Whatever the one says, and where it stands, the other is scored as if it were alone."""
+    *_, batch, tokens, mask = answers
+    core, rows = generation.core_of(dapo.model), torch.zeros(8, dtype=torch.long)
+    with torch.no_grad():
+        first = logprobs.packed_hidden(core, batch, tokens, mask, rows)
+        turned = logprobs.packed_hidden(core, batch, tokens.flip(0), mask.flip(0), rows).flip(0)
+        other = tokens.clone()
+        other[:3], other[4:] = 9, 11
+        among = logprobs.packed_hidden(core, batch, other, mask, rows)
+    real = mask.bool()
+    torch.testing.assert_close(turned[real], first[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(among[3][real[3]], first[3][real[3]], rtol=0, atol=1e-5)
+    assert (among[4][real[4]][1:] - first[4][real[4]][1:]).abs().max() > 1e-2
+
+
+def test_a_token_sees_its_prompt_and_its_own_past():
+    """A padded prompt of two tokens, answers of two and one, one place of padding."""
+    present = torch.tensor([[0, 1, 1, 1, 1, 1, 0]])
+    owner = torch.tensor([[0, 0, 0, 1, 1, 2, 0]])
+    seen = logprobs.which_see(present, owner)
+    assert seen.shape == (1, 1, 7, 7)
+    assert ["".join("x" if s else "." for s in row) for row in seen[0, 0].tolist()] == [
+        "x......",  # padding: itself alone
+        ".x.....",
+        ".xx....",
+        ".xxx...",
+        ".xxxx..",
+        ".xx..x.",  # not the first answer
+        ".xx...x",
+    ]
 
 
 def test_answers_of_one_token_are_scored_by_the_prompt_alone(dapo, answers):

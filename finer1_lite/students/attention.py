@@ -13,6 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finer1_lite.students.families import family_of
+
 NAME = "sdpa_grouped"
 
 
@@ -45,6 +47,17 @@ def group_heads(model: PreTrainedModel) -> None:
     """Let a model's language layers attend so, where they would by transformers' "sdpa"."""
     if model.config.get_text_config()._attn_implementation == "sdpa":
         model.set_attn_implementation({"text_config": NAME})
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether a mask of ours alone says which tokens see one another.
+
+    Not where layers keep a state, look at a window, or make masks of their own, and not under
+    another attention than ours.
+    """
+    text = model.config.get_text_config()
+    plain = all(kind == "full_attention" for kind in getattr(text, "layer_types", None) or ())
+    return family_of(model).packs and plain and text._attn_implementation == NAME
 
 
 AttentionInterface.register(NAME, grouped)

@@ -43,6 +43,7 @@ class Family:
     # A picture's tokens look at one another both ways, by masks that the model makes itself: what
     # its forward pass calls the numbers that say which these are.
     masks: str = ""
+    packs: bool = False  # its language layers see what one mask lets them see: `attention.packs`
     steps: tuple[int, ...] = ()  # of a picture's tokens, where no other numbers are allowed
 
     def tokens(self, pixels: int, side: int) -> int:
@@ -52,10 +53,10 @@ class Family:
         return allowed[-1] if self.steps else most
 
 
-QWEN = Family(LORA_TARGETS, VISION_TARGETS, budget=True)
+QWEN = Family(LORA_TARGETS, VISION_TARGETS, budget=True, packs=True)
 LINEAR = r".*language_model.*\.linear_attn\.(in_proj_qkv|in_proj_z|in_proj_b|in_proj_a|out_proj)"
 QWEN_LINEAR = replace(QWEN, lora=f"{LORA_TARGETS}|{LINEAR}", template=lab_student.CHAT_TEMPLATE)
-SMOLVLM = Family(tiles=True)
+SMOLVLM = Family(tiles=True, packs=True)
 GEMMA4 = Family(
     vision=r".*vision_tower\..*_proj\.linear",
     masks="mm_token_type_ids",
@@ -70,7 +71,7 @@ FAMILIES = {  # by `model_type` of config.json
     "qwen3_5": QWEN_LINEAR,
     "idefics3": SMOLVLM,
     "smolvlm": SMOLVLM,
-    "internvl": Family(),  # as transformers has it, "-hf"; its processor wants torchvision
+    "internvl": Family(packs=True),  # transformers' own, "-hf"; its processor wants torchvision
     "lfm2_vl": Family(CONVOLUTIONS, budget=True),  # torchvision here too
     "gemma3": Family(masks="token_type_ids"),
     "gemma4": GEMMA4,  # and here

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 from finer1_lite import generation, logprobs
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
+from finer1_lite.students.attention import packs
 from finer1_lite.students.families import Family, family_of, in_tower, tower_of
 
 FLOAT = 4  # bytes
@@ -58,6 +59,7 @@ class Sizes:
     patch: int  # pixels a side
     merge: int  # patches a side of one visual token
     side: int  # pixels that every picture is reduced to; 0: as the budget allows
+    packed: bool  # recomputed layers see completions behind one prompt: `logprobs.packed_hidden`
     family: Family
 
     @property
@@ -161,6 +163,7 @@ def count(student: Student, compute: int = 2) -> Sizes:
         patch=_one(vision.patch_size),
         merge=_merge(core.config),
         side=0 if family_of(core).budget else _one(vision.image_size),
+        packed=packs(core),
         family=family_of(core),
     )
 
@@ -283,7 +286,7 @@ class Load:
     def _features(self, pictures: int) -> int:
         return pictures * self.visual * self.sizes.width * self.sizes.vision_number
 
-    def _micro_batch(self) -> tuple[int, int]:
+    def micro_batch(self) -> tuple[int, int]:
         """(completions, distinct prompts) of a micro-batch."""
         t = self.preset.tapo
         together = t.anchor_rollouts + t.positive_rollouts
@@ -292,14 +295,22 @@ class Load:
             together = min(t.anchor_rollouts, t.positive_rollouts)
         return rows, -(-rows // together)
 
+    def recomputed(self) -> tuple[int, int]:
+        """(rows, their tokens) of a micro-batch where layers recompute their activations."""
+        rows, prompts = self.micro_batch()
+        if not self.sizes.packed:
+            return rows, self.whole
+        return prompts, self.prompt + -(-rows // prompts) * self.preset.max_new_tokens
+
     def kept(self, checkpointing: bool) -> int:
         """What a micro-batch keeps for backward, with and without recomputed layers."""
         s = self.sizes
         length = self.preset.max_new_tokens
-        rows, prompts = self._micro_batch()
+        rows, prompts = self.micro_batch()
         chosen = rows * length * s.width * s.number  # hidden states that go to the head
         if checkpointing:  # a layer's input; the last norm computes in float32
-            return chosen + rows * self.whole * s.width * (s.layers * s.number + FLOAT)
+            rows, length = self.recomputed()
+            return chosen + rows * length * s.width * (s.layers * s.number + FLOAT)
         chosen += (prompts * self.prompt + rows * length) * s.width * FLOAT
         first = s.saved(prompts, self.prompt, self.prompt, masked=prompts > 1)
         rest = s.saved(rows, length - 1, self.whole - 1) if length > 1 else 0
@@ -320,7 +331,7 @@ class Load:
         """Forward: what is kept, and meanwhile the negative's pass, which keeps nothing."""
         s = self.sizes
         length = self.preset.max_new_tokens
-        rows, prompts = self._micro_batch()
+        rows, prompts = self.micro_batch()
         layer = {"activations": s.forward(rows, length, self.whole)}
         if self.preset.tapo.reads_negative or not self.preset.gradient_checkpointing:
             cached = rows * self.whole + prompts * self.prompt
@@ -331,12 +342,13 @@ class Load:
         """Backward: a chunk of logits, or a layer that is recomputed; then the optimiser."""
         s = self.sizes
         length = self.preset.max_new_tokens
-        rows, _ = self._micro_batch()
+        rows, _ = self.micro_batch()
         logits = LOGIT_COPIES * s.logits_at_once(rows * length)
         layer = s.backward(rows, length)
         if self.preset.gradient_checkpointing:
-            layer = s.saved(rows, self.whole, self.whole, masked=rows > 1)
-            layer += s.backward(rows, self.whole)
+            rows, length = self.recomputed()
+            layer = s.saved(rows, length, length, masked=s.packed or rows > 1)
+            layer += s.backward(rows, length)
         return _worst(self._training(), {"logits": logits}, {"activations": layer})
 
     def sft(self) -> Parts:

@@ -122,25 +122,31 @@ class Minutes:
         return sft.steps * sft.batch * (self._trained(row) + self._seen(1))
 
     def tapo(self) -> float:
-        """Rollouts of every round, then one update; with recomputed layers a prompt a rollout."""
+        """Rollouts of every round, then one update, whose micro-batches read their prompts."""
         preset, t = self.load.preset, self.load.preset.tapo
         together = t.anchor_rollouts + t.positive_rollouts
         prompts, rows = t.groups * (1 + bool(t.positive_rollouts)), t.groups * together
         pictures = prompts + t.groups * t.reads_negative
         drawn = t.draws * (self._seen(pictures) + self._answered(prompts, rows)) / t.updates
-        shared = rows if preset.gradient_checkpointing else prompts
-        update = self._trained(shared * self.load.prompt + rows * self._answer)
+        at_once, read = self.load.micro_batch()
+        if preset.gradient_checkpointing and not self.load.sizes.packed:
+            read = at_once  # a copy for each completion
+        update = self._trained(rows / at_once * read * self.load.prompt + rows * self._answer)
         negatives = t.groups * (t.negative_rollouts or together) * t.reads_negative
         update += self._read(negatives * (self.load.prompt + self._answer))
         return t.steps * (drawn + update / t.updates)
 
     def evaluation(self) -> float:
-        """Both worlds: the base under two prompts, the model of each stage under one."""
+        """Both worlds: the base under two prompts, the model of each stage under one.
+
+        Features are kept as long as a model is loaded: of three, one after the other.
+        """
         preset = self.load.preset
         pictures = preset.test_pictures * (2 if preset.student == "assets" else 1)  # birds: a split
         sizes = [preset.eval_batch] * (pictures // preset.eval_batch)
         sizes += [rest] if (rest := pictures % preset.eval_batch) else []
-        return 8 * sum(self._seen(n) + self._answered(n, n) for n in sizes)
+        looks = 3 if preset.keep_features else 8
+        return sum(looks * self._seen(n) + 8 * self._answered(n, n) for n in sizes)
 
     @property
     def _answer(self) -> float:

@@ -21,7 +21,7 @@ from finer1_lite import generation, models
 from finer1_lite.data import images
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
-from finer1_lite.students import lab_student, random_weights
+from finer1_lite.students import attention, lab_student, random_weights
 from finer1_lite.students.families import check_config, recurrent
 from finer1_lite.tools import memory
 from finer1_lite.tools.memory import TEXT_TOKENS, Load
@@ -239,5 +239,7 @@ def choices(changes: Mapping[str, Any]) -> str:
 def meta_student(config: PretrainedConfig, preset: Preset, dtype: torch.dtype) -> Student:
     """The student that `models` would make, with its adapter and without any memory."""
     model = random_weights.on_meta(config, dtype, models.four_bits(preset.quantize, dtype))
+    if preset.backend == "transformers":
+        attention.group_heads(model)
     with torch.device("meta"):
         return models.add_adapter(Student(model, None), preset, seed=0)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import resources
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from transformers import (
 
 from finer1_lite import evaluate, generation, logprobs, models, prompts, sft
 from finer1_lite.data import marks
-from finer1_lite.students import families, processors
+from finer1_lite.students import attention, families, processors
 from finer1_lite.students.processors import budget_of
 from finer1_lite.tools import plan, publish
 
@@ -110,6 +111,24 @@ def test_log_probs_are_those_of_the_models_own_forward(own, birds, checkpointing
         )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     torch.testing.assert_close(shared, theirs, rtol=0, atol=1e-5)
+
+
+def test_completions_behind_one_prompt_are_scored_as_alone(own, birds, monkeypatch):
+    """In one row where one mask says all, else a row each; prompts of unequal length."""
+    attention.group_heads(own.model)
+    batch = encoded(own, birds)
+    out = sample(own, batch, num_generations=2)
+    which, lengths = [2, 0, 2, 1, 0, 2, 2, 0], torch.tensor([4, 1, 9, 2, 0, 3, 5, 7])
+    mask = out.completion_mask * (torch.arange(out.completion_ids.shape[1]) < lengths[:, None])
+    with torch.no_grad():  # all share their prompt's cache
+        alone = logprobs.log_probs(own.model, batch, out.completion_ids, mask, which)
+    monkeypatch.setattr(logprobs, "packed_hidden", packed := Mock(wraps=logprobs.packed_hidden))
+    own.model.gradient_checkpointing_enable({"use_reentrant": False})
+    own.model.train()
+    ours = logprobs.log_probs(own.model, batch, out.completion_ids, mask, which)
+    torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
+    others = ("qwen3_5", "lfm2_vl", "gemma3", "gemma4")
+    assert packed.called == (own.model.config.model_type not in others)
 
 
 def test_pictures_travel_with_their_rows(family, birds):

@@ -1,13 +1,18 @@
 """Features that are kept: looked at once, the same as looked at again, never of a moving tower."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
-from families import save, tiny
+from families import FAMILIES, OTHERS, save, tiny
 from PIL import Image
 from prompted import asked, plain_inputs
 from tiny_tapo import TINY, Stage
+from transformers import LlavaConfig
 
 from finer1_lite import cot, evaluate, generation, models, sft
 from finer1_lite.species import Collection
+from finer1_lite.students import features
 from finer1_lite.students.families import tower_of
 
 KEEPING = TINY.with_(keep_features=True)
@@ -42,16 +47,21 @@ def test_both_stages_and_answers_look_at_each_picture_once(birds, world, tmp_pat
     assert len({picture.numpy().tobytes() for picture in shown}) == len(shown)
 
 
-def test_what_is_kept_is_what_would_be_seen(birds, tmp_path):
-    kept, plain = (student_of(tmp_path, preset)[0] for preset in (KEEPING, TINY))
+@pytest.mark.parametrize("name", [*FAMILIES, *OTHERS])
+def test_what_is_kept_is_what_would_be_seen(name, birds):
+    """In every family, DeepStack's too, and every picture once."""
+    plain, kept, calls = tiny(name), tiny(name), []
+    features.keep_features(kept.model)
+    tower_of(kept.model).register_forward_hook(lambda *_: calls.append(1))
     inputs = plain_inputs(plain, *asked(birds, 4))
     for _ in range(2):
         logits = [one.model(**inputs).logits for one in (kept, plain)]
-        assert torch.allclose(*logits, atol=1e-5)
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
         four = [generation.encode_prompts(one.model, one.processor, *asked(birds, 4))
                 for one in (kept, plain)]  # fmt: skip
         for ours, theirs in zip(*(batch.image_features for batch in four), strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-5)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert len(calls) == 4
 
 
 def test_a_tower_with_adapters_looks_each_time(birds, tmp_path):
@@ -69,8 +79,9 @@ def test_pictures_that_differ_by_a_pixel_are_two(tmp_path):
     assert len(shown) == 2
 
 
-def test_other_families_are_left_as_they_are_and_it_is_said(birds, tmp_path, caplog):
+def test_a_family_that_nobody_tried_is_left_as_it_is_and_it_is_said(caplog):
+    model = SimpleNamespace(config=LlavaConfig())
     with caplog.at_level("INFO", "finer1_lite"):
-        student = models.load_student(save(tiny("qwen3_vl"), tmp_path), KEEPING)
-    assert "features are not kept" in caplog.text
-    assert evaluate.ask(student, *asked(birds, 2), max_new_tokens=2)
+        features.keep_features(model)
+    assert "features are not kept: it is none of a Qwen2-VL" in caplog.text
+    assert not hasattr(model, "model")

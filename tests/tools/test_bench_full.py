@@ -1,8 +1,11 @@
 """The full-size bench at a small size: the same path from end to end, on a CPU."""
 
+import importlib.machinery
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from finer1_lite.tools.bench import FULL_ROWS
 from finer1_lite.tools.bench_row import PHASES
 
 pytest.importorskip("bitsandbytes")
+CI = Path(__file__).parents[2] / ".ci"
 SMALL = bench.full_preset().with_(
     student="random:Qwen2.5-VL-tiny",
     pixels=16 * 28 * 28,
@@ -33,6 +37,33 @@ def measured(tmp_path_factory):
         patch.setattr(bench, "COPIED", 2**22)
         rows = bench.measure_full(SMALL, steps=1, json_path=path)
     return rows, json.loads(path.read_text()), "\n".join(printed)
+
+
+def report_of(name: str, outcome: str, said: str = "", when: str = "call") -> SimpleNamespace:
+    """What pytest tells of a test."""
+    crash = SimpleNamespace(reprcrash=SimpleNamespace(message=said)) if said else None
+    own = dict(nodeid=name, outcome=outcome, when=when, longrepr=crash, capstdout="4.4 GiB\n")
+    return SimpleNamespace(passed=outcome == "passed", duration=1.26, **own)
+
+
+def test_what_a_card_told_is_one_file_and_a_table_of_it(measured, tmp_path):
+    script = importlib.machinery.SourceFileLoader("gpu", str(CI / "gpu.py")).load_module()
+    record, path = script.Record(tmp_path / "gpu.json"), tmp_path / "gpu.json"
+    record.pytest_runtest_logreport(report_of("a", "passed"))
+    assert json.loads(path.read_text()) == {
+        "tests": [
+            dict(test="a", outcome="passed", seconds=1.3, said="", printed="4.4 GiB\n"),
+        ],
+        "rows": [],
+    }
+    record.rows.write_text(json.dumps(measured[1]))
+    record.pytest_runtest_logreport(report_of("b", "passed", when="setup"))
+    record.pytest_runtest_logreport(report_of("b", "failed", "5 is not 6"))
+    lines = script.table(path).splitlines()
+    assert lines[:3] == ["1 passed, 1 failed, 0 skipped tests", "", "- b: 5 is not 6"]
+    cells = [line.split(" | ") for line in lines if line.startswith("| ")]
+    assert [row[0] for row in cells] == ["| trainer", *(f"| {name}" for name in FULL_ROWS)]
+    assert cells[1][-1] == "- |" and cells[2][4] == f"{measured[0][1]['step_s']:.1f}"
 
 
 def test_every_trainer_has_a_row_with_its_phases(measured):

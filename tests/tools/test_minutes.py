@@ -9,6 +9,7 @@ import torch
 from finer1_lite.__main__ import main
 from finer1_lite.presets import Preset
 from finer1_lite.tools import minutes, plan
+from finer1_lite.tools.memory import Load
 from finer1_lite.tools.minutes import TABLE, Minutes, Rates
 
 SLOW = Rates("made up", half=1e9, single=1e9, memory=1e30, layer=0.0)  # arithmetic alone
@@ -44,6 +45,29 @@ def test_decoding_waits_for_the_slowest_of_memory_arithmetic_and_host():
     weights = sum(LAB.sizes.weights.values()) - LAB.sizes.weights["vision tower"]
     cache = 2 * (read.load.prompt + 5) * LAB.sizes.kv_token
     assert read.evaluation() == pytest.approx(8 * 10 * (weights + cache) / 1e6)
+
+
+def test_pictures_whose_features_are_kept_are_looked_at_once_a_model():
+    """Eight times in an evaluation, else: the tower's share of the time falls to three eighths."""
+    blind = replace(LAB, sizes=replace(LAB.sizes, weights={}))
+    answers = Minutes(blind, SLOW).evaluation()
+    looks = [at(SLOW, keep_features=keep).evaluation() - answers for keep in (False, True)]
+    assert looks[1] == pytest.approx(looks[0] * 3 / 8)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_micro_batch_reads_its_prompts_once_or_a_copy_for_each_completion(packed, checkpointing):
+    """Eight completions of a group, four at a time: two prompts or eight."""
+    own = dict(tapo__steps=1, tapo__groups=1, tapo__draws=1, tapo__micro_batch=4)
+    own |= dict(tapo__inter_class_weight=0.0, tapo__negative_entropy_weight=0.0)
+    preset = LAB.preset.with_(gradient_checkpointing=checkpointing, **own)
+    sizes = replace(LAB.sizes, packed=packed, weights={})
+    found = Minutes(Load(sizes, preset, 100), SLOW).tapo()
+    longer = Minutes(Load(sizes, preset, 101), SLOW).tapo()
+    read = 8 if checkpointing and not packed else 2
+    passes = (3 if checkpointing else 2) * read + 2  # two are completed
+    assert longer - found == pytest.approx(passes * sizes.token_flops / 1e9)
 
 
 @pytest.mark.parametrize(
