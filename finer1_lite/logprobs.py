@@ -5,6 +5,7 @@ A prompt runs once and its completions share the cache. Layers that recompute th
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -51,12 +52,22 @@ def log_probs(
     recompute |= recurrent(core) and torch.is_grad_enabled()
     in_one_pass = packed_hidden if packs(core) else recomputed_hidden
     hidden_states = in_one_pass if recompute else shared_hidden
-    hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
+    with autocast(core):
+        hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
     keep = completion_mask.bool()
     tokens = completion_ids[keep]
     logps = token_scores(core.lm_head, hidden[keep], tokens, temperature, softcap(core))
     blank = torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device)
     return blank.masked_scatter(keep, logps)
+
+
+def autocast(core: nn.Module) -> AbstractContextManager:
+    """Adapters, which are float32, compute in the 16 bits of the layers beside them.
+
+    As in stage 1, whose trainer does so. Else each would copy its input to float32.
+    """
+    short = core.dtype in (torch.float16, torch.bfloat16)
+    return torch.autocast(core.device.type, core.dtype) if short else nullcontext()
 
 
 @torch.no_grad()

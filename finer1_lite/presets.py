@@ -189,13 +189,13 @@ class Preset(Settings):
     @classmethod
     def t4(cls) -> "Preset":
         """The same with more of a picture, and a second draw for groups that teach nothing."""
-        own = dict(pixels=256 * 28 * 28, tapo__draws=2, tapo__micro_batch=4, sft__micro_batch=2)
+        own = dict(pixels=256 * 28 * 28, tapo__draws=2, sft__micro_batch=2)
         return cls.colab().with_(name="t4", **own)
 
     @classmethod
     def l4(cls) -> "Preset":
         """The same on 24 GB."""
-        return cls.t4().with_(name="l4", eval_batch=120, sft__micro_batch=4, tapo__micro_batch=8)
+        return cls.t4().with_(name="l4", eval_batch=120, sft__micro_batch=4)
 
     @classmethod
     def a100(cls) -> "Preset":

@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+from families import save
+from prompted import asked
+from sized import answers, recomputed
 from tiny_tapo import TINY, Stage, adapters, gathered, shorten, stir, update
 
 from finer1_lite import cot, generation, logprobs, models, sft
@@ -93,6 +96,36 @@ def test_a_prompt_runs_once_and_its_answers_without_padding(
     assert others == pytest.approx(parts, abs=1e-6)
     torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-6)
     assert 2 * tokens[1] <= tokens[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_compute_in_the_16_bits_beside_them(
+    student, birds, tmp_path, monkeypatch, checkpointing, dtype
+):
+    """Their weights, gradients and steps stay float32; so does the whole of a float32 model."""
+    monkeypatch.setattr(models, "choose_dtype", lambda device: dtype)
+    one = models.load_student(save(student, tmp_path / "base"), TINY)
+    one = models.add_adapter(one, TINY, seed=0)
+    stir(one.model)
+    seen = set()
+    for name, module in one.model.named_modules():
+        if name.endswith("lora_A.default"):
+            module.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
+    batch = generation.encode_prompts(one.model, one.processor, *asked(birds, 2))
+    tokens, mask = answers(2, 6)
+    with recomputed(one.model, checkpointing):
+        logps = logprobs.log_probs(one.model, batch, tokens, mask, [0, 1])
+        logps.sum().backward()
+    assert seen == {dtype} and logps.dtype == torch.float32
+    gradient = gathered(one.model)
+    assert gradient.dtype == torch.float32 and gradient.isfinite().all()
+    assert {p.dtype for p in adapters(one.model)} == {torch.float32}
+    one.model.zero_grad()
+    one.model.float()
+    logprobs.log_probs(one.model, batch, tokens, mask, [0, 1]).sum().backward()
+    alike = torch.cosine_similarity(gradient, gathered(one.model), dim=0)
+    assert alike > (0.99 if dtype == torch.bfloat16 else 1 - 1e-6)
 
 
 def test_answers_are_written_with_a_cache(fresh, birds, tmp_path, monkeypatch):

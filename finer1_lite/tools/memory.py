@@ -80,15 +80,17 @@ class Sizes:
         A token: the residual before each norm and the norms' results (LoRA's A is trained and
         wants its input), queries and what attention made of them, four rows of the MLP (gate,
         its SiLU, up, their product) and LoRA's rank numbers of seven projections. Where hidden
-        states have 16 bits, norms work on float32 copies and so does every adapter.
+        states have 16 bits, so have these, but norms work on float32 copies.
         """
         attended = self.heads * self.head
         if self.number == FLOAT:
             token = (4 * self.width + 2 * attended + 4 * self.inner) * FLOAT
         else:
-            token = (7 * self.width + attended + self.inner) * FLOAT
-            token += (2 * attended + 3 * self.inner) * self.number
-        token += (7 * self.rank + self.heads + 2) * FLOAT  # log-sum-exp a head, norms' scales
+            token = 2 * self.width * FLOAT
+            token += (2 * self.width + 2 * attended + 4 * self.inner) * self.number
+        token += (
+            7 * self.rank * self.number + (self.heads + 2) * FLOAT
+        )  # log-sum-exp a head, norms' scales
         seen = self.heads if masked else self.kv_heads  # with a mask, keys are repeated
         cached = 2 * keys * seen * self.head * self.number
         bias = queries * (keys + -keys % 8) * self.number if masked else 0
@@ -110,9 +112,9 @@ class Sizes:
     def backward(self, rows: int, queries: int) -> int:
         """Gradients at the start of a layer's backward pass, when all that it kept is there.
 
-        They are of the MLP's product, through the base and through the adapter (float32).
+        They are of the MLP's product, through the base and through the adapter.
         """
-        return rows * queries * self.inner * (self.number + FLOAT)
+        return rows * queries * self.inner * 2 * self.number
 
     def logits_at_once(self, tokens: int) -> int:
         """Logits of one chunk of `logprobs.token_scores`, in float32."""
@@ -311,10 +313,12 @@ class Load:
         if checkpointing:  # a layer's input; the last norm computes in float32
             rows, length = self.recomputed()
             return chosen + rows * length * s.width * (s.layers * s.number + FLOAT)
-        chosen += (prompts * self.prompt + rows * length) * s.width * FLOAT
+        if s.number == FLOAT:  # of the last norm; in 16 bits the first layer's keeps no copy
+            chosen += (prompts * self.prompt + rows * length) * s.width * FLOAT
         first = s.saved(prompts, self.prompt, self.prompt, masked=prompts > 1)
         rest = s.saved(rows, length - 1, self.whole - 1) if length > 1 else 0
-        return chosen + s.layers * (first + rest)
+        short = 0 if s.number == FLOAT else s.adapter * s.number // FLOAT  # its copies for autocast
+        return chosen + s.layers * (first + rest) + short
 
     def _training(self) -> Parts:
         """What lies there all through the forward and backward passes of stage 2."""

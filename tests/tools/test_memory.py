@@ -32,6 +32,13 @@ def sizes():
         yield
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_card(monkeypatch):
+    """PEFT asks whether CUDA's autocast is on, and copies inputs to float32 where it is not."""
+    on = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": on(device))
+
+
 @pytest.fixture(scope="module")
 def made():
     """Students by (size, quantize, dtype), each made once. Leave them as they are."""
