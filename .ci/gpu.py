@@ -1,7 +1,8 @@
 """All that only a card can tell, in one call: `timeout 540 python .ci/gpu.py FILE.json`.
 
 The tests of `pytest -m gpu`, among them those that measure as `bench --full` does. The file is
-written anew after each test, so that one that was stopped holds what came before.
+written anew after each test, and the bench's rows beside it (FILE.rows.json) after each row, so
+that little is lost where time runs out.
 `python .ci/gpu.py --table FILE.json` prints its rows in Markdown, for assets/results/README.md.
 """
 
@@ -31,6 +32,7 @@ class Record:
         self.path, self.rows = path, path.with_suffix(".rows.json")
         self.rows.unlink(missing_ok=True)
         self.tests: list[dict] = []
+        self.write()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """What became of a test: pytest calls this after its set-up, itself and its end."""
@@ -40,13 +42,24 @@ class Record:
         row = dict(test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 1))
         said = crash.message if crash else str(report.longrepr or "")
         self.tests.append(row | {"said": said, "printed": report.capstdout})
-        rows = json.loads(self.rows.read_text()) if self.rows.exists() else []
-        self.path.write_text(json.dumps({"tests": self.tests, "rows": rows}, indent=1))
+        self.write()
+
+    def write(self) -> None:
+        """All that is known so far."""
+        found = {"tests": self.tests, "rows": rows_beside(self.path)}
+        self.path.write_text(json.dumps(found, indent=1))
+
+
+def rows_beside(path: Path) -> list[dict]:
+    """What the bench has measured, also within a test that was stopped."""
+    rows = path.with_suffix(".rows.json")
+    return json.loads(rows.read_text()) if rows.exists() else []
 
 
 def table(path: Path) -> str:
     """The tests that did not pass, and the rows; a number that was not measured is a dash."""
     found = json.loads(path.read_text())
+    found["rows"] = rows_beside(path) or found["rows"]
     first = (found["rows"] or [{"device": "no row", "dtype": "-", "completion_tokens": 0}])[0]
     counts = {kind: 0 for kind in ("passed", "failed", "skipped")}
     for test in found["tests"]:

@@ -9,6 +9,7 @@ alone, no pictures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,10 +165,21 @@ def logits_of(head: nn.Module, hidden: Tensor, cap: float | None = None) -> Tens
 
 
 def decode(core: nn.Module, *, position_ids: Tensor, **inputs: Any) -> Any:
-    """A pass through the language layers; position_ids: (3, P, L)."""
+    """A pass through the language layers; position_ids: (3, P, L).
+
+    Adapters, which are float32, compute in the 16 bits of the layers beside them, if these have 16,
+    as in stage 1, whose trainer lets them: rollouts and scores come from the same network.
+    """
     places = position_ids if three_axes(core) else position_ids[0]
     layers = core.model if family_of(core).masks else core.get_decoder()
-    return layers(position_ids=places, **inputs)
+    with autocast(core):
+        return layers(position_ids=places, **inputs)
+
+
+def autocast(core: nn.Module) -> AbstractContextManager:
+    """torch's, for a model whose plain layers have 16 bits."""
+    short = core.dtype in (torch.float16, torch.bfloat16)
+    return torch.autocast(core.device.type, core.dtype) if short else nullcontext()
 
 
 def tokenise(model: nn.Module, processor: Any, questions: Sequence[str], images: Images) -> Any:

@@ -1,11 +1,11 @@
 """Log-probabilities of given completions: what the policy thinks of them on any picture.
 
 A prompt runs once and its completions share the cache. Layers that recompute their activations
-(gradient checkpointing) keep no cache: there a prompt's completions stand behind it in one row.
+(gradient checkpointing) keep no cache: there a prompt's completions stand behind it in one row,
+or, in families whose layers one mask does not rule, each behind a copy of it.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -42,9 +42,9 @@ def log_probs(
 ) -> Tensor:
     """Log-probabilities of given completions, (B, T) as their ids and mask; zeros where masked.
 
-    which: (B,) the prompt of `batch` on which each completion is scored. This is how one
-    completion is scored on anchor, positive or negative alike. Gradient reaches whatever
-    of the language model requires it.
+    A completion's real tokens come first. which: (B,) the prompt of `batch` on which it is scored.
+    This is how one completion is scored on anchor, positive or negative alike. Gradient reaches
+    whatever of the language model requires it.
     """
     core = core_of(model)
     which = torch.as_tensor(which, device=batch.input_ids.device)
@@ -52,22 +52,12 @@ def log_probs(
     recompute |= recurrent(core) and torch.is_grad_enabled()
     in_one_pass = packed_hidden if packs(core) else recomputed_hidden
     hidden_states = in_one_pass if recompute else shared_hidden
-    with autocast(core):
-        hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
+    hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
     keep = completion_mask.bool()
     tokens = completion_ids[keep]
     logps = token_scores(core.lm_head, hidden[keep], tokens, temperature, softcap(core))
     blank = torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device)
     return blank.masked_scatter(keep, logps)
-
-
-def autocast(core: nn.Module) -> AbstractContextManager:
-    """Adapters, which are float32, compute in the 16 bits of the layers beside them.
-
-    As in stage 1, whose trainer does so. Else each would copy its input to float32.
-    """
-    short = core.dtype in (torch.float16, torch.bfloat16)
-    return torch.autocast(core.device.type, core.dtype) if short else nullcontext()
 
 
 @torch.no_grad()
@@ -124,10 +114,10 @@ def recomputed_hidden(
 def packed_hidden(
     core: nn.Module, batch: PromptBatch, ids: Tensor, mask: Tensor, which: Tensor
 ) -> Tensor:
-    """The same in one pass, each prompt once and its completions behind it, without padding.
+    """The same in one pass, each prompt once and its completions one behind the other after it.
 
-    A token sees its prompt and what came before it in its own completion, where it also stands:
-    positions count on from the prompt for each of them.
+    A token sees its prompt and what came before it in its own completion, whose positions go on
+    from the prompt's last one as if it stood there alone.
     """
     used, row = which.unique(return_inverse=True)
     prompts = batch.rows(used.tolist())

@@ -57,6 +57,7 @@ def packs(model: PreTrainedModel) -> bool:
     """
     text = model.config.get_text_config()
     plain = all(kind == "full_attention" for kind in getattr(text, "layer_types", None) or ())
+    plain &= not getattr(text, "sliding_window", None)
     return family_of(model).packs and plain and text._attn_implementation == NAME
 
 

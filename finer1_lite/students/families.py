@@ -55,7 +55,9 @@ class Family:
 
 QWEN = Family(LORA_TARGETS, VISION_TARGETS, budget=True, packs=True)
 LINEAR = r".*language_model.*\.linear_attn\.(in_proj_qkv|in_proj_z|in_proj_b|in_proj_a|out_proj)"
-QWEN_LINEAR = replace(QWEN, lora=f"{LORA_TARGETS}|{LINEAR}", template=lab_student.CHAT_TEMPLATE)
+QWEN_LINEAR = replace(
+    QWEN, lora=f"{LORA_TARGETS}|{LINEAR}", template=lab_student.CHAT_TEMPLATE, packs=False
+)
 SMOLVLM = Family(tiles=True, packs=True)
 GEMMA4 = Family(
     vision=r".*vision_tower\..*_proj\.linear",

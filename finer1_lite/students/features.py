@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,31 +22,34 @@ def keep_features(core: nn.Module) -> None:
 
     Both stages and every evaluation show the same pictures many times. Each is looked at by
     itself, so that its features do not depend on its neighbours in a batch, and kept in the
-    memory of the CPU. A tower that learns, or has adapters, looks each time. A family that nobody
-    tried here is left as it is, which is said.
+    memory of the CPU. The tower's weights do not learn from now on; with adapters it looks each
+    time. A family that nobody tried here is left as it is, which is said.
     """
     if core.config.model_type not in FAMILIES:
         log.info("features are not kept: it is none of %s", SUPPORTED)
         return
     kept: dict[bytes, list[Tensor]] = {}
-    look = core.model.get_image_features
-    order = list(inspect.signature(look).parameters)
+    tower = tower_of(core).requires_grad_(False)
+    model = weakref.ref(core.model)  # which would else hold itself, and its memory when deleted
+    look = type(core.model).get_image_features
+    known = inspect.signature(look).parameters.values()
+    inputs = [p.name for p in known if p.kind != p.VAR_KEYWORD][1:]  # without self
 
     def seen(*given: Any, **named: Any) -> Output:
-        named |= dict(zip(order, given, strict=False))
-        weights = tower_of(core).named_parameters()
-        if any("lora_" in name or weight.requires_grad for name, weight in weights):
-            return look(**named)
+        named |= dict(zip(inputs, given, strict=False))
+        if any("lora_" in name for name, _ in tower.named_parameters()):
+            return look(model(), **named)
+        shown = {name: named.pop(name) for name in inputs if name in named}
         found = []
-        for own in pictures(named):
+        for own in pictures(shown):
             numbers = [x.cpu().float().numpy() for x in own.values() if isinstance(x, Tensor)]
             key = hashlib.blake2b(b"".join(x.tobytes() for x in numbers)).digest()
             if key not in kept:
                 if sum(x.nbytes for parts in kept.values() for x in parts) > LARGEST:
                     kept.clear()
                 with torch.no_grad():
-                    kept[key] = [x.cpu() for x in parts_of(look(**own))]
-            found.append([x.to(core.device) for x in kept[key]])
+                    kept[key] = [x.cpu() for x in parts_of(look(model(), **own, **named))]
+            found.append([x.to(shown["pixel_values"].device) for x in kept[key]])
         return joined(found)
 
     core.model.get_image_features = seen

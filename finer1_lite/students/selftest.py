@@ -180,7 +180,8 @@ class _Case:
             "token_type_ids": torch.zeros_like(self.ids),  # Gemma's name for the same
         }
         inputs = {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in self.inputs.items()}
-        return model(**inputs, use_cache=False).logits
+        with generation.autocast(generation.core_of(model)):
+            return model(**inputs, use_cache=False).logits
 
 
 def _pictures(side: int = SIDE) -> list[Image.Image]:

@@ -123,7 +123,8 @@ def measure_full(preset: Preset, *, steps: int = 3, json_path: Path | None = Non
 def full_preset(groups: int = 1) -> Preset:
     """What the full size is measured at: a T4's preset, 8 rollouts a group, long answers."""
     student = "random:Qwen2.5-VL-3B"
-    return Preset.t4().with_(student=student, max_new_tokens=512, tapo__groups=groups)
+    same = dict(keep_features=False)  # TRL's row sees each picture as its users' does
+    return Preset.t4().with_(student=student, max_new_tokens=512, tapo__groups=groups, **same)
 
 
 def jobs_of(preset: Preset, steps: int, names: Iterable[str], natural: bool = False) -> list[Job]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isqrt
+from math import isqrt, prod
 
 import torch
 from torch import Tensor
@@ -68,6 +68,11 @@ class Sizes:
         return 2 * self.layers * self.kv_heads * self.head * self.number
 
     @property
+    def casts(self) -> int:
+        """The adapter in the numbers of 16-bit layers, kept for backward: autocast's copies."""
+        return 0 if self.number == FLOAT else self.adapter * self.number // FLOAT
+
+    @property
     def token_flops(self) -> int:
         """Of a token's forward pass in the language model: two a weight, the head's among them."""
         attended = 2 * self.width * (self.heads + self.kv_heads) * self.head
@@ -88,6 +93,8 @@ class Sizes:
         else:
             token = 2 * self.width * FLOAT
             token += (2 * self.width + 2 * attended + 4 * self.inner) * self.number
+            if not self.largest:  # beside plain layers PEFT copies an adapter's input all the same
+                token += (3 * self.width + attended) * self.number
         token += (
             7 * self.rank * self.number + (self.heads + 2) * FLOAT
         )  # log-sum-exp a head, norms' scales
@@ -99,12 +106,12 @@ class Sizes:
     def forward(self, rows: int, queries: int, keys: int) -> int:
         """The most that a layer holds where nothing is kept: in the MLP or in attention.
 
-        MLP: the gate's SiLU, up, its adapter's part (float32) and their sum; the residual and
-        its norm. In 4 bits also a layer's weights, unpacked. Attention: queries, keys and
-        values, repeated for all heads; the mask as numbers.
+        MLP: the gate's SiLU, up, its adapter's part and their sum; the residual and its norm. In
+        4 bits also a layer's weights, unpacked. Attention: queries, keys and values, repeated for
+        all heads; the mask as numbers.
         """
         width = self.width * self.number
-        inner = self.inner * (2 * self.number + 2 * FLOAT)
+        inner = self.inner * 4 * self.number
         mlp = rows * queries * (inner + 3 * width) + self.largest * self.compute
         repeated = 2 * keys * self.heads * self.head * self.number
         return max(mlp, rows * (queries * (6 * width + keys * self.number) + repeated))
@@ -122,8 +129,8 @@ class Sizes:
         return min(tokens, chunk) * self.vocabulary * FLOAT
 
     def sampling(self, rows: int, top_p: float = 1.0) -> int:
-        """Logits of a token for each completion: as they come, tempered, as a distribution."""
-        word = 3 * FLOAT + (self.number if self.number != FLOAT else 0)
+        """Logits of a token for each completion: in float32, tempered, as a distribution."""
+        word = 3 * FLOAT
         if top_p < 1:  # sorted, their order, running sums twice, a mask, put back
             word += FLOAT + 8 + 2 * FLOAT + 1 + FLOAT
         return rows * self.vocabulary * word
@@ -288,21 +295,26 @@ class Load:
     def _features(self, pictures: int) -> int:
         return pictures * self.visual * self.sizes.width * self.sizes.vision_number
 
-    def micro_batch(self) -> tuple[int, int]:
-        """(completions, distinct prompts) of a micro-batch."""
+    @cached_property
+    def micro_batches(self) -> list[Counter]:
+        """Of each micro-batch of a step: prompt -> how many of its completions are in it."""
         t = self.preset.tapo
-        together = t.anchor_rollouts + t.positive_rollouts
-        rows = min(t.micro_batch, t.groups * together)
-        if t.scored_on == "own" and t.positive_rollouts:
-            together = min(t.anchor_rollouts, t.positive_rollouts)
-        return rows, -(-rows // together)
+        pictures = [0] * t.anchor_rollouts + [int(t.scored_on == "own")] * t.positive_rollouts
+        prompts = [(group, picture) for group in range(t.groups) for picture in pictures]
+        starts = range(0, len(prompts), t.micro_batch)
+        return [Counter(prompts[at : at + t.micro_batch]) for at in starts]
+
+    def micro_batch(self) -> tuple[int, int]:
+        """(completions, distinct prompts) of a micro-batch, at most."""
+        return max(part.total() for part in self.micro_batches), max(map(len, self.micro_batches))
 
     def recomputed(self) -> tuple[int, int]:
-        """(rows, their tokens) of a micro-batch where layers recompute their activations."""
-        rows, prompts = self.micro_batch()
+        """(rows, their tokens) of the largest micro-batch where layers recompute activations."""
         if not self.sizes.packed:
-            return rows, self.whole
-        return prompts, self.prompt + -(-rows // prompts) * self.preset.max_new_tokens
+            return self.micro_batch()[0], self.whole
+        length = self.preset.max_new_tokens
+        shapes = ((len(part), max(part.values())) for part in self.micro_batches)
+        return max(((rows, self.prompt + most * length) for rows, most in shapes), key=prod)
 
     def kept(self, checkpointing: bool) -> int:
         """What a micro-batch keeps for backward, with and without recomputed layers."""
@@ -317,8 +329,7 @@ class Load:
             chosen += (prompts * self.prompt + rows * length) * s.width * FLOAT
         first = s.saved(prompts, self.prompt, self.prompt, masked=prompts > 1)
         rest = s.saved(rows, length - 1, self.whole - 1) if length > 1 else 0
-        short = 0 if s.number == FLOAT else s.adapter * s.number // FLOAT  # its copies for autocast
-        return chosen + s.layers * (first + rest) + short
+        return chosen + s.layers * (first + rest) + s.casts
 
     def _training(self) -> Parts:
         """What lies there all through the forward and backward passes of stage 2."""
@@ -360,7 +371,7 @@ class Load:
         s = self.sizes
         rows = self.preset.sft.micro_batch
         layer = s.saved(rows, self.whole, self.whole, masked=rows > 1)
-        kept = s.layers * layer
+        kept = s.layers * layer + s.casts
         active = s.backward(rows, self.whole)
         if self.preset.gradient_checkpointing:
             kept = (s.layers + 1) * rows * self.whole * s.width * s.number

@@ -128,10 +128,9 @@ class Minutes:
         prompts, rows = t.groups * (1 + bool(t.positive_rollouts)), t.groups * together
         pictures = prompts + t.groups * t.reads_negative
         drawn = t.draws * (self._seen(pictures) + self._answered(prompts, rows)) / t.updates
-        at_once, read = self.load.micro_batch()
-        if preset.gradient_checkpointing and not self.load.sizes.packed:
-            read = at_once  # a copy for each completion
-        update = self._trained(rows / at_once * read * self.load.prompt + rows * self._answer)
+        copies = preset.gradient_checkpointing and not self.load.sizes.packed
+        read = rows if copies else sum(map(len, self.load.micro_batches))
+        update = self._trained(read * self.load.prompt + rows * self._answer)
         negatives = t.groups * (t.negative_rollouts or together) * t.reads_negative
         update += self._read(negatives * (self.load.prompt + self._answer))
         return t.steps * (drawn + update / t.updates)

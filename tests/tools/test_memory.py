@@ -1,5 +1,8 @@
 """The arithmetic of memory against what torch and bitsandbytes really hold."""
 
+from math import prod
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sized import (
@@ -14,7 +17,7 @@ from sized import (
     tensors_of,
 )
 
-from finer1_lite import generation, logprobs, models
+from finer1_lite import generation, logprobs, models, tapo
 from finer1_lite.students import random_weights
 from finer1_lite.tools import memory, plan
 from finer1_lite.tools.memory import Load
@@ -153,10 +156,13 @@ def test_the_cache_of_the_rollouts_has_the_bytes_of_a_real_one(made, name, monke
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantize", ["nf4", "none"])
 @pytest.mark.parametrize("name", SLOW_SIZES)
-def test_kept_activations_are_those_of_torch(made, name, dtype, checkpointing, monkeypatch):
-    """Within 5 %: float32 and 16-bit hidden states, recomputed layers or not."""
-    student, rows, length = made(name, "nf4", dtype), 3, 24
+def test_kept_activations_are_those_of_torch(
+    made, name, quantize, dtype, checkpointing, monkeypatch
+):
+    """Within 5 %: float32 and 16-bit hidden states, 4-bit and plain layers, recomputed or not."""
+    student, rows, length = made(name, quantize, dtype), 3, 24
     batch, (tokens, mask) = prompts_of(student), answers(rows, length)
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", CHUNK)
     with recomputed(student.model, checkpointing):
@@ -164,8 +170,27 @@ def test_kept_activations_are_those_of_torch(made, name, dtype, checkpointing, m
             student.model,
             lambda: logprobs.log_probs(student.model, batch, tokens, mask, [0] * rows),
         )
-    load = load_of(student, rows, length, name=name)
+    load = load_of(student, rows, length, name=name, quantize=quantize)
     assert load.kept(checkpointing) == pytest.approx(real, rel=0.05)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 6, 8, 12, 24])
+@pytest.mark.parametrize("scored_on", ["anchor", "own"])
+def test_micro_batches_are_those_of_a_step_whatever_their_number(made, micro_batch, scored_on):
+    """Three groups of 5 + 3: a slice across two groups holds more prompts, and fewer of each."""
+    own = dict(tapo__groups=3, tapo__anchor_rollouts=5, tapo__positive_rollouts=3)
+    own |= dict(tapo__micro_batch=micro_batch, tapo__scored_on=scored_on)
+    preset = preset_of("Qwen2.5-VL-tiny", **own)
+    found = Load(memory.count(made("Qwen2.5-VL-tiny")), preset)
+    kept = [SimpleNamespace(prompts=SimpleNamespace(input_ids=range(3))) for _ in range(3)]
+    rows = tapo.prompt_rows(kept, preset.tapo)[0]
+    parts = [part.unique(return_counts=True)[1] for part in rows.split(micro_batch)]
+    assert [sorted(part.values()) for part in found.micro_batches] == [
+        sorted(part.tolist()) for part in parts
+    ]
+    assert found.micro_batch() == (micro_batch, max(len(part) for part in parts))
+    sizes = [(len(part), found.prompt + int(part.max()) * preset.max_new_tokens) for part in parts]
+    assert found.recomputed() == max(sizes, key=prod)
 
 
 def test_kept_activations_of_the_lab_student(fresh):
@@ -208,8 +233,11 @@ def test_the_update_peaks_where_the_plan_says(made, checkpointing, dtype, monkey
     assert planned == pytest.approx(real, rel=0.1)
 
 
-def test_answering_peaks_where_the_plan_says(made):
-    student, rows, length = made("middle"), 8, 32
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
+def test_answering_peaks_where_the_plan_says(made, dtype):
+    student, rows, length = made("middle", "nf4", dtype), 8, 32
 
     def answer():
         generation.generate(
