@@ -95,9 +95,8 @@ class Sizes:
             token += (2 * self.width + 2 * attended + 4 * self.inner) * self.number
             if not self.largest:  # beside plain layers PEFT copies an adapter's input all the same
                 token += (3 * self.width + attended) * self.number
-        token += (
-            7 * self.rank * self.number + (self.heads + 2) * FLOAT
-        )  # log-sum-exp a head, norms' scales
+        scales = (self.heads + 2) * FLOAT  # log-sum-exp a head, of two norms
+        token += 7 * self.rank * self.number + scales
         seen = self.heads if masked else self.kv_heads  # with a mask, keys are repeated
         cached = 2 * keys * seen * self.head * self.number
         bias = queries * (keys + -keys % 8) * self.number if masked else 0

@@ -107,6 +107,8 @@ class Plan:
         side = self.load.sizes.patch * self.load.sizes.merge  # of a visual token
         unit = side**2 if name == "pixels" else 1
         values = range(unit, (LIMITS | own).get(name, LARGEST) + 1, unit)
+        if name == "tapo.micro_batch":  # a picture's completions in two parts may take more
+            return max((value for value in values if self.changed(name, value).fits), default=0)
         fitting = bisect.bisect(values, 0, key=lambda value: not self.changed(name, value).fits)
         return fitting * unit
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -123,6 +124,15 @@ def test_the_largest_that_fits_is_the_largest(name):
     limits = {"tapo.micro_batch": 32, "sft.micro_batch": 16, "pixels": 2**20 // 784 * 784}
     limit = limits.get(name)
     assert most == limit or not found.changed(name, most + step).fits
+
+
+def test_the_largest_micro_batch_is_found_behind_one_that_cuts_a_group():
+    """Eight of a group's ten are two prompts in the next micro-batch, of six and two answers."""
+    found = memory_plan(A100.with_(tapo__groups=4, eval_batch=8), gpu_gib=100)
+    eight, ten = (found.changed("tapo.micro_batch", value).needed for value in (8, 10))
+    assert ten < eight
+    tight = replace(found, gpu=(eight + ten) // 2)
+    assert tight.largest("tapo.micro_batch") == 10
 
 
 def test_what_changes_no_result_is_lowered_first():
