@@ -88,13 +88,10 @@ class Sizes:
         states have 16 bits, so have these, but norms work on float32 copies.
         """
         attended = self.heads * self.head
-        if self.number == FLOAT:
-            token = (4 * self.width + 2 * attended + 4 * self.inner) * FLOAT
-        else:
-            token = 2 * self.width * FLOAT
-            token += (2 * self.width + 2 * attended + 4 * self.inner) * self.number
-            if not self.largest:  # beside plain layers PEFT copies an adapter's input all the same
-                token += (3 * self.width + attended) * self.number
+        token = 2 * self.width * FLOAT
+        token += (2 * self.width + 2 * attended + 4 * self.inner) * self.number
+        if self.number != FLOAT and not self.largest:  # beside plain layers PEFT copies inputs
+            token += (3 * self.width + attended) * self.number
         scales = (self.heads + 2) * FLOAT  # log-sum-exp a head, of two norms
         token += 7 * self.rank * self.number + scales
         seen = self.heads if masked else self.kv_heads  # with a mask, keys are repeated

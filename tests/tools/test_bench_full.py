@@ -1,8 +1,8 @@
 """The full-size bench at a small size: the same path from end to end, on a CPU."""
 
-import importlib.machinery
 import json
 import re
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,7 +47,7 @@ def report_of(name: str, outcome: str, said: str = "", when: str = "call") -> Si
 
 
 def test_what_a_card_told_is_one_file_and_a_table_of_it(measured, tmp_path):
-    script = importlib.machinery.SourceFileLoader("gpu", str(CI / "gpu.py")).load_module()
+    script = SimpleNamespace(**runpy.run_path(str(CI / "gpu.py")))
     record, path = script.Record(tmp_path / "gpu.json"), tmp_path / "gpu.json"
     record.pytest_runtest_logreport(report_of("a", "passed"))
     assert json.loads(path.read_text()) == {
