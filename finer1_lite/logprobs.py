@@ -52,12 +52,13 @@ def log_probs(
     recompute |= recurrent(core) and torch.is_grad_enabled()
     in_one_pass = packed_hidden if packs(core) else recomputed_hidden
     hidden_states = in_one_pass if recompute else shared_hidden
-    hidden = hidden_states(core, batch, completion_ids, completion_mask, which)  # (B, T, width)
-    keep = completion_mask.bool()
-    tokens = completion_ids[keep]
-    logps = token_scores(core.lm_head, hidden[keep], tokens, temperature, softcap(core))
-    blank = torch.zeros(keep.shape, dtype=logps.dtype, device=logps.device)
-    return blank.masked_scatter(keep, logps)
+    longest = int(completion_mask.sum(1).max().clamp(min=1))  # of these; padded for more
+    ids, mask = completion_ids[:, :longest], completion_mask[:, :longest]
+    hidden = hidden_states(core, batch, ids, mask, which)  # (B, longest, width)
+    tokens = ids[mask.bool()]
+    logps = token_scores(core.lm_head, hidden[mask.bool()], tokens, temperature, softcap(core))
+    blank = torch.zeros(completion_mask.shape, dtype=logps.dtype, device=logps.device)
+    return blank.masked_scatter(completion_mask.bool(), logps)
 
 
 @torch.no_grad()

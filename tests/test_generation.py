@@ -1,7 +1,9 @@
 """Answers and their log-probabilities, against plain transformers."""
 
 import pytest
+import tiny_tapo
 import torch
+from peft.tuners.lora import Linear
 from PIL import Image
 from prompted import SIZES, asked, plain_inputs, sample
 
@@ -319,6 +321,94 @@ def test_adapters_answer_and_score(fresh, birds):
             merged.model, batch, after.completion_ids, after.completion_mask, which
         )
     torch.testing.assert_close(scores, again, rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def stirred(fresh) -> Student:
+    """A student whose adapters say something."""
+    adapted = models.add_adapter(fresh, Preset.lab(), seed=0)
+    tiny_tapo.stir(adapted.model)
+    return adapted
+
+
+def test_completions_are_written_with_adapters_inside_the_weights(stirred, birds):
+    """No adapter computes of its own; afterwards each is beside the very weights that it was."""
+    layers = [m for m in stirred.model.modules() if isinstance(m, Linear)]
+    before = [(m.weight, m.weight.data_ptr(), m.weight.clone()) for m in layers]
+    batch, alone = encode(stirred, birds), []
+    for layer in layers:
+        layer.lora_A["default"].register_forward_hook(lambda *_: alone.append(_))
+    out = sample(stirred, batch)
+    assert layers and not alone and not any(m.merged for m in layers)
+    for layer, (weight, place, numbers) in zip(layers, before, strict=True):
+        assert layer.weight is weight and weight.data_ptr() == place
+        assert torch.equal(weight, numbers)
+    log_probs(stirred, batch, out)
+    assert alone
+
+
+def test_completions_are_scored_with_the_chances_of_merged_adapters(stirred, birds):
+    """Sampling adds adapters to weights, scoring keeps them beside: the same policy."""
+    batch = encode(stirred, birds)
+    out = sample(stirred, batch)
+    apart = log_probs(stirred, batch, out)
+    with generation.merged(stirred.model):
+        inside = log_probs(stirred, batch, out)
+    torch.testing.assert_close(inside, apart, rtol=0, atol=1e-5)
+    with stirred.model.disable_adapter():
+        assert (log_probs(stirred, batch, out) - apart).abs().max() > 0.1
+
+
+def test_adapters_that_are_off_or_beside_16_bits_are_not_added(stirred, birds):
+    batch = encode(stirred, birds, 2)
+    with stirred.model.disable_adapter(), generation.merged(stirred.model):
+        off = sample(stirred, batch)
+        assert not any(getattr(m, "merged", False) for m in stirred.model.modules())
+    assert sample(stirred, batch).completions != off.completions
+    plain = Student(stirred.model.unload(), stirred.processor)
+    assert sample(plain, batch).completions == off.completions
+    for part in models.add_adapter(plain, Preset.lab(), seed=0).model.to(torch.bfloat16).modules():
+        with generation.merged(part):
+            assert not getattr(part, "merged", False)
+
+
+def test_adapters_are_beside_their_weights_again_where_writing_failed(stirred, birds):
+    batch = encode(stirred, birds, 2)
+    before = sample(stirred, batch)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(stirred, batch, on_token=killed)
+    assert not any(getattr(m, "merged", False) for m in stirred.model.modules())
+    assert torch.equal(sample(stirred, batch).completion_ids, before.completion_ids)
+
+
+def log_probs(student, batch, out) -> torch.Tensor:
+    """Of two completions a prompt, on that prompt."""
+    which = torch.arange(len(out.completion_ids)) // 2
+    ids, mask = out.completion_ids, out.completion_mask
+    with torch.no_grad():
+        return logprobs.log_probs(student.model, batch, ids, mask, which)
+
+
+@pytest.mark.parametrize("longest", [5, 1, 0])
+def test_no_token_is_read_that_all_completions_only_pad(student, birds, longest, monkeypatch):
+    """A part of a batch stops at its own longest completion; what comes back is as wide."""
+    batch = encode(student, birds, 2)
+    out = sample(student, batch)
+    out.completion_mask[:, longest:] = 0
+    read, real = [], logprobs.decode
+
+    def spy(core, **inputs):
+        read.append(inputs["inputs_embeds"].shape[1])
+        return real(core, **inputs)
+
+    monkeypatch.setattr(logprobs, "decode", spy)
+    found = log_probs(student, batch, out)
+    assert found.shape == out.completion_ids.shape and not found[:, longest:].any()
+    assert bool(found[:, :longest].all()) and sum(read) == max(longest - 1, 0)
 
 
 # --- pictures ------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Where several query heads share their keys and values (grouped-query attention), transformers'
 "sdpa" repeats these for every head as soon as a mask is given, which prompts of unequal length
-want. Here the heads of a group read the same memory: the same numbers, bit for bit.
+want. Here the heads of a group are the queries of one head of keys.
 """
 
 from typing import Any
@@ -32,12 +32,11 @@ def grouped(
     own = kwargs.get("dropout") or kwargs.get("position_bias") is not None or groups == heads
     if attention_mask is None or length > 1 or own:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    each = heads // groups
-    shared = (x.flatten(0, 1)[:, None].expand(-1, each, -1, -1) for x in (key, value))  # no copy
     out = F.scaled_dot_product_attention(
-        query.reshape(rows * groups, each, 1, width),
-        *shared,
-        attn_mask=attention_mask.expand(rows, -1, -1, -1).repeat_interleave(groups, 0),
+        query.reshape(rows, groups, heads // groups, width),  # a group's heads: its queries
+        key,
+        value,
+        attn_mask=attention_mask,
         scale=kwargs.get("scaling"),
     )
     return out.reshape(rows, 1, heads, -1), None

@@ -275,8 +275,13 @@ class Load:
     def _answering(
         self, parts: Parts, pictures: int, prompts: int, completions: int, top_p: float
     ) -> Parts:
-        """Vision tower of all pictures, each prompt once, then a token of all completions."""
+        """Vision tower of all pictures, each prompt once, then a token of all completions.
+
+        Float32 layers answer with their adapters added to a copy of their weights.
+        """
         s = self.sizes
+        if s.number == FLOAT and not s.largest:
+            parts = parts | {"layers with adapters added": s.weights["language layers, the rest"]}
         prompt = prompts * self.prompt * s.kv_token
         # A layer's keys or values are copied to grow by one token.
         cache = completions * self.whole * s.kv_token * (2 * s.layers + 1) // (2 * s.layers)

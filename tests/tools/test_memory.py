@@ -234,10 +234,15 @@ def test_the_update_peaks_where_the_plan_says(made, checkpointing, dtype, monkey
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+    ("quantize", "dtype"),
+    [
+        ("nf4", torch.float32),
+        ("none", torch.float32),
+        pytest.param("nf4", torch.bfloat16, marks=pytest.mark.slow),
+    ],
 )
-def test_answering_peaks_where_the_plan_says(made, dtype):
-    student, rows, length = made("middle", "nf4", dtype), 8, 32
+def test_answering_peaks_where_the_plan_says(made, quantize, dtype):
+    student, rows, length = made("middle", quantize, dtype), 8, 32
 
     def answer():
         generation.generate(
@@ -251,7 +256,7 @@ def test_answering_peaks_where_the_plan_says(made, dtype):
 
     batch = prompts_of(student)
     real = peak_of(answer)
-    load = load_of(student, rows, length, name="middle")
+    load = load_of(student, rows, length, name="middle", quantize=quantize)
     parts = load.generate()
     planned = sum(parts.values()) - sum(load.resident().values()) - parts["visual features"]
     assert planned == pytest.approx(real, rel=0.1)
