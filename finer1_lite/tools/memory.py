@@ -280,17 +280,19 @@ class Load:
         Float32 layers answer with their adapters added to a copy of their weights.
         """
         s = self.sizes
-        if s.number == FLOAT and not s.largest:
-            parts = parts | {"layers with adapters added": s.weights["language layers, the rest"]}
         prompt = prompts * self.prompt * s.kv_token
         # A layer's keys or values are copied to grow by one token.
         cache = completions * self.whole * s.kv_token * (2 * s.layers + 1) // (2 * s.layers)
+        added = {}
+        if s.number == FLOAT and not s.largest:
+            added = {"layers with adapters added": s.weights["language layers, the rest"]}
         return _worst(
             parts | {"visual features": self._features(pictures)},
             {"vision tower at work": s.vision(pictures, self.visual)},
-            {"KV cache": prompt, "activations": s.forward(prompts, self.prompt, self.prompt)},
-            {"KV cache": cache, "logits": s.sampling(completions, top_p)},
-            {"KV cache": cache, "activations": s.forward(completions, 1, self.whole)},
+            {"KV cache": prompt, "activations": s.forward(prompts, self.prompt, self.prompt)}
+            | added,
+            {"KV cache": cache, "logits": s.sampling(completions, top_p)} | added,
+            {"KV cache": cache, "activations": s.forward(completions, 1, self.whole)} | added,
         )
 
     def _features(self, pictures: int) -> int:
