@@ -33,6 +33,7 @@ VISION_TOKENS = (
     *("<|image>", "<|image|>", "<image|>", "<|video|>"),  # Gemma 4
     *("<|audio>", "<|audio|>", "<audio|>"),
 )
+WRITTEN = 2  # on tokens that stand behind a prompt, where 1 is on those of its picture
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}  # not of pictures
 Images = Sequence[Image.Image] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, or equal shares
@@ -57,7 +58,7 @@ class PromptBatch:
 
     input_ids: Tensor  # (P, L)
     attention_mask: Tensor  # (P, L) 1 on real tokens
-    mm_token_type_ids: Tensor  # (P, L) 1 on picture tokens
+    mm_token_type_ids: Tensor  # (P, L) 1 on picture tokens, 2 on those that `followed_by` added
     position_ids: Tensor  # (3, P, L) Qwen-VL's: time, height, width; others' three times
     image_features: tuple[Tensor, ...]  # a picture each, see `image_features`; () without
 
@@ -78,7 +79,7 @@ class PromptBatch:
         return PromptBatch(
             torch.cat([self.input_ids, ids], 1),
             torch.cat([self.attention_mask, mask], 1),
-            torch.cat([self.mm_token_type_ids, torch.zeros_like(ids)], 1),
+            torch.cat([self.mm_token_type_ids, torch.full_like(ids, WRITTEN)], 1),
             torch.cat([self.position_ids, ahead], 2),
             self.image_features,
         )
@@ -154,8 +155,9 @@ def embed(core: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 
 
 def softcap(core: nn.Module) -> float | None:
-    """The bound that Gemma 4 puts on its logits; None for others."""
-    return getattr(core.config.get_text_config(), "final_logit_softcapping", None)
+    """The bound that Gemma 4 puts on its logits; None for others, PaliGemma 2 among them."""
+    text = core.config.get_text_config()
+    return None if family_of(core).prefix else getattr(text, "final_logit_softcapping", None)
 
 
 def logits_of(head: nn.Module, hidden: Tensor, cap: float | None = None) -> Tensor:
@@ -274,15 +276,18 @@ def embed_prompts(core: nn.Module, batch: PromptBatch) -> dict[str, Any]:
     """The language model's inputs: embeddings (P, L, width) with the pictures in their places."""
     inputs = embed(core, batch.input_ids)
     inputs |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    family, types = family_of(core), batch.mm_token_type_ids
+    visual = types == 1
+    if family.prefix:
+        inputs[family.masks] = (types == WRITTEN).long()
     if not batch.image_features:
         return inputs
     embeds = inputs["inputs_embeds"]
     flat = torch.cat(batch.image_features)
     width = embeds.shape[-1]
-    visual = batch.mm_token_type_ids == 1
     inputs["inputs_embeds"] = embeds.masked_scatter(visual[..., None], flat[:, :width].to(embeds))
-    if family_of(core).masks:
-        inputs[family_of(core).masks] = batch.mm_token_type_ids
+    if family.masks and not family.prefix:
+        inputs[family.masks] = visual.long()
     if flat.shape[1] > width:
         deep = list(flat[:, width:].split(width, -1))
         inputs |= {"visual_pos_masks": visual, "deepstack_visual_embeds": deep}

@@ -13,6 +13,7 @@ _IMAGE = r"<image(?:[ _]?\d+)?>"
 _MARK = re.compile(
     rf"<[|\uff5c][^\s<>]{{1,60}}>|<[^\s<>]{{1,60}}[|\uff5c]>|{_IMAGE}"
     r"|<(?:video|audio|bos|eos|pad|unk|/?s|/?img|IMG_CONTEXT|global-img|image_soft_token)>"
+    r"|<(?:loc\d{4}|seg\d{3})>"
     r"|<(?:fake_token_around_image|(?:start|end)_of_(?:turn|image)|end_of_utterance)>|\[/?INST\]"
 )
 _AROUND = re.compile(rf"^\s*{_IMAGE}\s*|\s*{_IMAGE}\s*$")

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from finer1_lite.students import lab_student, random_weights
+from finer1_lite.students import lab_student, prefix_chat, random_weights
 
 log = logging.getLogger("finer1_lite")
 # Language layers only: the vision tower of Qwen2.5-VL has gate_proj, up_proj and
@@ -39,10 +39,11 @@ class Family:
     )
     budget: bool = False  # a picture has as many tokens as its pixels allow, not always the same
     tiles: bool = False  # the processor cuts a picture into tiles, unless it is told not to
-    template: str | None = None  # in place of a chat template that thinks before we ask it to
+    template: str | None = None  # of a chat, where it has none, or one that thinks unasked
     # A picture's tokens look at one another both ways, by masks that the model makes itself: what
     # its forward pass calls the numbers that say which these are.
     masks: str = ""
+    prefix: bool = False  # so do all tokens of a prompt: those numbers are 0 on it, 1 behind it
     packs: bool = False  # its language layers see what one mask lets them see: `attention.packs`
     steps: tuple[int, ...] = ()  # of a picture's tokens, where no other numbers are allowed
 
@@ -65,6 +66,7 @@ GEMMA4 = Family(
     budget=True,
     steps=(70, 140, 280, 560, 1120),
 )
+PALIGEMMA = Family(masks="token_type_ids", prefix=True, template=prefix_chat.TEMPLATE)
 CONVOLUTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|in_proj|out_proj|w1|w2|w3)"
 FAMILIES = {  # by `model_type` of config.json
     "qwen2_vl": QWEN,
@@ -77,10 +79,11 @@ FAMILIES = {  # by `model_type` of config.json
     "lfm2_vl": Family(CONVOLUTIONS, budget=True),  # torchvision here too
     "gemma3": Family(masks="token_type_ids"),
     "gemma4": GEMMA4,  # and here
+    "paligemma": PALIGEMMA,
 }
 SUPPORTED = (
     "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a (dense) Qwen3.5, SmolVLM, Idefics3, InternVL, "
-    "LFM2-VL, Gemma 3 or 4"
+    "LFM2-VL, Gemma 3 or 4, PaliGemma"
 )
 
 

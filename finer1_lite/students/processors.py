@@ -11,6 +11,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from finer1_lite.students import random_weights
 from finer1_lite.students.families import FAMILIES, Family
 from finer1_lite.students.lab_student import STOCK, PictureProcessor
+from finer1_lite.students.prefix_chat import PaliGemmaProcessor
 from finer1_lite.students.tokens import settle_tokens
 
 log = logging.getLogger("finer1_lite")
@@ -42,7 +43,8 @@ def load_processor(
             what = f"as asked, at most {budget_of(processor)} (not %d, the budget saved with %s)"
         log.info(f"pixels %d: {what}", pixels, saved, source)
     if known.template and processor.chat_template != known.template:
-        log.info("%s: a plain chat template, as its own writes a thought of the answer", source)
+        if processor.chat_template:
+            log.info("%s: a plain chat template, as its own writes a thought of the answer", source)
         processor.chat_template = known.template
     settle_tokens(processor, source)
     processor.tokenizer.padding_side = "left"
@@ -97,6 +99,8 @@ def _stock(source: str | Path, family: str) -> Any:
         raise ValueError(f"{source}: no processor ({reason}); pip install torchvision") from error
     if not hasattr(processor, "image_processor"):
         raise ValueError(f"{source}: a processor without pictures; pip install torchvision")
+    if FAMILIES.get(family, Family()).prefix:
+        return PaliGemmaProcessor(processor.image_processor, processor.tokenizer)
     return processor
 
 

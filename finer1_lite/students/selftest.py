@@ -18,7 +18,7 @@ from finer1_lite import generation, logprobs, losses, prompts
 from finer1_lite.data.images import MOST
 from finer1_lite.generation import Student
 from finer1_lite.runtime.checkpoints import NotFinite
-from finer1_lite.students.families import SUPPORTED
+from finer1_lite.students.families import SUPPORTED, family_of
 from finer1_lite.students.processors import budget_of
 
 # Mean |difference| in nats a token between our scores and the model's own forward pass. In
@@ -164,6 +164,7 @@ class _Case:
         given = (student.model, student.processor, [prompts.DESCRIBE] * len(pictures), pictures)
         self.batch = generation.encode_prompts(*given)
         self.inputs = generation.tokenise(*given)
+        self.behind = int(family_of(generation.core_of(student.model)).prefix)
         ids = tok(ANSWER, add_special_tokens=False).input_ids + [tok.eos_token_id]
         self.ids = torch.tensor([ids] * len(pictures), device=self.batch.input_ids.device)
 
@@ -177,7 +178,7 @@ class _Case:
             "input_ids": self.ids,
             "attention_mask": torch.ones_like(self.ids),
             "mm_token_type_ids": torch.zeros_like(self.ids),
-            "token_type_ids": torch.zeros_like(self.ids),  # Gemma's name for the same
+            "token_type_ids": torch.full_like(self.ids, self.behind),  # Gemma's name for the same
         }
         inputs = {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in self.inputs.items()}
         with generation.autocast(generation.core_of(model)):

@@ -18,6 +18,8 @@ from transformers import (
     InternVLForConditionalGeneration,
     Lfm2VlConfig,
     Lfm2VlForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
@@ -30,10 +32,12 @@ from transformers import (
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from finer1_lite.generation import Student
 from finer1_lite.students import lab_student
 from finer1_lite.students.lab_student import CHAT_TEMPLATE, PictureProcessor
+from finer1_lite.students.prefix_chat import TEMPLATE, PaliGemmaProcessor
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 OTHERS = {  # model_type -> the model's classes
@@ -41,6 +45,8 @@ OTHERS = {  # model_type -> the model's classes
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
     "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
     "gemma3": (Gemma3Config, Gemma3ForConditionalGeneration),
+    "paligemma": (PaliGemmaConfig, PaliGemmaForConditionalGeneration),
+    "paligemma2": (PaliGemmaConfig, PaliGemmaForConditionalGeneration),  # of the same type
 }
 if find_spec("torchvision"):  # their processors ask for it
     OTHERS["internvl"] = (InternVLConfig, InternVLForConditionalGeneration)
@@ -138,6 +144,14 @@ def gemma4_processor(tokenizer):
     return Gemma4Processor(*parts, chat_template=template)
 
 
+def paligemma_processor(tokenizer) -> PaliGemmaProcessor:
+    """Pictures of 64 pixels a side in 16 tokens."""
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    images = SiglipImageProcessorPil(size={"height": 64, "width": 64})
+    images.image_seq_length = 16
+    return PaliGemmaProcessor(images, tokenizer, chat_template=TEMPLATE)
+
+
 def gemma_template(tokenizer, marks: dict, image: str, end: str) -> str:
     """The lab's turns with these marks in them."""
     tokenizer._set_model_specific_special_tokens(marks)
@@ -161,7 +175,8 @@ def processor_for(family: str) -> PictureProcessor:
     if family in ("idefics3", "smolvlm"):
         return smolvlm_processor(tokenizer)
     own = dict(internvl=internvl_processor, lfm2_vl=lfm2_processor)
-    own |= dict(gemma3=gemma3_processor, gemma4=gemma4_processor)
+    own |= dict(gemma3=gemma3_processor, gemma4=gemma4_processor, paligemma=paligemma_processor)
+    own |= dict(paligemma2=paligemma_processor)
     if family in own:
         return own[family](tokenizer)
     patch = 16 if family in ("qwen3_vl", "qwen3_5") else 14
@@ -192,6 +207,7 @@ def _model(family: str, tokenizer):
     if family not in (*FAMILIES, "qwen3_5"):
         config, model = OTHERS[family]
         kinds = dict(internvl="qwen2", lfm2_vl="lfm2", gemma3="gemma3_text", gemma4="gemma4_text")
+        kinds |= dict(paligemma="gemma", paligemma2="gemma2")
         text = TEXT | dict(
             model_type=kinds.get(family, "llama"),
             vocab_size=-(-len(tokenizer) // 64) * 64,
@@ -219,6 +235,13 @@ def _model(family: str, tokenizer):
             text["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
             image = dict(image_token_id=ids("<image_soft_token>"), mm_tokens_per_image=4)
             image |= dict(eos_token_id=tokenizer.eos_token_id)
+            return model(config(text_config=text, vision_config=vision, **image))
+        if family.startswith("paligemma"):  # the second's prompt is longer than its window
+            text |= dict(head_dim=16)
+            if family == "paligemma2":
+                text |= dict(sliding_window=24, query_pre_attn_scalar=16)
+            image = dict(image_token_id=ids("<image>"), projection_dim=64)
+            vision |= dict(model_type="siglip_vision_model", projection_dim=64)
             return model(config(text_config=text, vision_config=vision, **image))
         if family == "gemma4":  # the third layer reads the first one's keys and values
             layers = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]

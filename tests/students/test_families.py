@@ -17,14 +17,17 @@ from prompted import asked, plain_inputs, sample
 from tiny_tapo import TINY, Stage, weights
 from transformers import (
     AutoModelForImageTextToText,
+    AutoProcessor,
     CLIPConfig,
     Gemma4Config,
     InternVLConfig,
     LlavaConfig,
+    PaliGemmaProcessor,
 )
 
 from finer1_lite import evaluate, generation, logprobs, models, prompts, sft
 from finer1_lite.data import marks
+from finer1_lite.generation import Student
 from finer1_lite.students import attention, families, processors
 from finer1_lite.students.processors import budget_of
 from finer1_lite.tools import plan, publish
@@ -73,7 +76,8 @@ def full_forward(student, birds, tokens, mask):
     inputs = plain_inputs(student, *asked(birds, len(tokens)))
     zeros = torch.zeros_like(tokens)
     more = {"input_ids": tokens, "attention_mask": mask, "mm_token_type_ids": zeros}
-    more["token_type_ids"] = zeros
+    prefix = families.family_of(generation.core_of(student.model)).prefix
+    more["token_type_ids"] = torch.full_like(tokens, prefix)
     inputs |= {k: torch.cat([inputs[k], value], 1) for k, value in more.items() if k in inputs}
     logits = student.model(**inputs).logits[:, -tokens.shape[1] - 1 : -1]
     return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * mask
@@ -127,7 +131,7 @@ def test_completions_behind_one_prompt_are_scored_as_alone(own, birds, monkeypat
     own.model.train()
     ours = logprobs.log_probs(own.model, batch, out.completion_ids, mask, which)
     torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
-    others = ("qwen3_5", "lfm2_vl", "gemma3", "gemma4")
+    others = ("qwen3_5", "lfm2_vl", "gemma3", "gemma4", "paligemma")
     assert packed.called == (own.model.config.model_type not in others)
 
 
@@ -336,6 +340,7 @@ def test_the_processors_that_are_saved_are_stock_ones(tmp_path):
     stock["internvl"] = "InternVLProcessor GotOcr2ImageProcessor"
     stock["lfm2_vl"] = "Lfm2VlProcessor Lfm2VlImageProcessor"
     stock["gemma4"] = "Gemma4Processor Gemma4ImageProcessor"
+    stock["paligemma"] = stock["paligemma2"] = "PaliGemmaProcessor SiglipImageProcessor"
     stock["gemma3"] = "Gemma3Processor Gemma3ImageProcessor"
     smolvlm = "Idefics3Processor Idefics3ImageProcessor"
     assert done.stdout.splitlines() == [stock.get(name, smolvlm) for name in OTHERS], done.stderr
@@ -376,6 +381,55 @@ def test_a_picture_is_one_square_of_tokens_and_not_many_tiles(birds, tmp_path, c
         picture = birds.test[0].image().resize(size)
         batch = generation.encode_prompts(student.model, student.processor, ["?"], [picture])
         assert [len(f) for f in batch.image_features] == [4]
+
+
+# --- PaliGemma -----------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_read_both_ways_and_what_is_said_one_way(birds):
+    """Another word at a prompt's end changes its first token; one that is said, none before it."""
+    student = tiny("paligemma")
+    core, batch = student.model, encoded(student, birds, 1)
+    said = torch.full((1, 3), 300)
+    whole = batch.followed_by(said, torch.ones_like(said))
+    length = batch.input_ids.shape[1]
+
+    def moved(place: int) -> torch.Tensor:
+        """How far each token's state moves with the word at a place: (L + 3,)."""
+        other = replace(whole, input_ids=whole.input_ids.clone())
+        other.input_ids[:, place] = 301
+        states = [
+            generation.decode(core, **generation.embed_prompts(core, b), use_cache=False)
+            for b in (whole, other)
+        ]
+        return (states[0].last_hidden_state - states[1].last_hidden_state).abs().amax(-1)[0]
+
+    with torch.no_grad():
+        assert (moved(length - 2) > 0).all()
+        assert torch.equal(moved(length + 1) > 0, torch.arange(length + 3) > length)
+
+
+def test_stage_one_marks_what_is_said(birds, tmp_path, monkeypatch):
+    student = models.add_adapter(tiny("paligemma"), TINY, 0)
+    given = collated(student, birds, 2, tmp_path, monkeypatch)
+    assert torch.equal(given["token_type_ids"] == 1, given["labels"] != -100)
+
+
+def test_its_own_processor_asks_the_same_of_a_picture(birds, tmp_path):
+    """What is merged is read by transformers alone; words without a picture it refuses."""
+    folder = save(tiny("paligemma"), tmp_path)
+    ours = models.load_student(folder, TINY)
+    ours.processor.save_pretrained(folder)
+    plain = AutoProcessor.from_pretrained(folder)
+    assert type(plain) is PaliGemmaProcessor
+    questions, pictures = asked(birds, 4)
+    theirs = plain_inputs(Student(None, plain), questions, pictures)
+    batch = generation.tokenise(ours.model, ours.processor, questions, pictures)
+    for name in batch:
+        assert torch.equal(batch[name], theirs[name]), name
+    alone = generation.tokenise(ours.model, ours.processor, ["Which bird?"], None)
+    assert ours.processor.decode(alone["input_ids"][0]) == "<bos>Which bird?\n"
+    assert not alone["token_type_ids"].any()
 
 
 # --- families that nobody tried ------------------------------------------------------------------
