@@ -28,7 +28,7 @@ def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def assert_image_tokens_match(batch: PromptBatch) -> None:
     """Every prompt holds exactly as many picture tokens as its picture has features."""
-    shown = batch.mm_token_type_ids.sum(-1).tolist()
+    shown = (batch.mm_token_type_ids == 1).sum(-1).tolist()
     made = [len(f) for f in batch.image_features] or [0] * len(shown)
     _require(
         shown == made,

@@ -33,7 +33,8 @@ VISION_TOKENS = (
     *("<|image>", "<|image|>", "<image|>", "<|video|>"),  # Gemma 4
     *("<|audio>", "<|audio|>", "<audio|>"),
 )
-WRITTEN = 2  # on tokens that stand behind a prompt, where 1 is on those of its picture
+WRITTEN = -1  # kind of a token behind a prompt; 0: a word of the prompt, 1: of its picture
+MERGED = 2**30  # bytes of weights that are copied to write with their adapters inside, at most
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}  # not of pictures
 Images = Sequence[Image.Image] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None  # one for all, or equal shares
@@ -58,7 +59,7 @@ class PromptBatch:
 
     input_ids: Tensor  # (P, L)
     attention_mask: Tensor  # (P, L) 1 on real tokens
-    mm_token_type_ids: Tensor  # (P, L) 1 on picture tokens, 2 on those that `followed_by` added
+    mm_token_type_ids: Tensor  # (P, L) 1 on picture tokens, `WRITTEN` behind a prompt
     position_ids: Tensor  # (3, P, L) Qwen-VL's: time, height, width; others' three times
     image_features: tuple[Tensor, ...]  # a picture each, see `image_features`; () without
 
@@ -155,9 +156,8 @@ def embed(core: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 
 
 def softcap(core: nn.Module) -> float | None:
-    """The bound that Gemma 4 puts on its logits; None for others, PaliGemma 2 among them."""
-    text = core.config.get_text_config()
-    return None if family_of(core).prefix else getattr(text, "final_logit_softcapping", None)
+    """The bound that Gemma 4 puts on its logits; None for others."""
+    return getattr(core.config.get_text_config(), "final_logit_softcapping", None)
 
 
 def logits_of(head: nn.Module, hidden: Tensor, cap: float | None = None) -> Tensor:
@@ -187,18 +187,22 @@ def autocast(core: nn.Module) -> AbstractContextManager:
 
 @contextmanager
 def merged(layers: nn.Module) -> Iterator[None]:
-    """Adapters are added to the float32 weights beside them while it lasts: one product, not three.
+    """Adapters are added to the float32 weights beside them while it lasts: a layer's one product.
 
-    Afterwards the weights are what they were, bit for bit. A sum in 16 or 4 bits would be rounded:
-    such weights are left alone.
+    Afterwards the weights are what they were, bit for bit. A sum in 16 or 4 bits would be rounded,
+    of a large model the copy would be large (`MERGED`), and no gradient would reach adapters: then
+    all stays as it is.
     """
     adapted = [
         layer
         for layer in layers.modules()
         if type(layer) is Linear and layer.weight.dtype == torch.float32
-        if not layer.merged and not layer.disable_adapters
+        if not (layer.merged or layer.disable_adapters or layer.lora_variant)
+        if not any(layer.lora_bias.values())
     ]
     plain = [layer.weight.data for layer in adapted]
+    if torch.is_grad_enabled() or sum(weight.nbytes for weight in plain) > MERGED:
+        adapted = plain = []
     try:
         for layer in adapted:
             layer.weight.data = layer.weight.data.clone()
@@ -277,17 +281,15 @@ def embed_prompts(core: nn.Module, batch: PromptBatch) -> dict[str, Any]:
     inputs = embed(core, batch.input_ids)
     inputs |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     family, types = family_of(core), batch.mm_token_type_ids
-    visual = types == 1
-    if family.prefix:
-        inputs[family.masks] = (types == WRITTEN).long()
+    if family.masks:
+        inputs[family.masks] = (types == (WRITTEN if family.prefix else 1)).long()
     if not batch.image_features:
         return inputs
     embeds = inputs["inputs_embeds"]
     flat = torch.cat(batch.image_features)
     width = embeds.shape[-1]
+    visual = types == 1
     inputs["inputs_embeds"] = embeds.masked_scatter(visual[..., None], flat[:, :width].to(embeds))
-    if family.masks and not family.prefix:
-        inputs[family.masks] = visual.long()
     if flat.shape[1] > width:
         deep = list(flat[:, width:].split(width, -1))
         inputs |= {"visual_pos_masks": visual, "deepstack_visual_embeds": deep}

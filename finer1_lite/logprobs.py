@@ -52,7 +52,7 @@ def log_probs(
     recompute |= recurrent(core) and torch.is_grad_enabled()
     in_one_pass = packed_hidden if packs(core) else recomputed_hidden
     hidden_states = in_one_pass if recompute else shared_hidden
-    longest = int(completion_mask.sum(1).max().clamp(min=1))  # of these; padded for more
+    longest = int(completion_mask.sum(1).max().clamp(min=1))  # the batch has longer ones
     ids, mask = completion_ids[:, :longest], completion_mask[:, :longest]
     hidden = hidden_states(core, batch, ids, mask, which)  # (B, longest, width)
     tokens = ids[mask.bool()]

@@ -414,7 +414,8 @@ def score_on_negative(student: Student, batch: Batch, preset: Preset) -> Tensor:
     """Log-probabilities of the chosen completions in their places, zeros elsewhere: (B, T)."""
     chosen = batch.negative_weights.nonzero()[:, 0]
     some = batch.rows(chosen)
-    logps = _score(student, some, some.negative, preset)
+    with generation.merged(student.model):
+        logps = _score(student, some, some.negative, preset)
     return logps.new_zeros(batch.completion_ids.shape).index_copy(0, chosen, logps)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import tiny_tapo
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from PIL import Image
 from prompted import SIZES, asked, plain_inputs, sample
@@ -323,6 +324,14 @@ def test_adapters_answer_and_score(fresh, birds):
     torch.testing.assert_close(scores, again, rtol=0, atol=1e-4)
 
 
+def scored(student, batch, out) -> torch.Tensor:
+    """Of two completions a prompt, on that prompt."""
+    which = torch.arange(len(out.completion_ids)) // 2
+    ids, mask = out.completion_ids, out.completion_mask
+    with torch.no_grad():
+        return logprobs.log_probs(student.model, batch, ids, mask, which)
+
+
 @pytest.fixture
 def stirred(fresh) -> Student:
     """A student whose adapters say something."""
@@ -343,7 +352,7 @@ def test_completions_are_written_with_adapters_inside_the_weights(stirred, birds
     for layer, (weight, place, numbers) in zip(layers, before, strict=True):
         assert layer.weight is weight and weight.data_ptr() == place
         assert torch.equal(weight, numbers)
-    log_probs(stirred, batch, out)
+    scored(stirred, batch, out)
     assert alone
 
 
@@ -351,25 +360,49 @@ def test_completions_are_scored_with_the_chances_of_merged_adapters(stirred, bir
     """Sampling adds adapters to weights, scoring keeps them beside: the same policy."""
     batch = encode(stirred, birds)
     out = sample(stirred, batch)
-    apart = log_probs(stirred, batch, out)
-    with generation.merged(stirred.model):
-        inside = log_probs(stirred, batch, out)
+    apart = scored(stirred, batch, out)
+    with torch.no_grad(), generation.merged(stirred.model):
+        inside = scored(stirred, batch, out)
     torch.testing.assert_close(inside, apart, rtol=0, atol=1e-5)
     with stirred.model.disable_adapter():
-        assert (log_probs(stirred, batch, out) - apart).abs().max() > 0.1
+        assert (scored(stirred, batch, out) - apart).abs().max() > 0.1
 
 
 def test_adapters_that_are_off_or_beside_16_bits_are_not_added(stirred, birds):
     batch = encode(stirred, birds, 2)
-    with stirred.model.disable_adapter(), generation.merged(stirred.model):
-        off = sample(stirred, batch)
+    with torch.no_grad(), stirred.model.disable_adapter(), generation.merged(stirred.model):
         assert not any(getattr(m, "merged", False) for m in stirred.model.modules())
+        off = sample(stirred, batch)
     assert sample(stirred, batch).completions != off.completions
     plain = Student(stirred.model.unload(), stirred.processor)
     assert sample(plain, batch).completions == off.completions
     for part in models.add_adapter(plain, Preset.lab(), seed=0).model.to(torch.bfloat16).modules():
-        with generation.merged(part):
+        with torch.no_grad(), generation.merged(part):
             assert not getattr(part, "merged", False)
+
+
+@pytest.mark.parametrize("most", [0, 2**30])
+@pytest.mark.parametrize("learns", [False, True])
+def test_no_copy_is_made_of_a_large_model_or_where_adapters_learn(
+    stirred, monkeypatch, most, learns
+):
+    monkeypatch.setattr(generation, "MERGED", most)
+    with torch.set_grad_enabled(learns), generation.merged(stirred.model):
+        found = any(getattr(m, "merged", False) for m in stirred.model.modules())
+    assert found == (most > 0 and not learns)
+
+
+def test_an_adapter_with_a_bias_computes_beside(fresh, birds):
+    """Added to a base without one it would fail, and to another's it would stay there."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "o_proj"], lora_bias=True)
+    wrapped = get_peft_model(fresh.model, config)
+    tiny_tapo.stir(wrapped)
+    student, batch = Student(wrapped, fresh.processor), encode(fresh, birds)
+    before = {name: p.clone() for name, p in wrapped.named_parameters()}
+    out = sample(student, batch)
+    assert all(torch.equal(p, before[name]) for name, p in wrapped.named_parameters())
+    with wrapped.disable_adapter():
+        assert sample(student, batch).completions != out.completions
 
 
 def test_adapters_are_beside_their_weights_again_where_writing_failed(stirred, birds):
@@ -385,14 +418,6 @@ def test_adapters_are_beside_their_weights_again_where_writing_failed(stirred, b
     assert torch.equal(sample(stirred, batch).completion_ids, before.completion_ids)
 
 
-def log_probs(student, batch, out) -> torch.Tensor:
-    """Of two completions a prompt, on that prompt."""
-    which = torch.arange(len(out.completion_ids)) // 2
-    ids, mask = out.completion_ids, out.completion_mask
-    with torch.no_grad():
-        return logprobs.log_probs(student.model, batch, ids, mask, which)
-
-
 @pytest.mark.parametrize("longest", [5, 1, 0])
 def test_no_token_is_read_that_all_completions_only_pad(student, birds, longest, monkeypatch):
     """A part of a batch stops at its own longest completion; what comes back is as wide."""
@@ -406,7 +431,7 @@ def test_no_token_is_read_that_all_completions_only_pad(student, birds, longest,
         return real(core, **inputs)
 
     monkeypatch.setattr(logprobs, "decode", spy)
-    found = log_probs(student, batch, out)
+    found = scored(student, batch, out)
     assert found.shape == out.completion_ids.shape and not found[:, longest:].any()
     assert bool(found[:, :longest].all()) and sum(read) == max(longest - 1, 0)
 

@@ -39,7 +39,7 @@ class Family:
     )
     budget: bool = False  # a picture has as many tokens as its pixels allow, not always the same
     tiles: bool = False  # the processor cuts a picture into tiles, unless it is told not to
-    template: str | None = None  # of a chat, where it has none, or one that thinks unasked
+    template: str | None = None  # of a chat, where a family has none, or one that thinks unasked
     # A picture's tokens look at one another both ways, by masks that the model makes itself: what
     # its forward pass calls the numbers that say which these are.
     masks: str = ""
@@ -83,7 +83,7 @@ FAMILIES = {  # by `model_type` of config.json
 }
 SUPPORTED = (
     "a Qwen2-VL, Qwen2.5-VL or (dense) Qwen3-VL, a (dense) Qwen3.5, SmolVLM, Idefics3, InternVL, "
-    "LFM2-VL, Gemma 3 or 4, PaliGemma"
+    "LFM2-VL, Gemma 3 or 4, or PaliGemma"
 )
 
 

@@ -10,10 +10,10 @@ import transformers
 from transformers import BatchFeature
 
 TEMPLATE = (  # its processor puts bos behind the last picture, and the line's end
-    "{% for message in messages %}"
-    "{% if loop.first and message['content'] | selectattr('type', 'eq', 'image') | list == [] %}"
-    "{{ bos_token }}{% endif %}"
-    "{% for part in message['content'] %}"
+    "{% for message in messages %}{% set said = message['content'] %}{% if said is string %}"
+    "{% set said = [{'type': 'text', 'text': said}] %}{% endif %}"
+    "{% if loop.first and 'image' not in said | map(attribute='type') | list %}"
+    "{{ bos_token }}{% endif %}{% for part in said %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
@@ -27,6 +27,7 @@ class PaliGemmaProcessor(transformers.PaliGemmaProcessor):
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """As the stock one, in tensors: `token_type_ids` are 0 in a prompt and 1 behind it."""
+        kwargs.setdefault("return_tensors", "pt")
         kwargs.pop("return_mm_token_type_ids", None)
         if images is not None:
             found = super().__call__(images=images, text=text, **kwargs)

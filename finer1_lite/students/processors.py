@@ -44,7 +44,7 @@ def load_processor(
         log.info(f"pixels %d: {what}", pixels, saved, source)
     if known.template and processor.chat_template != known.template:
         if processor.chat_template:
-            log.info("%s: a plain chat template, as its own writes a thought of the answer", source)
+            log.info("%s: a plain chat template in the place of its own", source)
         processor.chat_template = known.template
     settle_tokens(processor, source)
     processor.tokenizer.padding_side = "left"
@@ -100,7 +100,8 @@ def _stock(source: str | Path, family: str) -> Any:
     if not hasattr(processor, "image_processor"):
         raise ValueError(f"{source}: a processor without pictures; pip install torchvision")
     if FAMILIES.get(family, Family()).prefix:
-        return PaliGemmaProcessor(processor.image_processor, processor.tokenizer)
+        parts = (processor.image_processor, processor.tokenizer, processor.chat_template)
+        return PaliGemmaProcessor(*parts)
     return processor
 
 

@@ -178,7 +178,7 @@ class _Case:
             "input_ids": self.ids,
             "attention_mask": torch.ones_like(self.ids),
             "mm_token_type_ids": torch.zeros_like(self.ids),
-            "token_type_ids": torch.full_like(self.ids, self.behind),  # Gemma's name for the same
+            "token_type_ids": torch.full_like(self.ids, self.behind),  # Gemma 3's name for these
         }
         inputs = {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in self.inputs.items()}
         with generation.autocast(generation.core_of(model)):

@@ -275,17 +275,11 @@ class Load:
     def _answering(
         self, parts: Parts, pictures: int, prompts: int, completions: int, top_p: float
     ) -> Parts:
-        """Vision tower of all pictures, each prompt once, then a token of all completions.
-
-        Float32 layers answer with their adapters added to a copy of their weights.
-        """
-        s = self.sizes
+        """Vision tower of all pictures, each prompt once, then a token of all completions."""
+        s, added = self.sizes, self.merged
         prompt = prompts * self.prompt * s.kv_token
         # A layer's keys or values are copied to grow by one token.
         cache = completions * self.whole * s.kv_token * (2 * s.layers + 1) // (2 * s.layers)
-        added = {}
-        if s.number == FLOAT and not s.largest:
-            added = {"layers with adapters added": s.weights["language layers, the rest"]}
         return _worst(
             parts | {"visual features": self._features(pictures)},
             {"vision tower at work": s.vision(pictures, self.visual)},
@@ -294,6 +288,14 @@ class Load:
             {"KV cache": cache, "logits": s.sampling(completions, top_p)} | added,
             {"KV cache": cache, "activations": s.forward(completions, 1, self.whole)} | added,
         )
+
+    @property
+    def merged(self) -> Parts:
+        """The copy of float32 layers that their adapters are added to without gradient."""
+        layers = self.sizes.weights["language layers, the rest"]
+        copied = self.sizes.number == FLOAT and not self.sizes.largest
+        small = layers <= generation.MERGED
+        return {"layers with adapters added": layers} if copied and small else {}
 
     def _features(self, pictures: int) -> int:
         return pictures * self.visual * self.sizes.width * self.sizes.vision_number
@@ -354,6 +356,8 @@ class Load:
         if self.preset.tapo.reads_negative or not self.preset.gradient_checkpointing:
             cached = rows * self.whole + prompts * self.prompt
             layer = {"KV cache": cached * s.kv_token} | layer
+        if self.preset.tapo.reads_negative and not self.preset.tapo.negative_grad:
+            layer |= self.merged
         return _worst(self._training(), {"logits": 2 * s.logits_at_once(rows * length)}, layer)
 
     def update(self) -> Parts:

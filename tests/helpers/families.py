@@ -240,6 +240,7 @@ def _model(family: str, tokenizer):
             text |= dict(head_dim=16)
             if family == "paligemma2":
                 text |= dict(sliding_window=24, query_pre_attn_scalar=16)
+                text |= dict(final_logit_softcapping=None)  # as `models.load_student` has it
             image = dict(image_token_id=ids("<image>"), projection_dim=64)
             vision |= dict(model_type="siglip_vision_model", projection_dim=64)
             return model(config(text_config=text, vision_config=vision, **image))

@@ -63,7 +63,7 @@ def family(request):
 
 @pytest.fixture
 def own(request, family):
-    return tiny(family.model.config.model_type)
+    return tiny(request.node.callspec.params["family"])
 
 
 def encoded(student, birds, count=4):
@@ -230,7 +230,7 @@ def test_no_token_of_pictures_or_videos_is_ever_sampled(family):
     assert tok.eos_token_id not in banned and None not in banned
 
 
-@pytest.mark.parametrize("token", generation.VISION_TOKENS)
+@pytest.mark.parametrize("token", [*generation.VISION_TOKENS, "<loc0123>", "<seg012>"])
 def test_no_word_of_a_question_may_be_a_mark_of_pictures(token):
     assert token in marks.problem(f"a {token} bird")
 
@@ -415,6 +415,23 @@ def test_stage_one_marks_what_is_said(birds, tmp_path, monkeypatch):
     assert torch.equal(given["token_type_ids"] == 1, given["labels"] != -100)
 
 
+def test_stage_ones_loss_is_that_of_its_own_forward_pass(birds, tmp_path, monkeypatch):
+    """PaliGemma 2's own leaves out a bound on logits that its configuration names; TRL's does not
+    unless it is struck out there."""
+    folder = save(tiny("paligemma2"), tmp_path / "base")
+    saved = json.loads((folder / "config.json").read_text())
+    saved["text_config"]["final_logit_softcapping"] = 1.0
+    (folder / "config.json").write_text(json.dumps(saved))
+    student = models.add_adapter(models.load_student(folder, TINY), TINY, 0)
+    assert generation.softcap(generation.core_of(student.model)) is None
+    given = collated(student, birds, 2, tmp_path, monkeypatch)
+    labels = given["labels"][:, 1:]
+    logits = student.model(**{k: v for k, v in given.items() if k != "labels"}).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100)
+    log = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert log["loss"] == pytest.approx(loss.item(), rel=1e-3)
+
+
 def test_its_own_processor_asks_the_same_of_a_picture(birds, tmp_path):
     """What is merged is read by transformers alone; words without a picture it refuses."""
     folder = save(tiny("paligemma"), tmp_path)
@@ -427,9 +444,14 @@ def test_its_own_processor_asks_the_same_of_a_picture(birds, tmp_path):
     batch = generation.tokenise(ours.model, ours.processor, questions, pictures)
     for name in batch:
         assert torch.equal(batch[name], theirs[name]), name
+    with pytest.raises(ValueError, match="images"):
+        plain(text=["Which bird?"])
     alone = generation.tokenise(ours.model, ours.processor, ["Which bird?"], None)
     assert ours.processor.decode(alone["input_ids"][0]) == "<bos>Which bird?\n"
     assert not alone["token_type_ids"].any()
+    chat = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
+    shown = plain.apply_chat_template(chat, tokenize=False)
+    assert shown == f"<bos>Hello?Hello.{ours.processor.tokenizer.eos_token}"
 
 
 # --- families that nobody tried ------------------------------------------------------------------
