@@ -185,31 +185,35 @@ def autocast(core: nn.Module) -> AbstractContextManager:
     return torch.autocast(core.device.type, core.dtype) if short else nullcontext()
 
 
-@contextmanager
-def merged(layers: nn.Module) -> Iterator[None]:
-    """Adapters are added to the float32 weights beside them while it lasts: a layer's one product.
-
-    Afterwards the weights are what they were, bit for bit. A sum in 16 or 4 bits would be rounded,
-    of a large model the copy would be large (`MERGED`), and no gradient would reach adapters: then
-    all stays as it is.
-    """
-    adapted = [
+def adapted(model: nn.Module) -> list[Linear]:
+    """The language layers whose adapters may be added to their weights: float32, no biases."""
+    return [
         layer
-        for layer in layers.modules()
+        for layer in core_of(model).get_decoder().modules()
         if type(layer) is Linear and layer.weight.dtype == torch.float32
-        if not (layer.merged or layer.disable_adapters or layer.lora_variant)
-        if not any(layer.lora_bias.values())
+        if not layer.lora_variant and not any(layer.lora_bias.values())
     ]
-    plain = [layer.weight.data for layer in adapted]
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Adapters are added to the weights beside them while it lasts: a layer's one product.
+
+    Afterwards the weights are what they were, bit for bit. Adapters stay beside those of 16 and 4
+    bits, whose sum would be rounded, beside more than `MERGED` bytes of them, and where gradient
+    is on, which would not reach them.
+    """
+    layers = [m for m in adapted(model) if not (m.merged or m.disable_adapters)]
+    plain = [layer.weight.data for layer in layers]
     if torch.is_grad_enabled() or sum(weight.nbytes for weight in plain) > MERGED:
-        adapted = plain = []
+        layers = plain = []
     try:
-        for layer in adapted:
+        for layer in layers:
             layer.weight.data = layer.weight.data.clone()
             layer.merge()
         yield
     finally:
-        for layer, weight in zip(adapted, plain, strict=True):
+        for layer, weight in zip(layers, plain, strict=True):
             layer.weight.data = weight
             layer.merged_adapters.clear()
 
@@ -357,7 +361,7 @@ def generate(
     """
     core = core_of(model)
     tok = processor.tokenizer
-    with merged(core.get_decoder()):
+    with merged(model):
         hidden, cache, mask, position = prefill(core, batch, num_generations)
         suppressed = torch.tensor(suppress_tokens(processor), device=mask.device)
         ends = torch.tensor(end_tokens(model, processor), device=mask.device)

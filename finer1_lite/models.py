@@ -80,8 +80,6 @@ def _load(source: str | Path, preset: Preset, device: torch.device, dtype: torch
         model = read_weights(source, device, dtype, preset.quantize)
         attention.group_heads(model)
     model.config.use_cache = False  # generation passes its own cache
-    if family_of(model).prefix:  # its own forward pass leaves out a bound that TRL's loss reads
-        model.config.get_text_config().final_logit_softcapping = None
     if preset.keep_features:
         keep_features(model)
     told = model.generation_config.to_diff_dict()
@@ -127,6 +125,8 @@ def read_weights(
     if not quantization:
         model = model.to(device)
     checkpoints.require_finite(model.named_parameters(), f"{source}: ", BROKEN)
+    if family_of(model).prefix:  # its own forward pass leaves out a bound that TRL's loss reads
+        model.config.get_text_config().final_logit_softcapping = None
     for module in model.modules():  # on some CPUs bitsandbytes packs layers in evaluation
         if hasattr(module, "support_avx512bf16_for_cpu"):  # mode: without any gradient
             module.support_avx512bf16_for_cpu = False

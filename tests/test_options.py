@@ -360,6 +360,28 @@ def test_chosen_rollouts_alone_are_scored_on_the_negative(fresh, birds, spread, 
 
 
 @pytest.mark.parametrize("negative_grad", [False, True])
+def test_the_negative_is_scored_with_adapters_inside_the_weights_unless_they_learn_there(
+    negative_grad, fresh, birds, spread, tmp_path, monkeypatch
+):
+    """The same gradient as with adapters beside, and of passes through them one or two."""
+    preset = TINY.with_(tapo__negative_grad=negative_grad, tapo__inter_class_weight=1.0)
+    stage = Stage(fresh, birds, tmp_path, preset)
+    stir(stage.model)
+    stage.sample(0)
+    batch, beside, found = stage.prepare(), [], []
+    first = next(module for name, module in stage.model.named_modules() if name.endswith("lora_A"))
+    first["default"].register_forward_hook(lambda *_: beside.append(torch.is_grad_enabled()))
+    for most in (generation.MERGED, 0):
+        monkeypatch.setattr(generation, "MERGED", most)
+        stage.model.zero_grad()
+        beside.clear()
+        tapo.batch_loss(stage.student, batch, stage.preset).total.backward()
+        found.append((gathered(stage.model), set(beside)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-6)
+    assert found[0][1] == {True} and found[1][1] == {True, negative_grad}
+
+
+@pytest.mark.parametrize("negative_grad", [False, True])
 def test_over_all_choices_the_gradient_is_that_of_all_rollouts(
     negative_grad, fresh, birds, spread, tmp_path
 ):

@@ -41,6 +41,7 @@ class Sizes:
 
     weights: Parts
     adapter: int
+    adapted: int  # of weights that adapters may be added to: `generation.merged`
     parameters: int  # numbers, of the plain student
     layers: int
     width: int
@@ -150,6 +151,7 @@ def count(student: Student, compute: int = 2) -> Sizes:
     return Sizes(
         weights=_weights(plain),
         adapter=sum(p.nbytes for p in core.parameters() if p.requires_grad),
+        adapted=sum(layer.weight.nbytes for layer in generation.adapted(core)),
         parameters=sum(_numbers(p) for _, p in plain),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
@@ -291,11 +293,9 @@ class Load:
 
     @property
     def merged(self) -> Parts:
-        """The copy of float32 layers that their adapters are added to without gradient."""
-        layers = self.sizes.weights["language layers, the rest"]
-        copied = self.sizes.number == FLOAT and not self.sizes.largest
-        small = layers <= generation.MERGED
-        return {"layers with adapters added": layers} if copied and small else {}
+        """The copy of weights that adapters are added to where no gradient is wanted."""
+        size = self.sizes.adapted
+        return {"weights with adapters added": size} if 0 < size <= generation.MERGED else {}
 
     def _features(self, pictures: int) -> int:
         return pictures * self.visual * self.sizes.width * self.sizes.vision_number
@@ -356,9 +356,10 @@ class Load:
         if self.preset.tapo.reads_negative or not self.preset.gradient_checkpointing:
             cached = rows * self.whole + prompts * self.prompt
             layer = {"KV cache": cached * s.kv_token} | layer
-        if self.preset.tapo.reads_negative and not self.preset.tapo.negative_grad:
-            layer |= self.merged
-        return _worst(self._training(), {"logits": 2 * s.logits_at_once(rows * length)}, layer)
+        alone = self.preset.tapo.reads_negative and not self.preset.tapo.negative_grad
+        added = self.merged if alone else {}
+        logits = {"logits": 2 * s.logits_at_once(rows * length)}
+        return _worst(self._training(), logits | added, layer | added)
 
     def update(self) -> Parts:
         """Backward: a chunk of logits, or a layer that is recomputed; then the optimiser."""

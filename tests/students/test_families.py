@@ -71,9 +71,9 @@ def encoded(student, birds, count=4):
     return generation.encode_prompts(student.model, student.processor, questions, pictures)
 
 
-def full_forward(student, birds, tokens, mask):
+def full_forward(student, birds, tokens, mask, inputs=None):
     """log pi of the answers by the model's own forward: ids and pixels in, logits out."""
-    inputs = plain_inputs(student, *asked(birds, len(tokens)))
+    inputs = inputs or plain_inputs(student, *asked(birds, len(tokens)))
     zeros = torch.zeros_like(tokens)
     more = {"input_ids": tokens, "attention_mask": mask, "mm_token_type_ids": zeros}
     prefix = families.family_of(generation.core_of(student.model)).prefix
@@ -115,6 +115,20 @@ def test_log_probs_are_those_of_the_models_own_forward(own, birds, checkpointing
         )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     torch.testing.assert_close(shared, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_words_without_a_picture_are_scored_as_by_the_model_itself(name, birds):
+    student = tiny(name)
+    given = student.model, student.processor, ["Which bird?", "Is it a wren or is it a finch?"]
+    out = sample(student, generation.encode_prompts(*given, None), num_generations=1)
+    said = out.completion_ids, out.completion_mask
+    with torch.no_grad():
+        ours = logprobs.log_probs(
+            student.model, generation.encode_prompts(*given, None), *said, range(2)
+        )
+        theirs = full_forward(student, birds, *said, dict(generation.tokenise(*given, None)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_completions_behind_one_prompt_are_scored_as_alone(own, birds, monkeypatch):
@@ -418,18 +432,25 @@ def test_stage_one_marks_what_is_said(birds, tmp_path, monkeypatch):
 def test_stage_ones_loss_is_that_of_its_own_forward_pass(birds, tmp_path, monkeypatch):
     """PaliGemma 2's own leaves out a bound on logits that its configuration names; TRL's does not
     unless it is struck out there."""
-    folder = save(tiny("paligemma2"), tmp_path / "base")
-    saved = json.loads((folder / "config.json").read_text())
-    saved["text_config"]["final_logit_softcapping"] = 1.0
-    (folder / "config.json").write_text(json.dumps(saved))
-    student = models.add_adapter(models.load_student(folder, TINY), TINY, 0)
-    assert generation.softcap(generation.core_of(student.model)) is None
+    sharp = tiny("paligemma2")
+    with torch.no_grad():
+        sharp.model.get_input_embeddings().weight.mul_(20)  # the head's too
+    sharp.model.config.text_config.final_logit_softcapping = 1.0
+    base = save(sharp, tmp_path / "base")
+    student = models.add_adapter(models.load_student(base, TINY), TINY, 0)
     given = collated(student, birds, 2, tmp_path, monkeypatch)
     labels = given["labels"][:, 1:]
     logits = student.model(**{k: v for k, v in given.items() if k != "labels"}).logits[:, :-1]
-    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100)
+    plain, bounded = (
+        torch.nn.functional.cross_entropy(x.transpose(1, 2), labels, ignore_index=-100).item()
+        for x in (logits, torch.tanh(logits))
+    )
     log = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
-    assert log["loss"] == pytest.approx(loss.item(), rel=1e-3)
+    assert log["loss"] == pytest.approx(plain, rel=1e-3) and abs(bounded / plain - 1) > 0.1
+    models.save_adapter(student, tmp_path / "adapter")
+    out = publish.merge(tmp_path / "adapter", tmp_path / "merged", str(base))
+    text = json.loads((out / "config.json").read_text())["text_config"]
+    assert text["final_logit_softcapping"] is None
 
 
 def test_its_own_processor_asks_the_same_of_a_picture(birds, tmp_path):

@@ -1,10 +1,12 @@
 """The arithmetic of memory against what torch and bitsandbytes really hold."""
 
+from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 from sized import (
     SIZES,
     adapted,
@@ -260,6 +262,27 @@ def test_answering_peaks_where_the_plan_says(made, quantize, dtype):
     parts = load.generate()
     planned = sum(parts.values()) - sum(load.resident().values()) - parts["visual features"]
     assert planned == pytest.approx(real, rel=0.1)
+
+
+def test_a_copy_of_small_float32_weights_is_counted_where_no_gradient_flows(made, monkeypatch):
+    """That of every matrix with an adapter; while tokens are written and the negative is scored."""
+    load = load_of(made("middle", "none"), 8, 32, name="middle", quantize="none")
+    wrapped = [m for m in made("middle", "none").model.modules() if isinstance(m, Linear)]
+    copied = sum(m.base_layer.weight.nbytes for m in wrapped)
+    negative = dict(tapo__inter_class_weight=0.1)
+    rows = {"plain": {}, "negative": negative, "learns": negative | {"tapo__negative_grad": True}}
+    loads = {name: replace(load, preset=load.preset.with_(**row)) for name, row in rows.items()}
+    assert {n: "weights with adapters added" in x.score() for n, x in loads.items()} == {
+        "plain": False,
+        "negative": True,
+        "learns": False,
+    }
+    assert load.generate()["weights with adapters added"] == copied > 2**20
+    assert "weights with adapters added" not in load.update()
+    monkeypatch.setattr(generation, "MERGED", copied - 1)
+    assert "weights with adapters added" not in load.generate() | loads["negative"].score()
+    four = load_of(made("middle"), 8, 32, name="middle")
+    assert four.sizes.adapted == 0
 
 
 def test_the_vision_tower_peaks_where_the_arithmetic_says(monkeypatch):
