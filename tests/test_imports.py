@@ -132,11 +132,12 @@ def test_the_package_does_not_grow_again():
     model's true size and features that are kept, by 276 with those families, attention behind
     padded prompts, natural lengths in the bench, large photographs that are reduced once, and
     less at a time where memory is scarce, by 139 with such rows, their plan, and features that
-    every family keeps, and by 105 with a processor of PaliGemma's and those weights in the plan.
+    every family keeps, and by 112 with a processor of PaliGemma's, those weights in the plan
+    and a column of the ablation.
     """
     assert len(list(PACKAGE.glob("*.py"))) <= 24
     assert lines_of(PACKAGE.glob("*.py")) <= 4_824
-    assert lines_of(PACKAGE.rglob("*.py")) <= 20_465
+    assert lines_of(PACKAGE.rglob("*.py")) <= 20_472
     skips = [f for f in PACKAGE.rglob("*.py") if "fmt: " + "skip" in f.read_text("utf-8")]
     assert not skips, f"the formatter decides the layout: {skips}"
 

@@ -97,6 +97,7 @@ COLUMNS = ("correct", "agrees", "listed", "true", "marks")  # what is kept of an
 RESULTS = "results"  # folder of a study: a small file a training
 CHAIN_SHARES = {  # seen / unseen, in %
     "marks": "marks right",
+    "all_marks": "all marks right",
     "listed": "label listed",
     "true": "every remark true",
     "agrees": "chain and answer agree",
@@ -327,7 +328,7 @@ def answers_of(task: Task, world: paperbirds.World) -> dict[str, dict[str, str]]
 def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
     """A row a picture, in order: world, seed, split and what `answers_of` kept of it.
 
-    reason: correct and agrees; marks: a share. NaN without a chain.
+    reason: correct and agrees; marks: a share, all_marks: it is 1. NaN without a chain.
     """
     parts = []
     for task, split in product(tasks, SPLITS):
@@ -337,7 +338,8 @@ def records_of(tasks: Iterable[Task]) -> pd.DataFrame:
         parts.append(columns.reindex(columns=COLUMNS).assign(**where))
     found = pd.concat(parts, ignore_index=True)
     found["marks"] /= len(paperbirds.MARKS)
-    return found.assign(reason=found["correct"] * found["agrees"])
+    whole = (found["marks"] == 1).astype(float).where(found["marks"].notna())
+    return found.assign(reason=found["correct"] * found["agrees"], all_marks=whole)
 
 
 def measure(study: Study, rates: dict[str, float]) -> dict:
@@ -358,6 +360,9 @@ def measure(study: Study, rates: dict[str, float]) -> dict:
         if other in found and name != other:
             if over := _over(records[name], records[other]):
                 found[name][f"over_{other}"] = over
+                if other == "dapo" and all("all_marks" in found[row] for row in (name, other)):
+                    seen = _over(records[name], records[other], "all_marks")
+                    found[name]["all_marks_over_dapo"] = seen
     return found
 
 
@@ -384,13 +389,13 @@ def _facts(tasks: Sequence[Task], records: pd.DataFrame) -> dict:
     }
 
 
-def _over(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict:
+def _over(ours: pd.DataFrame, theirs: pd.DataFrame, column: str = "correct") -> dict:
     """Split -> difference of two rows on the training seeds that both have; {} without any."""
     seeds = set(ours["seed"]) & set(theirs["seed"])
     both = [records[records["seed"].isin(seeds)] for records in (ours, theirs)]
     found = {}
     for split in SPLITS if seeds else ():
-        a, b = (_grids(records, split, "correct") for records in both)
+        a, b = (_grids(records, split, column) for records in both)
         found[split] = metrics.bootstrap_over_worlds(a, b) | {"seeds": len(seeds)}
     return found
 
@@ -417,6 +422,8 @@ def table(found: dict) -> pd.DataFrame:
         for other, split in (("sft", "unseen"), ("dapo", "unseen"), ("sft", "seen")):
             over = cell.get(f"over_{other}")
             line[f"{split} over {other.upper()}"] = points(over[split]) if over else ""
+        if over := cell.get("all_marks_over_dapo"):
+            line["all marks right, unseen over DAPO"] = points(over["unseen"])
         for key, words in CHAIN_SHARES.items():
             line[words] = " / ".join(f"{100 * cell[key][s]:.0f}" for s in SPLITS if key in cell)
         if ends := cell.get("reason_interval"):
@@ -440,9 +447,9 @@ def write(study: Study, rates: dict[str, float]) -> Path:
         f"{', '.join(f'{r:g}' for r in RATES)} on training seed {SEARCH_SEED}, world "
         f"{SEARCH_WORLD} and other pictures. Intervals: 95 %, bootstrap over pictures and "
         "training seeds, worlds fixed. Of chains, seen / unseen: marks of the analysis that are "
-        "right; the label is among the candidates; every remark is true; the comparison leaves "
-        "one, which is predicted and answered; right in that way. Minutes: a training's, of those "
-        "never interrupted if any."
+        "right; all of a picture's are; the label is among the candidates; every remark is true; "
+        "the comparison leaves one, which is predicted and answered; right in that way. Minutes: a "
+        "training's, of those never interrupted if any."
     )
     for dial, value in study.dials.items():
         note += f" Dial of the world: {dial.replace('_', ' ')} {value}."

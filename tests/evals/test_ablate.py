@@ -206,6 +206,25 @@ def test_what_chains_are_worth_has_an_interval_and_two_figures(study):
     assert lines[0][0].get_ydata().tolist() == [25, 50]
 
 
+def test_pictures_of_which_all_marks_are_right_are_set_beside_those_of_dapo(study):
+    """Where the analysis names every mark: the look-alike differs in one or two."""
+    for row, marks in (("dapo", "6556"), ("tapo", "6666"), ("cls_rl", "")):
+        task = ablate.Task(study, 0, 0, row, 0.1)
+        task.result.parent.mkdir(parents=True, exist_ok=True)
+        chains = {"agrees": "1111", "listed": "1111", "true": "1111", "marks": marks}
+        said = {"correct": "1100"} | (chains if marks else {})
+        task.result.write_text(json.dumps({"train_minutes": 2, "seen": said, "unseen": said}))
+    found = ablate.measure(study, {"dapo": 0.1, "tapo": 0.1, "cls_rl": 0.1})
+    assert [found[row]["all_marks"]["seen"] for row in ("dapo", "tapo")] == [0.5, 1.0]
+    over = found["tapo"]["all_marks_over_dapo"]["unseen"]
+    assert over["mean"] == 0.5 and over["low"] < 0.5 < over["high"]
+    column = ablate.table(found).set_index("row")["all marks right, unseen over DAPO"]
+    assert (
+        column["TAPO"].startswith("+50.0 [")
+        and not column[["DAPO", found["cls_rl"]["label"]]].any()
+    )
+
+
 def test_a_training_killed_in_its_evaluation_is_not_done_again(study, monkeypatch):
     """Its checkpoints stay until it is finished; its minutes are then those of the last start."""
     task = ablate.Task(study, 0, 0, "sft")
