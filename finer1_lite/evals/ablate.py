@@ -422,8 +422,8 @@ def table(found: dict) -> pd.DataFrame:
         for other, split in (("sft", "unseen"), ("dapo", "unseen"), ("sft", "seen")):
             over = cell.get(f"over_{other}")
             line[f"{split} over {other.upper()}"] = points(over[split]) if over else ""
-        if over := cell.get("all_marks_over_dapo"):
-            line["all marks right, unseen over DAPO"] = points(over["unseen"])
+        over = cell.get("all_marks_over_dapo")
+        line["all marks right, unseen over DAPO"] = points(over["unseen"]) if over else ""
         for key, words in CHAIN_SHARES.items():
             line[words] = " / ".join(f"{100 * cell[key][s]:.0f}" for s in SPLITS if key in cell)
         if ends := cell.get("reason_interval"):
