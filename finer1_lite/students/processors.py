@@ -32,6 +32,9 @@ def load_processor(
         return random_weights.make_processor(str(source), pixels)
     known = FAMILIES.get(family, Family())
     processor = _without_tiles(source) if known.tiles else _stock(source, family)
+    if known.prefix:
+        parts = (processor.image_processor, processor.tokenizer, processor.chat_template)
+        processor = PaliGemmaProcessor(*parts)
     images, saved = processor.image_processor, budget_of(processor)
     for tiles, without in (("max_patches", 1), ("do_image_splitting", False)):
         if hasattr(images, tiles):  # InternVL's, LFM2-VL's
@@ -99,9 +102,6 @@ def _stock(source: str | Path, family: str) -> Any:
         raise ValueError(f"{source}: no processor ({reason}); pip install torchvision") from error
     if not hasattr(processor, "image_processor"):
         raise ValueError(f"{source}: a processor without pictures; pip install torchvision")
-    if FAMILIES.get(family, Family()).prefix:
-        parts = (processor.image_processor, processor.tokenizer, processor.chat_template)
-        return PaliGemmaProcessor(*parts)
     return processor
 
 

@@ -164,7 +164,6 @@ class _Case:
         given = (student.model, student.processor, [prompts.DESCRIBE] * len(pictures), pictures)
         self.batch = generation.encode_prompts(*given)
         self.inputs = generation.tokenise(*given)
-        self.behind = int(family_of(generation.core_of(student.model)).prefix)
         ids = tok(ANSWER, add_special_tokens=False).input_ids + [tok.eos_token_id]
         self.ids = torch.tensor([ids] * len(pictures), device=self.batch.input_ids.device)
 
@@ -174,14 +173,15 @@ class _Case:
 
     def forward(self, model: nn.Module) -> Any:
         """The logits, as the model itself makes them from token ids and pixels."""
+        core = generation.core_of(model)
         more = {
             "input_ids": self.ids,
             "attention_mask": torch.ones_like(self.ids),
             "mm_token_type_ids": torch.zeros_like(self.ids),
-            "token_type_ids": torch.full_like(self.ids, self.behind),  # Gemma 3's name for these
+            "token_type_ids": torch.full_like(self.ids, family_of(core).prefix),  # Gemma 3's name
         }
         inputs = {k: torch.cat([v, more[k]], 1) if k in more else v for k, v in self.inputs.items()}
-        with generation.autocast(generation.core_of(model)):
+        with generation.autocast(core):
             return model(**inputs, use_cache=False).logits
 
 
