@@ -88,7 +88,8 @@ def main(arguments: list[str]) -> int:
     record = Record(Path(arguments[0]).resolve())
     os.environ["FINER1_GPU_ROWS"] = str(record.rows)
     os.chdir(ROOT)
-    code = pytest.main(["-m", "gpu", "-q", "-n0", "tests/tools/test_gpu.py"], plugins=[record])
+    files = ("tests/students/test_selftest.py", "tests/tools/test_gpu.py")
+    code = pytest.main(["-m", "gpu", "-q", "-n0", *files], plugins=[record])
     print(table(record.path))
     return int(code)
 

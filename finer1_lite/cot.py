@@ -96,8 +96,7 @@ def table_chain_of(collection: Collection, name: str, chosen: Sequence[str], ana
         told = re.sub(r"^(?:no|lack(?:s|ing)?(?: of)?) ", "without ", told)
         return f"would be {told}" if told else UNKNOWN
 
-    remarks = [remark(candidate) for candidate in chosen]
-    return prompts.chain(analysis, chosen, remarks, name)
+    return prompts.chain(analysis, chosen, [remark(candidate) for candidate in chosen], name)
 
 
 def to_look_for(told: Sequence[str], rng: random.Random, first: Sequence[str] = ()) -> str:

@@ -357,12 +357,11 @@ def measure(study: Study, rates: dict[str, float]) -> dict:
             cells = {split: _with_interval(records[name], split, "reason") for split in SPLITS}
             found[name]["reason_interval"] = cells
     for name, other in product(found, ("sft", "dapo", "tapo")):
-        if other in found and name != other:
-            if over := _over(records[name], records[other]):
-                found[name][f"over_{other}"] = over
-                if other == "dapo" and all("all_marks" in found[row] for row in (name, other)):
-                    seen = _over(records[name], records[other], "all_marks")
-                    found[name]["all_marks_over_dapo"] = seen
+        if other in found and name != other and (over := _over(records[name], records[other])):
+            found[name][f"over_{other}"] = over
+    for name, row in found.items():
+        if "over_dapo" in row and "all_marks" in row and "all_marks" in found["dapo"]:
+            row["all_marks_over_dapo"] = _over(records[name], records["dapo"], "all_marks")
     return found
 
 

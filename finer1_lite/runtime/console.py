@@ -62,8 +62,7 @@ class _Page:
 
 def _in_notebook() -> bool:
     """Whether Jupyter's kernel runs this process, which then has no terminal of its own."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return hasattr(shell, "kernel")
+    return hasattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel")
 
 
 def hide_bars() -> None:

@@ -18,6 +18,8 @@ NOT_FOUND = "no CUDA GPU was found"
 # first used; Windows has no such thing, and what a user says of it stands.
 if platform.system() == "Linux" and not any("_ALLOC_CONF" in name for name in os.environ):
     os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+# On Hopper cuDNN's gradient is nan where a query sees nothing: pytorch/pytorch issue 196678.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def available() -> list[str]:

@@ -3,7 +3,7 @@
 It replaces classes of transformers, TRL and PEFT when it is imported, so it must come before
 them; nothing heavy is imported at the head of this module. Completions are written by our own
 loop over its layers: its `generate` would encode a picture and prefill a prompt once for each.
-Written against the public API of unsloth 2026.10; no GPU has run it yet.
+Written against unsloth 2026.10, also its defaults. No GPU has trained with it yet.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ def load(
         load_in_4bit=preset.quantize == "nf4",
         max_seq_length=LONGEST,
         device_map={"": device},
-        use_gradient_checkpointing="unsloth",
         trust_remote_code=False,
         use_exact_model_name=True,  # not a copy on the hub that somebody quantised before
     )
@@ -82,13 +81,8 @@ def add_adapter(model: torch.nn.Module, preset: Preset, seed: int) -> torch.nn.M
         r=preset.lora_rank,
         lora_alpha=2 * preset.lora_rank,
         lora_dropout=0.0,
-        bias="none",
         finetune_vision_layers=preset.lora_vision,
-        finetune_language_layers=True,
-        finetune_attention_modules=True,
-        finetune_mlp_modules=True,
         random_state=seed,
-        use_gradient_checkpointing="unsloth",
     )
 
 
@@ -107,5 +101,12 @@ def collator(student: Student, preset: Preset) -> Callable[[list], dict] | None:
     found = unsloth()
     found.FastVisionModel.for_training(student.model)
     make = importlib.import_module("unsloth.trainer").UnslothVisionDataCollator
-    # resize "max" leaves pictures alone: the pixel budget is the processor's business.
-    return make(student.model, student.processor, resize="max", completion_only_loss=True)
+    placed = importlib.import_module("trl.data_utils").prepare_multimodal_messages
+    return make(
+        student.model,
+        student.processor,
+        resize="max",  # pictures are left alone: the pixel budget is the processor's business
+        completion_only_loss=True,
+        # TRL's own marks where a picture stands before a bare question; this one does not.
+        formatting_func=lambda row: row | {"prompt": placed(row["prompt"], row["images"])},
+    )

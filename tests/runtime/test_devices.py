@@ -117,3 +117,9 @@ def test_on_mps_numbers_have_32_bits_and_4_bits_are_refused():
     assert devices.choose_dtype(mps) == torch.float32
     with pytest.raises(ValueError, match="nf4.*not mps: set quantize=none"):
         models.read_weights("nowhere", mps, torch.float32, "nf4")
+
+
+def test_an_attention_whose_gradients_are_nan_is_switched_off():
+    """Of cuDNN's backward pass under a mask; that others are sound is seen by `-m gpu`."""
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import FAMILIES, OTHERS, save, tiny
 from tiny_tapo import TINY, stir
 
 from finer1_lite import generation, logprobs, losses, models, prompts
@@ -48,14 +48,12 @@ def test_four_bits_pass(fresh, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *OTHERS])
 def test_a_card_keeps_within_the_tolerance(name, quantize, tmp_path, monkeypatch):
     """In the dtype that the card computes in."""
-    student, preset = tiny(name), TINY.with_(quantize=quantize)
-    for part in (student.model, student.processor):
-        part.save_pretrained(tmp_path)
+    preset = TINY.with_(quantize=quantize)
     monkeypatch.setattr(models, "choose_device", lambda: torch.device("cuda"))
-    student = models.load_student(tmp_path, preset)
+    student = models.load_student(save(tiny(name), tmp_path), preset)
     assert student.device.type == "cuda"
     assert selftest.problems(models.add_adapter(student, preset, seed=0)) == []
 

@@ -1,6 +1,7 @@
 """unsloth as a backend: asked for in time, called by its public names, else one clear error.
 
-A stand-in with unsloth's signatures (2026.10) takes its place: the real one wants a GPU.
+A stand-in with unsloth's signatures (2026.10) takes its place: the real one wants a GPU. Its
+collator alone is tried here, on a CPU that says it were a card.
 """
 
 import ast
@@ -27,8 +28,45 @@ from finer1_lite.students import unsloth
 
 UNSLOTH = TINY.with_(backend="unsloth", quantize="nf4", lora_vision=True)
 CUDA = SimpleNamespace(type="cuda")
-WHEEL = os.environ.get("PLAIN_UNSLOTH", "")  # a folder that holds the real one, which is only read
-read_only = pytest.mark.skipif(not WHEEL, reason="the real unsloth is read; PLAIN_UNSLOTH=FOLDER")
+WHEEL = os.environ.get("PLAIN_UNSLOTH", "")  # a folder that holds the real one
+real = pytest.mark.skipif(not WHEEL, reason="of the real unsloth; PLAIN_UNSLOTH=FOLDER")
+AS_A_CARD = """
+import sys, types, torch
+facts = types.SimpleNamespace(name="none", major=9, minor=0, total_memory=2**36)
+facts.multi_processor_count, facts.gcnArchName = 132, ""
+card = dict(is_available=True, device_count=1, current_device=0, get_device_capability=(9, 0))
+card |= dict(get_device_properties=facts, get_device_name="none", is_bf16_supported=True)
+card |= dict(current_stream=types.SimpleNamespace(cuda_stream=0), _lazy_init=None)
+for name, answer in card.items():
+    setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+torch._C._cuda_getCurrentRawStream = lambda index: 0
+import unsloth
+
+torch.cuda.is_available = lambda: False
+unsloth.FastVisionModel.for_training = lambda model: None
+sys.path[:0] = sys.argv[1:]
+from families import tiny
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+from finer1_lite import paperbirds
+from finer1_lite.presets import Preset
+from finer1_lite.sft import chain_rows
+from finer1_lite.students.unsloth import collator
+
+birds = paperbirds.collection(paperbirds.make_world(0))
+chains = {p.id: "a bird " * (1 + i % 5) for i, p in enumerate(birds.train)}
+rows = list(chain_rows(birds, chains, pixels=64 * 64).select(range(4)))
+for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    student = tiny(family)
+    theirs = DataCollatorForVisionLanguageModeling(student.processor, completion_only_loss=True)
+    made = collator(student, Preset.lab().with_(backend="unsloth")), theirs
+    ours, theirs = (one([dict(row) for row in rows]) for one in made)
+    for name in ("input_ids", "labels"):  # they pad on different sides
+        parts = [[r[m.bool()].tolist() for r, m in zip(b[name], b["attention_mask"])]
+                 for b in (ours, theirs)]
+        assert parts[0] == parts[1] and len({len(row) for row in parts[0]}) > 1, (family, name)
+    assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+print("the same")
+"""
 
 
 class FastVisionModel:
@@ -206,7 +244,7 @@ def defaults(path: str, owner: str, function: str) -> dict[str, object]:
     return dict(zip(names, values, strict=True))
 
 
-@read_only
+@real
 @pytest.mark.parametrize(
     ("path", "owner", "function", "ours"),
     [
@@ -230,7 +268,7 @@ def test_the_stand_in_has_the_signatures_of_the_real_one(path, owner, function, 
             assert name == "device_map" or not own or own == real[name], name
 
 
-@read_only
+@real
 @pytest.mark.parametrize("package", ["unsloth", "unsloth_zoo"])
 def test_the_stack_is_within_what_it_allows(package):
     (found,) = Distribution.discover(name=package, path=[WHEEL])
@@ -242,3 +280,13 @@ def test_the_stack_is_within_what_it_allows(package):
     assert [str(r) for r in shared if not r.specifier.contains(pins[r.name])] == []
     gpu = (ROOT / "requirements-gpu.txt").read_text("utf-8")
     assert f"{package}=={found.version}" in gpu
+
+
+@real
+@pytest.mark.slow(minutes=1)
+def test_its_own_collator_makes_of_our_rows_what_trls_does(tmp_path):
+    paths = [str(ROOT), str(ROOT / "tests" / "helpers")]
+    call = [sys.executable, "-c", AS_A_CARD, *paths]
+    env = os.environ | {"PYTHONPATH": WHEEL, "UNSLOTH_COMPILE_DISABLE": "1"}
+    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.endswith("the same\n"), done.stderr[-2000:]

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from paths import ROOT
 from sized import answers, prompts_of, widened
 from tiny_tapo import weights
 
-from finer1_lite import logprobs, models
+from finer1_lite import logprobs, models, paperbirds
+from finer1_lite.presets import Preset
 from finer1_lite.sft import chain_rows, train_sft
+from finer1_lite.students import lab_student
 from finer1_lite.tapo import train_tapo
 from finer1_lite.tools import bench, bench_row, memory, plan
 from finer1_lite.tools.memory import Load
@@ -133,7 +137,7 @@ def test_gradients_reach_every_adapter_through_four_bits(student, checkpointing)
 def test_log_probs_in_16_bits_are_near_float32s(size, dtype, mean, most, monkeypatch):
     """The same 4-bit weights, computed in 16 and in 32 bits.
 
-    At the true size an H200 missed the mean's bound: 0.040 and 0.0049, 5 epsilons in both.
+    At the true size an H200 missed the mean's bound twice: 0.040 and 0.0049, 0.047 and 0.0049.
     """
     cuda = models.choose_device().type == "cuda"
     if cuda and dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
@@ -190,6 +194,34 @@ def rows(tmp_path_factory):
 
 class TestOnACard:
     pytestmark = on_gpu
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("length", [64, 72, 128, 192])
+    def test_gradients_behind_padding_are_finite(self, length, dtype):
+        """Prompts of unequal length: queries of padding see nothing. cuDNN's were nan at 64."""
+        torch.manual_seed(0)
+        three = torch.randn(3, 2, 4, length, 48, device="cuda", dtype=dtype, requires_grad=True)
+        present = torch.arange(length, device="cuda") >= torch.tensor([[0], [5]], device="cuda")
+        seen = present[:, None, None] & torch.ones(length, length, device="cuda").tril().bool()
+        out = F.scaled_dot_product_attention(*three, attn_mask=seen)
+        out.transpose(1, 2)[present].sum().backward()
+        assert three.grad.isfinite().all() and three.grad.abs().max() > 0
+
+    @pytest.mark.parametrize("quantize", ["none", "nf4"])
+    def test_the_shipped_student_learns(self, quantize, tmp_path, monkeypatch):
+        """In the card's own dtype, as the lab and notebook 05 have it: stage 2 goes on from 1."""
+        monkeypatch.setenv("FINER1_DEVICE", "cuda")
+        forget_device()
+        preset = Preset.lab().with_(quantize=quantize, tapo__steps=6, tapo__groups=4)
+        start = models.load_student(lab_student.asset_folder(0), preset)
+        adapter = ROOT / "assets" / "adapters-world0" / "sft"
+        student = models.load_adapter(start, adapter, trainable=True)
+        before = weights(student.model)
+        birds = paperbirds.collection(paperbirds.make_world(0))
+        train_tapo(student, birds, preset, 0, tmp_path)  # stops where a number is not finite
+        assert student.device.type == "cuda"
+        assert any(not torch.equal(w, before[name]) for name, w in weights(student.model).items())
+        forget_device()
 
     @pytest.mark.parametrize("name", ["dapo", "tapo"])
     def test_the_peak_is_at_most_12_gib(self, rows, name):
