@@ -43,7 +43,7 @@ def header(course: dict[str, Any], at: int) -> str:
         f"**After this you can** {this['aims']}.",
         f"**You need** {this['needs']}.",
         f"**It takes** about {this['minutes']:g} minutes on two CPU cores; "
-        "on a GPU nobody has run it yet.",
+        f"a GPU (H200) has run it {this['on_a_gpu']}.",
         f"**Paper** {PAPER}: {this['paper']}.",
         f"**Course** {'; '.join(links)}; words: [glossary](GLOSSARY.md).",
     ]
