@@ -75,8 +75,7 @@ def keep_group(accuracies: Tensor, low: float = 0.01, high: float = 0.99) -> Ten
     if accuracies.dim() != 2 or accuracies.shape[1] == 0:
         raise ValueError(f"accuracies must be (G, rollouts), not {tuple(accuracies.shape)}")
     mean = accuracies.double().mean(dim=1)
-    differ = accuracies.amax(dim=1) > accuracies.amin(dim=1)
-    return differ & (mean > low) & (mean < high)
+    return (accuracies.amax(dim=1) > accuracies.amin(dim=1)) & (mean > low) & (mean < high)
 
 
 def share_without_variance(accuracies: Tensor) -> float:

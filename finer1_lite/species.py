@@ -234,8 +234,7 @@ def _unlike(known: dict[str, tuple[str, Counter[str]]], name: str, other: str) -
     """1 - weighted Jaccard of the words, in [0, 1]; 1 more between two groups."""
     (group, words), (other_group, other_words) = known[name], known[other]
     shared = (words & other_words).total()
-    either = (words | other_words).total()
-    return 1 - shared / max(either, 1) + (group != other_group)
+    return 1 - shared / max((words | other_words).total(), 1) + (group != other_group)
 
 
 def _repeated(values: Iterable[str]) -> list[str]:

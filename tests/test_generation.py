@@ -381,6 +381,22 @@ def test_adapters_that_are_off_or_beside_16_bits_are_not_added(stirred, birds):
         assert not any(getattr(m, "merged", False) for m in short.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_beside_16_bits_have_16_bits_meanwhile(stirred, birds, dtype):
+    """They compute in these anyway: the same bits, without a cast of each at every token."""
+    models.widen_adapter(stirred.model.to(dtype))
+    adapters = [p for name, p in stirred.model.named_parameters() if ".lora_" in name]
+    before = [(p.data_ptr(), p.detach().clone()) for p in adapters]
+    batch = encode(stirred, birds)
+    out = sample(stirred, batch)
+    with torch.no_grad(), generation.merged(stirred.model):
+        assert {p.dtype for p in adapters} == {dtype}
+        inside = scored(stirred, batch, out)
+    for weight, (place, numbers) in zip(adapters, before, strict=True):
+        assert weight.data_ptr() == place and torch.equal(weight, numbers)
+    assert numbers.dtype == torch.float32 and torch.equal(inside, scored(stirred, batch, out))
+
+
 @pytest.mark.parametrize("most", [0, 2**30])
 @pytest.mark.parametrize("learns", [False, True])
 def test_no_copy_is_made_of_a_large_model_or_where_adapters_learn(

@@ -129,8 +129,7 @@ def count_scores(rates: Floats, classes: Sequence[int], beta: float) -> Floats:
     sizes = np.unique(np.asarray(classes), return_counts=True)[1]
     if len(set(sizes.tolist())) > 1:
         raise ValueError(f"classes with {sizes.tolist()} pictures: give each equally many")
-    pictures = np.arange(rates.shape[1])
-    return information(rates, classes) - beta * information(rates, pictures)
+    return information(rates, classes) - beta * information(rates, np.arange(rates.shape[1]))
 
 
 # --- the choice ----------------------------------------------------------------------------

@@ -125,8 +125,7 @@ def visible(text: str, limit: int = MAX_SHOWN) -> str:
 
 def cell(text: str, limit: int = MAX_CELL) -> str:
     """`text` on one line of Markdown, in a table too, that opens no tag."""
-    escaped = html.escape(" ".join(visible(text, limit).split()), quote=False)
-    return escaped.replace("|", "\\|")
+    return html.escape(" ".join(visible(text, limit).split()), quote=False).replace("|", "\\|")
 
 
 def fence(text: str) -> str:
