@@ -199,15 +199,15 @@ def adapted(model: nn.Module) -> list[Linear]:
 def merged(model: nn.Module) -> Iterator[None]:
     """Adapters are added to the weights beside them while it lasts: a layer's one product.
 
-    Afterwards the weights are what they were, bit for bit. Adapters stay beside those of 16 and 4
-    bits, whose sum would be rounded: there they have the 16 bits that they compute in, which saves
-    casts at every token. They stay beside more than `MERGED` bytes too, and where gradient is on.
+    Afterwards all is as it was, bit for bit. Beside 16 and 4 bits, whose sum would be rounded, they
+    have the 16 bits they compute in. Nothing changes above `MERGED` bytes, or with gradient on.
     """
     core, quiet = core_of(model), not torch.is_grad_enabled()
-    layers = [m for m in adapted(model) if quiet and not (m.merged or m.disable_adapters)]
+    short = quiet and core.dtype.itemsize == 2
+    layers = [m for m in adapted(model) if quiet and not (short or m.merged or m.disable_adapters)]
     if sum(layer.weight.nbytes for layer in layers) > MERGED:
         layers = []
-    beside = core.get_decoder().named_parameters() if quiet and core.dtype.itemsize == 2 else ()
+    beside = core.get_decoder().named_parameters() if short else ()
     changed = [layer.weight for layer in layers] + [p for name, p in beside if ".lora_" in name]
     before = [weight.data for weight in changed]
     try:
