@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -200,15 +200,17 @@ def merged(model: nn.Module) -> Iterator[None]:
     """Adapters are added to the weights beside them while it lasts: a layer's one product.
 
     Afterwards all is as it was, bit for bit. Beside 16 and 4 bits, whose sum would be rounded, they
-    have the 16 bits they compute in. Nothing changes above `MERGED` bytes, or with gradient on.
+    have the 16 bits they compute in. More than `MERGED` bytes, or gradient on: they stay beside.
     """
     core, quiet = core_of(model), not torch.is_grad_enabled()
     short = quiet and core.dtype.itemsize == 2
     layers = [m for m in adapted(model) if quiet and not (short or m.merged or m.disable_adapters)]
     if sum(layer.weight.nbytes for layer in layers) > MERGED:
         layers = []
-    beside = core.get_decoder().named_parameters() if short else ()
-    changed = [layer.weight for layer in layers] + [p for name, p in beside if ".lora_" in name]
+    changed = [layer.weight for layer in layers]
+    for layer in core.get_decoder().modules() if short else ():
+        if isinstance(layer, LoraLayer) and not layer.lora_variant:
+            changed += [*layer.lora_A.parameters(), *layer.lora_B.parameters()]
     before = [weight.data for weight in changed]
     try:
         for weight, data in zip(changed, before, strict=True):

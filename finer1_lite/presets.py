@@ -159,8 +159,7 @@ class Preset(Settings):
         """Real photographs with the lab student: new words, longer chains."""
         sft = SFTSettings(steps=80)
         tapo = TAPOSettings(steps=12, groups=4, learning_rate=2e-4)
-        own = dict(warm_up_steps=200, eval_batch=76)
-        return cls(name="lab-photos", sft=sft, tapo=tapo, **own)
+        return cls(name="lab-photos", sft=sft, tapo=tapo, warm_up_steps=200, eval_batch=76)
 
     @classmethod
     def laptop(cls) -> "Preset":

@@ -98,8 +98,7 @@ def parse_answer(completion: str) -> str | None:
         return None
     before = parts[0]
     more_opened = before.count("<think>") > before.count("</think>")
-    inside = more_opened or before.rfind("<think>") > before.rfind("</think>")
-    return None if inside else parts[1]
+    return None if more_opened or before.rfind("<think>") > before.rfind("</think>") else parts[1]
 
 
 def _named(

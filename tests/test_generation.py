@@ -1,5 +1,7 @@
 """Answers and their log-probabilities, against plain transformers."""
 
+from contextlib import nullcontext
+
 import pytest
 import tiny_tapo
 import torch
@@ -382,7 +384,7 @@ def test_adapters_that_are_off_or_beside_16_bits_are_not_added(stirred, birds):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_adapters_beside_16_bits_have_16_bits_meanwhile(stirred, birds, dtype):
+def test_adapters_beside_16_bits_have_16_bits_meanwhile(stirred, birds, dtype, monkeypatch):
     """They compute in these anyway: the same bits, without a cast of each at every token."""
     models.widen_adapter(stirred.model.to(dtype))
     adapters = [p for name, p in stirred.model.named_parameters() if ".lora_" in name]
@@ -392,9 +394,21 @@ def test_adapters_beside_16_bits_have_16_bits_meanwhile(stirred, birds, dtype):
     with torch.no_grad(), generation.merged(stirred.model):
         assert {p.dtype for p in adapters} == {dtype}
         inside = scored(stirred, batch, out)
+    monkeypatch.setattr(generation, "merged", lambda model: nullcontext())
+    assert torch.equal(sample(stirred, batch).completion_ids, out.completion_ids)
     for weight, (place, numbers) in zip(adapters, before, strict=True):
         assert weight.data_ptr() == place and torch.equal(weight, numbers)
     assert numbers.dtype == torch.float32 and torch.equal(inside, scored(stirred, batch, out))
+
+
+def test_a_variant_of_lora_beside_16_bits_is_left_alone(fresh):
+    """DoRA computes a norm of its adapters outside the products that autocast sees."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    wrapped = get_peft_model(fresh.model, config).to(torch.bfloat16)
+    models.widen_adapter(wrapped)
+    with torch.no_grad(), generation.merged(wrapped):
+        kinds = {p.dtype for name, p in wrapped.named_parameters() if "lora_" in name}
+    assert kinds == {torch.float32}
 
 
 @pytest.mark.parametrize("most", [0, 2**30])

@@ -296,7 +296,7 @@ class Load:
         """What is copied where no gradient is wanted: weights for adapters, or these in 16 bits."""
         size = self.sizes.adapted
         if self.sizes.number != FLOAT:
-            return {"adapter in 16 bits": self.sizes.adapter // 2}
+            return {"adapter in 16 bits": self.sizes.casts}
         return {"weights with adapters added": size} if 0 < size <= generation.MERGED else {}
 
     def _features(self, pictures: int) -> int:

@@ -65,6 +65,7 @@ for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
                  for b in (ours, theirs)]
         assert parts[0] == parts[1] and len({len(row) for row in parts[0]}) > 1, (family, name)
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+assert not torch.backends.cuda.cudnn_sdp_enabled()  # unsloth came first
 print("the same")
 """
 
