@@ -18,7 +18,7 @@ NOT_FOUND = "no CUDA GPU was found"
 # first used; Windows has no such thing, and what a user says of it stands.
 if platform.system() == "Linux" and not any("_ALLOC_CONF" in name for name in os.environ):
     os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-# cuDNN's gradient is nan where a query sees nothing (Hopper; pytorch issue 196678; others untried)
+# cuDNN's gradient is nan where a query sees next to nothing (pytorch 196678, seen on Hopper)
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 

@@ -3,7 +3,7 @@
 It replaces classes of transformers, TRL and PEFT when it is imported, so it must come before
 them; nothing heavy is imported at the head of this module. Completions are written by our own
 loop over its layers: its `generate` would encode a picture and prefill a prompt once for each.
-Written against unsloth 2026.10, also its defaults. A GPU has seen stage 1, not stage 2.
+Written against unsloth 2026.10, whose defaults it relies on. A GPU has seen stage 1, not stage 2.
 """
 
 from __future__ import annotations

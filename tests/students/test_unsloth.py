@@ -1,7 +1,7 @@
 """unsloth as a backend: asked for in time, called by its public names, else one clear error.
 
 A stand-in with unsloth's signatures (2026.10) takes its place: the real one wants a GPU. Its
-collator alone is tried here, on a CPU that says it were a card.
+collator alone is tried here, on a CPU that passes itself off as a card.
 """
 
 import ast
