@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     record = Record(Path(arguments[0]).resolve())
     os.environ["FINER1_GPU_ROWS"] = str(record.rows)
     os.chdir(ROOT)
-    files = ("tests/students/test_selftest.py", "tests/tools/test_gpu.py")
+    files = ("tests/tools/test_gpu.py", "tests/students/test_selftest.py")
     code = pytest.main(["-m", "gpu", "-q", "-n0", *files], plugins=[record])
     print(table(record.path))
     return int(code)

@@ -211,15 +211,15 @@ def merged(model: nn.Module) -> Iterator[None]:
     for layer in core.get_decoder().modules() if short else ():
         if isinstance(layer, LoraLayer) and not layer.lora_variant:
             changed += [*layer.lora_A.parameters(), *layer.lora_B.parameters()]
-    before = [weight.data for weight in changed]
+    kept = [(weight, weight.data) for weight in changed]
     try:
-        for weight, data in zip(changed, before, strict=True):
+        for weight, data in kept:
             weight.data = data.to(core.dtype, copy=True)
         for layer in layers:
             layer.merge()
         yield
     finally:
-        for weight, data in zip(changed, before, strict=True):
+        for weight, data in kept:
             weight.data = data
         for layer in layers:
             layer.merged_adapters.clear()

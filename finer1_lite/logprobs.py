@@ -138,7 +138,8 @@ def packed_hidden(
     whole.position_ids[:, at[0], length + at[1]] = ahead[:, real]
     whole.attention_mask = which_see(whole.attention_mask, F.pad(owner, (length, 0)))
     out = decode(core, **embed_prompts(core, whole), use_cache=False).last_hidden_state
-    return out[row[:, None], torch.where(time > 0, column, 0).clamp(max=size[1]) + length - 1]
+    before = torch.where(time > 0, column, 0).clamp(max=size[1]) + length - 1
+    return out[row[:, None], before]
 
 
 def which_see(present: Tensor, owner: Tensor) -> Tensor:

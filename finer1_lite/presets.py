@@ -188,8 +188,7 @@ class Preset(Settings):
     @classmethod
     def t4(cls) -> "Preset":
         """The same with more of a picture, and a second draw for groups that teach nothing."""
-        own = dict(pixels=256 * 28 * 28, tapo__draws=2, sft__micro_batch=2)
-        return cls.colab().with_(name="t4", **own)
+        return cls.colab().with_(name="t4", pixels=256 * 28 * 28, tapo__draws=2, sft__micro_batch=2)
 
     @classmethod
     def l4(cls) -> "Preset":
@@ -200,8 +199,7 @@ class Preset(Settings):
     def a100(cls) -> "Preset":
         """The same on 40 to 80 GB: the released n = 5, more groups and longer completions."""
         rollouts = dict(tapo__groups=16, tapo__anchor_rollouts=5, tapo__positive_rollouts=5)
-        own = dict(max_new_tokens=512, tapo__micro_batch=10)
-        return cls.l4().with_(name="a100", **rollouts, **own)
+        return cls.l4().with_(name="a100", max_new_tokens=512, tapo__micro_batch=10, **rollouts)
 
     def recipe(self, name: str) -> "Preset":
         """The same preset with the settings of a named method of `RECIPES`, n + m kept."""

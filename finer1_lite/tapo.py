@@ -361,7 +361,8 @@ def prompt_rows(kept: Sequence[Group], settings: TAPOSettings) -> tuple[Tensor, 
     own = torch.tensor([0] * settings.anchor_rollouts + [1] * settings.positive_rollouts)
     first = torch.arange(len(kept)).repeat_interleave(len(own)) * pictures
     sampled_on = first + own.repeat(len(kept))
-    return sampled_on if settings.scored_on == "own" else first, sampled_on, first + pictures - 1
+    scored_on = sampled_on if settings.scored_on == "own" else first
+    return scored_on, sampled_on, first + pictures - 1
 
 
 def negative_weights(settings: TAPOSettings) -> Tensor:

@@ -118,5 +118,4 @@ def _light(scene: Image.Image, rng: random.Random) -> Image.Image:
     """Brightness and a colour cast: the same white is grey at dusk, cream at noon."""
     bright = rng.uniform(0.72, 1.12)
     gains = [bright * rng.uniform(0.88, 1.1) for _ in range(3)]
-    tables = [[min(255, int(v * g)) for v in range(256)] for g in gains]
-    return scene.point(sum(tables, []))
+    return scene.point([min(255, int(v * g)) for g in gains for v in range(256)])

@@ -21,7 +21,8 @@ def wilson(right: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (share + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low = 0.0 if right == 0 else max(centre - half, 0.0)
-    return low, 1.0 if right == n else min(centre + half, 1.0)
+    high = 1.0 if right == n else min(centre + half, 1.0)
+    return low, high
 
 
 def harmonic_mean(a: float, b: float) -> float:

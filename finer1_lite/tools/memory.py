@@ -295,7 +295,7 @@ class Load:
     def merged(self) -> Parts:
         """What is copied where no gradient is wanted: weights for adapters, or these in 16 bits."""
         size = self.sizes.adapted
-        if self.sizes.number != FLOAT:
+        if self.sizes.casts:
             return {"adapter in 16 bits": self.sizes.casts}
         return {"weights with adapters added": size} if 0 < size <= generation.MERGED else {}
 

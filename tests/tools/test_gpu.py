@@ -192,6 +192,15 @@ def rows(tmp_path_factory):
     return found
 
 
+@pytest.fixture
+def on_a_card(monkeypatch):
+    """The card is what is chosen, in its own dtype; whatever happens, not after the test."""
+    monkeypatch.setenv("FINER1_DEVICE", "cuda")
+    forget_device()
+    yield
+    forget_device()
+
+
 class TestOnACard:
     pytestmark = on_gpu
 
@@ -208,10 +217,8 @@ class TestOnACard:
         assert three.grad.isfinite().all() and three.grad.abs().max() > 0
 
     @pytest.mark.parametrize("quantize", ["none", "nf4"])
-    def test_the_shipped_student_learns(self, quantize, tmp_path, monkeypatch):
+    def test_the_shipped_student_learns(self, quantize, tmp_path, on_a_card):
         """In the card's own dtype, as the lab and notebook 05 have it: stage 2 goes on from 1."""
-        monkeypatch.setenv("FINER1_DEVICE", "cuda")
-        forget_device()
         preset = Preset.lab().with_(quantize=quantize, tapo__steps=6, tapo__groups=4)
         start = models.load_student(lab_student.asset_folder(0), preset)
         adapter = ROOT / "assets" / "adapters-world0" / "sft"
@@ -221,7 +228,6 @@ class TestOnACard:
         train_tapo(student, birds, preset, 0, tmp_path)  # stops where a number is not finite
         assert student.device.type == "cuda"
         assert any(not torch.equal(w, before[name]) for name, w in weights(student.model).items())
-        forget_device()
 
     @pytest.mark.parametrize("name", ["dapo", "tapo"])
     def test_the_peak_is_at_most_12_gib(self, rows, name):
