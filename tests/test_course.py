@@ -16,6 +16,7 @@ from finer1_lite.runtime import devices
 
 NOTEBOOKS = ROOT / "notebooks"
 COURSE = json.loads((NOTEBOOKS / "course.json").read_text(encoding="utf-8"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def load(name: str):
@@ -37,6 +38,13 @@ def test_the_course_lists_the_notebooks_that_are_there():
     assert [n["file"] for n in COURSE["notebooks"]] == sorted(
         p.name for p in NOTEBOOKS.glob("*.ipynb")
     )
+
+
+@pytest.mark.parametrize("notebook", COURSE["notebooks"], ids=lambda n: n["file"][:2])
+def test_the_readme_says_of_a_gpu_what_the_header_says(notebook):
+    words = {"once, from beginning to end": "H200, once", "in part": "H200, in part"}
+    line = next(s for s in README.splitlines() if f"](notebooks/{notebook['file']})" in s)
+    assert line.split("|")[-2].strip() == words[notebook["on_a_gpu"]]
 
 
 def test_a_fork_changes_one_line():

@@ -84,6 +84,13 @@ def test_the_target_of_12_gib():
     assert without.peak > found.peak + 3 * GIB  # why the preset has it
 
 
+def test_answering_with_4_bit_weights_keeps_the_adapter_in_16_bits_beside_itself():
+    load = memory_plan(Preset.colab()).load
+    assert load.sizes.number == 2 and load.merged == {"adapter in 16 bits": load.sizes.adapter // 2}
+    for answering in ("generate", "evaluate"):
+        assert load.merged.items() <= load.phases[answering].items()
+
+
 # --- phases, fits, advice ------------------------------------------------------------
 
 
