@@ -327,8 +327,10 @@ def last_positions(batch: PromptBatch) -> Tensor:
 
 
 def suppress_tokens(processor: Any) -> list[int]:
-    """Tokens of pictures and videos, and padding: no completion with one can be scored."""
-    return vision_tokens(processor) + [processor.tokenizer.pad_token_id]
+    """Of pictures and videos what a tokenizer has, and padding: no completion can be scored."""
+    tok = processor.tokenizer
+    ids = [tok.convert_tokens_to_ids(name) for name in VISION_TOKENS]
+    return [i for i in ids if i not in (None, tok.unk_token_id)] + [tok.pad_token_id]
 
 
 def end_tokens(model: nn.Module, processor: Any) -> list[int]:
@@ -338,13 +340,6 @@ def end_tokens(model: nn.Module, processor: Any) -> list[int]:
     more = saved.eos_token_id if saved else None  # one, several or none
     more = more if isinstance(more, list) else [more]
     return sorted({tok.eos_token_id, *more} - {None, tok.pad_token_id})
-
-
-def vision_tokens(processor: Any) -> list[int]:
-    """Those of `VISION_TOKENS` that the tokenizer knows; the others are never sampled."""
-    tok = processor.tokenizer
-    ids = (tok.convert_tokens_to_ids(name) for name in VISION_TOKENS)
-    return [i for i in ids if i is not None and i != tok.unk_token_id]
 
 
 @torch.no_grad()

@@ -164,6 +164,10 @@ class ChainTrainer(SFTTrainer):
             self.so_far = []
         return losses[-1]
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self.accelerator.scaler:  # else of a card that needed one, and this one does not
+            super()._load_scaler(checkpoint)
+
     def _in_parts(self, model: nn.Module, inputs: dict, size: int, count: Tensor | None) -> Tensor:
         """The loss of a micro-batch, at most `size` rows a pass."""
         step = super().training_step

@@ -84,6 +84,8 @@ class Loop:
         before = checks.snapshot(self.model)
         self.saved = time.time()
         self.resume()
+        if scaler := self.accelerator.scaler:  # now, for a process may get no part of a step
+            scaler.scale(torch.zeros((), device=self.accelerator.device))
         self.accelerator.init_trackers("finer1_lite")
         name = f"{self.work.parent.parent.name} {self.work.parent.name}"
         with progress_bar(self.steps, name) as self.bar:
@@ -177,9 +179,8 @@ class Loop:
             (draft / STATE).write_text(json.dumps(state), encoding="utf-8")
             checkpoints.seal(draft)
             draft.rename(whole)
-            for other in self.work.iterdir():
-                if other != whole:
-                    shutil.rmtree(other)
+            for other in {*self.work.glob("checkpoint-*"), *self.work.glob("draft-*")} - {whole}:
+                shutil.rmtree(other)
         distributed.wait()
         self.saved = time.time()
 
@@ -188,7 +189,10 @@ class Loop:
         found = last_checkpoint(self.work)
         if found is None:
             return
+        scaler, there = self.accelerator.scaler, (Path(found) / "scaler.pt").exists()
+        self.accelerator.scaler = scaler if there else None  # a new one where none was needed
         self.accelerator.load_state(found)
+        self.accelerator.scaler = scaler
         saved = checkpoints.read_tensors(Path(found) / "trained.safetensors")
         checkpoints.require_fit(saved, learning(self.model), found)
         for name, weight in learning(self.model).items():

@@ -107,6 +107,9 @@ def test_every_fault_of_the_chains_is_named_before_anything_is_written(owls, col
     ):
         assert words in said, (words, said)
     assert not (owls.parent / "runs").exists()
+    lost = unseen.id.replace(".png", "0.png")  # such as one that another division tests on
+    with pytest.raises(DataError, match=f"{lost}: is of the unseen class '{unseen.species}'"):
+        given_chains.check_chains(collection, chains | {lost: chain_of(unseen, collection)})
 
 
 def test_a_chain_with_a_mark_of_tokenizers_is_a_fault_of_its_photograph(collection, chains):
@@ -157,6 +160,15 @@ def test_other_chains_or_descriptions_are_another_run(owls, chains, tmp_path):
     (owls / "descriptions.csv").write_text(DESCRIBED)
     three = config(tmp_path / "b.jsonl")
     assert {key for key in one if one[key] != three[key]} == {"descriptions"}
+    (owls / "classes.csv").write_text("class,aliases\nbarn-owl,the white one\n")
+    four = config(tmp_path / "b.jsonl")
+    assert {key for key in three if three[key] != four[key]} == {"aliases"}
+    here, there = (sorted(folder.iterdir())[0] for folder in sorted(owls.glob("*/"))[:2])
+    before = here.read_bytes()
+    here.write_bytes(before + b" ")
+    assert {key for key in four if four[key] != config(tmp_path / "b.jsonl")[key]} == {
+        "photographs"
+    }
     birds = read_command(["lab", "--out", str(tmp_path)]).job()
     assert not {"chains", "descriptions"} & birds.config(birds.collection()[0]).keys()
 

@@ -186,6 +186,8 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     work = tmp_path / "killed" / "checkpoints"
     shutil.copytree(work / "checkpoint-10", work / "checkpoint-11")
     (work / "checkpoint-11" / "trainer_state.json").write_text("{")
+    scaler = torch.amp.GradScaler("cpu").state_dict()  # of a card without bfloat16
+    torch.save(scaler, work / "checkpoint-10" / "scaler.pt")
     for name, weight in train("killed").items():
         assert torch.equal(weight, expected[name]), name
     logs = [

@@ -17,6 +17,7 @@ from accelerate.tracking import GeneralTracker
 from hypothesis import given
 from hypothesis import strategies as st
 from killed import Killed, kill_at
+from scaler import scaled
 from tiny_tapo import (
     OFF,
     TINY,
@@ -40,7 +41,6 @@ from finer1_lite import (
     prompts,
     rewards,
     tapo,
-    trainer,
 )
 from finer1_lite.data import scoring
 from finer1_lite.data.chain_text import Chain
@@ -466,18 +466,6 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
         assert torch.equal(resumed[name], expected[name]), name
     for name in ("whole", "killed"):
         assert len((tmp_path / name / "log.jsonl").read_text().splitlines()) == 7
-
-
-def scaled(monkeypatch, scale: float) -> None:
-    """float16's loss scaler, on the CPU and for numbers that do not need it."""
-
-    class Scaled(trainer.Accelerator):
-        def __init__(self, **settings):
-            super().__init__(**settings)
-            self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=scale), True
-            self.state._mixed_precision = "fp16"
-
-    monkeypatch.setattr(trainer, "Accelerator", Scaled)
 
 
 def test_a_loss_scaler_bears_skipped_steps_and_a_kill(

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from killed import Killed
 from safetensors.torch import save_file
+from scaler import scaled
 from transformers import Trainer, TrainingArguments
 
 from finer1_lite.runtime.checkpoints import NotFinite, seal
@@ -197,6 +198,54 @@ def test_a_checkpoint_gets_its_name_when_it_is_whole(tmp_path, monkeypatch):
     for key in ("step", "grad_norm", "learning_rate"):
         assert [row[key] for row in found.history] == [row[key] for row in expected.history]
     assert [p.name for p in work.iterdir()] == ["checkpoint-8"]
+
+
+def test_files_of_others_among_the_checkpoints_stay(tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "notes").mkdir()
+    run(Line(), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".DS_Store", "checkpoint-8", "notes"]
+
+
+# --- float16's loss scaler: cards that need it, and those that do not --------------------------
+
+
+def halfway(work, steps=8):
+    return Loop(Line(), work, steps=steps, learning_rate=0.1, weight_decay=0.0, save_every=3)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_training_goes_on_where_a_scaler_is_needed_and_none_was_and_the_reverse(
+    tmp_path, monkeypatch, first
+):
+    whole = run(Line(), tmp_path / "whole", weight_decay=0.0)
+    for scaler, until in ((first, 5), (not first, 8)):
+        with monkeypatch.context() as patch:
+            if scaler:
+                scaled(patch, 8.0)
+            loop, steps = halfway(tmp_path / "moved"), []
+            for step in loop:
+                if step == until:
+                    break
+                loop.accelerator.backward(loss_of(loop.model, step))
+                loop.step({})
+                steps.append(step)
+        assert (loop.accelerator.scaler is not None) == scaler
+    assert steps == [3, 4, 5, 6, 7]
+    assert torch.equal(loop.model.layer.weight, whole.model.layer.weight)
+
+
+def test_a_process_without_a_part_of_the_first_step_has_a_scaler_that_is_ready(
+    tmp_path, monkeypatch
+):
+    """Its gradients are the others'; here they are put in by hand, and nothing goes backward."""
+    scaled(monkeypatch, 8.0)
+    loop = halfway(tmp_path, steps=1)
+    for _ in loop:
+        for weight in loop.model.parameters():
+            weight.grad = torch.full_like(weight, 8.0)
+        loop.step({})
+    assert loop.history[0]["grad_norm"] > 0
 
 
 def test_a_finished_loop_has_no_step_left(tmp_path):

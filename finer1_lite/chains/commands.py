@@ -181,7 +181,7 @@ class ReviewCommand:
 
         folder, undecided = self.folder, not self.decided_only
         if self.undo:
-            undone = review.open_review(folder)
+            undone = review.apply_review(folder)  # what the table has new comes first
             print(f"taken back: {undone.undo()}")
             undone.write_csv(folder / "review.csv")
         state = review.apply_review(folder, undecided=undecided)

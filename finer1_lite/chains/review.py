@@ -71,6 +71,8 @@ class Review:
             return f"there is no chain {id_!r}"
         if action and action not in ACTIONS:
             return f"the decision {action!r} must be one of {', '.join(ACTIONS)}, or empty"
+        if action != "edit" and chain.strip():
+            return f"{id_}: new_chain is filled; make the decision edit, or empty it"
         if action == "edit" and not chain.strip():
             return f"{id_}: edit needs the whole new text in new_chain; or drop it"
         mark = marks.problem(chain) if action == "edit" else ""
@@ -141,17 +143,27 @@ class Review:
         table = tables.read(path, [("id",), ("decision",), ("new_chain",)], exact=True)
         table.say_unused(COLUMNS)
         problems = table.problems
-        decisions, new = self.decisions, []
+        decisions, new, told = self.decisions, [], {}
         for number, row in table.rows:
             action = row["decision"].strip().lower()
             chain = row["new_chain"].replace("\r\n", "\n")  # spreadsheets
-            problem = self._problem(row["id"], action, chain)
-            if problem:
-                problems.append(f"{path}, row {number}: {problem}")
+            found = [self._problem(row["id"], action, chain)]
+            if row["id"] in told:
+                found.append(f"{row['id']} has a row already; keep one")
+            told[row["id"]] = action
+            known = self.records.get(row["id"])
+            if known and row.get("chain", known.chain).split() != known.chain.split():
+                found.append(
+                    f"{row['id']}: the chain was changed; write it into new_chain, to edit"
+                )
+            problems += [f"{path}, row {number}: {problem}" for problem in found if problem]
             decision = Decision(action, chain if action == "edit" else "")
             if action and decisions.get(row["id"]) != decision:
                 new.append((row["id"], action, chain))
         require_none(problems, "no decision was taken over; to mend:")
+        if held := [id_ for id_ in decisions if not told.get(id_)]:
+            said = "%s: %d decisions stand that are not in it (--undo takes the last back): %s"
+            log.info(said, path, len(held), ", ".join(held))
         for decided in new:
             self.decide(*decided)
         return len(new)

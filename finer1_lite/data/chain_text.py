@@ -7,7 +7,7 @@ prose, whose headings are looked for by pattern (`loose`). Loads neither torch n
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -119,9 +119,8 @@ def agreement(
     """
     spelled = {fold(n): name for name in names for n in (name, *(aliases or {}).get(name, ()))}
     known = {label or "", *names, *(n for name in names for n in (aliases or {}).get(name, ()))}
-    for whole in sorted((n for n in known if n != n.translate(_WHOLE)), key=len, reverse=True):
-        completion = completion.replace(whole, whole.translate(_WHOLE))
-        spelled[fold(whole.translate(_WHOLE))] = spelled.get(fold(whole), whole)
+    completion = _masked(completion, known)
+    spelled |= {fold(n.translate(_WHOLE)): spelled.get(fold(n), n) for n in known}
 
     def one(name: str) -> str:
         return fold(spelled.get(fold(name), name))
@@ -166,6 +165,13 @@ def _lacking(remark: str) -> int:
     recital, _, listed = remark.rpartition(", has ")
     marks = listed.split(", ")
     return len(marks) if "," in recital and all(len(m.split()) == 2 for m in marks) else 0
+
+
+def _masked(text: str, names: Iterable[str]) -> str:
+    """The text, where commas, colons and semicolons inside these names separate nothing."""
+    for name in sorted({n for n in names if n != n.translate(_WHOLE)}, key=len, reverse=True):
+        text = text.replace(name, name.translate(_WHOLE))
+    return text
 
 
 def remarks_of(comparison: str) -> list[tuple[str, str]]:
@@ -228,7 +234,8 @@ class Chain:
         """The candidates' names as the chain lists them."""
         part = self.parts.get("candidates", "")
         if not self.loose:
-            return [c.strip() for c in part.split(",") if c.strip()]
+            written = _masked(part, (*self.names, *self.wanted)).split(",")
+            return [c.strip().translate(_APART) for c in written if c.strip()]
         ends = r"\*\*:?\s|:| - | \u2013 |\s\(|;"
         return [re.split(ends, item)[0].strip(" *.") for item in _items(part)]
 
@@ -241,7 +248,9 @@ class Chain:
     @cached_property
     def remarks(self) -> dict[str, str]:
         """Candidate, folded -> what the comparison says of it, in our form."""
-        return {fold(name): said for name, said in remarks_of(self.parts.get("comparison", ""))}
+        text = _masked(self.parts.get("comparison", ""), (*self.names, *self.wanted))
+        pairs = remarks_of(text)
+        return {fold(name.translate(_APART)): said.translate(_APART) for name, said in pairs}
 
 
 def _loose_parts(think: str) -> dict[str, str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from finer1_lite.data.folders import Reading
 from finer1_lite.data.hubsets import Wanted
+from finer1_lite.runtime.files import require_none
 from finer1_lite.runtime.options import REQUIRED, given, option
+
+READING = {one.name: one.default for one in fields(Reading)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class PhotoOptions:
     def reading(self) -> Reading:
         """How the folder is read; the table's path as it is seen from there."""
         table = ""
-        if self.table and self.photos:
+        if self.table:
+            self._require_photos("table")
             place, found = self.photos.expanduser(), self.table.expanduser()
             found = place / found if (place / found).is_file() else found
             table = Path(os.path.relpath(found, place)).as_posix()
@@ -45,9 +49,17 @@ class PhotoOptions:
 
     def origin(self) -> dict[str, Any]:
         """The fields of `data.runs.Pictures`."""
+        told = given(self, "table", "descriptions", "unseen_share") | given(self.layout, *READING)
+        self._require_photos(*(name for name in told if told[name] != READING.get(name)))
         told = given(self, "photos", "descriptions", "unseen_share")
         coarse = self.coarse or ("object" if self.photos else "bird")
         return told | {"coarse": coarse, "reading": self.reading()}
+
+    def _require_photos(self, *names: str) -> None:
+        """DataError naming every option given in vain where there is no folder."""
+        mend = "says how a folder is read; give --photos, or leave it out"
+        vain = [f"--{name.replace('_', '-')}: {mend}" for name in names if not self.photos]
+        require_none(vain, "no folder of photographs:")
 
 
 @dataclass(frozen=True, kw_only=True)

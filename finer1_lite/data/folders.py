@@ -139,7 +139,7 @@ def _name_problems(classes: list[ClassFolder]) -> list[str]:
         for spelling in {name_key(name) for name in spellings}:
             same[spelling].append(one.folder)
         for name in (one.name, *one.aliases):
-            if not name or set(name) & set("<>"):
+            if not normalise(name) or set(name) & set("<>"):
                 called = one.folder if name == one.name else f"{one.folder}, alias {name!r}"
                 problems.append(f"{called}: an answer cannot hold this name; rename it")
     mend = "these names differ only in case, dash, space, article or kind of sign; merge or rename"

@@ -40,15 +40,19 @@ def check_chains(collection: Collection, chains: cot.Chains) -> None:
 def _misplaced(collection: Collection, photo: str, chains: cot.Chains) -> str:
     """Why a photo is none that is trained on; one that was renamed may be one without a chain."""
     test = {one.id: one.species for one in collection.test}
-    if photo in test:
-        seen = test[photo] in collection.seen_names
-        what = "is a test photograph" if seen else f"is of the unseen class {test[photo]!r}"
+    folders = {rewards.normalise(part) for part in photo.split("/")[:-1]}
+    never = next((n for n in collection.unseen_names if rewards.normalise(n) in folders), "")
+    if photo in test or never:
+        name = test.get(photo, never)
+        seen = name in collection.seen_names
+        what = "is a test photograph" if seen else f"is of the unseen class {name!r}"
         mend = "drop its chain, or give --shots and --unseen-share as `cot make` had them"
         return f"{photo}: {what}; {mend}"
     folder, name = photo.split("/")[0], photo.split("/")[-1]
     free = [one.id for one in (*collection.train, *collection.test) if one.id not in chains]
     near = [one for one in free if {folder, name} & {*one.split("/")}]
-    return f"{unknown(photo, near)} among the photographs; mend `photo`"
+    mend = "mend `photo`, or give --test-pictures and the others as `cot make` had them"
+    return f"{unknown(photo, near)} among the photographs that train or test; {mend}"
 
 
 def _faults(collection: Collection, photo: str, name: str, chains: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -147,13 +148,17 @@ class _Labels:
         return name
 
     def _find(self, written: str, table: Path) -> list[str]:
-        """The ids that a path can mean: from the table's folder, the root, or by its end."""
-        text = layouts.nfc(written).replace("\\", "/")
+        """The ids that a path can mean: from the table's folder, the root, or by its end.
+
+        One of the two paths is the other's end: a/1.jpg is never b/1.jpg.
+        """
+        text = posixpath.normpath(layouts.nfc(written).replace("\\", "/"))
         for folder in (table.parent, self.walk.root):
             exact = os.path.relpath(folder / text, self.walk.root).replace(os.sep, "/")
             if exact in self.files:
                 return [exact]
-        return next((sorted(self.places[e]) for e in layouts.ends(text) if self.places.get(e)), [])
+        end = next((e for e in layouts.ends(text) if self.places.get(e)), text)
+        return sorted(i for i in self.places.get(end, ()) if end == text or i.startswith(end))
 
     def _photos_of(self, row: dict[str, str]) -> list[str]:
         """The pictures of an observation: by its own id, or by that of the photo in its URL."""
@@ -171,9 +176,10 @@ class _Labels:
             folders = (part for part in one.split("/")[:-1] if part.lower() in layouts.SPLITS)
             split, credit = facts
             held = self.said.setdefault(one, (name, where, split or next(folders, ""), credit))
-            if held[0] != name:
-                what = f"{one} is {held[0]!r} on {held[1].rpartition(', ')[2]}; keep one"
-                self.walk.problems.append(f"{where}: {name!r}, but {what}")
+            for said, before in ((name, held[0]), (split or held[2], held[2])):
+                if said != before:
+                    what = f"{one} is {before!r} on {held[1].rpartition(', ')[2]}; keep one"
+                    self.walk.problems.append(f"{where}: {said!r}, but {what}")
 
     def finish(self) -> list[ClassFolder]:
         """The classes; rows that are lost are problems, or are logged with --skip-broken."""

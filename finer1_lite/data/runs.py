@@ -1,5 +1,6 @@
 """What a run of the main job is: settings, data, chains, seeds, folder."""
 
+import hashlib
 import logging
 import random
 from collections import Counter
@@ -41,6 +42,18 @@ class Pictures:
         own = given(self, "unseen_share", "descriptions", "coarse", "reading")
         return load_folder(self.photos, shots=shots, seed=seed, **own)
 
+    def contents(self, collection: Collection | None) -> dict[str, str]:
+        """What must be equal in a folder for work on it to go on: bytes, labels and aliases."""
+        if self.photos is None or collection is None:
+            return {}
+        photos = (*collection.train, *collection.test)
+        told = {
+            "photographs": [hashlib.sha256(p.source.read_bytes()).hexdigest() for p in photos],
+            "labels": [f"{photo.id}/{photo.species}" for photo in photos],
+            "aliases": [f"{name}: {', '.join(own)}" for name, own in collection.aliases.items()],
+        }
+        return {key: fingerprint(texts) for key, texts in told.items()}
+
     def of_preset(self, preset: Preset) -> Collection:
         """The pictures of a run: of a folder at most `preset.test_pictures` are asked about."""
         found = self.pictures(preset.shots, preset.test_pictures)
@@ -76,7 +89,7 @@ class Run(Pictures):
 
     def config(self, collection: Collection) -> dict[str, Any]:
         """What must be equal for a folder's content to be used again."""
-        own = {}
+        own = self.contents(collection)
         if self.photos is not None:
             own["descriptions"] = fingerprint([one.description for one in collection.species])
         if self.chains is not None:

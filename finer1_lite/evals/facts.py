@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from finer1_lite.data.benchmark import Benchmark
 from finer1_lite.data.folders import Reading
 from finer1_lite.data.given_chains import with_descriptions
+from finer1_lite.rewards import normalise
 from finer1_lite.runtime.files import CONFIG, DataError, require_none, run_config
 from finer1_lite.species import Collection
 from finer1_lite.students.card import ADAPTER, Card, adapter_of, hashes, read_card, resolved
@@ -99,6 +102,25 @@ def described(models: Iterable[str], collection: Collection) -> Collection:
     known = {one.name: one.description for c in cards_of(models).values() for one in c.classes}
     bare = [one.name for one in collection.species if not one.description]
     return with_descriptions(collection, {name: known[name] for name in bare if name in known})
+
+
+def as_taught(models: Iterable[str], asked: Benchmark) -> Benchmark:
+    """Seen is what every model's card says was taught, however a folder would be divided now."""
+    listed = [
+        {normalise(n): one.seen for one in card.classes for n in (one.name, *one.aliases)}
+        for card in cards_of(models).values()
+    ]
+    if not listed:
+        return asked
+    labels = {normalise(item.label): item.label for item in asked.items}
+    if strange := sorted(labels[key] for key in labels if not all(key in own for own in listed)):
+        said = "%d of %d classes are not on the card of every model, and count as unseen: %s"
+        log.warning(said, len(strange), len(labels), ", ".join(strange))
+    taught = {key for key in labels if all(own.get(key) for own in listed)}
+    log.info("%d of %d classes were taught, as the cards say: seen", len(taught), len(labels))
+    splits = ["seen" if normalise(item.label) in taught else "unseen" for item in asked.items]
+    pairs = zip(asked.items, splits, strict=True)
+    return replace(asked, items=tuple(replace(item, split=split) for item, split in pairs))
 
 
 def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:

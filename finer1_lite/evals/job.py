@@ -64,7 +64,8 @@ class Job(Pictures):
             return replace(asked, items=tuple(i for i in asked.items if i.photo not in trained))
         if self.photos is None:
             return Benchmark.of_collection(collection, f"paperbirds{self.world_seed}", "species")
-        return Benchmark.of_collection(collection, self.photos.resolve().name)
+        asked = Benchmark.of_collection(collection, self.photos.resolve().name)
+        return facts.as_taught(self.models, asked)
 
     def config(self, benchmark: Benchmark, job: str = "an evaluation") -> dict:
         """What must be equal for a folder's records to be used again."""
@@ -99,7 +100,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     collection = job.collection()
     benchmark = job.benchmark(collection)
     names = _checked_names(job)
-    files.open_folder(job.folder, job.config(benchmark), fresh)
+    files.open_folder(job.folder, job.config(benchmark) | job.contents(collection), fresh)
     for source in job.models:
         answerer = StudentAnswerer(load(source, job), names[source], job.preset.max_new_tokens)
         evaluate_all(answerer, benchmark, job.conditions, job.folder, job.preset.eval_batch)
@@ -168,7 +169,8 @@ def run_analysis(job: Job, fresh: bool = False) -> Path:
     """
     collection = job.collection()
     _checked_names(job)
-    files.open_folder(job.folder, job.config(job.benchmark(collection), "an analysis"), fresh)
+    config = job.config(job.benchmark(collection), "an analysis") | job.contents(collection)
+    files.open_folder(job.folder, config, fresh)
     world = None if job.photos else paperbirds.make_world(job.world_seed)
     both = {w: load(m, job) for w, m in zip(("before", "after"), job.models, strict=True)}
     made = analysis.parts(both, collection, world, job.preset.max_new_tokens)

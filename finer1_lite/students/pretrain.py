@@ -317,8 +317,10 @@ def prepare_base(
     if not (out / "done").exists():
         student = models.load_student(source, preset.with_(quantize="none"))
         work = out / "checkpoints"
+        dtype = student.model.dtype
+        student.model.float()  # all weights learn, and 16 bits are too coarse for that
         student = warm_up(student, photos, preset.warm_up_steps, work, seed=0, chains=chains)
-        student.model.save_pretrained(out)
+        student.model.to(dtype).save_pretrained(out)
         student.processor.save_pretrained(out)
         shutil.rmtree(work, ignore_errors=True)
         (out / "done").touch()

@@ -33,14 +33,15 @@ def merge(adapter: Path, out: Path, base: str | None = None, dtype: str = "auto"
         named = models.base_of(adapter, base)
     except DataError as error:
         problems += error.problems
+    part = out.with_name(f"{out.name}.part")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         problems.append(f"{out}: is there already; name a new folder")
+    if part.exists():
+        problems.append(f"{part}: is there; remove it if a merge was killed, or name another OUT")
     require_none(problems, "nothing to merge:")
     families.check_family(named)
     said = "merged into %s as it is saved; an adapter trained on 4 bits may answer a bit otherwise"
     log.info(said, near(Path(named)))
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     try:
         kept = "auto" if dtype == "auto" else getattr(torch, dtype)
         if getattr(AutoConfig.from_pretrained(named), "quantization_config", None):

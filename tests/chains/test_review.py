@@ -176,6 +176,54 @@ def test_all_faults_of_a_table_are_named_and_nothing_is_taken_over(state, tmp_pa
         state.read_csv(table)
 
 
+def test_what_a_person_wrote_is_never_thrown_away(records, tmp_path, caplog, capsys):
+    """A text without its decision, in the wrong column, or beside a second row: named, and kept."""
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    table = tmp_path / "review.csv"
+    review.apply_review(tmp_path)
+    fill(table, c0=("", "mine"), c1=("keep", "mine"))
+    text = table.read_text("utf-8-sig").replace("candidates:", "mine candidates:", 1)
+    table.write_text(text + text.splitlines()[-1].replace("prediction", "c3,prediction"), "utf-8")
+    with table.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    rows = [*rows[:4], dict(rows[3], decision="drop")]
+    rows[2]["chain"] = "mine"
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    written = table.read_bytes()
+    assert main(["cot", "review", str(tmp_path)]) == 2 and table.read_bytes() == written
+    for told in (
+        "row 2: c0: new_chain is filled",
+        "row 3: c1: new_chain is filled",
+        "row 4: c2: the chain was changed; write it into new_chain",
+        "row 6: c3 has a row already",
+    ):
+        assert told in caplog.text
+    assert not (tmp_path / "decisions.jsonl").exists()
+
+
+def test_undo_takes_over_what_the_table_has_new(records, tmp_path, capsys):
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    review.apply_review(tmp_path)
+    fill(tmp_path / "review.csv", c0=("keep", ""), c1=("drop", ""), c2=("drop", ""))
+    assert main(["cot", "review", str(tmp_path), "--undo"]) == 0
+    assert "taken back: c2" in capsys.readouterr().out
+    assert {*review.open_review(tmp_path).decisions} == {"c0", "c1"}
+
+
+def test_decisions_that_the_table_does_not_hold_are_counted(records, tmp_path, caplog):
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    review.apply_review(tmp_path)
+    fill(tmp_path / "review.csv", c0=("keep", ""), c1=("drop", ""))
+    review.apply_review(tmp_path)
+    fill(tmp_path / "review.csv", c0=("keep", ""))
+    caplog.set_level("INFO")
+    assert review.summary(review.apply_review(tmp_path))["drop"] == 1
+    assert "1 decisions stand that are not in it (--undo takes the last back): c1" in caplog.text
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_table_saved_by_any_spreadsheet_program_is_read(state, tmp_path, delimiter, encoding):

@@ -121,6 +121,9 @@ def test_a_name_that_holds_what_separates_names_is_taken_whole(name):
     assert found["agrees"] and found["listed"] and found["picked"] == found["predicted"] == name
     assert found["candidates"] == ["a owl", name]
     assert not chain_text.agreement(chain, name)["agrees"]  # nobody said that it is one name
+    judged = chain_text.Chain(chain, name, wanted=("a owl", name))
+    assert judged.listed == ["a owl", name] and judged.place == 1
+    assert list(judged.remarks) == [chain_text.fold("a owl"), chain_text.fold(name)]
 
 
 @pytest.mark.parametrize(

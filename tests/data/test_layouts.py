@@ -18,6 +18,7 @@ from finer1_lite.data.benchmark import Benchmark
 from finer1_lite.data.folders import Reading
 from finer1_lite.data.runs import write_attribution
 from finer1_lite.data.scoring import judge
+from finer1_lite.runtime.files import DataError
 from finer1_lite.species import load_folder
 
 
@@ -287,6 +288,35 @@ def test_a_name_of_two_files_is_told(tmp_path):
     assert "'000' can be test/000.jpg or train/000.jpg" in problem
     (root / "labels.csv").write_text("id,breed\n" + labels("train/{:03}.jpg,{}\n"))
     assert len(load_folder(root, reading=Reading(table="labels.csv")).test) == 8
+
+
+def test_a_row_never_labels_the_picture_of_another_folder(tmp_path):
+    """Paths of another machine count by their end, but a/1.jpg is not b/1.jpg."""
+    for place in ("a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/2.jpg"):
+        noise(tmp_path / place, (32, 24))
+    rows = [f"C:/me/{x}/{i}.jpg,{name}" for x, name in (("a", "pug"), ("b", "pom")) for i in "012"]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    with pytest.raises(DataError, match=r"line 6: there is no picture 'C:/me/b/1.jpg'") as caught:
+        load_folder(tmp_path, shots=1, unseen_share=0, reading=Reading(table="labels.csv"))
+    assert len(caught.value.problems) == 1
+
+
+def test_rows_that_contradict_each_other_about_a_split_are_named(tmp_path):
+    root = flat(tmp_path / "dogs")
+    (root / "labels.csv").write_text(
+        "id,breed,split\n" + labels("{:03},{},train\n") + "000,pug,test"
+    )
+    with pytest.raises(DataError, match="line 14: 'test', but train/000.jpg is 'train' on line 2"):
+        load_folder(root, shots=2, unseen_share=0, reading=Reading(table="labels.csv"))
+
+
+def test_options_of_a_folder_without_a_folder_are_all_named(caplog):
+    vain = ["--table", "t.csv", "--skip-broken", "--unseen-share", "0.5"]
+    assert main(["cot", "triplets", *vain, "--out", "x"]) == 2
+    for flag in ("--table", "--skip-broken", "--unseen-share"):
+        assert f"{flag}: says how a folder is read; give --photos" in caplog.text
+    caplog.clear()
+    assert main(["evaluate", "x", "--table", "t.csv"]) == 2 and "give --photos" in caplog.text
 
 
 def test_what_is_wrong_with_a_table_of_labels(tmp_path, said):

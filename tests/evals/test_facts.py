@@ -111,6 +111,25 @@ def test_what_was_trained_on_is_left_out_by_its_bytes(tmp_path, photos, caplog):
         job_of(source, *asked).benchmark(None)
 
 
+def test_seen_is_what_the_cards_say_however_another_folder_would_be_divided(tmp_path, caplog):
+    caplog.set_level("INFO")
+    other = four_classes(tmp_path / "other")
+    names = job_of("--photos", other, "--preset", "lab").collection().names
+    told = [CardClass(name=n, seen=True) for n in (names[0].upper(), names[3])]
+    told.append(CardClass(name="x", seen=False, aliases=(names[1],)))
+    source = student(tmp_path / "a", photos="../photos", classes=tuple(told))
+    job = job_of(source, "--photos", other)
+    asked = job.benchmark(job.collection()).items
+    assert {i.label: i.split for i in asked} == dict(
+        zip(names, ("seen", "unseen", "unseen", "seen"), strict=True)
+    )
+    assert (
+        f"1 of 4 classes are not on the card of every model, and count as unseen: {names[2]}"
+        in (caplog.text)
+    )
+    assert "2 of 4 classes were taught" in caplog.text
+
+
 def test_look_alikes_are_those_of_the_training_where_the_folder_describes_nothing(tmp_path, photos):
     """A run on given chains alone: its classes are described by their analyses, on the card."""
     bare = job_of(student(tmp_path / "a", photos="../photos")).collection()

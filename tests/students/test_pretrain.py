@@ -5,9 +5,11 @@ import random
 import pytest
 import torch
 from killed import Killed, kill_at
+from safetensors.torch import load_file
 
 from finer1_lite import paperbirds, prompts
 from finer1_lite.data.chain_text import Chain, agreement
+from finer1_lite.presets import Preset
 from finer1_lite.species import Collection, Species, by_words
 from finer1_lite.students import pretrain
 from finer1_lite.students.probe import remarks_true
@@ -79,6 +81,25 @@ def test_the_student_is_trained_on_the_chosen_device(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         pretrain.pretrain(0, tmp_path / "student", steps=1)
     assert devices == ["meta"]
+
+
+def test_a_warm_up_learns_in_32_bits_whatever_the_card_answers_in(tmp_path, birds, monkeypatch):
+    """All weights learn: in float16 the loss scaler refuses, in bfloat16 small steps are lost."""
+    dtypes = []
+
+    def warm_up(student, *_, **__):
+        dtypes.append(student.model.dtype)
+        return student
+
+    monkeypatch.setattr(pretrain.models, "choose_dtype", lambda *_, **__: torch.float16)
+    monkeypatch.setattr(pretrain, "warm_up", warm_up)
+    preset = Preset.lab_photos().with_(warm_up_steps=1)
+    out = pretrain.prepare_base(preset, tmp_path, photos=birds)
+    assert dtypes == [torch.float32] and saved_dtype(out) == torch.float16
+
+
+def saved_dtype(folder) -> torch.dtype:
+    return next(iter(load_file(folder / "model.safetensors").values())).dtype
 
 
 def test_rows_of_describing_never_name_a_species(world):

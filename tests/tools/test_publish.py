@@ -114,6 +114,10 @@ def test_an_adapter_of_four_bits_merges_into_the_base_itself(birds, tmp_path):
 def test_merge_names_every_fault_and_writes_nothing(tmp_path, caplog):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine.txt").write_text("mine")
+    (tmp_path / "new.part").mkdir()
+    assert main(["merge", str(tmp_path / "no"), str(tmp_path / "new")]) == 2
+    assert "new.part: is there; remove it" in caplog.text
+    (tmp_path / "new.part").rmdir()  # and it still was there
     assert main(["merge", str(tmp_path / "no"), str(tmp_path / "there")]) == 2
     assert "no: is no folder" in caplog.text and "there: is there already" in caplog.text
     assert [f.name for f in tmp_path.rglob("*")] == ["there", "mine.txt"]
