@@ -1,6 +1,5 @@
 """What a run of the main job is: settings, data, chains, seeds, folder."""
 
-import hashlib
 import logging
 import random
 from collections import Counter
@@ -13,7 +12,7 @@ from finer1_lite import cot, paperbirds
 from finer1_lite.data import given_chains, marks, tables
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset
-from finer1_lite.runtime.files import fingerprint
+from finer1_lite.runtime.files import digest, fingerprint
 from finer1_lite.runtime.options import given
 from finer1_lite.species import Collection, Photo, load_folder
 
@@ -48,7 +47,7 @@ class Pictures:
             return {}
         photos = (*collection.train, *collection.test)
         told = {
-            "photographs": [hashlib.sha256(p.source.read_bytes()).hexdigest() for p in photos],
+            "photographs": [digest(photo.source) for photo in photos],
             "labels": [f"{photo.id}/{photo.species}" for photo in photos],
             "aliases": [f"{name}: {', '.join(own)}" for name, own in collection.aliases.items()],
         }

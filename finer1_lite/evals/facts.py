@@ -112,15 +112,15 @@ def as_taught(models: Iterable[str], asked: Benchmark) -> Benchmark:
     ]
     if not listed:
         return asked
-    labels = {normalise(item.label): item.label for item in asked.items}
-    if strange := sorted(labels[key] for key in labels if not all(key in own for own in listed)):
+    labels = sorted({item.label for item in asked.items})
+    found = {label: [own.get(normalise(label)) for own in listed] for label in labels}
+    if strange := [label for label in labels if None in found[label]]:
         said = "%d of %d classes are not on the card of every model, and count as unseen: %s"
         log.warning(said, len(strange), len(labels), ", ".join(strange))
-    taught = {key for key in labels if all(own.get(key) for own in listed)}
-    log.info("%d of %d classes were taught, as the cards say: seen", len(taught), len(labels))
-    splits = ["seen" if normalise(item.label) in taught else "unseen" for item in asked.items]
-    pairs = zip(asked.items, splits, strict=True)
-    return replace(asked, items=tuple(replace(item, split=split) for item, split in pairs))
+    split = {label: "seen" if all(found[label]) else "unseen" for label in labels}
+    taught = [*split.values()].count("seen")
+    log.info("%d of %d classes were taught, as the cards say: seen", taught, len(labels))
+    return replace(asked, items=tuple(replace(i, split=split[i.label]) for i in asked.items))
 
 
 def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:

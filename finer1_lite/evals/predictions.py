@@ -5,7 +5,6 @@ job goes on, and a file that was replaced is asked about again. A few photograph
 a time, however many there are.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -154,7 +153,7 @@ def _name_all(
 def _digest(path: Path) -> str:
     """SHA-256 of a file; "" where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return files.digest(path)
     except OSError:
         return ""
 

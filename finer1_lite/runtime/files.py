@@ -230,6 +230,11 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return rows
 
 
+def digest(path: Path | str) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def fingerprint(ids: list[str]) -> str:
     """A short key of a list of texts: equal for the same data in the same order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]

@@ -4,7 +4,6 @@ One JSON file beside the weights (`card.json`), read by every later command, so 
 facts is given twice; and README.md, the same for people, in the form of a hub's model card.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from finer1_lite.runtime.files import DataError, write_atomically
+from finer1_lite.runtime.files import DataError, digest, write_atomically
 
 FILE = "card.json"
 README = "README.md"
@@ -191,7 +190,4 @@ def read_card(folder: Path | str) -> Card | None:
 
 def hashes(paths: Iterable[tuple[str, Path | None]]) -> dict[str, str]:
     """Id -> SHA-256 of the file's bytes; "" where a picture is drawn and has no file."""
-    return {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
-        for name, path in paths
-    }
+    return {name: digest(path) if path else "" for name, path in paths}

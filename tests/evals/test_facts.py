@@ -125,7 +125,7 @@ def test_seen_is_what_the_cards_say_however_another_folder_would_be_divided(tmp_
     )
     assert (
         f"1 of 4 classes are not on the card of every model, and count as unseen: {names[2]}"
-        in (caplog.text)
+        in caplog.text
     )
     assert "2 of 4 classes were taught" in caplog.text
 
