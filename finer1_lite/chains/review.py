@@ -161,7 +161,8 @@ class Review:
             if action and decisions.get(row["id"]) != decision:
                 new.append((row["id"], action, chain))
         require_none(problems, "no decision was taken over; to mend:")
-        if held := [id_ for id_ in decisions if not told.get(id_)]:
+        held = [id_ for id_ in decisions if not told.get(id_)]
+        if held and path.stat().st_mtime_ns >= self.path.stat().st_mtime_ns:  # else made since
             said = "%s: %d decisions stand that are not in it (--undo takes the last back): %s"
             log.info(said, path, len(held), ", ".join(held))
         for decided in new:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 
 import pytest
@@ -220,6 +221,21 @@ def test_decisions_that_the_table_does_not_hold_are_counted(records, tmp_path, c
     caplog.set_level("INFO")
     assert review.summary(review.apply_review(tmp_path))["drop"] == 1
     assert "1 decisions stand that are not in it (--undo takes the last back): c1" in caplog.text
+
+
+def test_decisions_made_in_the_panel_since_the_table_was_saved_are_no_surprise(
+    records, tmp_path, caplog
+):
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    panel_side = review.apply_review(tmp_path)
+    table = tmp_path / "review.csv"
+    os.utime(table, ns=(0, table.stat().st_mtime_ns - 10**9))  # saved a second before
+    panel_side.decide("c1", "drop")
+    caplog.set_level("INFO")
+    assert review.summary(review.apply_review(tmp_path))["drop"] == 1
+    assert "stand that are not in it" not in caplog.text
+    with table.open(encoding="utf-8-sig", newline="") as stream:  # and it has them now
+        assert [r["decision"] for r in csv.DictReader(stream)] == ["", "drop", "", ""]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
