@@ -28,7 +28,7 @@ from PIL import Image
 
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data.images import small
-from finer1_lite.runtime.files import load, write_atomically
+from finer1_lite.runtime.files import load, require, write_atomically
 from finer1_lite.runtime.options import read_key_values
 from finer1_lite.species import Photo
 
@@ -225,6 +225,14 @@ class Endpoint:
             )
         self._own = read_key_values(self.request, "--request")
         self._key = os.environ.get(self.key_env, "").strip()
+        plain = self._key.isascii() and self._key.isprintable()  # else HTTP refuses, and quotes it
+        few = min(self.tries, self.workers) < 1
+        rules = {
+            f"the key in {self.key_env} holds a line break or a sign that no key has": plain,
+            f"--tries {self.tries}, --workers {self.workers}: give 1 or more": not few,
+            f"--timeout {self.timeout:g}: give more than 0 seconds": self.timeout > 0,
+        }
+        require(rules)
         self._client = openai.OpenAI(
             base_url=self.url,
             api_key=self._key or "none",  # a server without keys takes anything

@@ -37,12 +37,15 @@ class Review:
         self.records = {r.id: r for r in records}
         self.path = Path(path)
         self.history: list[tuple[str, Decision]] = []
+        self.written: dict[str, Decision] = {}  # what the table held when it was last written
         for _, row in read_lines(self.path, torn=True) if self.path.exists() else ():
             self._replay(row)
 
     def _replay(self, row: dict) -> None:
         if row["action"] == "undo":
             self.history.pop()
+        elif row["action"] == "table":
+            self.written = self.decisions
         else:
             self.history.append((row["id"], Decision(row["action"], row.get("chain", ""))))
 
@@ -137,6 +140,8 @@ class Review:
             found = "; ".join(map(str, self.problems(id_)))
             rows.append([id_, record.species, found, record.chain, made.action, made.chain])
         tables.write(path, COLUMNS, rows)
+        if self.written != decisions:
+            self._add({"action": "table"})  # what a row then says otherwise is a person's
 
     def read_csv(self, path: Path) -> int:
         """Take over what is new in the table, or nothing (DataError, all problems); how many."""
@@ -158,11 +163,10 @@ class Review:
                 )
             problems += [f"{path}, row {number}: {problem}" for problem in found if problem]
             decision = Decision(action, chain if action == "edit" else "")
-            if action and decisions.get(row["id"]) != decision:
+            if action and decision not in (decisions.get(row["id"]), self.written.get(row["id"])):
                 new.append((row["id"], action, chain))
         require_none(problems, "no decision was taken over; to mend:")
-        held = [id_ for id_ in decisions if not told.get(id_)]
-        if held and path.stat().st_mtime_ns >= self.path.stat().st_mtime_ns:  # else made since
+        if held := [id_ for id_ in self.written if id_ in decisions and not told.get(id_)]:
             said = "%s: %d decisions stand that are not in it (--undo takes the last back): %s"
             log.info(said, path, len(held), ", ".join(held))
         for decided in new:

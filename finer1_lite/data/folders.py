@@ -226,6 +226,11 @@ def _read_descriptions(path: Path, classes: list[ClassFolder], problems: list[st
             problems.append(f"{path}: no description of the class {one.folder!r}; add one")
 
 
+def _keys(name: str) -> set[str]:
+    """What a name is told from others by: in tables, and where an answer is read."""
+    return {name_key(name), name_key(normalise(name))}
+
+
 def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -> None:
     """Give classes the name to show, for folders cannot hold every name, aliases, and `seen`.
 
@@ -246,12 +251,13 @@ def _read_classes(path: Path, classes: list[ClassFolder], problems: list[str]) -
     owners = defaultdict(set)
     for one in classes:
         for name in (one.name, *one.aliases):
-            owners[name_key(name)].add(one.folder)
+            for key in _keys(name):
+                owners[key].add(one.folder)
     problems += [
         f"{path}: the alias {alias!r} of {one.folder} stands for {', '.join(others)} too; keep one"
         for one in classes
         for alias in one.aliases
-        if (others := sorted(owners[name_key(alias)] - {one.folder}))
+        if (others := sorted(set().union(*map(owners.get, _keys(alias))) - {one.folder}))
     ]
     silent = [one.folder for one in classes if one.seen is None]
     if 0 < len(silent) < len(classes):

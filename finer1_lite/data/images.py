@@ -317,7 +317,7 @@ def _notes(image: Image.Image) -> list[str]:
     with suppress(Exception):  # of metadata alone: no pixels are read here
         image.getexif()  # Pillow tries once, and then has none
     exif = image.getexif()
-    if not exif and {"exif", "Raw profile type exif"} & image.info.keys():
+    if not exif and any(map(image.info.get, ("exif", "Raw profile type exif"))):
         notes.append(_BARE)
     if exif.get(_ORIENTATION) in range(2, 9):
         notes.append("turned upright by EXIF")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from finer1_lite import metrics
 from finer1_lite.data.chain_text import agreement, fold
-from finer1_lite.evals.tables import percent, points, text_table, verdict
+from finer1_lite.evals.tables import names_of, percent, points, text_table, verdict
 from finer1_lite.metrics import PHOTO, SPLITS, TASKS, Entry, entries
 from finer1_lite.runtime.lessons import ENDED, drifts, lessons
 from finer1_lite.students.card import STAGES
@@ -126,7 +126,7 @@ def better_tool(frame: pd.DataFrame, who: Entry, tools: pd.DataFrame) -> str:
     )
     if len(of) < len(SPLITS):
         return told
-    chance = 1 / frame["label"].nunique()
+    chance = 1 / names_of(frame)
     where = f"{against_chance(of['unseen'], chance)}, {percent(chance)} %"
     return (
         f"{told} Classes without training pictures the classifier can never name: 0 by "

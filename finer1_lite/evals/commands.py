@@ -12,7 +12,7 @@ from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
-from finer1_lite.runtime.files import DataError, require
+from finer1_lite.runtime.files import DataError, distinct, require
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -273,13 +273,17 @@ class AblateCommand:
 
     def job(self) -> Study:
         """The study that is asked for. ValueError naming what does not exist."""
-        from finer1_lite.evals.ablate import ROWS, Study
+        from finer1_lite.evals.ablate import ROWS, SEARCH_SEED, Study
 
         unknown = [row for row in self.rows or () if row not in ROWS]
         rules = {
             f"--rows {' '.join(unknown)}: choose among {', '.join(ROWS)}": not unknown,
             f"--more-leaves {self.more_leaves}: give 0 or more": self.more_leaves >= 0,
             f"--apart {self.apart}: give 1 or 2": self.apart in (None, 1, 2),
+            f"--workers {self.workers}: give 0 or more": self.workers >= 0,
+            f"--seeds {self.seeds}: give each once, from 0 on, and not {SEARCH_SEED}, on which "
+            "rates are searched": distinct(self.seeds) and SEARCH_SEED not in self.seeds,
+            f"--worlds {self.worlds}: give each once, from 0 on": distinct(self.worlds),
         }
         require(rules)
         exact = {"tapo__negative_rollouts": 0}  # the objective itself; its estimate is a row

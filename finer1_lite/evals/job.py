@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from finer1_lite import models, paperbirds
@@ -21,7 +22,7 @@ from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.devices import machine
 from finer1_lite.runtime.files import DataError, write_atomically
 from finer1_lite.species import Collection
-from finer1_lite.students.card import adapter_of, is_adapter, read_card, relative
+from finer1_lite.students.card import adapter_of, is_adapter, read_card, relative, weights
 
 log = logging.getLogger("finer1_lite")
 
@@ -71,16 +72,20 @@ class Job(Pictures):
         """What must be equal for a folder's records to be used again."""
         asked = [q for c in self.conditions for q in benchmarks.questions(benchmark, c)]
         drawn = not (benchmark.released or self.photos or self.own)
+        shown = {i.photo: i.image.args[0] for i in benchmark.items} if self.files else {}
         return {
             "job": job,
             "name": self.folder.name,
             "models": list(self.models),
+            "weights": [w for m in (*self.models, self.base) if m for w in weights(m)],
             "base": self.base,
             "endpoint": self.endpoint and [self.endpoint.url, *self.endpoint.models],
+            "request": self.endpoint and list(self.endpoint.service.request or ()),
             "conditions": [condition.name for condition in self.conditions],
             "baselines": list(self.baselines),
             "world_seed": self.world_seed if drawn else None,
             "pictures": len(benchmark.items),
+            "species": len({*chain(*benchmark.classes.values())}) if not self.own else None,
             "missing": benchmark.missing,
             "coarse": None if self.files else self.coarse,
             "photos": relative(self.photos, self.folder) if self.photos else None,
@@ -88,6 +93,7 @@ class Job(Pictures):
             "reading": asdict(self.reading),
             "data": files.fingerprint([f"{i.photo}/{i.label}" for i in benchmark.items]),
             "questions": files.fingerprint([f"{one.photo}/{one.text}" for one in asked]),
+            "photographs": files.fingerprint([files.digest(path) for path in shown.values()]),
             "preset": self.preset.to_dict(),
         }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from finer1_lite import predict
+from finer1_lite import models, predict
 from finer1_lite.data import images, tables
 from finer1_lite.data.images import PictureError
 from finer1_lite.data.layouts import Walk
@@ -28,7 +28,7 @@ from finer1_lite.runtime import files
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError, write_atomically
 from finer1_lite.students import run_cards
-from finer1_lite.students.card import relative
+from finer1_lite.students.card import relative, weights
 
 log = logging.getLogger("finer1_lite")
 KEPT = 10  # names of each photograph that are written down
@@ -80,7 +80,11 @@ def run(
     paths = photographs(places)
     namer = predict.load(source, base=base)
     namer.batch = batch or namer.batch
-    calibrate(namer, samples)
+    if _another(base, namer.folder):
+        namer.card = namer.card.model_copy(update={"calibration": None})
+        log.warning("not calibrated: %s is not the base of %s", base, namer.folder)
+    else:
+        calibrate(namer, samples)
     fit = namer.fitted(samples) or {}
     config = {
         "job": "predictions",
@@ -91,6 +95,8 @@ def run(
         ),
         "calibration": {name: fit.get(name) for name in ("temperature", "agreement", "n")},
         "samples": samples,
+        "weights": weights(namer.folder) + (weights(base) if base else []),
+        "base": base,
         "preset": {},
     }
     files.open_folder(folder, config, fresh)
@@ -119,6 +125,15 @@ def photographs(places: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def _another(base: str | None, folder: Path) -> bool:
+    """Whether this base is not the adapter's own, as far as weights on this machine tell."""
+    try:
+        own, given = (weights(models.base_of(folder, asked)) for asked in (None, base))
+    except DataError:  # its own is nowhere, or the model is no adapter
+        return False
+    return bool(own and given) and own != given
+
+
 def calibrate(namer: Namer, samples: int = 0) -> None:
     """Fit the confidences once, where there are photographs for it; else say it is not done."""
     if namer.fitted(samples) is not None:
@@ -137,7 +152,7 @@ def _name_all(
     """The row of each photograph, in order; new ones are appended batch by batch."""
     store = folder / "predictions.jsonl"
     kept = files.read(store, torn=True, objects=True) if store.exists() else []
-    rows = {(row["file"], row["sha256"]): row for _, row in kept}
+    rows = {(row["file"], row["sha256"]): row for _, row in kept if row["ranked"]}
     files.write_lines(store, rows.values())  # without a torn line, to which no other is appended
     with progress_bar(len(paths), f"{folder.name} predict") as bar:
         for at in range(0, len(paths), namer.batch):

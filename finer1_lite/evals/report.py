@@ -268,7 +268,7 @@ def _add_advice(
             rows, remark = baselines.beside(folder, frame, photos)
             tools, remarks = metrics.table(rows), [remark] * bool(remark)
             more = metrics.scores(tools)
-        told, names = advice.advice(frame, student[0], tools), frame["label"].nunique()
+        told, names = advice.advice(frame, student[0], tools), tables.names_of(frame)
     cells = {STAGES.get(key, key): cell for key, cell in found.items() if key != "differences"}
     points = [*told, *advice.chance_sentences(cells, names), *remarks]
     if points:
@@ -444,7 +444,9 @@ def read_table(path: Path) -> pd.DataFrame:
         raise ValueError("is empty; evaluate first")
     named = {(record.get("model"), record.get("prompt")) for record in records}
     lab = named <= {(stage.model, stage.prompt) for stage in STAGES.values()}
-    return metrics.table(records, LabRecord if lab else Record)
+    frame = metrics.table(records, LabRecord if lab else Record)
+    known = (run_config(path.parent / CONFIG) or {}).get("species")  # not all need be asked about
+    return frame.assign(names=known) if known else frame
 
 
 def _read(path: Path, reader: Callable, problems: list[str], needed: str = "") -> Any:

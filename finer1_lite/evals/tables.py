@@ -117,6 +117,11 @@ def _shares(of: Sequence[Mapping], encoders: str) -> dict[str, str]:
     return shares | {"seeds": " to ".join(map(str, seeds)) if seeds[-1] > 1 else ""}
 
 
+def names_of(frame: pd.DataFrame) -> int:
+    """How many names there are to answer with: of the run, where it says so, else the labels."""
+    return int(frame["names"].iloc[0]) if "names" in frame else frame["label"].nunique()
+
+
 def controls(rows: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
     """Name -> the questions of the answerer that was asked most, as if a control had answered."""
     asked = max(entries(rows).values(), key=len, default=rows[:0])
@@ -124,7 +129,7 @@ def controls(rows: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
     if asked.empty:
         return {}
     if task == "open":
-        names = asked["label"].nunique()
+        names = names_of(asked)
         chances = {f"a guess out of {names} names": 1 / names}
     else:
         files = asked["dataset"] + asked["split"]

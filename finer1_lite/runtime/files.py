@@ -44,6 +44,11 @@ def require(rules: Mapping[str, bool]) -> None:
     require_none([text for text, kept in rules.items() if not kept])
 
 
+def distinct(numbers: Sequence[int]) -> bool:
+    """Whether each is there once, and none is negative."""
+    return len({*numbers}) == len(numbers) and min(numbers, default=0) >= 0
+
+
 def scan(path: Path | str) -> Iterator[tuple[int, object, str]]:
     """Yield (line number, value, problem) of each line that is not blank; problem "" if none."""
     for number, line, _ in _lines(path):

@@ -151,6 +151,11 @@ def adapter_of(source: Path | str) -> Path:
     raise DataError([f"{folder}: {what if folder.is_dir() else 'is no folder'}"], "no model:")
 
 
+def weights(folder: Path | str) -> list[str]:
+    """SHA-256 of each file of weights in a folder: other weights there are another model."""
+    return [digest(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+
+
 def write_card(folder: Path, card: Card) -> None:
     """Put card.json and README.md into the folder of an adapter or model, each in one step."""
     write_atomically(folder / README, model_card(card, is_adapter(folder)).encode())

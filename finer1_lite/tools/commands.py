@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.presets import FOR_CPU, Preset, Quantize, Size
-from finer1_lite.runtime.files import require
+from finer1_lite.runtime.files import distinct, require
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ class LabCommand(PhotoOptions):
         changes |= {"tapo__rewards": " ".join(self.reward)} if self.reward else {}
         usual = (0, 1, 2) if self.preset == "lab" else (0,)
         seeds, workers = list(usual if self.seeds is None else self.seeds), self.workers
-        if len(set(seeds)) < len(seeds) or workers < 0:
-            raise ValueError(f"--seeds {seeds} must differ, --workers {workers} be 0 or more")
+        if not distinct(seeds) or workers < 0:
+            raise ValueError(f"--seeds {seeds} must differ, none (nor --workers {workers}) below 0")
         if self.teacher and (birds or self.chains):
             raise ValueError("--teacher writes chains for --photos, and --chains are written")
         return Run(

@@ -304,3 +304,19 @@ def test_an_endpoint_that_is_down_ends_the_start_early(two, tmp_path):
     with server(moods) as url, pytest.raises(DataError, match="same command goes on"):
         job(url, tmp_path, two, tries=2).build()
     assert moods.seen["500"] <= 2 * len(two.train)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n# mine", "sk-secret\u201d", "sk-secret\x01"])
+def test_a_key_that_no_request_can_carry_is_refused_unquoted(key, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(DataError, match="the key in OPENAI_API_KEY holds") as error:
+        Endpoint("http://127.0.0.1:1/v1", "m", Ledger())
+    assert "secret" not in str(error.value)
+
+
+def test_limits_of_an_endpoint_that_make_no_sense_are_named_together():
+    limits = {"tries": 0, "workers": 0, "timeout": float("nan")}
+    with pytest.raises(DataError) as error:
+        Endpoint("http://127.0.0.1:1/v1", "m", Ledger(), **limits)
+    assert "--tries 0, --workers 0: give 1 or more" in str(error.value)
+    assert "--timeout nan: give more than 0" in str(error.value)

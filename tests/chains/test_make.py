@@ -14,8 +14,9 @@ from finer1_lite.chains import checks, formats, teacher_prompts
 from finer1_lite.chains.client import Cached, Ledger, Reply, TeacherStopped
 from finer1_lite.chains.make import ChainJob, Settings
 from finer1_lite.chains.teachers import Local, Oracle
+from finer1_lite.paperbirds import photo
 from finer1_lite.runtime.files import DataError
-from finer1_lite.species import Collection
+from finer1_lite.species import Collection, load_folder
 
 PHOTOS = SHARED / "photos"
 
@@ -51,6 +52,25 @@ def job_of(folder, collection, teacher, **settings) -> ChainJob:
     ledger = Ledger()
     cached = Cached(teacher, folder / "cache", ledger)
     return ChainJob(folder, collection, cached, Settings(**settings), ledger)
+
+
+def test_chains_of_other_pictures_or_classes_are_not_gone_on_with(world, tmp_path):
+    for name in world.names[:2]:
+        for i in range(4):
+            path = tmp_path / "photos" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photo(world, name, "train", i).image().save(path)
+
+    def start():
+        found = load_folder(tmp_path / "photos", shots=2, unseen_share=0.0, coarse="bird")
+        job_of(tmp_path / "out", found, Oracle(world)).build()
+
+    start()
+    start()  # it goes on
+    shown = load_folder(tmp_path / "photos", shots=2, unseen_share=0.0, coarse="bird").train[0]
+    photo(world, world.names[0], "train", 9).image().save(shown.source)
+    with pytest.raises(DataError, match="photographs: "):
+        start()
 
 
 def test_rounds_go_on_until_a_chain_passes_and_rejects_say_why(few, world, tmp_path):

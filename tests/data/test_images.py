@@ -150,6 +150,14 @@ def test_colours_of_16_bits_that_turn_black_are_refused(tmp_path, bits, usable):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "webp", "avif", "heic", "png"])
+def test_a_picture_without_metadata_has_none_that_are_broken(tmp_path, ending):
+    if {"heic": "HEIF"}.get(ending, "AVIF") not in images.FORMATS:
+        pytest.skip(f"no reader of {ending}")
+    Image.new("RGB", (64, 40), "red").save(tmp_path / f"x.{ending}")
+    assert not images.check(tmp_path / f"x.{ending}").notes
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp", "avif", "heic", "png"])
 def test_broken_exif_is_no_fault_of_the_picture(tmp_path, ending):
     if {"heic": "HEIF"}.get(ending, "AVIF") not in images.FORMATS:
         pytest.skip(f"no reader of {ending}")

@@ -547,6 +547,9 @@ def test_aliases(tmp_path, said):
     told = problems_of(root)
     assert len(told) == 3
     assert any("the alias 'red glede' of red-kite stands for barn-owl" in one for one in told)
+    (root / "classes.csv").write_text("class,aliases\nred-kite,The Barn Owl\n")  # as it is scored
+    (told,) = problems_of(root)
+    assert "the alias 'The Barn Owl' of red-kite stands for barn-owl too" in told
 
 
 @pytest.mark.parametrize("column", ["alias", "Synonyms"])

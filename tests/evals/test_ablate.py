@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from finer1_lite import cot, metrics, paperbirds
+from finer1_lite.__main__ import read_command
 from finer1_lite.evals import ablate, figures, job
 from finer1_lite.presets import Preset
 from finer1_lite.runtime.checkpoints import NotFinite
+from finer1_lite.runtime.files import DataError
 
 TINY = Preset.lab().with_(
     max_new_tokens=6,
@@ -282,6 +284,15 @@ def test_what_is_kept_of_an_answer_is_what_was_asked(study, world):
         found["correct"].tolist() == [1, 1, 0, 1]
         and found["reason"].isna().tolist()[2:] == [True] * 2
     )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["--seeds 1 1", "--seeds -1 0", "--seeds 0 100", "--worlds 0 0", "--worlds -1", "--workers -1"],
+)
+def test_what_would_count_twice_or_meet_the_search_is_refused_at_once(asked):
+    with pytest.raises(DataError, match=asked.split()[0]):
+        read_command(["ablate", *asked.split()]).job()
 
 
 def test_two_worlds_settle_more_than_one():

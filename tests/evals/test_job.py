@@ -3,14 +3,19 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from finer1_lite import models
+from finer1_lite import metrics, models
 from finer1_lite.__main__ import main, read_command
-from finer1_lite.evals import analysis, job
+from finer1_lite.chains.commands import EndpointOptions
+from finer1_lite.data.benchmark import Condition
+from finer1_lite.evals import analysis, job, report, tables
+from finer1_lite.evals.endpoint import Remote
 from finer1_lite.presets import Preset
-from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.files import DataError, open_folder, write_lines
 
 SHORT = ["--test-pictures", "24", "--max-new-tokens", "3", "--batch", "100", "--prompts", "answer"]
 
@@ -52,6 +57,44 @@ def test_a_run_is_answered_reported_resumed_and_guarded(saved, tmp_path, caplog,
     said = refused(caplog, *command, "--baselines", "vision_tower", "--letters")
     assert "conditions" in said and "--fresh" in said
     assert (run / "records.jsonl").read_bytes() == records
+
+
+def test_other_weights_under_the_same_name_are_another_model(saved, tmp_path, caplog):
+    folder = shutil.copytree(saved, tmp_path / "novice")
+    command = ["evaluate", str(folder), "--out", str(tmp_path), *SHORT, "--tasks", "open"]
+    assert main([*command, "--no-blind"]) == 0
+    tensors = load_file(folder / "model.safetensors")
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name] + 1}, folder / "model.safetensors", {"format": "pt"})
+    said = refused(caplog, *command, "--no-blind")
+    assert "weights" in said and "--fresh" in said
+
+
+def test_what_a_request_says_otherwise_is_another_evaluation(tmp_path):
+    def config(*request):
+        there = Remote("http://127.0.0.1:1/v1", ("m",), EndpointOptions(request=request))
+        asked = job.Job(tmp_path, (), Preset.lab().with_(test_pictures=24), endpoint=there)
+        return asked.config(asked.benchmark(asked.collection()))
+
+    assert config() == config() != config("temperature=0.3")
+
+
+def test_chance_counts_the_names_that_could_be_answered(saved, tmp_path):
+    preset = Preset.lab().with_(test_pictures=24)
+    given = job.Job(tmp_path / "run", (str(saved),), preset, (Condition("answer", "open"),))
+    asked = given.benchmark(given.collection())
+    few = replace(asked, items=asked.items[:4])
+    assert given.config(few)["species"] == 60 and len({i.label for i in few.items}) < 60
+    open_folder(tmp_path / "run", given.config(few), fresh=False)
+    answerer = job.StudentAnswerer(job.load(str(saved), given), "novice", 3)
+    job.evaluate_all(answerer, few, given.conditions, given.folder, 4)
+    write_lines(
+        tmp_path / "run" / "records.jsonl",
+        metrics.read_records(given.folder / "answers" / "novice" / "answer-open.jsonl"),
+    )
+    frame = report.read_table(tmp_path / "run" / "records.jsonl")
+    (name,) = tables.controls(frame, "open")
+    assert name == "a guess out of 60 names"
 
 
 def test_an_adapter_finds_its_base(saved, fresh, tmp_path):

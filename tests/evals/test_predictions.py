@@ -13,6 +13,7 @@ from PIL import Image
 from finer1_lite import predict
 from finer1_lite.__main__ import main
 from finer1_lite.data import tables
+from finer1_lite.data.images import PictureError
 from finer1_lite.evals import predictions
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students import card as cards
@@ -141,6 +142,22 @@ def test_a_broken_photograph_is_a_row_with_its_reason(photos, namer, tmp_path, c
     assert namer.asked == 6  # the others are not asked again
 
 
+def test_a_photograph_that_can_be_read_by_now_gets_its_row(photos, namer, tmp_path, monkeypatch):
+    whole = predictions.images.decode
+
+    def without_reader(path):
+        if path.name == "0.png":
+            raise PictureError(f"{path}: no reader of its kind is installed")
+        return whole(path)
+
+    monkeypatch.setattr(predictions.images, "decode", without_reader)
+    out = tmp_path / "out"
+    assert [bool(r["ranked"]) for r in predictions.run("model", [photos], out).rows].count(0) == 1
+    monkeypatch.setattr(predictions.images, "decode", whole)
+    assert all(row["ranked"] for row in predictions.run("model", [photos], out).rows)
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 6
+
+
 def test_a_photograph_that_was_trained_on_is_said(photos, namer, tmp_path):
     known = {"x": digest(photos / "0.png")}
     namer.card = namer.card.model_copy(update={"trained_on": known})
@@ -230,6 +247,26 @@ def test_what_is_not_calibrated_says_so_everywhere(photos, namer, tmp_path, caps
     assert "not calibrated" in capsys.readouterr().out and "gone" in caplog.text
     assert {row["confidence is"] for row in table(tmp_path)} == {"not calibrated"}
     assert "not calibrated" in page(tmp_path) and "<h2>Calibration" not in page(tmp_path)
+
+
+def test_under_another_base_nothing_is_calibrated_and_no_row_is_taken_over(
+    photos, namer, tmp_path, caplog
+):
+    card_there = namer.card
+    for name, byte in (("own", b"1"), ("copy", b"1"), ("other", b"2"), ("model", b"3")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "model.safetensors").write_bytes(byte)
+        (tmp_path / name / "config.json").write_text("{}")
+    named = {"base_model_name_or_path": str(tmp_path / "own")}
+    (tmp_path / "model" / "adapter_config.json").write_text(json.dumps(named))
+    for base, fitted in ((None, True), (str(tmp_path / "copy"), True)):
+        found = predictions.run("model", [photos], tmp_path / f"out{base is None}", base=base)
+        assert (found.namer.fitted() is not None) == fitted
+    with pytest.raises(DataError, match="base"):
+        predictions.run("model", [photos], tmp_path / "outTrue", base=str(tmp_path / "other"))
+    namer.card = card_there
+    found = predictions.run("model", [photos], tmp_path / "new", base=str(tmp_path / "other"))
+    assert found.namer.fitted() is None and "is not the base of" in caplog.text
 
 
 # --- the page ------------------------------------------------------------------------
