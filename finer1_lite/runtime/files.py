@@ -236,8 +236,9 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def digest(path: Path | str) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """SHA-256 of a file's bytes, of which a few are in memory at a time."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(ids: list[str]) -> str:
