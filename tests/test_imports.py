@@ -134,11 +134,11 @@ def test_the_package_does_not_grow_again():
     are reduced once, and less at a time where memory is scarce, by 139 with such rows, their plan,
     and features that every family keeps, by 112 with a processor of PaliGemma's, those weights in
     the plan and a column of the ablation, by 86 with what no folder, table or review may lose in
-    silence, and by 64 with other weights, bases, requests, pictures and decisions of one name.
+    silence, and by 59 with other weights, bases, requests, pictures and decisions of one name.
     """
     assert len(list(PACKAGE.glob("*.py"))) <= 24
     assert lines_of(PACKAGE.glob("*.py")) <= 4_827
-    assert lines_of(PACKAGE.rglob("*.py")) <= 20_622
+    assert lines_of(PACKAGE.rglob("*.py")) <= 20_617
     skips = [f for f in PACKAGE.rglob("*.py") if "fmt: " + "skip" in f.read_text("utf-8")]
     assert not skips, f"the formatter decides the layout: {skips}"
 

@@ -72,11 +72,11 @@ class ChainJob:
         """Do the job; what report.json holds. DataError at the end where chains are missing."""
         self.settings.check()
         shown = self.collection.train
-        ids, own = [p.id for p in shown], [p.source for p in shown if isinstance(p.source, Path)]
+        told = [f"{p.id}/{p.species}" for p in shown]
+        own = [files.digest(p.source) for p in shown if isinstance(p.source, Path)]
         config = {"job": "chains of thought", "coarse": self.collection.coarse}
-        config |= {"pictures": len(ids), "data": files.fingerprint(ids)}
-        config |= {"classes": files.fingerprint([p.species for p in shown])}
-        config |= {"photographs": files.fingerprint([files.digest(path) for path in own])}
+        config |= {"pictures": len(shown), "data": files.fingerprint(told)}
+        config |= {"photographs": files.fingerprint(own)}
         config["preset"] = asdict(self.settings) | {"teacher": self.teacher.identity}
         mend = "choose another --out (lab: --name), or delete it"
         files.open_folder(self.folder, config, fresh=False, mend=mend)

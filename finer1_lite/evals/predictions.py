@@ -80,7 +80,8 @@ def run(
     paths = photographs(places)
     namer = predict.load(source, base=base)
     namer.batch = batch or namer.batch
-    if _another(base, namer.folder):
+    below = weights(base) if base else []
+    if below and _another(below, namer.folder):
         namer.card = namer.card.model_copy(update={"calibration": None})
         log.warning("not calibrated: %s is not the base of %s", base, namer.folder)
     else:
@@ -95,7 +96,7 @@ def run(
         ),
         "calibration": {name: fit.get(name) for name in ("temperature", "agreement", "n")},
         "samples": samples,
-        "weights": weights(namer.folder) + (weights(base) if base else []),
+        "weights": weights(namer.folder) + below,
         "base": base,
         "preset": {},
     }
@@ -125,13 +126,13 @@ def photographs(places: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _another(base: str | None, folder: Path) -> bool:
-    """Whether this base is not the adapter's own, as far as weights on this machine tell."""
+def _another(base: list[str], folder: Path) -> bool:
+    """Whether these weights are not the adapter's own base, as far as this machine tells."""
     try:
-        own, given = (weights(models.base_of(folder, asked)) for asked in (None, base))
+        own = weights(models.base_of(folder))
     except DataError:  # its own is nowhere, or the model is no adapter
         return False
-    return bool(own and given) and own != given
+    return bool(own) and own != base
 
 
 def calibrate(namer: Namer, samples: int = 0) -> None:

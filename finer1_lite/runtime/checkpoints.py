@@ -1,6 +1,5 @@
 """Weights on disk: read whole and finite, or refused; and the newest whole checkpoint."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finer1_lite.runtime import distributed
-from finer1_lite.runtime.files import DataError, require_none, write_atomically
+from finer1_lite.runtime.files import DataError, digest, require_none, write_atomically
 
 log = logging.getLogger("finer1_lite")
 
@@ -114,12 +113,7 @@ def seal(checkpoint: Path) -> None:
 
 def _sums(checkpoint: Path) -> dict[str, str]:
     files = (p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != SUMS)
-    found = {}
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.relative_to(checkpoint).as_posix()] = digest
-    return found
+    return {path.relative_to(checkpoint).as_posix(): digest(path) for path in files}
 
 
 def _torn(checkpoint: Path) -> str:

@@ -61,12 +61,16 @@ def test_chains_of_other_pictures_or_classes_are_not_gone_on_with(world, tmp_pat
             path.parent.mkdir(parents=True, exist_ok=True)
             photo(world, name, "train", i).image().save(path)
 
-    def start():
+    def start(**other):
         found = load_folder(tmp_path / "photos", shots=2, unseen_share=0.0, coarse="bird")
+        first, *rest = found.train
+        found = replace(found, train=(replace(first, **other), *rest))
         job_of(tmp_path / "out", found, Oracle(world)).build()
 
     start()
     start()  # it goes on
+    with pytest.raises(DataError, match="data: "):
+        start(species=world.names[1])
     shown = load_folder(tmp_path / "photos", shots=2, unseen_share=0.0, coarse="bird").train[0]
     photo(world, world.names[0], "train", 9).image().save(shown.source)
     with pytest.raises(DataError, match="photographs: "):
