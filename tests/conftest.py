@@ -1,6 +1,7 @@
 """What most tests need: a small world of birds and a student that knows nothing yet."""
 
 import copy
+import logging
 import os
 
 import pytest
@@ -22,6 +23,15 @@ def pytest_collection_modifyitems(items):
         return mark.kwargs.get("minutes", 0) if mark else 0
 
     items.sort(key=minutes, reverse=True)
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """A command that a test runs sets the package's: the next test finds what this one found."""
+    log = logging.getLogger("finer1_lite")
+    found = log.level
+    yield
+    log.setLevel(found)
 
 
 @pytest.fixture(scope="session")

@@ -158,6 +158,7 @@ def test_fewer_kept_groups_than_updates_leave_a_step_without_a_share(
 VOCABULARY = 151_936  # Qwen2.5-VL's
 
 
+@pytest.mark.slow
 def test_scoring_a_vocabulary_of_152k_takes_a_quarter_of_the_naive_memory():
     """Forward and backward of 1,024 tokens at once; and no more for more tokens."""
     head = torch.nn.Linear(64, VOCABULARY, bias=False).requires_grad_(False)

@@ -57,6 +57,7 @@ def alive(monkeypatch) -> list[tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_models_are_never_there_at_once(student, alive, tmp_path):
     """Nor the optimiser of a stage that is over, while the next model is read."""
     base = save(student, tmp_path / "base")

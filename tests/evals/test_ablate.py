@@ -245,6 +245,7 @@ def test_a_training_killed_in_its_evaluation_is_not_done_again(study, monkeypatc
     assert json.loads(task.result.read_text("utf-8"))["resumed"] is True
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_elsewhere_from_its_results(study, monkeypatch):
     """They travel with two small files; the adapter of stage 1 is made again, once, the same."""
     ran = []

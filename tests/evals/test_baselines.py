@@ -102,6 +102,7 @@ def test_unknown_baselines_and_missing_shots_are_refused(birds):
         baselines.make("lite0", asked, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="../shared/photos is not here")
 def test_four_shot_prototypes_on_photographs():
     """Far above chance (5 %): an encoder read with wrong normalisation is not."""

@@ -341,6 +341,7 @@ def test_stage_one_asks_what_stage_two_asks(name, birds, tmp_path, monkeypatch):
     assert student.processor.tokenizer.eos_token in said  # it learns to end
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (TORCHVISION or importlib.util.find_spec("torchvision")),
     reason="transformers' own processors want torchvision; PLAIN_TORCHVISION=FOLDER",
@@ -361,6 +362,7 @@ def test_the_processors_that_are_saved_are_stock_ones(tmp_path):
     assert done.stdout.splitlines() == [stock.get(name, smolvlm) for name in OTHERS], done.stderr
 
 
+@pytest.mark.slow(minutes=1)
 @pytest.mark.skipif(
     not TORCHVISION or "internvl" in OTHERS, reason="PLAIN_TORCHVISION=FOLDER, or run already"
 )

@@ -46,6 +46,7 @@ def report_of(name: str, outcome: str, said: str = "", when: str = "call") -> Si
     return SimpleNamespace(passed=outcome == "passed", duration=1.26, **own)
 
 
+@pytest.mark.slow
 def test_what_a_card_told_is_one_file_and_a_table_of_it(measured, tmp_path):
     script = SimpleNamespace(**runpy.run_path(str(CI / "gpu.py")))
     record, path = script.Record(tmp_path / "gpu.json"), tmp_path / "gpu.json"
@@ -66,6 +67,7 @@ def test_what_a_card_told_is_one_file_and_a_table_of_it(measured, tmp_path):
     assert cells[1][-1] == "- |" and cells[2][4] == f"{measured[0][1]['step_s']:.1f}"
 
 
+@pytest.mark.slow
 def test_every_trainer_has_a_row_with_its_phases(measured):
     rows, written, printed = measured
     assert rows == written and [row["trainer"] for row in rows] == list(FULL_ROWS)
@@ -77,6 +79,7 @@ def test_every_trainer_has_a_row_with_its_phases(measured):
     assert "random:Qwen2.5-VL-tiny, nf4, on CPU in float32" in printed
 
 
+@pytest.mark.slow
 def test_own_rows_stand_beside_the_plan_and_trls_does_not(measured):
     rows, _, printed = measured
     trl, *own = rows
@@ -88,6 +91,7 @@ def test_own_rows_stand_beside_the_plan_and_trls_does_not(measured):
         assert re.search(rf"^{row['trainer']} .*  {ratio:.2f}$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_rollouts_stand_beside_the_bandwidth(measured):
     rows, _, printed = measured
     for row in rows:

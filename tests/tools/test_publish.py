@@ -201,12 +201,14 @@ def merged(tmp_path_factory, birds):
     return out, folder / "bird.png", question, said.completions[0]
 
 
+@pytest.mark.slow
 def test_transformers_alone_says_what_the_adapter_says(merged):
     """Without torchvision: model, tokenizer and picture part, as a Qwen-VL's processor wants it."""
     out, picture, question, said = merged
     assert elsewhere(PARTS, out, out, "", picture, question, cwd=out.parent) == said
 
 
+@pytest.mark.slow
 def test_plain_peft_says_what_the_adapter_says(merged):
     out, picture, question, said = merged
     given = (asset_folder(0), SHIPPED, SHIPPED, picture, question)
