@@ -6,8 +6,9 @@ of a benchmark under a condition, batch by batch. Every completion, scored by
 """
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +21,12 @@ from finer1_lite.data.benchmark import Benchmark, Condition, Question, questions
 from finer1_lite.data.images import PictureError
 from finer1_lite.data.records import Completion, record
 from finer1_lite.generation import Rollouts, Student
+from finer1_lite.runtime import files
 from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.oom import Limits
+
+log = logging.getLogger("finer1_lite")
 
 # --- who answers -----------------------------------------------------------------------------
 
@@ -158,34 +162,42 @@ def evaluate(
     """Append the records of a condition to `folder`/<condition>.jsonl; yields the count done.
 
     Whole batches are appended: an interrupted file is cut back to its last whole batch and
-    goes on with the batches of an undisturbed run.
+    goes on with the batches of an undisturbed run. Batches with errors are asked again first.
     """
     every = questions(benchmark, condition)
     samples = condition.samples
     path = folder / f"{condition.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = _whole_batches(path, batch_size * samples, len(every) * samples) // samples
-    yield done
-    for start in range(done, len(every), batch_size):
-        part = every[start : start + batch_size]
-        lines = []
+
+    def ask_batch(start: int) -> list[dict]:
+        rows, part = [], every[start : start + batch_size]
         for i, completion in enumerate(answerer.answer(part, condition, start)):
             who = {"model": answerer.name, "seed": answerer.seed, "sample": i % samples}
-            row = record(benchmark, condition, part[i // samples], completion, **who)
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            rows.append(record(benchmark, condition, part[i // samples], completion, **who))
+        return rows
+
+    size = batch_size * samples
+    held = _whole_batches(path, size, len(every) * samples)
+    for at in range(0, len(held), size):
+        if any(row["error"] for row in held[at : at + size]):
+            held[at : at + size] = ask_batch(at // samples)
+            files.write_lines(path, held)
+    yield len(held) // samples
+    for start in range(len(held) // samples, len(every), batch_size):
+        rows = ask_batch(start)
         with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(lines))
-        yield start + len(part)
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        yield start + len(rows) // samples
 
 
-def _whole_batches(path: Path, batch: int, total: int) -> int:
-    """Cut a file back to whole batches of whole lines; how many lines are left."""
+def _whole_batches(path: Path, batch: int, total: int) -> list[dict]:
+    """Cut a file back to whole batches of whole lines; the rows that are left."""
     if not path.exists():
-        return 0
-    lines = path.read_bytes().split(b"\n")[:-1]  # a last line torn, even in a letter, goes
-    keep = len(lines) if len(lines) == total else len(lines) - len(lines) % batch
-    path.write_bytes(b"".join(line + b"\n" for line in lines[:keep]))
-    return keep
+        return []
+    rows = [row for _, row in files.read(path, torn=True, objects=True)]
+    keep = len(rows) if len(rows) == total else len(rows) - len(rows) % batch
+    files.write_lines(path, rows[:keep])
+    return rows[:keep]
 
 
 def evaluate_all(
@@ -204,6 +216,15 @@ def evaluate_all(
                 bar.update(done - bar.n)
 
 
+def say_lost(records: Iterable[Mapping]) -> int:
+    """How many records are no answers but errors; says so, with the first reason."""
+    lost = [str(row["error"]) for row in records if row["error"]]
+    if lost:
+        said = "%d questions have no answer (%s): not scored; the same command asks them again"
+        log.warning(said, len(lost), lost[0])
+    return len(lost)
+
+
 def answers_folder(folder: Path, model: str) -> Path:
     """Where a run keeps the records of a model, whatever its name has ("qwen2.5vl:7b")."""
     return folder / "answers" / re.sub(r'[<>:"\\|?*]', "-", model.replace("/", "--"))
@@ -211,5 +232,5 @@ def answers_folder(folder: Path, model: str) -> Path:
 
 def join(*folders: Path) -> str:
     """The text of records.jsonl: what every model said in these folders, by file name."""
-    files = [file for folder in folders for file in sorted((folder / "answers").rglob("*.jsonl"))]
-    return "".join(file.read_text(encoding="utf-8") for file in files)
+    said = [path for folder in folders for path in sorted((folder / "answers").rglob("*.jsonl"))]
+    return "".join(path.read_text(encoding="utf-8") for path in said)

@@ -20,7 +20,7 @@ from finer1_lite import cot, metrics, models
 from finer1_lite.data.benchmark import Benchmark, Condition
 from finer1_lite.data.given_chains import check_chains
 from finer1_lite.data.runs import Run, chain_lines, write_attribution
-from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join
+from finer1_lite.evaluate import StudentAnswerer, evaluate_all, join, say_lost
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import distributed, files, own_rewards, trackers
 from finer1_lite.runtime.devices import machine
@@ -53,7 +53,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     main = distributed.on_main_process
     main(lambda: open_folder(job.folder, config, fresh, keep="chains"))
     main(lambda: write_attribution(collection, job.folder / "attribution.csv"))
-    if distributed.broadcast((job.folder / "metrics.json").exists()):
+    if distributed.broadcast(finished(job.folder)):
         log.info("this run is finished; --fresh starts it over")
         main(lambda: write_cards(job, collection))
         return job.folder
@@ -73,6 +73,12 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     main(lambda: finish(job, facts))
     main(lambda: write_cards(job, collection))
     return job.folder
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run is done, and no question is left without an answer."""
+    records = folder / "records.jsonl"
+    return (folder / "metrics.json").exists() and not say_lost(metrics.read_records(records))
 
 
 def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:
@@ -100,6 +106,7 @@ def evaluate_on(
 def run_seed(job: Run, base: Path | str, seed: int) -> None:
     """Both stages and their evaluation for one training seed."""
     collection, _ = job.collection()
+    open_folder(job.folder, job.config(collection), fresh=False)  # photographs may have changed
     folder = job.folder / f"seed{seed}"
     for stage, model in STAGES.items():
         out = folder / stage
@@ -156,6 +163,8 @@ def finish(job: Run, facts: Mapping[str, Any]) -> None:
     """Completions -> records.jsonl -> metrics.json; facts: for timing.json."""
     records = join(job.folder / "base", *(job.folder / f"seed{s}" for s in job.seeds))
     write_atomically(job.folder / "records.jsonl", records.encode())
-    summary = metrics.summarise(metrics.read_records(job.folder / "records.jsonl"))
+    rows = list(metrics.read_records(job.folder / "records.jsonl"))
+    say_lost(rows)
+    summary = metrics.summarise(rows)
     write_atomically(job.folder / "timing.json", json.dumps({**facts, **machine()}).encode())
     write_atomically(job.folder / "metrics.json", json.dumps(summary, indent=1).encode())

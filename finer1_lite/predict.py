@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from finer1_lite.presets import Preset
 from finer1_lite.runtime.checkpoints import require_finite
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
+from finer1_lite.runtime.oom import Limits
 from finer1_lite.species import Photo
 from finer1_lite.students import card as cards
 from finer1_lite.students.card import Card
@@ -78,6 +79,7 @@ class Namer:
     card: Card
     folder: Path
     batch: int = AT_ONCE
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def names(self) -> list[str]:
@@ -89,8 +91,13 @@ class Namer:
 
         samples: further completions of each, drawn at temperature 1.
         """
-        parts = (pictures[at : at + self.batch] for at in range(0, len(pictures), self.batch))
-        return [one for part in parts for one in self._predict(self.look(part, samples), samples)]
+
+        def at_once(size: int) -> list[Prediction]:
+            parts = (pictures[at : at + size] for at in range(0, len(pictures), size))
+            seen = (self.look(part, samples) for part in parts)
+            return [one for part in seen for one in self._predict(part, samples)]
+
+        return self.limits.fit("photographs at a time", self.batch, at_once, "pixels or samples")
 
     def look(self, pictures: Sequence[Picture], samples: int = 0) -> Evidence:
         """The evidence on one batch of pictures."""
@@ -213,7 +220,7 @@ def calibrate(
     known = (namer.card.calibration or {}) | {str(samples): fit}
     namer.card = namer.card.model_copy(update={"calibration": known})
     try:
-        cards.write_card(namer.folder, namer.card)
+        cards.keep_card(namer.folder, namer.card)
     except OSError as error:
         log.warning("%s: the calibration cannot be kept (%s)", namer.folder, error.strerror)
     return fit

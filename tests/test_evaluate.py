@@ -1,12 +1,14 @@
 """Asking, scoring and going on after a kill."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from finer1_lite import evaluate, metrics, prompts
 from finer1_lite.data import benchmark
 from finer1_lite.data.benchmark import Benchmark, Condition
+from finer1_lite.data.images import PictureError
 from finer1_lite.evaluate import Completion, StudentAnswerer
 from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.species import OPTION_POOL, Collection
@@ -172,6 +174,26 @@ def test_a_picture_that_overflows_costs_its_own_answer(
     for i, (row, before) in enumerate(zip(rows, whole, strict=True)):
         assert row["error"] == ("nan or inf in the logits" if i in overflows else None)
         assert i in overflows or row == before
+
+
+def test_a_picture_that_was_not_there_is_asked_about_again_and_nothing_else(
+    student, seven, tmp_path, batches, caplog
+):
+    """A drive that dropped for a while: two of the middle batch's three pictures."""
+    whole = answer(student, seven, OPEN, tmp_path / "whole")
+    lost = dict(zip("ab", seven.test[3:5], strict=True))
+
+    def gone():
+        raise PictureError("a.jpg: cannot be read (Transport endpoint is not connected)")
+
+    without = [replace(p, source=gone) if p in lost.values() else p for p in seven.test]
+    batches.clear()
+    dropped = answer(student, replace(seven, test=tuple(without)), OPEN, tmp_path / "b")
+    assert evaluate.say_lost(map(json.loads, dropped.splitlines())) == 2
+    assert "2 questions have no answer (a.jpg: cannot be read" in caplog.text
+    assert batches == [3, 1, 1]  # of the middle batch one picture is there
+    batches.clear()
+    assert answer(student, seven, OPEN, tmp_path / "b") == whole and batches == [3]
 
 
 # --- killed and started again --------------------------------------------------------

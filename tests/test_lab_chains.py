@@ -18,6 +18,7 @@ from finer1_lite.data import given_chains
 from finer1_lite.evals import report
 from finer1_lite.runtime.files import DataError, open_folder
 from finer1_lite.species import load_folder
+from finer1_lite.students import lab_student
 
 
 @pytest.fixture
@@ -198,6 +199,28 @@ def test_a_teacher_writes_the_chains_into_the_run_and_a_persons_decisions_count(
     with pytest.raises(DataError, match="holds no run"):
         command(owls, "--teacher", "table").start()
     assert [p.name for p in folder.parent.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "source", "quantize"),
+    [
+        (["--student", "owner/model"], "owner/model", "none"),
+        (["--preset", "colab"], "Qwen/Qwen2.5-VL-3B-Instruct", "nf4"),
+        (["--teacher-model", "owner/other", "--quantize", "nf4"], "owner/other", "nf4"),
+        ([], str(lab_student.asset_folder(0)), "none"),
+    ],
+)
+def test_the_student_that_teaches_is_the_runs_own(owls, monkeypatch, more, source, quantize):
+    class Loaded(Exception):
+        pass
+
+    def load(*args, **_):
+        raise Loaded(*map(str, args))
+
+    monkeypatch.setattr(teachers, "load_local", load)
+    with pytest.raises(Loaded) as caught:
+        command(owls, "--teacher", "student", *more).start()
+    assert caught.value.args == (source, quantize)
 
 
 def test_a_fresh_start_keeps_the_chains_that_were_paid_for(tmp_path):

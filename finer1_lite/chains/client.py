@@ -87,19 +87,34 @@ class Ledger:
     refused: dict[str, str] = field(default_factory=dict)  # model -> a refusal that is for good
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    def __post_init__(self) -> None:
+        limits = (self.price_in, self.price_out, self.max_requests or 0, self.max_cost or 0)
+        free = self.max_cost is not None and not (self.price_in or self.price_out)
+        rules = {
+            "budgets and prices: give none below 0": min(limits) >= 0,
+            "--max-cost limits nothing without --price-in or --price-out (of a million)": not free,
+        }
+        require(rules)
+
     def count(self, what: str, by: int = 1) -> None:
         """Count an event, or so many of them."""
         with self.lock:
             self.counts[what] += by
 
     def count_reply(self, reply: Reply) -> None:
-        """Count what a reply took, and whether it is empty or truncated."""
+        """Count what a reply took, and whether it is empty or truncated.
+
+        TeacherStopped where a server does not tell what its replies cost, and cost is limited.
+        """
         self.count("tokens_in", reply.tokens_in)
         self.count("tokens_out", reply.tokens_out)
         if not reply.text.strip():
             self.count("empty answer")
         if reply.finish == "length":
             self.count("truncated answer")
+        if self.max_cost is not None and not reply.tokens_in + reply.tokens_out:
+            said = "this server tells no number of tokens: --max-cost cannot be kept, "
+            raise TeacherStopped(said + "give --max-requests in its place")
 
     def reserve(self, replies: int) -> None:
         """Raise TeacherStopped where so many more replies would exceed the budget."""

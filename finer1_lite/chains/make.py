@@ -66,6 +66,7 @@ class ChainJob:
 
     def __post_init__(self) -> None:
         self._thoughts: dict[str, list[str]] = defaultdict(list)  # photo -> folded thoughts
+        self._held: set[str] = set()  # ids of the chains that an earlier start wrote
         self._lock = threading.Lock()
 
     def build(self) -> dict:
@@ -77,7 +78,10 @@ class ChainJob:
         config = {"job": "chains of thought", "coarse": self.collection.coarse}
         config |= {"pictures": len(shown), "data": files.fingerprint(told)}
         config |= {"photographs": files.fingerprint(own)}
-        config["preset"] = asdict(self.settings) | {"teacher": self.teacher.identity}
+        settings = asdict(self.settings) | {"teacher": self.teacher.identity}
+        for number in ("rounds", "per_picture"):  # no chain depends on them: more may be asked
+            del settings[number]
+        config["preset"] = settings
         mend = "choose another --out (lab: --name), or delete it"
         files.open_folder(self.folder, config, fresh=False, mend=mend)
         try:
@@ -142,6 +146,7 @@ class ChainJob:
         path = self.folder / "chains.jsonl"
         for record in formats.read_records(path, torn=True) if path.exists() else ():
             self._thoughts[record.photo].append(fold(record.parsed().think))
+            self._held.add(record.id)
 
         def act(photo: Photo) -> None:
             self._write_one(photo, described[photo.id], selected[photo.species])
@@ -149,7 +154,8 @@ class ChainJob:
         problems = in_parallel(self.teacher, self.collection.train, act, "chains", self.bars)
         needed, rounds = self.settings.per_picture, self.settings.rounds
         passed = {p.id: len(self._thoughts[p.id]) for p in self.collection.train}
-        what = f"of {needed} chains passed in {rounds} rounds (reasons: rejected.jsonl)"
+        what = f"of {needed} chains passed in {rounds} rounds (reasons: rejected.jsonl; more "
+        what += "--rounds go on from here)"
         missing = [f"{photo}: {n} {what}" for photo, n in passed.items() if n < needed]
         if problems or self.whole:
             return problems or missing
@@ -164,6 +170,8 @@ class ChainJob:
         for sample in range(self.settings.rounds * needed):
             if len(self._thoughts[photo.id]) >= needed:
                 return
+            if f"{photo.id}#{sample}" in self._held:
+                continue
             rng = random.Random(f"candidates/{self.settings.seed}/{photo.id}/{sample}")
             chosen = cot.candidates(self.collection.neighbours(name), name, rng)
             if self.settings.guess:  # who is given no concepts cannot be held to them

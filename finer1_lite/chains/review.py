@@ -42,8 +42,10 @@ class Review:
             self._replay(row)
 
     def _replay(self, row: dict) -> None:
-        if row["action"] == "undo":
-            self.history.pop()
+        if row["action"] == "undo":  # of the chain named: another process may have gone on
+            own = [i for i, (id_, _) in enumerate(self.history) if id_ == row.get("id", id_)]
+            for last in own[-1:]:  # none where another process took it back already
+                del self.history[last]
         elif row["action"] == "table":
             self.written = self.decisions
         else:
@@ -65,7 +67,7 @@ class Review:
         if not self.history:
             return None
         id_ = self.history[-1][0]
-        self._add({"action": "undo"})
+        self._add({"action": "undo", "id": id_})
         return id_
 
     def _problem(self, id_: str, action: str, chain: str) -> str | None:
@@ -169,6 +171,9 @@ class Review:
         if held := [id_ for id_ in self.written if id_ in decisions and not told.get(id_)]:
             said = "%s: %d decisions stand that are not in it (--undo takes the last back): %s"
             log.info(said, path, len(held), ", ".join(held))
+        if bare := [id_ for id_ in self.records if id_ not in told]:
+            said = "%s: %d chains have no row in it, and none is decided about by that (drop is "
+            log.info(said + "written in the column decision): %s", path, len(bare), ", ".join(bare))
         for decided in new:
             self.decide(*decided)
         return len(new)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from finer1_lite import cot, paperbirds, prompts
 from finer1_lite.chains import concepts
-from finer1_lite.chains.client import Reply, Samples, TeacherStopped, digest
+from finer1_lite.chains.client import Reply, Samples, TeacherError, TeacherStopped, digest
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data import wording
 from finer1_lite.species import Collection, Photo
@@ -120,6 +120,7 @@ class Local:
     max_new_tokens: int = 1024
     temperature: float = 0.7
     top_p: float = 0.95
+    made_of: Sequence[str] = ()  # what tells its weights from others of the same name
     workers: int = 1
     together: ClassVar[bool] = True  # the samples of one prompt cost one reading of the picture
 
@@ -128,27 +129,35 @@ class Local:
         """What replies depend on."""
         names = ("max_new_tokens", "temperature", "top_p")
         settings = {name: getattr(self, name) for name in names}
-        return {"teacher": "local", "model": self.name} | settings
+        made_of = {"made of": list(self.made_of)} if self.made_of else {}
+        return {"teacher": "local", "model": self.name} | settings | made_of
 
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
-        """Return a reply for each sample, seeded so that another sample is another text."""
+        """Return a reply for each sample, seeded so that another sample is another text.
+
+        TeacherError where logits are not finite, as float16 may have it for one picture.
+        """
         import torch
 
         from finer1_lite.generation import encode_prompts, generate
+        from finer1_lite.runtime.checkpoints import NotFinite
 
         model, processor = self.model, self.processor
         batch = encode_prompts(model, processor, [prompt.text], [photo.image()] if photo else None)
         seed = int(digest(f"{prompt.text}/{list(samples)}")[:12], 16)
-        made = generate(
-            model,
-            processor,
-            batch,
-            num_generations=len(samples),
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        try:
+            made = generate(
+                model,
+                processor,
+                batch,
+                num_generations=len(samples),
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        except NotFinite as error:
+            raise TeacherError(str(error)) from error
         texts = processor.tokenizer.batch_decode(made.completion_ids, skip_special_tokens=True)
         read = int(batch.attention_mask.sum())
         facts = zip(texts, made.lengths.tolist(), made.truncated.tolist(), strict=True)
@@ -161,7 +170,9 @@ def load_local(
     """A model of the hub or of a folder; quantize: nf4 is 4 bits (a 32B then wants about 24 GB)."""
     from finer1_lite import models
     from finer1_lite.presets import Preset
+    from finer1_lite.students.card import weights
 
     student = models.load_student(source, Preset(quantize=quantize, pixels=pixels))
-    name = Path(source).name if Path(source).exists() else str(source)
-    return Local(student.model, student.processor, name, **settings)
+    name = Path(source).resolve().name if Path(source).exists() else str(source)
+    made_of = [*weights(source), *([quantize] if quantize != "none" else [])]
+    return Local(student.model, student.processor, name, made_of=made_of, **settings)

@@ -16,6 +16,7 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -65,14 +66,12 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[bytes, str | None]]:
         """Yield (bytes of the picture, or b""; label, or None). OSError where hub or disk fails."""
-        try:
+        with _network_failing(self.split):
             for row in self.rows:
                 picture, label = (row[column] for column in self.columns)
                 if self.numbered and label is not None:
                     label = self.names[label] if 0 <= label < len(self.names) else None
                 yield picture_bytes(picture), None if label in NO_LABEL else str(label)
-        except NETWORK as error:
-            raise OSError(f"{self.split}: {error}; give the same command again") from error
 
 
 def fetch(wanted: Wanted, out: Path, allow_missing: bool = False) -> dict:
@@ -148,6 +147,15 @@ def _emptied(partial: Path) -> Path:
     return partial
 
 
+@contextmanager
+def _network_failing(split: str) -> Iterator[None]:
+    """OSError, with what to do, where hub or disk fails while rows are read."""
+    try:
+        yield
+    except NETWORK as error:
+        raise OSError(f"{split}: {error}; give the same command again") from error
+
+
 # Sources ---------------------------------------------------------------------------------
 
 
@@ -175,7 +183,8 @@ def open_streams(wanted: Wanted) -> list[Stream]:
                 names = kind.names
             else:
                 log.info("%s: labels in words, which are gathered first", columns[1])
-                words = {row[columns[1]] for row in rows.select_columns(columns[1:])}
+                with _network_failing(split):
+                    words = {row[columns[1]] for row in rows.select_columns(columns[1:])}
                 names = sorted(str(word) for word in words - {*NO_LABEL})
             rows = rows.select_columns(columns)
             rows = rows.cast_column(columns[0], datasets.Image(decode=False))

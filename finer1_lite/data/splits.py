@@ -4,9 +4,11 @@ import hashlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from contextlib import suppress
+from pathlib import Path
 
-from finer1_lite.data import duplicates
+from finer1_lite.data import duplicates, images
 from finer1_lite.data.layouts import ClassFolder, File
 
 log = logging.getLogger("finer1_lite")
@@ -55,6 +57,21 @@ def unlike_training(
         what = "each of its test pictures is nearly the same as a training one; add others"
         problems.append(f"{one.folder}: {what}")
     return [file for file in test if file.id not in near]
+
+
+def alike(files: Mapping[str, Path], taught: Set[str]) -> set[str]:
+    """The other files that look nearly the same as one of `taught`: ids, of files that are read.
+
+    For a folder that has grown since the training, and is divided otherwise now.
+    """
+    looks = {}
+    for name, path in files.items() if taught else ():
+        with suppress(images.PictureError, OSError):
+            looks[name] = duplicates.Look.of(images.decode(path))
+    others = [name for name in looks if name not in taught]
+    own = [look for name, look in looks.items() if name in taught]
+    pairs = duplicates.pairs(own, [looks[name] for name in others])
+    return {others[place] for _, place, _ in pairs}
 
 
 def tie(*values: object) -> str:

@@ -59,7 +59,9 @@ class JobOptions(PhotoOptions):
     base: str | None = option(None, "model below the adapters (default: as the card says)")
     name: str = option("evaluation", "name of the run")
     out: Path = option(Path("runs"), "folder of all runs")
-    fresh: bool = option(False, "start over: delete the run of this name first")
+    fresh: bool = option(
+        False, "start over: delete the run of this name first, but for replies that were paid for"
+    )
     preset: Size | None = option(
         None, "lab, laptop: a CPU; others: a GPU (default: as the card says)"
     )

@@ -97,13 +97,11 @@ def evaluate_endpoint(
 ) -> int:
     """Ask a condition into the run's folder; returns how many questions are left unanswered.
 
-    A file without unanswered questions is left alone; of one with some every question is asked
-    anew, from the memory on disk as far as it was paid for.
+    Of a file with some every question is asked anew, from the memory on disk as far as it was
+    paid for.
     """
     where = answers_folder(folder, answerer.name)
     path = where / f"{condition.name}.jsonl"
-    if path.exists() and _unanswered(path):
-        path.unlink()
     at_once = max(len(questions(benchmark, condition)), 1)
     for _ in evaluate(answerer, benchmark, condition, where, at_once):
         pass

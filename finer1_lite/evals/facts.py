@@ -9,6 +9,7 @@ from typing import Any
 from finer1_lite.data.benchmark import Benchmark
 from finer1_lite.data.folders import Reading
 from finer1_lite.data.given_chains import with_descriptions
+from finer1_lite.data.splits import alike
 from finer1_lite.rewards import normalise
 from finer1_lite.runtime.files import CONFIG, DataError, require_none, run_config
 from finer1_lite.species import Collection
@@ -124,9 +125,9 @@ def as_taught(models: Iterable[str], asked: Benchmark) -> Benchmark:
 
 
 def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:
-    """The ids of the files that some model was trained on, by content; what is found is said.
+    """The ids of the files that some model was trained on, or that look nearly the same as those.
 
-    files: id -> file of a test picture.
+    By content; what is found is said. files: id -> file of a test picture.
     """
     known = {m: set(card.trained_on.values()) - {""} for m, card in cards_of(models).items()}
     digests = hashes(files.items()) if any(known.values()) else {}
@@ -137,6 +138,9 @@ def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:
             message = "%d of %d photographs were trained on by %s: left out"
             log.warning(message, len(own), len(files), model)
         found |= own
+    if near := alike(files, found):
+        log.warning("%d more look nearly the same as those: left out, too", len(near))
+    found |= near
     if found and len(found) == len(files):
         raise DataError([f"all {len(files)} photographs were trained on"], "nothing to ask about:")
     return found

@@ -14,7 +14,7 @@ from finer1_lite.data.images import MOST
 from finer1_lite.data.runs import Pictures
 from finer1_lite.evals import analysis, baselines, facts, questions, report, similarity
 from finer1_lite.evals.endpoint import EndpointAnswerer, Remote, evaluate_endpoint
-from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join
+from finer1_lite.evaluate import StudentAnswerer, answers_folder, evaluate_all, join, say_lost
 from finer1_lite.generation import Student
 from finer1_lite.presets import Preset
 from finer1_lite.runtime import files
@@ -106,7 +106,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     collection = job.collection()
     benchmark = job.benchmark(collection)
     names = _checked_names(job)
-    files.open_folder(job.folder, job.config(benchmark) | job.contents(collection), fresh)
+    files.open_folder(job.folder, job.config(benchmark) | job.contents(collection), fresh, "cache")
     for source in job.models:
         answerer = StudentAnswerer(load(source, job), names[source], job.preset.max_new_tokens)
         evaluate_all(answerer, benchmark, job.conditions, job.folder, job.preset.eval_batch)
@@ -119,6 +119,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
         answerer = baselines.make(name, benchmark, train, student)
         evaluate_all(answerer, benchmark, list(plain.values()), job.folder, job.preset.eval_batch)
     rows = [json.loads(line) for line in join(job.folder).split("\n") if line]
+    say_lost(rows)
     if job.similarity != "none":
         similarity.add(rows, similarity.load_encoder(job.similarity))
     files.write_lines(job.folder / "records.jsonl", rows)

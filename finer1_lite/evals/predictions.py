@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from finer1_lite import models, predict
 from finer1_lite.data import images, tables
@@ -25,6 +26,7 @@ from finer1_lite.evals.tables import percent
 from finer1_lite.evaluate import read_image
 from finer1_lite.predict import Namer
 from finer1_lite.runtime import files
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError, write_atomically
 from finer1_lite.students import run_cards
@@ -35,7 +37,7 @@ KEPT = 10  # names of each photograph that are written down
 SHOWN = 300  # photographs on the page
 TOLD = ("answer", "completion", "agrees", "share")  # of a prediction
 UNKNOWN = "unknown"
-BROKEN = "could not be read"
+BROKEN = "no name"
 THUMB = 180  # their longest side, pixels
 KINDS = {"likelihood": "likelihood of names", "agreement": "completions", "combined": "both: used"}
 
@@ -45,7 +47,7 @@ class Found:
     """What a job found out: rows of predictions.jsonl in the order of the photographs.
 
     A row: file, sha256, ranked ([name, confidence] of the first `KEPT`), answer, completion,
-    agrees, share, note; ranked is empty where the file could not be read, and the note says why.
+    agrees, share, note; ranked is empty where there is no name, and the note says why.
     """
 
     namer: Namer
@@ -143,7 +145,7 @@ def calibrate(namer: Namer, samples: int = 0) -> None:
         photos, where = run_cards.held_out(namer.card, namer.folder)
         log.info("calibration, once: %d held-out photographs (%s)", len(photos), where)
         predict.calibrate(namer, photos, samples, where)
-    except (DataError, PictureError) as error:
+    except (DataError, PictureError, NotFinite) as error:
         log.warning("not calibrated: %s", error)
 
 
@@ -179,16 +181,28 @@ def _name_some(
 ) -> Iterator[dict[str, Any]]:
     """A row for each of a batch's photographs."""
     shown = [read_image(partial(images.decode, path)) for path in some.values()]
-    said = iter(namer([one for one in shown if not isinstance(one, str)], samples))
+    said = iter(_named(namer, [one for one in shown if not isinstance(one, str)], samples))
     trained = set(namer.card.trained_on.values())
     for (file, digest), one in zip(some, shown, strict=True):
-        broken = isinstance(one, str)
+        named = one if isinstance(one, str) else next(said)
         row = {"file": file, "sha256": digest, "ranked": []} | dict.fromkeys(TOLD)
-        if not broken:
-            named = next(said)
-            row |= {"ranked": named.ranked[:KEPT]} | {name: getattr(named, name) for name in TOLD}
-        note = one.removeprefix(f"{file}: ") if broken else "was trained on" * (digest in trained)
-        yield row | {"note": note}
+        if isinstance(named, str):
+            yield row | {"note": named.removeprefix(f"{file}: ")}
+            continue
+        row |= {"ranked": named.ranked[:KEPT]} | {name: getattr(named, name) for name in TOLD}
+        yield row | {"note": "was trained on" * (digest in trained)}
+
+
+def _named(
+    namer: Namer, shown: Sequence[Image.Image], samples: int
+) -> list[predict.Prediction | str]:
+    """A prediction a picture; why it has none, where float16 overflows for one of several."""
+    try:
+        return namer(shown, samples)
+    except NotFinite as error:
+        if len(shown) == 1:
+            return [str(error)]
+        return [one for picture in shown for one in _named(namer, [picture], samples)]
 
 
 def write_csv(found: Found, path: Path, top: int, threshold: float) -> None:
@@ -212,7 +226,7 @@ def summary(found: Found, threshold: float) -> str:
     broken = sum(not row["ranked"] for row in found.rows)
     unknown = len(found.rows) - named.total() - broken
     head = f"{len(found.rows)} photographs: {named.total()} named, {unknown} unknown (confidence "
-    head += f"under {threshold:g}), {broken} could not be read"
+    head += f"under {threshold:g}), {broken} without a name"
     names = ", ".join(f"{name} {n}" for name, n in named.most_common())
     return "\n".join(filter(None, [head, names, found.namer.reliability(found.samples)]))
 

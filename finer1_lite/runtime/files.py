@@ -189,7 +189,7 @@ def require_usable(folder: Path, keep: str = "", held: dict | None = None) -> No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another process tries, too
     except OSError as error:
         problem = f"{folder} cannot be written ({error.strerror}): {mend}"
         raise DataError([problem], "no run folder") from error

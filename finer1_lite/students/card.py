@@ -159,6 +159,11 @@ def weights(folder: Path | str) -> list[str]:
 def write_card(folder: Path, card: Card) -> None:
     """Put card.json and README.md into the folder of an adapter or model, each in one step."""
     write_atomically(folder / README, model_card(card, is_adapter(folder)).encode())
+    keep_card(folder, card)
+
+
+def keep_card(folder: Path, card: Card) -> None:
+    """Replace card.json alone, where the README tells none of what changed."""
     write_atomically(folder / FILE, card.model_dump_json(indent=1).encode())
 
 

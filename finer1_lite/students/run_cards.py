@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from finer1_lite import metrics, models, paperbirds, prompts
-from finer1_lite.data import folders
+from finer1_lite.data import folders, splits
 from finer1_lite.data.runs import Pictures, Run
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Collection, Photo
@@ -50,14 +50,15 @@ def card_of(job: Run, collection: Collection, base: Path | str, stage: str, seed
 
 
 def write_cards(job: Run, collection: Collection) -> None:
-    """Give every adapter of an evaluated run its card, where it has none with its accuracy."""
+    """Give every adapter of an evaluated run its card, with its accuracy as it is now."""
     records = job.folder / "records.jsonl"
     frame = None  # read when wanted: it takes seconds
     for seed, (stage, model) in product(job.seeds, STAGES.items()):
         folder = job.folder / f"seed{seed}" / stage
         card = cards.read_card(folder)
-        if not folder.is_dir() or (card and (card.measured or not records.is_file())):
+        if not folder.is_dir() or (card and not records.is_file()):
             continue
+        known = card
         if not card:  # an older version left it without
             try:
                 base = models.base_of(folder)
@@ -66,13 +67,15 @@ def write_cards(job: Run, collection: Collection) -> None:
             card = card_of(job, collection, base, stage, seed)
         if records.is_file():
             frame = metrics.table(metrics.read_records(records)) if frame is None else frame
-            rows = frame[(frame["model"] == model) & (frame["seed"] == seed)]
+            said = frame[frame["error"].isna()]  # as `metrics.entries` counts
+            rows = said[(said["model"] == model) & (said["seed"] == seed)]
             measured = [  # in each world, on seen and unseen classes
                 Measured(task=task, split=split, **metrics.accuracy(part))
                 for split, task, part in metrics.parts(rows)
             ]
             card = card.model_copy(update={"measured": tuple(measured)})
-        cards.write_card(folder, card)
+        if card != known:
+            cards.write_card(folder, card)
 
 
 def collection_of(card: Card, folder: Path, photos: Path | None = None) -> Collection:
@@ -89,7 +92,7 @@ def collection_of(card: Card, folder: Path, photos: Path | None = None) -> Colle
 def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Photo], str]:
     """Photographs of the card's classes that were not trained on, and what they are, in words.
 
-    By the card's folder of photographs, without those of the same content as one trained on; or
+    By the card's folder of photographs, without what is or looks like one trained on; or
     paper birds of a split of their own. DataError where they are not there or cannot be read.
     """
     if card.photos is None:
@@ -98,9 +101,14 @@ def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Phot
         where = f"fresh paper birds of world {world.seed}"
     else:
         found = collection_of(card, folder)
-        trained = set(card.trained_on.values())
-        hashed = cards.hashes((p.id, p.source) for p in (*found.train, *found.test))
-        photos = [p for p in (*found.train, *found.test) if hashed[p.id] not in trained]
+        paths = {p.id: p.source for p in (*found.train, *found.test)}
+        hashed, known = cards.hashes(paths.items()), {*card.trained_on.values()}
+        trained = {name for name in paths if hashed[name] in known}
+        grown = trained != {p.id for p in found.train}  # else the division kept them apart
+        stale = trained | splits.alike(paths, trained if grown else set())
+        if not known <= {*hashed.values()}:  # left out beside a neighbour that would train now
+            stale |= {p.id for p in found.train}
+        photos = [p for p in (*found.train, *found.test) if p.id not in stale]
         where = f"those of {Path(card.photos).name} that were not trained on"
     usable = [photo for photo in photos if photo.species in card.names]
     return random.Random(0).sample(usable, min(limit, len(usable))), where

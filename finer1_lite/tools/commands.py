@@ -97,12 +97,15 @@ class LabCommand(PhotoOptions):
         from finer1_lite.chains.commands import EndpointOptions, MakeCommand, PictureOptions
         from finer1_lite.runtime.files import require_usable
 
-        folder = job.folder / "chains"
+        folder, own = job.folder / "chains", job.preset.student
+        named = own if self.teacher == "student" and own != "assets" else None
         make = MakeCommand(
-            pictures=PictureOptions(),
+            pictures=PictureOptions(world_seed=job.world_seed),
             out=folder,
+            model=self.teacher_model or named,
+            quantize=job.preset.quantize,
             service=EndpointOptions(key_env=self.key_env),
-            **given(self, "teacher", "url", teacher_model="model"),
+            **given(self, "teacher", "url"),
         )
         chains = make.job(replace(job, chains={}).collection()[0])
         require_usable(job.folder, folder.name)

@@ -127,6 +127,28 @@ def test_the_budget_of_rounds_ends_and_names_the_pictures(few, world, tmp_path):
     assert report["chains"] == 0 and report["rejected"] == len(few.train)
 
 
+def test_more_rounds_and_more_chains_go_on_in_the_same_folder(few, world, tmp_path):
+    """What was paid for stays, and nothing of it is asked again."""
+    with pytest.raises(DataError, match="more --rounds go on from here"):
+        job_of(tmp_path, few, Clumsy(world), rounds=1).build()
+    teacher = Clumsy(world)
+    assert job_of(tmp_path, few, teacher, rounds=2).build()["chains"] == len(few.train)
+    assert teacher.asked == len(few.train)  # the second sample of each
+    two = job_of(tmp_path, few, Clumsy(world), rounds=4, per_picture=2).build()
+    assert two["chains"] == 2 * len(few.train)
+
+
+def test_a_chain_of_an_earlier_start_is_no_duplicate_of_itself(few, world, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        job_of(folder, few, Clumsy(world), per_picture=2).build()
+    lines = (killed / "chains.jsonl").read_text().splitlines(keepends=True)
+    (killed / "chains.jsonl").write_text("".join(lines[::2]))  # a chain of each picture is left
+    job_of(killed, few, Clumsy(world), per_picture=2).build()
+    for name in ("chains.jsonl", "rejected.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_other_settings_need_another_folder_and_senseless_ones_are_all_named(few, world, tmp_path):
     job_of(tmp_path, few, Oracle(world)).build()
     with pytest.raises(DataError, match="preset.beta: 0.7 there, 0.3 now"):

@@ -59,6 +59,20 @@ def test_undo_goes_back_to_the_beginning_and_no_further(state):
     assert not state.decisions and not reloaded(state).decisions
 
 
+def test_undo_takes_back_what_it_names_whoever_has_gone_on_since(state):
+    """A panel is open while `cot review` takes over a table."""
+    state.decide("c0", "drop")
+    reloaded(state).decide("c1", "keep")
+    assert state.undo() == "c0"
+    assert {*reloaded(state).decisions} == {"c1"}
+    with state.path.open("a") as stream:
+        stream.write('{"action": "undo", "id": "c0"}\n')  # by a third that had it still
+    assert {*reloaded(state).decisions} == {"c1"}
+    with state.path.open("a") as stream:
+        stream.write('{"action": "undo"}\n')  # as an earlier version wrote it: the last one
+    assert not reloaded(state).decisions
+
+
 def test_a_line_torn_by_a_kill_costs_that_decision_alone(state):
     state.decide("c0", "keep")
     with state.path.open("ab") as stream:
@@ -219,6 +233,19 @@ def test_decisions_that_the_table_does_not_hold_are_counted(records, tmp_path, c
     caplog.set_level("INFO")
     assert review.summary(review.apply_review(tmp_path))["drop"] == 1
     assert "1 decisions stand that are not in it (--undo takes the last back): c1" in caplog.text
+
+
+def test_a_row_that_was_deleted_decides_nothing_and_that_is_said(records, tmp_path, caplog):
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    review.apply_review(tmp_path)
+    table = tmp_path / "review.csv"
+    with table.open(encoding="utf-8-sig", newline="") as stream:
+        kept = [row for row in csv.reader(stream) if row[0] != "c2"]
+    with table.open("w", encoding="utf-8-sig", newline="") as stream:
+        csv.writer(stream).writerows(kept)
+    caplog.set_level("INFO")
+    assert len(review.apply_review(tmp_path).results(undecided=True)) == len(records)
+    assert "1 chains have no row in it" in caplog.text and "drop is written" in caplog.text
 
 
 def test_decisions_made_in_the_panel_since_the_table_was_saved_are_no_surprise(

@@ -6,11 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from finer1_lite import models
 from finer1_lite.chains import checks, teacher_prompts
-from finer1_lite.chains.client import Cached, Ledger, Reply, TeacherStopped, picture_digest
+from finer1_lite.chains.client import (
+    Cached,
+    Ledger,
+    Reply,
+    TeacherError,
+    TeacherStopped,
+    picture_digest,
+)
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.chains.teachers import Local, Oracle, Table, load_local
 from finer1_lite.data.chain_text import Chain
+from finer1_lite.runtime.checkpoints import NotFinite
 
 PROMPT = teacher_prompts.description_prompt("bird", 0)
 
@@ -108,6 +117,17 @@ def test_the_budget_stops_before_the_answer_that_would_exceed_it(birds, tmp_path
     assert money.cost == pytest.approx(14)  # 7 tokens an answer: the second crosses the line
 
 
+def test_a_budget_that_limits_nothing_is_refused(birds, tmp_path):
+    with pytest.raises(ValueError, match="--max-cost limits nothing without --price-in"):
+        Ledger(max_cost=5.0)
+    with pytest.raises(ValueError, match="none below 0"):
+        Ledger(max_requests=-1)
+    silent = Ledger(price_out=2.0, max_cost=5.0)
+    silent.count_reply(Reply("an owl", 3, 4))
+    with pytest.raises(TeacherStopped, match="tells no number of tokens.*--max-requests"):
+        silent.count_reply(Reply("an owl"))
+
+
 # --- a real model class, tiny and random ---------------------------------------------------
 
 
@@ -139,8 +159,19 @@ def test_greedy_answers_are_all_alike(local, birds):
     assert local.ask(birds.train[0], PROMPT, [7])[0].text == one.text
 
 
+def test_logits_that_overflow_cost_one_request(local, birds, monkeypatch):
+    def overflow(*_, **__):
+        raise NotFinite("nan or inf in the logits")
+
+    monkeypatch.setattr("finer1_lite.generation.generate", overflow)
+    with pytest.raises(TeacherError, match="nan or inf in the logits"):
+        local.ask(birds.train[0], PROMPT, [0])
+
+
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_a_model_loads_from_a_folder_plain_or_in_four_bits(student, birds, tmp_path, quantize):
+def test_a_model_loads_from_a_folder_plain_or_in_four_bits(
+    student, birds, tmp_path, quantize, monkeypatch
+):
     folder = tmp_path / "tiny"
     student.model.save_pretrained(folder)
     student.processor.save_pretrained(folder)
@@ -150,3 +181,7 @@ def test_a_model_loads_from_a_folder_plain_or_in_four_bits(student, birds, tmp_p
     assert reply.tokens_out > 0
     saved = json.loads(next((tmp_path / "cache").rglob("*.json")).read_text())
     assert saved["text"] == reply.text
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"\0" * 8)  # trained on: another teacher
+    monkeypatch.setattr(models, "load_student", lambda *_: student)
+    assert load_local(folder, quantize).identity != teacher.identity

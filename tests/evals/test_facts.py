@@ -1,15 +1,19 @@
 """What the cards say is asked; what was asked for wins; contradictions and strangers are said."""
 
 import json
+from pathlib import Path
 
 import pytest
 from photo_folders import DESCRIBED, four_classes
+from PIL import Image
 
 from finer1_lite.__main__ import main, read_command
 from finer1_lite.data.folders import Reading
 from finer1_lite.evals import facts
 from finer1_lite.runtime.files import DataError
-from finer1_lite.students.card import Card, CardClass, hashes, write_card
+from finer1_lite.species import load_folder
+from finer1_lite.students import run_cards
+from finer1_lite.students.card import Card, CardClass, hashes, read_card, write_card
 
 
 def student(folder, **changes):
@@ -109,6 +113,24 @@ def test_what_was_trained_on_is_left_out_by_its_bytes(tmp_path, photos, caplog):
     asked = ["--files", tmp_path / "bird_seen.jsonl", "--images", photos]
     with pytest.raises(DataError, match="all 2 photographs were trained on"):
         job_of(source, *asked).benchmark(None)
+
+
+def test_a_moment_later_is_left_out_too_where_a_folder_has_grown(tmp_path, photos, caplog):
+    """Its division is another now: what was trained on is a test picture, as is its neighbour."""
+    trained = {}
+    for path in sorted(photos.glob("*/*.png")):
+        if path.stem in "01":
+            trained |= hashes([(str(path), path)])
+            lighter = Image.open(path).point(lambda level: min(level + 3, 255))
+            lighter.save(path.with_name(f"9{path.name}"))
+    classes = tuple(CardClass(name=name, seen=True) for name in load_folder(photos).names)
+    told = dict(photos="../photos", trained_on=trained, classes=classes)
+    source = student(tmp_path / "a", **told)
+    job = job_of(source, "--unseen-share", 0.25)
+    kept = {photo.source.stem for photo in job.collection().test}
+    assert kept <= {"2", "3", "4", "5"} and "look nearly the same as those" in caplog.text
+    asked, _ = run_cards.held_out(read_card(source), Path(source))
+    assert asked and {photo.source.stem for photo in asked} <= {"2", "3", "4", "5"}
 
 
 def test_seen_is_what_the_cards_say_however_another_folder_would_be_divided(tmp_path, caplog):

@@ -7,6 +7,7 @@ import logging
 import re
 
 import pytest
+import torch
 from carded import NAMES, ColourNamer, card, digest
 from PIL import Image
 
@@ -15,6 +16,7 @@ from finer1_lite.__main__ import main
 from finer1_lite.data import tables
 from finer1_lite.data.images import PictureError
 from finer1_lite.evals import predictions
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.files import DataError
 from finer1_lite.students import card as cards
 from finer1_lite.students import run_cards
@@ -83,17 +85,17 @@ def test_a_row_for_every_photograph_at_any_depth(photos, namer, tmp_path, capsys
     assert sure["agrees"] == "True" and sure["answer"] == "red kite"
     assert sure["completion"].startswith("<think>") and sure["confidence is"] == "calibrated"
     said = capsys.readouterr().out
-    assert "6 photographs: 3 named, 3 unknown (confidence under 0.5), 0 could not be read" in said
+    assert "6 photographs: 3 named, 3 unknown (confidence under 0.5), 0 without a name" in said
     assert "red kite 1" in said and "8 held-out photographs (tests)" in said
     assert "1 .txt" in caplog.text and "1 hidden" in caplog.text
 
 
 def test_a_class_called_unknown_is_a_class(photos, namer, tmp_path, capsys):
-    namer.card = card(["unknown", "could not be read", "great tit"], calibration=CALIBRATED)
+    namer.card = card(["unknown", "no name", "great tit"], calibration=CALIBRATED)
     run(photos, tmp_path)
     said = capsys.readouterr().out
-    assert "6 photographs: 3 named, 3 unknown" in said and "0 could not be read" in said
-    assert "unknown 1, great tit 1, could not be read 1" in said
+    assert "6 photographs: 3 named, 3 unknown" in said and "0 without a name" in said
+    assert "unknown 1, great tit 1, no name 1" in said
     assert "unknown (best guess unknown" in page(tmp_path)
 
 
@@ -134,12 +136,48 @@ def test_a_broken_photograph_is_a_row_with_its_reason(photos, namer, tmp_path, c
     (photos / "deep" / "broken.jpg").write_bytes(b"no picture")
     run(photos, tmp_path)
     (row,) = [row for row in table(tmp_path) if row["file"].endswith("broken.jpg")]
-    assert row["name"] == "could not be read" and row["note"].startswith("is no picture")
+    assert row["name"] == "no name" and row["note"].startswith("is no picture")
     assert row["confidence"] == row["answer"] == row["completion"] == ""
     assert "7 photographs: 3 named, 3 unknown" in capsys.readouterr().out
     assert "Files without a name" in page(tmp_path) and "is no picture" in page(tmp_path)
     run(photos, tmp_path)
     assert namer.asked == 6  # the others are not asked again
+
+
+def test_a_photograph_that_overflows_costs_its_own_name_and_is_asked_again(
+    photos, namer, tmp_path, monkeypatch, capsys
+):
+    """In float16, say."""
+    bad, real = Image.open(photos / "2.png").size, ColourNamer.look
+
+    def look(self, pictures, samples=0):
+        if any(picture.size == bad for picture in pictures):
+            raise NotFinite("nan or inf in the logits")
+        return real(self, pictures, samples)
+
+    monkeypatch.setattr(ColourNamer, "look", look)
+    assert run(photos, tmp_path) == 0
+    (row,) = [row for row in table(tmp_path) if row["name"] == "no name"]
+    assert row["file"].endswith("2.png") and row["note"] == "nan or inf in the logits"
+    assert "1 without a name" in capsys.readouterr().out and namer.asked == 5
+    monkeypatch.setattr(ColourNamer, "look", real)
+    assert run(photos, tmp_path) == 0 and namer.asked == 6
+    assert "0 without a name" in capsys.readouterr().out
+
+
+def test_where_memory_runs_out_fewer_are_named_at_a_time(photos, namer, tmp_path, monkeypatch):
+    real = ColourNamer.look
+
+    def look(self, pictures, samples=0):
+        if len(pictures) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, pictures, samples)
+
+    assert run(photos, tmp_path, "--name", "whole") == 0
+    monkeypatch.setattr(ColourNamer, "look", look)
+    assert run(photos, tmp_path) == 0
+    rows = (tmp_path / "predictions" / "predictions.jsonl").read_text()
+    assert rows == (tmp_path / "whole" / "predictions.jsonl").read_text()
 
 
 def test_a_photograph_that_can_be_read_by_now_gets_its_row(photos, namer, tmp_path, monkeypatch):
