@@ -22,7 +22,7 @@ from finer1_lite.data.images import PictureError
 from finer1_lite.data.records import Completion, record
 from finer1_lite.generation import Rollouts, Student
 from finer1_lite.runtime import files
-from finer1_lite.runtime.checkpoints import NotFinite
+from finer1_lite.runtime.checkpoints import OVERFLOW, NotFinite
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.oom import Limits
 
@@ -162,7 +162,7 @@ def evaluate(
     """Append the records of a condition to `folder`/<condition>.jsonl; yields the count done.
 
     Whole batches are appended: an interrupted file is cut back to its last whole batch and
-    goes on with the batches of an undisturbed run. Batches with errors are asked again first.
+    goes on with the batches of an undisturbed run. Batches with errors that may pass go first.
     """
     every = questions(benchmark, condition)
     samples = condition.samples
@@ -179,7 +179,8 @@ def evaluate(
     size = batch_size * samples
     held = _whole_batches(path, size, len(every) * samples)
     for at in range(0, len(held), size):
-        if any(row["error"] for row in held[at : at + size]):
+        asked = (every[(at + i) // samples] for i in range(len(held[at : at + size])))
+        if any(map(may_pass, held[at : at + size], asked)):
             held[at : at + size] = ask_batch(at // samples)
             files.write_lines(path, held)
     yield len(held) // samples
@@ -216,13 +217,24 @@ def evaluate_all(
                 bar.update(done - bar.n)
 
 
+def may_pass(row: Mapping, asked: Question | None = None) -> bool:
+    """Whether a record is an error that another start may not have; asked: its question.
+
+    An overflow comes again, and so does a picture that cannot be read now either.
+    """
+    error = row.get("error")
+    if not error or OVERFLOW in error:
+        return False
+    return asked is None or not isinstance(read_image(asked.image), str)
+
+
 def say_lost(records: Iterable[Mapping]) -> int:
-    """How many records are no answers but errors; says so, with the first reason."""
-    lost = [str(row["error"]) for row in records if row["error"]]
+    """How many records are errors that may pass; says how many are errors, and the first."""
+    lost = [row for row in records if row.get("error")]
     if lost:
-        said = "%d questions have no answer (%s): not scored; the same command asks them again"
-        log.warning(said, len(lost), lost[0])
-    return len(lost)
+        said = "%d answers are missing (%s) and not scored; this command asks again what may pass"
+        log.warning(said, len(lost), lost[0]["error"])
+    return sum(map(may_pass, lost))
 
 
 def answers_folder(folder: Path, model: str) -> Path:

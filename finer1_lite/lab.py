@@ -53,7 +53,7 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     main = distributed.on_main_process
     main(lambda: open_folder(job.folder, config, fresh, keep="chains"))
     main(lambda: write_attribution(collection, job.folder / "attribution.csv"))
-    if distributed.broadcast(finished(job.folder)):
+    if main(lambda: finished(job.folder)):
         log.info("this run is finished; --fresh starts it over")
         main(lambda: write_cards(job, collection))
         return job.folder
@@ -76,9 +76,9 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run is done, and no question is left without an answer."""
-    records = folder / "records.jsonl"
-    return (folder / "metrics.json").exists() and not say_lost(metrics.read_records(records))
+    """Whether a run is done, and no answer is missing that another start may have."""
+    done = (folder / "metrics.json").exists() and (folder / "records.jsonl").exists()
+    return done and not say_lost(metrics.read_records(folder / "records.jsonl"))
 
 
 def write_chains(job: Run, collection: Collection, teacher: cot.ChainWriter) -> None:
@@ -106,7 +106,8 @@ def evaluate_on(
 def run_seed(job: Run, base: Path | str, seed: int) -> None:
     """Both stages and their evaluation for one training seed."""
     collection, _ = job.collection()
-    open_folder(job.folder, job.config(collection), fresh=False)  # photographs may have changed
+    now = job.config(collection)  # photographs may have changed since the start
+    distributed.on_main_process(lambda: open_folder(job.folder, now, fresh=False))
     folder = job.folder / f"seed{seed}"
     for stage, model in STAGES.items():
         out = folder / stage
@@ -166,5 +167,6 @@ def finish(job: Run, facts: Mapping[str, Any]) -> None:
     rows = list(metrics.read_records(job.folder / "records.jsonl"))
     say_lost(rows)
     summary = metrics.summarise(rows)
-    write_atomically(job.folder / "timing.json", json.dumps({**facts, **machine()}).encode())
+    if not (job.folder / "timing.json").exists():  # answers may be missing since
+        write_atomically(job.folder / "timing.json", json.dumps({**facts, **machine()}).encode())
     write_atomically(job.folder / "metrics.json", json.dumps(summary, indent=1).encode())

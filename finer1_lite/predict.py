@@ -26,7 +26,7 @@ from finer1_lite import generation, logprobs, models, prompts, rewards
 from finer1_lite.data import calibration, chain_text, images
 from finer1_lite.generation import PromptBatch, Student
 from finer1_lite.presets import Preset
-from finer1_lite.runtime.checkpoints import require_finite
+from finer1_lite.runtime.checkpoints import NotFinite, require_finite
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError
 from finer1_lite.runtime.oom import Limits
@@ -70,6 +70,11 @@ class Evidence:
     shares: np.ndarray
     completions: list[list[str]]
 
+    def each(self) -> "list[Evidence]":
+        """The same, a photograph at a time."""
+        rows = [slice(p, p + 1) for p in range(len(self.completions))]
+        return [Evidence(self.logps[r], self.shares[r], self.completions[r]) for r in rows]
+
 
 @dataclass
 class Namer:
@@ -89,15 +94,34 @@ class Namer:
     def __call__(self, pictures: Sequence[Picture], samples: int = 0) -> list[Prediction]:
         """A prediction a picture, in order; PictureError for a file that cannot be read.
 
-        samples: further completions of each, drawn at temperature 1.
+        samples: further completions of each, drawn at temperature 1. NotFinite for a picture
+        whose logits overflow.
         """
+        found = self.named(pictures, samples)
+        for one in found:
+            if isinstance(one, str):
+                raise NotFinite(one)
+        return found
 
-        def at_once(size: int) -> list[Prediction]:
+    def named(self, pictures: Sequence[Picture], samples: int = 0) -> list[Prediction | str]:
+        """As a call, but for a picture without a prediction the reason is in its place."""
+        seen = self.evidence(pictures, samples)
+        return [e if isinstance(e, str) else next(self._predict(e, samples)) for e in seen]
+
+    def evidence(self, pictures: Sequence[Picture], samples: int = 0) -> list[Evidence | str]:
+        """Of each picture alone, `batch` or fewer looked at together; or why there is none."""
+
+        def at_once(size: int) -> list[Evidence]:
             parts = (pictures[at : at + size] for at in range(0, len(pictures), size))
-            seen = (self.look(part, samples) for part in parts)
-            return [one for part in seen for one in self._predict(part, samples)]
+            return [one for part in parts for one in self.look(part, samples).each()]
 
-        return self.limits.fit("photographs at a time", self.batch, at_once, "pixels or samples")
+        lower = "pixels or samples"
+        try:
+            return self.limits.fit("photographs at a time", self.batch, at_once, lower)
+        except NotFinite as error:
+            if len(pictures) == 1:
+                return [str(error)]
+            return [one for picture in pictures for one in self.evidence([picture], samples)]
 
     def look(self, pictures: Sequence[Picture], samples: int = 0) -> Evidence:
         """The evidence on one batch of pictures."""
@@ -203,19 +227,22 @@ def calibrate(
 ) -> dict[str, Any]:
     """`calibration.fit` on held-out photographs, kept in card.json.
 
-    source: what the photographs are. DataError for fewer than 4.
+    source: what the photographs are; one without evidence is left out. DataError for fewer than 4.
     """
-    if len(photos) < 4:
-        raise DataError([f"{len(photos)} photographs: 4 are needed at least"], "not calibrated:")
-    parts = []
+    parts: list[Evidence | str] = []
     with progress_bar(len(photos), "calibration") as bar:
         for at in range(0, len(photos), namer.batch):
             some = [photo.image() for photo in photos[at : at + namer.batch]]
-            parts.append(namer.look(some, samples))
+            parts += namer.evidence(some, samples)
             bar.update(len(some))
-    labels = np.array([namer.names.index(photo.species) for photo in photos])
-    logps = np.concatenate([part.logps for part in parts])
-    shares = np.concatenate([part.shares for part in parts])
+    pairs = [(e, p) for e, p in zip(parts, photos, strict=True) if not isinstance(e, str)]
+    if len(pairs) < len(photos):
+        log.warning("calibration: %d overflow and are left out", len(photos) - len(pairs))
+    if len(pairs) < 4:
+        raise DataError([f"{len(pairs)} photographs: 4 are needed at least"], "not calibrated:")
+    labels = np.array([namer.names.index(photo.species) for _, photo in pairs])
+    logps = np.concatenate([part.logps for part, _ in pairs])
+    shares = np.concatenate([part.shares for part, _ in pairs])
     fit = calibration.fit(logps, shares, labels, source)
     known = (namer.card.calibration or {}) | {str(samples): fit}
     namer.card = namer.card.model_copy(update={"calibration": known})

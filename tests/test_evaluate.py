@@ -190,9 +190,11 @@ def test_a_picture_that_was_not_there_is_asked_about_again_and_nothing_else(
     batches.clear()
     dropped = answer(student, replace(seven, test=tuple(without)), OPEN, tmp_path / "b")
     assert evaluate.say_lost(map(json.loads, dropped.splitlines())) == 2
-    assert "2 questions have no answer (a.jpg: cannot be read" in caplog.text
+    assert "2 answers are missing (a.jpg: cannot be read" in caplog.text
     assert batches == [3, 1, 1]  # of the middle batch one picture is there
     batches.clear()
+    again = answer(student, replace(seven, test=tuple(without)), OPEN, tmp_path / "b")
+    assert again == dropped and not batches  # it is not there yet
     assert answer(student, seven, OPEN, tmp_path / "b") == whole and batches == [3]
 
 

@@ -29,13 +29,13 @@ def job(tmp_path):
     return job
 
 
-def finish(job, lost: int = 0) -> dict:
+def finish(job, lost: int = 0, why: str = "gone") -> dict:
     """As `lab.finish` leaves it: all right, but for the first `lost` test pictures, unread."""
     collection = job.collection()[0]
     asked, rows = Benchmark.of_collection(collection, as_drawn=True), []
     condition = Condition("think", "open", order="shuffle")
     for place, one in enumerate(questions(asked, condition)):
-        said = Completion(error="gone") if place < lost else Completion(answer(one.label), 4)
+        said = Completion(error=why) if place < lost else Completion(answer(one.label), 4)
         for model in ("SFT", "TAPO"):
             rows.append(evaluate.record(asked, condition, one, said, model=model, seed=0))
     write_lines(job.folder / "records.jsonl", rows)
@@ -46,9 +46,11 @@ def finish(job, lost: int = 0) -> dict:
 
 def test_a_run_with_pictures_that_could_not_be_read_is_not_finished(job, caplog):
     finish(job, lost=3)
-    assert not lab.finished(job.folder) and "6 questions have no answer (gone)" in caplog.text
+    assert not lab.finished(job.folder) and "6 answers are missing (gone)" in caplog.text
     finish(job)
     assert lab.finished(job.folder)
+    finish(job, lost=1, why="nan or inf in the logits")  # comes again, whenever it is asked
+    assert lab.finished(job.folder) and "2 answers are missing (nan" in caplog.text
 
 
 def test_a_card_counts_as_the_pages_do_and_follows_them(job):

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 
 from finer1_lite import generation, logprobs, paperbirds, predict, prompts
 from finer1_lite.predict import Evidence, Namer
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Photo, load_folder
 from finer1_lite.students import card as cards
@@ -165,6 +166,27 @@ def test_calibration_lowers_a_boastful_confidence_and_stays_on_the_card(tmp_path
     predict.calibrate(namer, colours(8), samples=4)
     assert set(cards.read_card(tmp_path).calibration) == {"0", "4"}
     assert "rough" in namer.reliability(4)
+
+
+def test_a_photograph_that_overflows_or_scarce_memory_costs_no_calibration(
+    tmp_path, monkeypatch, caplog
+):
+    real, photos = ColourNamer.look, colours(9)
+    bad = np.asarray(photos[0].image())
+
+    def look(self, pictures, samples=0):
+        if len(pictures) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        if np.array_equal(np.asarray(pictures[0]), bad):
+            raise NotFinite("nan or inf in the logits")
+        return real(self, pictures, samples)
+
+    monkeypatch.setattr(ColourNamer, "look", look)
+    found = predict.calibrate(ColourNamer(tmp_path), photos)
+    monkeypatch.setattr(ColourNamer, "look", real)
+    rest = [p for p in photos if not np.array_equal(np.asarray(p.image()), bad)]
+    assert found == predict.calibrate(ColourNamer(tmp_path), rest)
+    assert f"calibration: {9 - len(rest)} overflow and are left out" in caplog.text
 
 
 def test_too_few_photographs_calibrate_nothing(tmp_path):

@@ -102,19 +102,15 @@ class Ledger:
             self.counts[what] += by
 
     def count_reply(self, reply: Reply) -> None:
-        """Count what a reply took, and whether it is empty or truncated.
-
-        TeacherStopped where a server does not tell what its replies cost, and cost is limited.
-        """
+        """Count what a reply took, and whether it is empty or truncated."""
         self.count("tokens_in", reply.tokens_in)
         self.count("tokens_out", reply.tokens_out)
         if not reply.text.strip():
             self.count("empty answer")
         if reply.finish == "length":
             self.count("truncated answer")
-        if self.max_cost is not None and not reply.tokens_in + reply.tokens_out:
-            said = "this server tells no number of tokens: --max-cost cannot be kept, "
-            raise TeacherStopped(said + "give --max-requests in its place")
+        if reply.finish != "oversized" and not reply.tokens_in + reply.tokens_out:
+            self.count("answer without usage")
 
     def reserve(self, replies: int) -> None:
         """Raise TeacherStopped where so many more replies would exceed the budget."""
@@ -124,6 +120,9 @@ class Ledger:
                 raise TeacherStopped(f"the budget of {self.max_requests} requests is spent")
             if self.max_cost is not None and self.cost >= self.max_cost:
                 raise TeacherStopped(f"the budget of {self.max_cost} is spent")
+            if self.max_cost is not None and self.counts["answer without usage"] and not self.cost:
+                said = "this server tells no number of tokens: --max-cost cannot be kept; "
+                raise TeacherStopped(said + "give --max-requests in its place")
             self.counts["asked"] = total
 
     @property

@@ -78,10 +78,9 @@ class ChainJob:
         config = {"job": "chains of thought", "coarse": self.collection.coarse}
         config |= {"pictures": len(shown), "data": files.fingerprint(told)}
         config |= {"photographs": files.fingerprint(own)}
-        settings = asdict(self.settings) | {"teacher": self.teacher.identity}
-        for number in ("rounds", "per_picture"):  # no chain depends on them: more may be asked
-            del settings[number]
-        config["preset"] = settings
+        held = (files.run_config(self.folder / files.CONFIG) or {}).get("preset", {})
+        more = {n: held[n] for n in ("rounds", "per_picture") if n in held}  # no chain depends on
+        config["preset"] = asdict(self.settings) | more | {"teacher": self.teacher.identity}
         mend = "choose another --out (lab: --name), or delete it"
         files.open_folder(self.folder, config, fresh=False, mend=mend)
         try:
@@ -154,8 +153,8 @@ class ChainJob:
         problems = in_parallel(self.teacher, self.collection.train, act, "chains", self.bars)
         needed, rounds = self.settings.per_picture, self.settings.rounds
         passed = {p.id: len(self._thoughts[p.id]) for p in self.collection.train}
-        what = f"of {needed} chains passed in {rounds} rounds (reasons: rejected.jsonl; more "
-        what += "--rounds go on from here)"
+        what = f"of {needed} chains passed in {rounds} rounds (reasons: rejected.jsonl; "
+        what += "`cot make --rounds N` with more goes on from here)"
         missing = [f"{photo}: {n} {what}" for photo, n in passed.items() if n < needed]
         if problems or self.whole:
             return problems or missing

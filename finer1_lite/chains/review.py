@@ -172,8 +172,8 @@ class Review:
             said = "%s: %d decisions stand that are not in it (--undo takes the last back): %s"
             log.info(said, path, len(held), ", ".join(held))
         if bare := [id_ for id_ in self.records if id_ not in told]:
-            said = "%s: %d chains have no row in it, and none is decided about by that (drop is "
-            log.info(said + "written in the column decision): %s", path, len(bare), ", ".join(bare))
+            said = "%s: %d chains without a row in it stay undecided (drop leaves one out): %s"
+            log.info(said, path, len(bare), ", ".join(bare[:3]))
         for decided in new:
             self.decide(*decided)
         return len(new)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from finer1_lite import cot, paperbirds, prompts
 from finer1_lite.chains import concepts
-from finer1_lite.chains.client import Reply, Samples, TeacherError, TeacherStopped, digest
+from finer1_lite.chains.client import Reply, Samples, TeacherStopped, digest
 from finer1_lite.chains.teacher_prompts import TeacherPrompt
 from finer1_lite.data import wording
 from finer1_lite.species import Collection, Photo
@@ -135,7 +135,7 @@ class Local:
     def ask(self, photo: Photo | None, prompt: TeacherPrompt, samples: Samples) -> list[Reply]:
         """Return a reply for each sample, seeded so that another sample is another text.
 
-        TeacherError where logits are not finite, as float16 may have it for one picture.
+        Empty where logits are not finite, as float16 may have it for one picture.
         """
         import torch
 
@@ -156,8 +156,8 @@ class Local:
                 top_p=self.top_p,
                 generator=torch.Generator().manual_seed(seed),
             )
-        except NotFinite as error:
-            raise TeacherError(str(error)) from error
+        except NotFinite:
+            return [Reply("")] * len(samples)
         texts = processor.tokenizer.batch_decode(made.completion_ids, skip_special_tokens=True)
         read = int(batch.attention_mask.sum())
         facts = zip(texts, made.lengths.tolist(), made.truncated.tolist(), strict=True)

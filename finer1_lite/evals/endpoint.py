@@ -97,8 +97,8 @@ def evaluate_endpoint(
 ) -> int:
     """Ask a condition into the run's folder; returns how many questions are left unanswered.
 
-    Of a file with some every question is asked anew, from the memory on disk as far as it was
-    paid for.
+    Of a file with unanswered questions every one is asked anew, from the memory on disk as far as
+    it was paid for.
     """
     where = answers_folder(folder, answerer.name)
     path = where / f"{condition.name}.jsonl"

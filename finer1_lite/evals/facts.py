@@ -124,13 +124,14 @@ def as_taught(models: Iterable[str], asked: Benchmark) -> Benchmark:
     return replace(asked, items=tuple(replace(i, split=split[i.label]) for i in asked.items))
 
 
-def trained_on(models: Iterable[str], files: Mapping[str, Path]) -> set[str]:
+def trained_on(models: Iterable[str], files: Mapping[str, tuple[str, Path]]) -> set[str]:
     """The ids of the files that some model was trained on, or that look nearly the same as those.
 
-    By content; what is found is said. files: id -> file of a test picture.
+    By content; what is found is said. files: id -> class and file of a test picture.
     """
     known = {m: set(card.trained_on.values()) - {""} for m, card in cards_of(models).items()}
-    digests = hashes(files.items()) if any(known.values()) else {}
+    paths = ((name, path) for name, (_, path) in files.items())
+    digests = hashes(paths) if any(known.values()) else {}
     found: set[str] = set()
     for model, trained in known.items():
         own = {name for name, digest in digests.items() if digest in trained}

@@ -52,7 +52,8 @@ class Job(Pictures):
         if self.photos is None:
             return found
         found = facts.described(self.models, found)
-        trained = facts.trained_on(self.models, {photo.id: photo.source for photo in found.test})
+        own = {photo.id: (photo.species, photo.source) for photo in found.test}
+        trained = facts.trained_on(self.models, own)
         return replace(found, test=tuple(p for p in found.test if p.id not in trained))
 
     def benchmark(self, collection: Collection | None) -> Benchmark:
@@ -60,7 +61,7 @@ class Job(Pictures):
         if collection is None:
             root = self.images or Path()
             asked = questions.of_files(self.files, root, self.allow_missing, self.own)
-            files_ = {item.photo: item.image.args[0] for item in asked.items}
+            files_ = {item.photo: (item.label, item.image.args[0]) for item in asked.items}
             trained = facts.trained_on(self.models, files_)
             return replace(asked, items=tuple(i for i in asked.items if i.photo not in trained))
         if self.photos is None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image
 
 from finer1_lite import models, predict
 from finer1_lite.data import images, tables
@@ -26,7 +25,6 @@ from finer1_lite.evals.tables import percent
 from finer1_lite.evaluate import read_image
 from finer1_lite.predict import Namer
 from finer1_lite.runtime import files
-from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.console import progress_bar
 from finer1_lite.runtime.files import DataError, write_atomically
 from finer1_lite.students import run_cards
@@ -94,7 +92,7 @@ def run(
         "name": folder.name,
         "model": relative(namer.folder, folder),
         "card": files.fingerprint(
-            [namer.card.model_copy(update={"calibration": None}).model_dump_json()]
+            [namer.card.model_copy(update=dict(calibration=None, measured=())).model_dump_json()]
         ),
         "calibration": {name: fit.get(name) for name in ("temperature", "agreement", "n")},
         "samples": samples,
@@ -103,7 +101,11 @@ def run(
         "preset": {},
     }
     files.open_folder(folder, config, fresh)
-    return Found(namer, samples, list(_name_all(namer, paths, folder, samples)))
+    found = Found(namer, samples, list(_name_all(namer, paths, folder, samples)))
+    if not any(row["ranked"] for row in found.rows):
+        problems = [f"{row['file']}: {row['note']}" for row in found.rows]
+        raise DataError(problems, "no photograph could be named:")
+    return found
 
 
 def photographs(places: Sequence[Path]) -> list[Path]:
@@ -145,7 +147,7 @@ def calibrate(namer: Namer, samples: int = 0) -> None:
         photos, where = run_cards.held_out(namer.card, namer.folder)
         log.info("calibration, once: %d held-out photographs (%s)", len(photos), where)
         predict.calibrate(namer, photos, samples, where)
-    except (DataError, PictureError, NotFinite) as error:
+    except (DataError, PictureError) as error:
         log.warning("not calibrated: %s", error)
 
 
@@ -181,28 +183,17 @@ def _name_some(
 ) -> Iterator[dict[str, Any]]:
     """A row for each of a batch's photographs."""
     shown = [read_image(partial(images.decode, path)) for path in some.values()]
-    said = iter(_named(namer, [one for one in shown if not isinstance(one, str)], samples))
+    said = iter(namer.named([one for one in shown if not isinstance(one, str)], samples))
     trained = set(namer.card.trained_on.values())
     for (file, digest), one in zip(some, shown, strict=True):
         named = one if isinstance(one, str) else next(said)
         row = {"file": file, "sha256": digest, "ranked": []} | dict.fromkeys(TOLD)
         if isinstance(named, str):
-            yield row | {"note": named.removeprefix(f"{file}: ")}
-            continue
-        row |= {"ranked": named.ranked[:KEPT]} | {name: getattr(named, name) for name in TOLD}
-        yield row | {"note": "was trained on" * (digest in trained)}
-
-
-def _named(
-    namer: Namer, shown: Sequence[Image.Image], samples: int
-) -> list[predict.Prediction | str]:
-    """A prediction a picture; why it has none, where float16 overflows for one of several."""
-    try:
-        return namer(shown, samples)
-    except NotFinite as error:
-        if len(shown) == 1:
-            return [str(error)]
-        return [one for picture in shown for one in _named(namer, [picture], samples)]
+            row |= {"note": named.removeprefix(f"{file}: ")}
+        else:
+            row |= {"ranked": named.ranked[:KEPT], "note": "was trained on" * (digest in trained)}
+            row |= {name: getattr(named, name) for name in TOLD}
+        yield row
 
 
 def write_csv(found: Found, path: Path, top: int, threshold: float) -> None:

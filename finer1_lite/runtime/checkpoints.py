@@ -25,6 +25,9 @@ LOWER_RATE = "; lower the learning rate (--set sft.learning_rate=... or tapo.lea
 _place = ""  # of the training that is under way: see `stand`
 
 
+OVERFLOW = "nan or inf in"
+
+
 class NotFinite(ValueError):
     """A loss, gradient, weight or logit is nan or inf; whatever follows from it would be, too."""
 
@@ -51,7 +54,7 @@ def require_finite(tensors: Iterable[tuple[str, Tensor]], what: str = "", mend: 
     if bad:
         count = f" ({len(bad)} in all)" if len(bad) > 1 else ""
         mend = LOWER_RATE if _place else mend
-        raise NotFinite(f"{_place}{what}nan or inf in {_some(bad)}{count}{mend}")
+        raise NotFinite(f"{_place}{what}{OVERFLOW} {_some(bad)}{count}{mend}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

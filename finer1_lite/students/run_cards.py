@@ -101,11 +101,12 @@ def held_out(card: Card, folder: Path, limit: int = HELD_OUT) -> tuple[list[Phot
         where = f"fresh paper birds of world {world.seed}"
     else:
         found = collection_of(card, folder)
-        paths = {p.id: p.source for p in (*found.train, *found.test)}
-        hashed, known = cards.hashes(paths.items()), {*card.trained_on.values()}
-        trained = {name for name in paths if hashed[name] in known}
+        own = {p.id: (p.species, p.source) for p in (*found.train, *found.test)}
+        hashed = cards.hashes((name, path) for name, (_, path) in own.items())
+        known = {*card.trained_on.values()}
+        trained = {name for name in own if hashed[name] in known}
         grown = trained != {p.id for p in found.train}  # else the division kept them apart
-        stale = trained | splits.alike(paths, trained if grown else set())
+        stale = trained | splits.alike(own, trained if grown else set())
         if not known <= {*hashed.values()}:  # left out beside a neighbour that would train now
             stale |= {p.id for p in found.train}
         photos = [p for p in (*found.train, *found.test) if p.id not in stale]

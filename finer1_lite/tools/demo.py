@@ -26,6 +26,7 @@ from finer1_lite.data import images
 from finer1_lite.data.images import PictureError
 from finer1_lite.evals import predictions
 from finer1_lite.predict import Namer
+from finer1_lite.runtime.checkpoints import NotFinite
 from finer1_lite.runtime.files import DataError
 from finer1_lite.species import Photo
 from finer1_lite.students import run_cards
@@ -53,9 +54,9 @@ class Answers:
         """The HTML about one photograph, or why it cannot be used."""
         try:
             picture = read(path)
-        except PictureError as error:
+            said = self.namer([picture])[0]
+        except (PictureError, NotFinite) as error:
             return PAGE.render(refused=error)
-        said = self.namer([picture])[0]
         return PAGE.render(
             said=said,
             known=said.confidence >= self.unknown,

@@ -129,13 +129,20 @@ def test_the_budget_of_rounds_ends_and_names_the_pictures(few, world, tmp_path):
 
 def test_more_rounds_and_more_chains_go_on_in_the_same_folder(few, world, tmp_path):
     """What was paid for stays, and nothing of it is asked again."""
-    with pytest.raises(DataError, match="more --rounds go on from here"):
+    with pytest.raises(DataError, match="--rounds N` with more goes on from here"):
         job_of(tmp_path, few, Clumsy(world), rounds=1).build()
     teacher = Clumsy(world)
     assert job_of(tmp_path, few, teacher, rounds=2).build()["chains"] == len(few.train)
     assert teacher.asked == len(few.train)  # the second sample of each
     two = job_of(tmp_path, few, Clumsy(world), rounds=4, per_picture=2).build()
     assert two["chains"] == 2 * len(few.train)
+
+
+def test_a_folder_tells_what_it_was_begun_with(few, world, tmp_path):
+    job_of(tmp_path, few, Oracle(world), rounds=3).build()
+    job_of(tmp_path, few, Oracle(world), rounds=5).build()
+    preset = json.loads((tmp_path / "config.json").read_text())["preset"]
+    assert (preset["rounds"], preset["per_picture"]) == (3, 1)
 
 
 def test_a_chain_of_an_earlier_start_is_no_duplicate_of_itself(few, world, tmp_path):

@@ -153,7 +153,7 @@ def test_a_photograph_that_was_trained_on_is_left_out_of_all_its_questions(
     write(tmp_path, [], "none.jsonl", ["b.png"], bird=birds)
     monkeypatch.setattr(
         "finer1_lite.evals.facts.trained_on",
-        lambda models, files: {name for name, file in files.items() if file.name == "a.png"},
+        lambda models, files: {name for name, (_, file) in files.items() if file.name == "a.png"},
     )
     job = Job(tmp_path, (), Preset.lab(), files=(path,), own=True, images=tmp_path)
     assert [item.photo for item in job.benchmark(None).items] == ["b.png"]

@@ -165,6 +165,15 @@ def test_a_photograph_that_overflows_costs_its_own_name_and_is_asked_again(
     assert "0 without a name" in capsys.readouterr().out
 
 
+def test_a_model_that_names_nothing_is_said(photos, namer, tmp_path, monkeypatch, caplog):
+    def look(*_, **__):
+        raise NotFinite("nan or inf in the logits")
+
+    monkeypatch.setattr(ColourNamer, "look", look)
+    assert run(photos, tmp_path) == 2
+    assert "no photograph could be named" in caplog.text and "nan or inf" in caplog.text
+
+
 def test_where_memory_runs_out_fewer_are_named_at_a_time(photos, namer, tmp_path, monkeypatch):
     real = ColourNamer.look
 
