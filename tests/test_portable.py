@@ -25,6 +25,7 @@ assert bench_row.resource is None
 """
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_where_unix_modules_are_missing():
     done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

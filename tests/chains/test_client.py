@@ -59,7 +59,7 @@ def ask(moods: Moods, tmp_path, samples=(0,), **changed):
         ("429", "http 429"),
         ("500", "http 500"),
         ("drop", "connection lost"),
-        ("slow", "time-out"),
+        pytest.param("slow", "time-out", marks=pytest.mark.slow),
         ("cut", "connection lost"),
         ("bad", "bad JSON"),
         ("odd", "bad JSON"),

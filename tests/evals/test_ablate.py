@@ -117,6 +117,7 @@ def test_a_rate_at_which_training_breaks_is_left_out_of_the_search_alone(study, 
         ablate.do(wanted)
 
 
+@pytest.mark.slow
 def test_a_study_runs_searches_and_is_not_run_twice(study, monkeypatch):
     monkeypatch.setattr(ablate, "_run", lambda left, workers: [ablate.do(t) for t in left])
     path = ablate.run_study(study)

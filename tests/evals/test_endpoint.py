@@ -90,7 +90,10 @@ def test_a_finished_condition_asks_nothing_and_a_lost_file_nothing_twice(three, 
     assert again == first and moods.seen.total() == 3 and ledger.counts["from cache"] == 3
 
 
-@pytest.mark.parametrize("mood", ["500", "slow", "drop", "cut", "bad", "odd", "429"])
+@pytest.mark.parametrize(
+    "mood",
+    ["500", "drop", "cut", "bad", "odd", "429", pytest.param("slow", marks=pytest.mark.slow)],
+)
 def test_a_question_without_answer_is_counted_unscored_and_asked_again(mood, three, tmp_path):
     rows, left, _ = ask(
         Moods(["good", mood, mood], reply=seeing(three)),

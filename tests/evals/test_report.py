@@ -399,6 +399,7 @@ def eyes(monkeypatch):
     monkeypatch.setattr(baselines, "lite0_features", lambda: mean_colour)
 
 
+@pytest.mark.slow
 def test_a_classifier_stands_beside_the_student_and_is_measured_once(tmp_path, eyes, monkeypatch):
     run, photos = photo_run(tmp_path, SCORES | {"tapo": 0.3})
     text = write_report(run, pages.photo_source(photos)).with_suffix(".md").read_text()
@@ -421,6 +422,7 @@ def test_the_student_is_called_better_where_it_is(tmp_path, eyes, monkeypatch):
     assert "so the student is the better choice" in text and "use the classifier" not in text
 
 
+@pytest.mark.slow
 def test_a_tool_that_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "has_lite0", lambda: False)
     run, photos = photo_run(tmp_path)
@@ -442,6 +444,7 @@ def test_two_confused_classes_are_shown_side_by_side(tmp_path, eyes):
     assert page.read_text().count('alt="a training picture of') >= 1
 
 
+@pytest.mark.slow
 def test_photographs_are_found_by_the_card_and_missed_with_a_word(tmp_path, eyes, caplog):
     run, photos = photo_run(tmp_path)
     text = write_report(run).with_suffix(".md").read_text()

@@ -126,6 +126,7 @@ def test_other_errors_are_not_taken_for_it(student, birds, spread, monkeypatch, 
         trained(student, birds, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_remembers_what_fits(student, birds, spread, scarce, tmp_path, caplog):
     preset = PRESET.with_(tapo__steps=6, tapo__groups=1, tapo__micro_batch=4)
     scarce["score"] = 3
