@@ -226,13 +226,8 @@ def test_an_adapter_that_did_not_move_is_said(fresh, few, chains, tmp_path, capl
     assert json.loads((tmp_path / "sft" / "log.jsonl").read_text())["moved"] == 0
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "adapter_model.safetensors",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("optimizer.pt", "scheduler.pt")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt"])
 def test_a_torn_checkpoint_is_skipped_and_the_training_goes_on(
     student, few, chains, tmp_path, name, caplog
 ):

@@ -136,6 +136,7 @@ def test_worthless_answers_are_paid_scored_wrong_and_bounded(three, tmp_path):
 # --- the command -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_reports_what_is_left_and_the_same_command_asks_it(
     tmp_path, caplog, monkeypatch
 ):

@@ -116,6 +116,7 @@ def test_an_adapter_finds_its_base(saved, fresh, tmp_path):
         job.run_evaluation(bare)
 
 
+@pytest.mark.slow
 def test_adapters_of_one_folder_name_stand_side_by_side(saved, fresh, tmp_path):
     """TAPO, DAPO and CLS-RL of the trainer: the same pictures and options, told apart."""
     first = tmp_path / "lab" / "seed0" / "tapo"

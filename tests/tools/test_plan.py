@@ -186,6 +186,7 @@ def test_a_card_is_named_or_measured(named):
     assert plan.card_gib(named) == (plan.CARDS.get(word) or float(named))
 
 
+@pytest.mark.slow
 def test_presets_for_small_cards(capsys):
     """A 3B model, then a 7B one, which is large for them."""
     lines = [f"presets for {g} GiB: {names}" for g, names in ((6, "none"), (8, "colab, t4"))]
