@@ -176,11 +176,14 @@ def evaluate(
             rows.append(record(benchmark, condition, part[i // samples], completion, **who))
         return rows
 
+    def is_shown(question: Question) -> bool:
+        return not condition.picture or not isinstance(read_image(question.image), str)
+
     size = batch_size * samples
     held = _whole_batches(path, size, len(every) * samples)
     for at in range(0, len(held), size):
-        asked = (every[(at + i) // samples] for i in range(len(held[at : at + size])))
-        if any(map(may_pass, held[at : at + size], asked)):
+        lost = [at + i for i, row in enumerate(held[at : at + size]) if may_pass(row)]
+        if any(is_shown(every[place // samples]) for place in lost):
             held[at : at + size] = ask_batch(at // samples)
             files.write_lines(path, held)
     yield len(held) // samples
@@ -217,15 +220,10 @@ def evaluate_all(
                 bar.update(done - bar.n)
 
 
-def may_pass(row: Mapping, asked: Question | None = None) -> bool:
-    """Whether a record is an error that another start may not have; asked: its question.
-
-    An overflow comes again, and so does a picture that cannot be read now either.
-    """
+def may_pass(row: Mapping) -> bool:
+    """Whether a record is an error that another start may not have: an overflow comes again."""
     error = row.get("error")
-    if not error or OVERFLOW in error:
-        return False
-    return asked is None or not isinstance(read_image(asked.image), str)
+    return bool(error) and OVERFLOW not in error
 
 
 def say_lost(records: Iterable[Mapping]) -> int:

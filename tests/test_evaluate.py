@@ -198,6 +198,30 @@ def test_a_picture_that_was_not_there_is_asked_about_again_and_nothing_else(
     assert answer(student, seven, OPEN, tmp_path / "b") == whole and batches == [3]
 
 
+def test_a_question_without_its_picture_is_asked_again_whatever_became_of_the_picture(
+    seven, tmp_path
+):
+    """By an endpoint that was down, say."""
+
+    def gone():
+        raise PictureError("a.jpg: is not there")
+
+    class Down:
+        name, seed = "m", None
+        said = Completion(error="no answer: down")
+
+        def answer(self, questions, condition, start):
+            return [self.said] * len(questions)
+
+    asked = drawn(replace(seven, test=tuple(replace(p, source=gone) for p in seven.test)))
+    blind, who = replace(OPEN, picture=False), Down()
+    list(evaluate.evaluate(who, asked, blind, tmp_path, 7))
+    who.said = Completion("<answer>an owl</answer>", 3)
+    list(evaluate.evaluate(who, asked, blind, tmp_path, 7))
+    rows = map(json.loads, (tmp_path / f"{blind.name}.jsonl").open(encoding="utf-8"))
+    assert [row["error"] for row in rows] == [None] * 7
+
+
 # --- killed and started again --------------------------------------------------------
 
 

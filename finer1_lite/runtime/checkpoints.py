@@ -22,10 +22,8 @@ SUMS = "checksums.json"  # file -> SHA-256 of its bytes: the seal
 SHOWN = 3  # names in a message
 MINUTES = 10.0  # of work that a machine which is taken away may cost
 LOWER_RATE = "; lower the learning rate (--set sft.learning_rate=... or tapo.learning_rate=...)"
+OVERFLOW = "nan or inf in"  # what every `NotFinite` says, and so a record's error
 _place = ""  # of the training that is under way: see `stand`
-
-
-OVERFLOW = "nan or inf in"
 
 
 class NotFinite(ValueError):
