@@ -105,7 +105,7 @@ def test_keep_edit_undo_reload_and_nothing_is_lost(lab, folder):
         (ids[0], "keep"),
         (ids[1], "drop"),
         (ids[2], "drop"),
-        (None, "undo"),
+        (ids[2], "undo"),
         (ids[2], "edit"),
     ]
     assert "fits well" in rows[4]["chain"]
