@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 ENDED = "raise max_new_tokens, or look whether the model ends its turns"
+REASONED = ("right_and_agrees", "accuracy")  # what is right for its reason, and what is right
 NONE_RIGHT = "train stage 1 longer; if some had been right, lower the rate"
 WHY = {  # a reason why a step of TAPO has no gradient -> whether its row of the log says so
     "float16 overflowed, and the step was left out": lambda row: not _finite(row),
@@ -75,6 +76,10 @@ def drifts(log: Sequence[Mapping]) -> list[str]:
         paid = [name for name in ends if name.startswith("rewards/") and rise(name) > 0]
         what = said("reward", "accuracy", *paid)
         told.append(f"something other than the right name is paid ({what}): pay the name most")
+    (was, reasoned), (before, right) = (ends.get(name, (0, 0)) for name in REASONED)
+    if reasoned * before < 2 / 3 * was * right:  # the ratio of the two fell
+        mend = "pay agreement (reward_agreement), or take a checkpoint from before the fall"
+        told.append(f"right names are found beside the chain ({said(*REASONED)}): {mend}")
     if not 2 / 3 < factor("length") < 3 / 2:
         told.append(f"completions changed in size ({said('length')}): read some of both ends")
     if factor("anchor_entropy") < 1 / 5:

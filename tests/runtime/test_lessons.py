@@ -6,6 +6,7 @@ from paths import ROOT
 from finer1_lite.metrics import read_records
 from finer1_lite.runtime.lessons import drifts, lessons
 
+BESIDE = "right names are found beside the chain"
 STEP = {"truncated": 0.0, "accuracy": 0.5, "varied": 8, "grad_norm": 0.7}
 
 
@@ -36,6 +37,19 @@ def test_a_drift_is_said_with_the_means_of_both_ends():
     assert drifts(fine + gone) == []  # nothing at one end: nothing to compare
 
 
+def test_a_chain_that_comes_apart_while_names_stay_right_is_said():
+    """What 180 steps of a reward for the name alone did in the lab; a fall of both is no such."""
+    ends = {"accuracy": (0.8, 0.9), "right_and_agrees": (0.5, 0.2)}
+    log = [STEP | {name: of[n // 4] for name, of in ends.items()} for n in range(8)]
+    (told,) = drifts(log)
+    assert told.startswith(f"{BESIDE} (right_and_agrees from 0.5 to 0.2, accuracy from 0.8 to 0.9)")
+    both = {"accuracy": 0.4, "right_and_agrees": 0.25}
+    assert drifts([*log[:4], *(row | both for row in log[4:])]) == []
+    none_right = {"accuracy": 0.0, "right_and_agrees": 0.0}
+    assert drifts([*log[:4], *(row | none_right for row in log[4:])]) == []
+    assert drifts([row | none_right for row in log[:4]] + log[4:]) == []
+
+
 @pytest.mark.parametrize(
     "run, says",
     [
@@ -43,12 +57,12 @@ def test_a_drift_is_said_with_the_means_of_both_ends():
         ("zero_variance", []),
         ("wrong_mask", []),  # from the first step on: no drift
         ("high_rate", ["the right form was lost"]),
-        ("format_hacking", ["something other than the right name is paid"]),
+        ("format_hacking", ["something other than the right name is paid", BESIDE]),
         (
             "section_collapse",
-            ["something other than the right name", "completions changed in size"],
+            ["something other than the right name", BESIDE, "completions changed in size"],
         ),
-        ("entropy_collapse", ["completions become all alike"]),
+        ("entropy_collapse", [BESIDE, "completions become all alike"]),
     ],
 )
 def test_stored_runs_with_a_fault_are_told_from_the_healthy_one(run, says):
