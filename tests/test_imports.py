@@ -136,8 +136,8 @@ def test_the_package_does_not_grow_again():
     the plan and a column of the ablation, by 86 with what no folder, table or review may lose in
     silence, by 59 with other weights, bases, requests, pictures and decisions of one name, and by
     178 with answers and names that an error took and that are asked again, budgets that bind, more
-    rounds of chains, and folders that grew, and by 5 with chains that come apart in a log while names
-    stay right. The core's part of these is 76.
+    rounds of chains, and folders that grew, and by 5 with chains that come apart in a
+    log while names stay right. The core's part of these is 76.
     """
     assert len(list(PACKAGE.glob("*.py"))) <= 24
     assert lines_of(PACKAGE.glob("*.py")) <= 4_903
