@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         log.error("error: out of memory (%s): %s", oom.shortage(error), lower)
         return 2
     except KeyboardInterrupt:
-        log.error("stopped; the same command goes on from here")
+        but = ", without --fresh," if getattr(command, "fresh", False) else ""
+        log.error("stopped; the same command%s goes on from here", but)
         return 130
 
 

@@ -29,6 +29,7 @@ from finer1_lite.runtime.workers import choose_workers, worker_pool
 from finer1_lite.sft import chain_rows, train_sft
 from finer1_lite.species import Collection
 from finer1_lite.students.card import STAGES, read_card, write_card
+from finer1_lite.students.families import check_family
 from finer1_lite.students.pretrain import prepare_base
 from finer1_lite.students.processors import budget_of
 from finer1_lite.students.run_cards import card_of, write_cards
@@ -48,6 +49,8 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     require_enough(collection)
     trackers.require(job.report_to)  # all three now, and not when stage 2 begins
     own_rewards.load(preset.tapo.rewards)
+    if preset.student != "assets":
+        check_family(preset.student)  # before --fresh deletes anything
     log.info("the student sees a picture in %d pixels at most (--set pixels=N)", preset.pixels)
     config = job.config(collection)
     main = distributed.on_main_process

@@ -15,8 +15,8 @@ from photo_folders import four_classes
 from finer1_lite import lab
 from finer1_lite.__main__ import COMMANDS, build_parser, main, read_command
 from finer1_lite.evals import report
-from finer1_lite.runtime import distributed
-from finer1_lite.runtime.files import open_folder
+from finer1_lite.runtime import distributed, files
+from finer1_lite.runtime.files import DataError, open_folder, run_config
 
 OPTIONS = {
     "lab": """
@@ -565,3 +565,68 @@ def test_fresh_never_deletes_what_another_command_made(refused, tmp_path):
     before = contents(folder)
     assert "chains of thought" in refused("lab", "--out", tmp_path, "--fresh")
     assert contents(folder) == before
+
+
+def test_fresh_deletes_nothing_that_no_run_writes(tmp_path):
+    job = job_of("--out", tmp_path, "--test-pictures", 36)
+    config = job.config(job.collection()[0])
+    open_folder(job.folder, config, fresh=False)
+    (job.folder / "seed0").mkdir()
+    (job.folder / "my notes.txt").write_text("mine")
+    (job.folder / "merged").mkdir()
+    before = contents(job.folder)
+    with pytest.raises(DataError, match="merged: no run writes it(.|\n)*my notes.txt") as error:
+        open_folder(job.folder, config, fresh=True)
+    assert len(error.value.problems) == 2 and contents(job.folder) == before
+
+
+def test_a_deletion_that_was_killed_is_taken_for_no_run_and_fresh_goes_on(tmp_path, monkeypatch):
+    job = job_of("--out", tmp_path, "--test-pictures", 36)
+    config = job.config(job.collection()[0])
+    open_folder(job.folder, config, fresh=False)
+    for name in ("base", "seed0"):
+        (job.folder / name).mkdir()
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.shutil, "rmtree", killed)
+        open_folder(job.folder, config, fresh=True)
+    with pytest.raises(DataError, match="another configuration"):
+        open_folder(job.folder, config, fresh=False)
+    open_folder(job.folder, config, fresh=True)
+    assert [f.name for f in job.folder.iterdir()] == ["config.json"]
+
+
+def test_a_student_that_cannot_be_read_costs_no_finished_run(refused, tmp_path):
+    job = job_of("--out", tmp_path, "--test-pictures", 36)
+    open_folder(job.folder, job.config(job.collection()[0]), fresh=False)
+    (job.folder / "metrics.json").write_text("{}")
+    before = contents(job.folder)
+    said = refused("lab", "--out", tmp_path, "--fresh", "--student", tmp_path / "typo")
+    assert "typo" in said and contents(job.folder) == before
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path):
+    """The second one of a forgotten terminal would write every answer twice."""
+    config = {"preset": {}, "job": "a test"}
+    code = (
+        "import sys; from pathlib import Path; from finer1_lite.runtime import files\n"
+        "try:\n"
+        "    with files.nothing_left_of_a_failed_start():\n"
+        f"        files.open_folder(Path(sys.argv[1]), {config}, fresh=False)\n"
+        "except ValueError as error:\n"
+        "    print(error)"
+    )
+
+    def other() -> str:
+        command = [sys.executable, "-c", code, str(tmp_path / "run")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with files.nothing_left_of_a_failed_start():
+        for _ in range(2):  # the same command may open it again
+            files.open_folder(tmp_path / "run", config, fresh=False)
+        assert "run: another command works in it; wait until it is done" in other()
+        assert run_config(tmp_path / "run" / "config.json") == config
+    assert other() == ""

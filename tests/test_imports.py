@@ -136,12 +136,14 @@ def test_the_package_does_not_grow_again():
     the plan and a column of the ablation, by 86 with what no folder, table or review may lose in
     silence, by 59 with other weights, bases, requests, pictures and decisions of one name, and by
     178 with answers and names that an error took and that are asked again, budgets that bind, more
-    rounds of chains, and folders that grew, and by 5 with chains that come apart in a
-    log while names stay right. The core's part of these is 76.
+    rounds of chains, folders that grew, by 5 with chains that come apart in a log
+    while names stay right, and by 124 with Ctrl-C that ends a pool, folders that one command has at
+    a time, what `--fresh` must not delete, and pictures of a parquet that replace no file. The
+    core's part of these is 80.
     """
     assert len(list(PACKAGE.glob("*.py"))) <= 24
-    assert lines_of(PACKAGE.glob("*.py")) <= 4_903
-    assert lines_of(PACKAGE.rglob("*.py")) <= 20_800
+    assert lines_of(PACKAGE.glob("*.py")) <= 4_907
+    assert lines_of(PACKAGE.rglob("*.py")) <= 20_930
     skips = [f for f in PACKAGE.rglob("*.py") if "fmt: " + "skip" in f.read_text("utf-8")]
     assert not skips, f"the formatter decides the layout: {skips}"
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from finer1_lite.species import Photo
 Samples = Sequence[int]  # numbers: another one is another reply to the same prompt
 PATIENCE = 3  # items without a reply in a row, then an endpoint counts as down
 HIDDEN = "[key]"
+SECRET = 12  # signs of a key at least; a shorter one is a dummy that a reply may hold as a word
 MAX_BYTES = 4_000_000  # of one HTTP body; more is cut off while it arrives
 MAX_CHARACTERS = 40_000  # of one completion; more is no chain
 MAY_PASS = (408, 409, 424, 425, 429)  # of the refusals 4xx: another try may help
@@ -184,11 +185,12 @@ def in_parallel(
     in a row; what is under way is waited for, since it is being paid for.
     """
     from finer1_lite.runtime.console import progress_bar  # it loads torch
+    from finer1_lite.runtime.workers import thread_pool
 
     problems: list[str] = []
     in_a_row = 0
     bar = progress_bar(len(items), what, hidden=not bars)
-    with ThreadPoolExecutor(teacher.workers) as pool, bar:
+    with thread_pool(teacher.workers) as pool, bar:
         tasks = {pool.submit(act, item): item for item in items}
         for task in as_completed(tasks):
             bar.update()
@@ -303,7 +305,8 @@ class Endpoint:
         reply = read_reply(response.content)
         if len(reply.text) > MAX_CHARACTERS:
             reply.finish = "oversized"
-        reply.text = self._without_key(reply.text)[:MAX_CHARACTERS]
+        said = reply.text if len(self._key) < SECRET else self._without_key(reply.text)
+        reply.text = said[:MAX_CHARACTERS]
         if reply.finish == "oversized":
             self.ledger.count("oversized answer")
         return reply

@@ -8,6 +8,7 @@ Chains of others are read as LLaVA, LLaMA-Factory and TRL write them, in an arra
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -16,10 +17,13 @@ from typing import Any
 
 from finer1_lite.data import marks
 from finer1_lite.data.chain_text import Chain
+from finer1_lite.data.images import ENDINGS, check_bytes
 from finer1_lite.data.layouts import file_of
 from finer1_lite.data.marks import IMAGE
 from finer1_lite.runtime import files
 from finer1_lite.runtime.files import require_none, write_atomically, write_lines
+
+log = logging.getLogger("finer1_lite")
 
 VERSION = 1
 CARRY = "finer1_lite"  # the column of our own fields in foreign formats
@@ -331,7 +335,8 @@ def write_parquet(path: Path, rows: Sequence[TripletRow], root: Path) -> None:
 def read_parquet(path: Path, root: Path) -> list[TripletRow]:
     """Read triplets of a released file; their pictures are written under `root`.
 
-    A stored path that leads out of `root`, or none, gives way to a name made of the row.
+    A stored path that leads out of `root`, that a file of other bytes has, or none, gives way to
+    a name made of the bytes: no file is replaced, and no two pictures become one.
     """
     import pyarrow.parquet as pq
 
@@ -340,25 +345,36 @@ def read_parquet(path: Path, root: Path) -> list[TripletRow]:
     missing = sorted({*pictures.values(), "problem", "answer"} - set(table.column_names))
     require_none([f"{path}: lacks the column {c}" for c in missing], "no triplets:")
 
+    renamed: list[str | None] = []
+
     def convert(row: dict) -> TripletRow:
         told = {"question": row["problem"], "label": row["answer"]}
         told["extra"] = json.loads(row.get(CARRY) or "{}")
         for role, column in pictures.items():
-            told[role] = _unpack(row[column], root, f"{row['row']}-{column}")
+            told[role] = _unpack(row[column], root, column, renamed)
         return _triplet(told)
 
-    rows = [(n, row | {"row": n}) for n, row in enumerate(table.to_pylist())]
-    return _convert(path, rows, convert, "row")
+    found = _convert(path, enumerate(table.to_pylist()), convert, "row")
+    if renamed:
+        log.info("%s: %d pictures have a name of their own bytes now", path, len(renamed))
+    return found
 
 
-def _unpack(cell: object, root: Path, otherwise: str) -> str:
+def _unpack(cell: object, root: Path, column: str, renamed: list) -> str:
     """Write one picture cell (a list or a single one; bytes with or without a path)."""
     one = cell[0] if isinstance(cell, list) and cell else cell
-    one = {"bytes": one} if isinstance(one, bytes) else one
-    if not isinstance(one, dict) or not isinstance(one.get("bytes"), bytes):
-        raise ValueError(f"column {otherwise.partition('-')[2]!r}: no bytes of a picture")
-    name = one.get("path")
-    if not name or not (root / name).resolve().is_relative_to(root.resolve()):
-        name = otherwise
-    write_atomically((root / name).resolve(), one["bytes"])
+    data = one if isinstance(one, bytes) else one.get("bytes") if isinstance(one, dict) else None
+    if not isinstance(data, bytes):
+        raise ValueError(f"column {column!r}: no bytes of a picture")
+    found = check_bytes(data)
+    if found.problem:
+        raise ValueError(f"column {column!r}: {found.problem}")
+    name = one.get("path") if isinstance(one, dict) else None
+    path = (root / (name or "")).resolve()
+    taken = path.exists() and (path.is_dir() or path.read_bytes() != data)
+    if taken or not path.is_relative_to(root.resolve()) or path.suffix.lower() not in ENDINGS:
+        renamed.append(name)
+        name = found.digest[:16] + found.ending
+        path = root / name
+    write_atomically(path, data)
     return name

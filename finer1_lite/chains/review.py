@@ -38,6 +38,7 @@ class Review:
         self.path = Path(path)
         self.history: list[tuple[str, Decision]] = []
         self.written: dict[str, Decision] = {}  # what the table held when it was last written
+        self.undecided = True  # whether chains stay that nobody has decided about
         for _, row in read_lines(self.path, torn=True) if self.path.exists() else ():
             self._replay(row)
 
@@ -48,6 +49,8 @@ class Review:
                 del self.history[last]
         elif row["action"] == "table":
             self.written = self.decisions
+        elif row["action"] == "undecided":
+            self.undecided = row["stay"]
         else:
             self.history.append((row["id"], Decision(row["action"], row.get("chain", ""))))
 
@@ -55,12 +58,16 @@ class Review:
         formats.append_row(self.path, row)  # on the disk before the next click
         self._replay(row)
 
-    def decide(self, id_: str, action: str, chain: str = "") -> None:
-        """Decide about one chain; ValueError for an unknown id or action, or an empty edit."""
+    def decide(self, id_: str, action: str, chain: str = "", first: bool = False) -> None:
+        """Decide about one chain; ValueError for an unknown id or action, or an empty edit.
+
+        first: what is kept is the first text, and no edit of before.
+        """
         problem = self._problem(id_, action, chain)
         if problem or not action:
             raise ValueError(problem or f"{id_}: no decision")
-        self._add({"id": id_, "action": action} | ({"chain": chain} if action == "edit" else {}))
+        text = chain or (self.records[id_].chain if first and action == "keep" else "")
+        self._add({"id": id_, "action": action} | ({"chain": text} if text else {}))
 
     def undo(self) -> str | None:
         """Take the last decision back; returns whose it was, None where there is none."""
@@ -91,8 +98,11 @@ class Review:
         state: dict[str, Decision] = {}
         for id_, decision in self.history:
             edit = state.get(id_, Decision()).chain
-            keeps_edit = edit and decision.action == "keep"
-            state[id_] = Decision("edit", edit) if keeps_edit else decision
+            if decision.action == "keep":  # with a text: the first one, as the table says
+                decision = (
+                    Decision("edit", edit) if edit and not decision.chain else Decision("keep")
+                )
+            state[id_] = decision
         return {i: d for i, d in state.items() if i in self.records}
 
     def current(self, id_: str) -> Record:
@@ -175,7 +185,7 @@ class Review:
             said = "%s: %d chains without a row in it stay undecided (drop leaves one out): %s"
             log.info(said, path, len(bare), ", ".join(bare[:3]))
         for decided in new:
-            self.decide(*decided)
+            self.decide(*decided, first=True)
         return len(new)
 
 
@@ -195,10 +205,10 @@ def open_review(folder: Path) -> Review:
     return Review(formats.read_records(path, torn=True), folder / "decisions.jsonl")
 
 
-def apply_review(folder: Path, undecided: bool = True) -> Review:
+def apply_review(folder: Path, undecided: bool | None = None) -> Review:
     """Take over review.csv, write it anew, and write the chains that stay to reviewed.jsonl.
 
-    undecided: chains that passed the checks and that nobody looked at stay too.
+    undecided: chains that passed the checks and that nobody looked at stay too; None: as said last.
     """
     review = open_review(folder)
     table = folder / "review.csv"
@@ -207,5 +217,11 @@ def apply_review(folder: Path, undecided: bool = True) -> Review:
     review.write_csv(table)
     for reason in review.turned_down().values():
         log.warning("this edit is turned down, and its chain left out: %s", reason)
-    formats.write_records(folder / "reviewed.jsonl", review.results(undecided))
+    if undecided not in (None, review.undecided):
+        review._add({"action": "undecided", "stay": undecided})
+    if not review.undecided:
+        log.info(
+            "chains that nobody has decided about are left out: %d", len(review.ids("undecided"))
+        )
+    formats.write_records(folder / "reviewed.jsonl", review.results(review.undecided))
     return review

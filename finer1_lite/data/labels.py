@@ -157,8 +157,10 @@ class _Labels:
             exact = os.path.relpath(folder / text, self.walk.root).replace(os.sep, "/")
             if exact in self.files:
                 return [exact]
-        end = next((e for e in layouts.ends(text) if self.places.get(e)), text)
-        return sorted(i for i in self.places.get(end, ()) if end == text or i.startswith(end))
+        whole = layouts.ends(text) or [text]
+        end = next((e for e in whole if self.places.get(e)), "")
+        found = self.places.get(end, ())
+        return sorted(i for i in found if end == whole[0] or i.casefold().startswith(end))
 
     def _photos_of(self, row: dict[str, str]) -> list[str]:
         """The pictures of an observation: by its own id, or by that of the photo in its URL."""

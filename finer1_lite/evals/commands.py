@@ -12,7 +12,7 @@ from finer1_lite.chains.commands import EndpointOptions
 from finer1_lite.data.commands import PhotoOptions
 from finer1_lite.data.folders import Reading
 from finer1_lite.presets import Preset, Size
-from finer1_lite.runtime.files import DataError, distinct, require
+from finer1_lite.runtime.files import DataError, distinct, require, text_of
 from finer1_lite.runtime.options import argument, given, key_values, option, read_key_values
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def read_prompt(path: Path) -> tuple[str, str]:
     """("FILE@HASH", its words), by which records name it. DataError where there are none."""
     try:
         written = path.read_bytes()
-        words = written.decode().strip()
+        words = text_of(path).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError([f"{path}: {error}; give a text file in UTF-8"], "no prompt:") from error
     if not words:

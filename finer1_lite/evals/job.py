@@ -132,7 +132,7 @@ def run_evaluation(job: Job, fresh: bool = False) -> Path:
     files.require_none(
         left,
         f"not all is answered ({page}); once what is said here is mended, "
-        "the same command asks the rest:",
+        f"the same command{', without --fresh,' if fresh else ''} asks the rest:",
     )
     return page
 

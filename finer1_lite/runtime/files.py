@@ -9,15 +9,25 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 log = logging.getLogger("finer1_lite")
 OTHER_NAME = "choose another --name, or --fresh to start over"
 CONFIG = "config.json"  # of a run: the first file in its folder
+OURS = re.compile(  # what runs write there, and what systems do
+    r"answers|base|cache|chains|figures|parts|seed\d+|warm-up|\..+|desktop\.ini|"
+    r"(analysis|attribution|chains|compared-with-.+|config|metrics|predictions|records|report|"
+    r"requests|timing)\.(csv|html|jsonl?|md)"
+)
+_locks: ExitStack | None = None  # of folders of the command that runs; None in a notebook
 _begun: dict[Path, tuple[list[Path], str]] = {}  # new run -> what was made for it, what it keeps
 
 
@@ -85,12 +95,12 @@ def load(path: Path | str) -> object:
 
 def is_array(path: Path | str) -> bool:
     """Whether a file begins as one JSON array does, and not as JSON lines."""
-    return _text(path).lstrip().startswith(b"[")
+    return text_of(path).lstrip().startswith(b"[")
 
 
 def _lines(path: Path | str) -> Iterator[tuple[int, bytes, bool]]:
     """(number, bytes, whether its line end is there) of each line that is not blank."""
-    text = _text(path)
+    text = text_of(path)
     wrong = {b"[": "one JSON array", b"{\n": "JSON over several lines"}
     begins = [what for sign, what in wrong.items() if text.lstrip().startswith(sign)]
     if begins and (text.strip().count(b"\n") or b"]" in text):  # a kill may leave less
@@ -102,7 +112,7 @@ def _lines(path: Path | str) -> Iterator[tuple[int, bytes, bool]]:
             yield number, line, number < len(lines)
 
 
-def _text(path: Path | str) -> bytes:
+def text_of(path: Path | str) -> bytes:
     """The text of a file in UTF-8, whose lines end in a line feed; no mark at its start."""
     data = Path(path).read_bytes()
     encoding = json.detect_encoding(data)
@@ -158,16 +168,23 @@ def open_folder(
     entry that belongs to the run and outlasts a fresh start (it may have been paid for); mend:
     what to do about another run.
     """
+    _keep_for_this_command(folder)
     path = folder / CONFIG
     held = run_config(path)
     if fresh and held:
         if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
             what = f"{folder} holds {held.get('job') or 'a lab run'}: choose another --name"
             raise DataError([what], "--fresh deletes runs of its own command only:")
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink() and entry.name != keep:
+        entries = [entry for entry in folder.iterdir() if entry.name != keep]
+        others = (entry for entry in sorted(entries) if not OURS.fullmatch(entry.name))
+        foreign = [f"{entry}: no run writes it; move it away" for entry in others]
+        require_none(foreign, "--fresh deletes what a run wrote, and nothing else:")
+        unfinished = {"preset": {}, "job": config.get("job")}  # of a deletion that is killed
+        write_atomically(path, json.dumps(unfinished).encode())
+        for entry in sorted(entries, key=lambda entry: entry.name == CONFIG):
+            if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != keep:
+            else:
                 entry.unlink()
         held = None
     require_usable(folder, keep, held)
@@ -197,10 +214,15 @@ def require_usable(folder: Path, keep: str = "", held: dict | None = None) -> No
 
 @contextmanager
 def nothing_left_of_a_failed_start() -> Iterator[None]:
-    """Where bad input ends a run before it computed anything, the folders made for it go again."""
+    """Where bad input ends a run before it computed anything, the folders made for it go again.
+
+    Until the end no other command works in the same folders.
+    """
+    global _locks
     _begun.clear()
     try:
-        yield
+        with ExitStack() as _locks:
+            yield
     except (ValueError, OSError):
         for folder, (made, keep) in reversed(_begun.items()):
             files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -212,6 +234,22 @@ def nothing_left_of_a_failed_start() -> Iterator[None]:
                     with suppress(OSError):  # one that is not empty stays
                         path.rmdir()
         raise
+    finally:
+        _locks = None
+
+
+def _keep_for_this_command(folder: Path) -> None:
+    """DataError where another command of this machine works in a folder: both would write there."""
+    if _locks is None:
+        return
+    user = getattr(os, "getuid", int)()
+    name = f"finer1_lite-{user}-{fingerprint([str(folder.resolve())])}.lock"
+    try:
+        lock = FileLock(Path(tempfile.gettempdir()) / name, is_singleton=True)
+        _locks.enter_context(lock.acquire(timeout=0))
+    except Timeout:
+        what = f"{folder}: another command works in it; wait until it is done, or stop it"
+        raise DataError([what], "no run folder:") from None
 
 
 def run_config(path: Path) -> dict | None:

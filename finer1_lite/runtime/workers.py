@@ -3,13 +3,18 @@
 import logging
 import multiprocessing
 import os
+import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import torch
 
 from finer1_lite.runtime import distributed
 from finer1_lite.runtime.console import hide_bars, quiet
+from finer1_lite.runtime.files import DataError
 
 log = logging.getLogger("finer1_lite")
 
@@ -29,15 +34,42 @@ def choose_workers(jobs: int, asked: int, what: str, on_gpu: bool) -> int:
     return workers
 
 
-def worker_pool(workers: int, bars: bool = True) -> ProcessPoolExecutor:
-    """Fresh processes that share the cores and end with this one; with bars of their own or not."""
+@contextmanager
+def worker_pool(workers: int, bars: bool = True) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes that share the cores and end with this one; with bars of their own or not.
+
+    An error or Ctrl-C ends them at once: what they work on goes on from the disk. DataError
+    where the system killed one.
+    """
     context = multiprocessing.get_context("spawn")
     threads = max(1, _cores() // workers)
-    return ProcessPoolExecutor(workers, context, _start_worker, (threads, bars))
+    others = multiprocessing.active_children()
+    with ProcessPoolExecutor(workers, context, _start_worker, (threads, bars)) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            for process in set(multiprocessing.active_children()).difference(others):
+                process.terminate()
+            if not isinstance(error, BrokenProcessPool):
+                raise
+            mend = "most likely for memory: --workers 1 takes less, and what is done stays"
+            raise DataError([f"the system killed a worker, {mend}"], "stopped:") from None
+
+
+@contextmanager
+def thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads; after an error or Ctrl-C they begin nothing more, and end what is under way."""
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _start_worker(threads: int, bars: bool) -> None:
     """A worker ends with its parent: a killed run must not go on writing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, and says so once
     torch.set_num_threads(threads)
     quiet()
     if not bars:

@@ -5,8 +5,10 @@ facts is given twice; and README.md, the same for people, in the form of a hub's
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finer1_lite.runtime.files import DataError, digest, write_atomically
 
+log = logging.getLogger("finer1_lite")
 FILE = "card.json"
 README = "README.md"
 ADAPTER = "adapter_config.json"
@@ -141,6 +144,8 @@ def adapter_of(source: Path | str) -> Path:
     for place in (folder, *seeds):
         for stage in reversed(STAGES):
             if is_adapter(place / stage):
+                if stage != [*STAGES][-1]:
+                    _say_partial(place, stage)
                 return place / stage
     if seeds:
         raise DataError([f"{folder}: no stage is trained yet; start its `lab` again"], "no model:")
@@ -149,6 +154,12 @@ def adapter_of(source: Path | str) -> Path:
         return folder
     what = "holds no run, no adapter (adapter_config.json) and no model (config.json)"
     raise DataError([f"{folder}: {what if folder.is_dir() else 'is no folder'}"], "no model:")
+
+
+@cache
+def _say_partial(place: Path, stage: str) -> None:
+    """Once a folder: several readers ask for its adapter."""
+    log.warning("%s: %s is its last adapter; stage 2 is not trained yet", place, stage)
 
 
 def weights(folder: Path | str) -> list[str]:

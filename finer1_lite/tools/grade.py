@@ -21,7 +21,6 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -248,12 +247,14 @@ def grade(
     seed: draws the same inputs again (None: others each time); limit: seconds a cell;
     out: JSON of all rows. DataError, after the others are graded, lists what is no notebook.
     """
+    from finer1_lite.runtime.workers import thread_pool
+
     seed = secrets.randbelow(10**6) if seed is None else seed
     print(f"inputs drawn with --seed {seed}")
     books = [f for p in paths for f in (sorted(p.rglob("*.ipynb")) if p.is_dir() else [p])]
     books = [book for book in books if book.parent.name != ".ipynb_checkpoints"]
     rows, problems = [], [] if books else ["there is no notebook in these folders"]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with thread_pool(min(4, os.cpu_count() or 1)) as pool:
         for path in books:
             try:
                 cells = read_cells(path)

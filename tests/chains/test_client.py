@@ -1,7 +1,10 @@
 """A hostile endpoint: nothing is lost, nothing paid twice, each case counted, no key on disk."""
 
+import _thread
 import json
 import re
+import time
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -17,6 +20,7 @@ from finer1_lite.chains.client import (
     TeacherError,
     TeacherStopped,
     data_url,
+    in_parallel,
     read_reply,
 )
 from finer1_lite.chains.make import ChainJob, Settings
@@ -320,3 +324,29 @@ def test_limits_of_an_endpoint_that_make_no_sense_are_named_together():
         Endpoint("http://127.0.0.1:1/v1", "m", Ledger(), **limits)
     assert "--tries 0, --workers 0: give 1 or more" in str(error.value)
     assert "--timeout nan: give more than 0" in str(error.value)
+
+
+@pytest.mark.parametrize("key, text", [("a", "a text"), ("ollama", "a text"), (KEY, "[key] text")])
+def test_a_dummy_key_masks_no_word_of_a_reply(key, text, tmp_path, monkeypatch):
+    """A server that checks no key is often given "none" or "x"; the word may stand in any text."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    replied = "a text" if key != KEY else f"{KEY} text"
+    (reply,), _ = ask(Moods(["good"], reply=lambda request: replied), tmp_path)
+    assert reply.text == text
+
+
+def test_ctrl_c_hands_nothing_more_out_and_waits_for_what_is_under_way():
+    """Each item may be paid for."""
+    begun, ended = [], []
+
+    def act(item: int) -> None:
+        begun.append(item)
+        if item == 4:  # all threads have begun
+            _thread.interrupt_main()
+        time.sleep(0.2)
+        ended.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parallel(SimpleNamespace(workers=2), range(30), act, "items", bars=False)
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) < 10

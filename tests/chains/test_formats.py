@@ -326,18 +326,63 @@ def test_a_parquet_cannot_write_outside_its_folder(triplets, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    cell = [[{"bytes": b"x", "path": "../../evil.png"}]]
+    cell, other = png(1), png(2)
     table = {
-        "images": cell,
-        "image_noisy": [[{"bytes": b"y", "path": None}]],
-        "image_aug": cell,
+        "images": [[{"bytes": cell, "path": "../../evil.png"}]],
+        "image_noisy": [[{"bytes": other, "path": None}]],
+        "image_aug": [[{"bytes": cell, "path": "../../evil.png"}]],
         "problem": ["<image>q"],
         "answer": ["a"],
     }
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
     (row,) = formats.read_parquet(tmp_path / "t.parquet", tmp_path / "deep" / "out")
     assert not (tmp_path / "evil.png").exists() and "evil" not in row.anchor
-    assert (tmp_path / "deep" / "out" / row.positive).read_bytes() == b"y"
+    assert (tmp_path / "deep" / "out" / row.positive).read_bytes() == other
+
+
+def png(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_parquet_replaces_no_file_and_makes_no_two_pictures_one(tmp_path, caplog):
+    """Many writers store the last part of a path alone: "1.jpg" of every class."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    (out / "photos").mkdir(parents=True)
+    (out / "photos" / "a.png").write_bytes(b"the only copy")
+    (out / "code.py").write_text("mine")
+
+    def column(path: str, *shades: int) -> list:
+        return [[{"bytes": png(shade), "path": path}] for shade in shades]
+
+    table = {
+        "images": column("1.png", 1, 2),
+        "image_noisy": column("photos/a.png", 3, 4),
+        "image_aug": column("code.py", 5, 6),
+        "problem": ["<image>q"] * 2,
+        "answer": ["a"] * 2,
+    }
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    rows = formats.read_parquet(tmp_path / "t.parquet", out)
+    names = [n for row in rows for n in (row.anchor, row.positive, row.negative)]
+    assert [(out / name).read_bytes() for name in names] == [png(n) for n in (1, 3, 5, 2, 4, 6)]
+    assert (out / "photos" / "a.png").read_bytes() == b"the only copy"
+    assert (out / "code.py").read_text() == "mine"
+    assert "5 pictures have a name of their own bytes" in caplog.text
+    files = sorted(out.rglob("*"))
+    assert formats.read_parquet(tmp_path / "t.parquet", out) == rows  # again: the same
+    assert sorted(out.rglob("*")) == files
+    pq.write_table(
+        pa.table(table | {"images": [[{"bytes": b"no", "path": "x.png"}]] * 2}),
+        tmp_path / "t.parquet",
+    )
+    with pytest.raises(DataError, match="row 0: column 'images': (.|\n)*row 1"):
+        formats.read_parquet(tmp_path / "t.parquet", out)
 
 
 def test_a_picture_whose_name_is_spelt_otherwise_on_the_disk_is_packed(tmp_path):

@@ -363,3 +363,35 @@ def test_whatever_a_model_writes_is_shown_as_text(state, birds):
     state.decide("c0", "edit", chain)
     assert "<img" not in problems_html(state.problems("c0"))
     json.dumps(chain_html(chain))
+
+
+def test_keep_with_an_emptied_text_in_the_table_takes_an_edit_back(records, tmp_path):
+    """In the panel keep leaves the edit, which is what is seen there; a table says what it says."""
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    edited = records[0].chain.replace("fits", "fits well")
+    review.apply_review(tmp_path)
+    fill(tmp_path / "review.csv", c0=("edit", edited))
+    assert review.apply_review(tmp_path).current("c0").chain == edited
+    fill(tmp_path / "review.csv", c0=("keep", ""))
+    state = review.apply_review(tmp_path)
+    assert state.current("c0").chain == records[0].chain
+    assert review.summary(state)["keep"] == 1 and review.summary(state)["edit"] == 0
+    assert review.apply_review(tmp_path).history == state.history  # no news any more
+    assert state.undo() == "c0" and state.current("c0").chain == edited
+
+
+def test_leaving_out_what_nobody_decided_about_outlasts_the_next_start(records, tmp_path, caplog):
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    review.apply_review(tmp_path)
+    fill(tmp_path / "review.csv", c0=("keep", ""))
+
+    def stay() -> int:
+        return len((tmp_path / "reviewed.jsonl").read_text("utf-8").splitlines())
+
+    assert main(["cot", "review", str(tmp_path), "--decided-only"]) == 0 and stay() == 1
+    caplog.set_level("INFO")
+    review.apply_review(tmp_path)  # as `cot make` and `lab --teacher` do
+    assert stay() == 1 and "nobody has decided about are left out: 3" in caplog.text
+    assert main(["cot", "review", str(tmp_path)]) == 0 and stay() == len(records)
+    review.apply_review(tmp_path)
+    assert stay() == len(records)

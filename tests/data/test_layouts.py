@@ -587,3 +587,15 @@ def test_a_template_to_fill_in(tmp_path, capsys, caplog):
     caplog.clear()
     assert main(command) == 2 and "no description yet" in caplog.text
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "written", ["IMG_{:03}.JPG", "IMG_{:03}", "img_{:03}.jpg", "Data/images/IMG_{:03}.jpg"]
+)
+@pytest.mark.parametrize("place", ["IMG_{:03}.JPG", "images/IMG_{:03}.JPG"])
+def test_a_table_of_bare_names_finds_pictures_with_capitals(tmp_path, written, place):
+    for i in range(12):
+        noise(tmp_path / place.format(i).replace("JPG", "png")).rename(tmp_path / place.format(i))
+    (tmp_path / "labels.csv").write_text("file,label\n" + labels(written + ",{}\n"))
+    found = load_folder(tmp_path, reading=Reading(table="labels.csv"), unseen_share=0, shots=2)
+    assert len(found.train) + len(found.test) == 12

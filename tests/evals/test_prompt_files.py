@@ -94,7 +94,9 @@ def test_without_any_tag_the_whole_text_counts_where_none_was_asked_for():
     [
         (None, [], "words.txt.*No such file.*UTF-8"),
         (b" \n", [], "words.txt: is empty; write the question into it"),
-        (b"\xff\xfe", [], "words.txt.*UTF-8"),
+        (b"\xff\xfe", [], "words.txt: is empty; write the question into it"),  # UTF-16 of nothing
+        (b"na\xefve", [], "words.txt.*UTF-8"),
+        (b"\xff\xfea", [], "words.txt.*UTF-8"),
         (b"{options}", ["--tasks", "open"], "--tasks open: words.txt@.* asks in the closed world"),
         (b"{coarse}?", ["--questions", "q.jsonl"], "own questions have words already"),
     ],
@@ -108,3 +110,13 @@ def test_what_cannot_be_asked_is_said(written, more, said, tmp_path, caplog):
     (told,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
     assert re.search(said, told.replace("\n", " "))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_words_are_the_same_from_any_editor(tmp_path, encoding, end):
+    path = tmp_path / "open.txt"
+    path.write_bytes(f"Name the {{coarse}}.{end}Give its name.{end}".encode(encoding))
+    free, *_ = conditions("--prompt-files", path)
+    (asked,) = questions(owls(), free)
+    assert asked.text == "Name the owl.\nGive its name."

@@ -89,15 +89,17 @@ def test_a_card_moved_to_another_folder_finds_the_same_things(tmp_path):
 # --- what is meant -------------------------------------------------------------------------
 
 
-def test_a_run_stands_for_the_last_stage_of_its_first_seed(tmp_path):
+def test_a_run_stands_for_the_last_stage_of_its_first_seed(tmp_path, caplog):
     run = tmp_path / "flowers"
     for place in ("seed10/tapo", "seed10/sft", "seed2/sft"):
         adapter(run / place)
     (run / "config.json").write_text('{"preset": {}}')
     assert adapter_of(run) == run / "seed2" / "sft"
+    assert adapter_of(run) and caplog.text.count("sft is its last adapter; stage 2") == 1
     adapter(run / "seed2" / "tapo")
+    caplog.clear()
     assert adapter_of(run) == adapter_of(run / "seed2") == run / "seed2" / "tapo"
-    assert adapter_of(run / "seed2" / "sft") == run / "seed2" / "sft"
+    assert adapter_of(run / "seed2" / "sft") == run / "seed2" / "sft" and not caplog.text
     model = a_model(tmp_path / "model")
     assert adapter_of(model) == model
 
