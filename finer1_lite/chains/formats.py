@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,11 @@ def append_row(path: Path, row: Mapping) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.read_bytes() if path.exists() else b""
     if not data.endswith(b"\n"):
-        write_atomically(path, data[: data.rfind(b"\n") + 1])
+        kept = data[: data.rfind(b"\n") + 1]
+        with suppress(ValueError):  # whole but for its end, as an editor may leave it
+            json.loads(data[len(kept) :])
+            kept = data + b"\n"
+        write_atomically(path, kept)
     with path.open("ab") as stream:
         text = json.dumps(row, ensure_ascii=False) + "\n"
         stream.write(text.encode("utf-8", "surrogatepass"))

@@ -83,6 +83,15 @@ def test_a_line_torn_by_a_kill_costs_that_decision_alone(state):
     assert set(reloaded(state).decisions) == {"c0", "c2"}
 
 
+def test_a_last_line_that_lacks_its_end_alone_is_kept(state):
+    """Some editors leave it out."""
+    state.decide("c0", "keep")
+    state.path.write_bytes(state.path.read_bytes().rstrip())
+    again = reloaded(state)
+    again.decide("c1", "drop")
+    assert [*reloaded(state).decisions] == ["c0", "c1"]
+
+
 def test_keeping_an_edited_chain_keeps_the_edit(state):
     state.decide("c0", "edit", "new")
     state.decide("c0", "keep")
