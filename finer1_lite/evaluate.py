@@ -199,7 +199,7 @@ def _whole_batches(path: Path, batch: int, total: int) -> list[dict]:
     if not path.exists():
         return []
     rows = [row for _, row in files.read(path, torn=True, objects=True)]
-    keep = total if len(rows) >= total else len(rows) - len(rows) % batch
+    keep = len(rows) if len(rows) == total else len(rows) - len(rows) % batch
     files.write_lines(path, rows[:keep])
     return rows[:keep]
 

@@ -49,8 +49,8 @@ def run(job: Run, workers: int = 0, fresh: bool = False) -> Path:
     require_enough(collection)
     trackers.require(job.report_to)  # all three now, and not when stage 2 begins
     own_rewards.load(preset.tapo.rewards)
-    if preset.student != "assets":
-        check_family(preset.student)  # before --fresh deletes anything
+    if fresh and preset.student != "assets":
+        check_family(preset.student)  # before anything is deleted
     log.info("the student sees a picture in %d pixels at most (--set pixels=N)", preset.pixels)
     config = job.config(collection)
     main = distributed.on_main_process

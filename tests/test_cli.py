@@ -567,17 +567,19 @@ def test_fresh_never_deletes_what_another_command_made(refused, tmp_path):
     assert contents(folder) == before
 
 
-def test_fresh_deletes_nothing_that_no_run_writes(tmp_path):
+def test_fresh_deletes_nothing_that_no_run_writes(tmp_path, caplog):
     job = job_of("--out", tmp_path, "--test-pictures", 36)
     config = job.config(job.collection()[0])
     open_folder(job.folder, config, fresh=False)
-    (job.folder / "seed0").mkdir()
     (job.folder / "my notes.txt").write_text("mine")
     (job.folder / "merged").mkdir()
+    (job.folder / "merged" / "model.safetensors").write_bytes(b"hours")
     before = contents(job.folder)
-    with pytest.raises(DataError, match="merged: no run writes it(.|\n)*my notes.txt") as error:
-        open_folder(job.folder, config, fresh=True)
-    assert len(error.value.problems) == 2 and contents(job.folder) == before
+    (job.folder / "seed0").mkdir()
+    caplog.set_level("INFO")
+    open_folder(job.folder, config, fresh=True)
+    assert contents(job.folder) == before and not (job.folder / "seed0").exists()
+    assert "what no run writes stays: merged, my notes.txt" in caplog.text
 
 
 def test_a_deletion_that_was_killed_is_taken_for_no_run_and_fresh_goes_on(tmp_path, monkeypatch):

@@ -137,13 +137,13 @@ def test_the_package_does_not_grow_again():
     silence, by 59 with other weights, bases, requests, pictures and decisions of one name, and by
     178 with answers and names that an error took and that are asked again, budgets that bind, more
     rounds of chains, folders that grew, by 5 with chains that come apart in a log
-    while names stay right, and by 124 with Ctrl-C that ends a pool, folders that one command has at
+    while names stay right, and by 149 with Ctrl-C that ends a pool, folders that one command has at
     a time, what `--fresh` must not delete, and pictures of a parquet that replace no file. The
     core's part of these is 80.
     """
     assert len(list(PACKAGE.glob("*.py"))) <= 24
     assert lines_of(PACKAGE.glob("*.py")) <= 4_907
-    assert lines_of(PACKAGE.rglob("*.py")) <= 20_930
+    assert lines_of(PACKAGE.rglob("*.py")) <= 20_949
     skips = [f for f in PACKAGE.rglob("*.py") if "fmt: " + "skip" in f.read_text("utf-8")]
     assert not skips, f"the formatter decides the layout: {skips}"
 

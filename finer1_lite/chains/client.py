@@ -2,8 +2,8 @@
 
 An `Endpoint` is any OpenAI-compatible server: vLLM, or a service in a cloud. Refusals (429,
 5xx), slow or cut connections, broken JSON, empty and enormous bodies are expected: each is
-counted, and the openai library tries again. The key is read from the environment and taken
-out of every text that comes back or is shown. Loads no torch.
+counted, and the openai library tries again. The key is read from the environment and, if it is
+long enough to be a secret, taken out of every text that comes back or is shown. Loads no torch.
 """
 
 import base64
@@ -305,14 +305,13 @@ class Endpoint:
         reply = read_reply(response.content)
         if len(reply.text) > MAX_CHARACTERS:
             reply.finish = "oversized"
-        said = reply.text if len(self._key) < SECRET else self._without_key(reply.text)
-        reply.text = said[:MAX_CHARACTERS]
+        reply.text = self._without_key(reply.text)[:MAX_CHARACTERS]
         if reply.finish == "oversized":
             self.ledger.count("oversized answer")
         return reply
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, HIDDEN) if self._key else text
+        return text.replace(self._key, HIDDEN) if len(self._key) >= SECRET else text
 
 
 class _BoundedClient(openai.DefaultHttpxClient):

@@ -184,6 +184,7 @@ class ReviewCommand:
             undone = review.apply_review(folder)  # what the table has new comes first
             print(f"taken back: {undone.undo()}")
             undone.write_csv(folder / "review.csv")
+            undecided = undecided and undone.undecided
         state = review.apply_review(folder, undecided=undecided)
         kept = f"-> {len(state.results(undecided))} chains in {folder / 'reviewed.jsonl'}"
         print(json.dumps(review.summary(state)), kept)

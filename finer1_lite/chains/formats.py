@@ -376,8 +376,8 @@ def _unpack(cell: object, root: Path, column: str, renamed: list) -> str:
         raise ValueError(f"column {column!r}: {found.problem}")
     name = one.get("path") if isinstance(one, dict) else None
     path = (root / (name or "")).resolve()
-    taken = path.exists() and (path.is_dir() or path.read_bytes() != data)
-    if taken or not path.is_relative_to(root.resolve()) or path.suffix.lower() not in ENDINGS:
+    usable = path.is_relative_to(root.resolve()) and path.suffix.lower() in ENDINGS
+    if not usable or path.exists() and not (path.is_file() and path.read_bytes() == data):
         renamed.append(name)
         name = found.digest[:16] + found.ending
         path = root / name

@@ -184,8 +184,8 @@ class Review:
         if bare := [id_ for id_ in self.records if id_ not in told]:
             said = "%s: %d chains without a row in it stay undecided (drop leaves one out): %s"
             log.info(said, path, len(bare), ", ".join(bare[:3]))
-        for decided in new:
-            self.decide(*decided, first=True)
+        for id_, *decided in new:  # a keep takes back the edit that the table held, and no other
+            self.decide(id_, *decided, self.written.get(id_, Decision()).action == "edit")
         return len(new)
 
 

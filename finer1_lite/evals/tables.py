@@ -16,7 +16,7 @@ import pandas as pd
 from statsmodels.stats import multitest
 
 from finer1_lite import metrics
-from finer1_lite.evals.controls import CONTROLS
+from finer1_lite.evals.controls import CONTROLS, least_used
 from finer1_lite.metrics import DIFFERENCES, PHOTO, SPLITS, STAGES, TASKS, Entry, entries
 
 # Whoever is compared with: the first model, under each of these. A gain over one of them alone
@@ -132,9 +132,16 @@ def controls(rows: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
         names = names_of(asked)
         chances = {f"a guess out of {names} names": 1 / names}
     else:
-        files = asked["dataset"] + asked["split"]
-        questions = list(zip(files, asked["options"], asked["label"], strict=True))
-        chances = {name: control(questions) for name, control in CONTROLS.items()}
+        offered = (
+            asked["options"].map(sorted).map(tuple)
+        )  # rotations are one question, counted once
+        once = asked[~asked.assign(options=offered).duplicated([*PHOTO, "options"])]
+        found = {}
+        for name, control in CONTROLS.items():
+            of = once if control is least_used else asked
+            rows = zip(of["dataset"] + of["split"], of["options"], of["label"], strict=True)
+            found[name] = of.assign(correct=control(list(rows)), seed=-1)
+        return found
     return {name: asked.assign(correct=values, seed=-1) for name, values in chances.items()}
 
 

@@ -164,9 +164,9 @@ def open_folder(
     """Create the folder, or accept one of the same configuration.
 
     Raises DataError when it cannot be written or holds another run, naming every setting
-    that differs. `fresh` starts over, in a folder that holds a run and nothing else. keep: an
-    entry that belongs to the run and outlasts a fresh start (it may have been paid for); mend:
-    what to do about another run.
+    that differs. `fresh` starts over, where a run is: what it wrote is deleted, all else stays.
+    keep: an entry that belongs to the run and outlasts a fresh start (it may have been paid for);
+    mend: what to do about another run.
     """
     _keep_for_this_command(folder)
     path = folder / CONFIG
@@ -175,28 +175,36 @@ def open_folder(
         if held.get("job") != config.get("job"):  # another command's work, perhaps paid for
             what = f"{folder} holds {held.get('job') or 'a lab run'}: choose another --name"
             raise DataError([what], "--fresh deletes runs of its own command only:")
-        entries = [entry for entry in folder.iterdir() if entry.name != keep]
-        others = (entry for entry in sorted(entries) if not OURS.fullmatch(entry.name))
-        foreign = [f"{entry}: no run writes it; move it away" for entry in others]
-        require_none(foreign, "--fresh deletes what a run wrote, and nothing else:")
-        unfinished = {"preset": {}, "job": config.get("job")}  # of a deletion that is killed
-        write_atomically(path, json.dumps(unfinished).encode())
-        for entry in sorted(entries, key=lambda entry: entry.name == CONFIG):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        held = None
+        _begun.setdefault(folder, ([], keep))
+        _delete_run(folder, {"preset": {}, "job": config.get("job")}, keep)
     require_usable(folder, keep, held)
-    if held is None:
+    if fresh or held is None:
         write_atomically(path, json.dumps(config, indent=1).encode())
         return
     differing = _differences(held, config)
     require_none(differing, f"{folder} holds a run of another configuration: {mend}")
 
 
+def _delete_run(folder: Path, unfinished: dict, keep: str) -> None:
+    """Delete what a run wrote but its configuration; unfinished: that of a deletion half-way."""
+    write_atomically(folder / CONFIG, json.dumps(unfinished).encode())
+    stays = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name in (keep, CONFIG):
+            continue
+        if not OURS.fullmatch(entry.name):
+            stays.append(entry.name)
+        elif entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    if stays:
+        log.info("%s: what no run writes stays: %s", folder, ", ".join(stays))
+
+
 def require_usable(folder: Path, keep: str = "", held: dict | None = None) -> None:
     """Raise a DataError where no run can be kept in this folder; creates it where it can."""
+    _keep_for_this_command(folder)
     held, mend = held or run_config(folder / CONFIG), "choose another --out or --name"
     if folder.is_dir() and {p.name for p in folder.iterdir()} - {keep} and held is None:
         raise DataError([f"{folder} is not empty and holds no run: {mend}"], "no run folder")
@@ -220,22 +228,26 @@ def nothing_left_of_a_failed_start() -> Iterator[None]:
     """
     global _locks
     _begun.clear()
-    try:
-        with ExitStack() as _locks:
+    with ExitStack() as _locks:
+        try:
             yield
-    except (ValueError, OSError):
-        for folder, (made, keep) in reversed(_begun.items()):
-            files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-            if {path.parts[0] for path in files} <= {CONFIG, keep}:
-                with suppress(OSError):  # no folder at all: a file is in its place
-                    (folder / CONFIG).unlink()
-                within = (path for path in folder.rglob("*") if path.is_dir())
-                for path in (*sorted(within, reverse=True), *made):
-                    with suppress(OSError):  # one that is not empty stays
-                        path.rmdir()
-        raise
-    finally:
-        _locks = None
+        except (ValueError, OSError):
+            for folder, (made, keep) in reversed(_begun.items()):
+                _leave(folder, made, keep)
+            raise
+        finally:
+            _locks = None
+
+
+def _leave(folder: Path, made: list[Path], keep: str) -> None:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    if {path.parts[0] for path in files} <= {CONFIG, keep}:
+        with suppress(OSError):  # no folder at all: a file is in its place
+            (folder / CONFIG).unlink()
+        within = (path for path in folder.rglob("*") if path.is_dir())
+        for path in (*sorted(within, reverse=True), *made):
+            with suppress(OSError):  # one that is not empty stays
+                path.rmdir()
 
 
 def _keep_for_this_command(folder: Path) -> None:

@@ -39,7 +39,7 @@ def worker_pool(workers: int, bars: bool = True) -> Iterator[ProcessPoolExecutor
     """Fresh processes that share the cores and end with this one; with bars of their own or not.
 
     An error or Ctrl-C ends them at once: what they work on goes on from the disk. DataError
-    where the system killed one.
+    where one died.
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, _cores() // workers)
@@ -52,8 +52,10 @@ def worker_pool(workers: int, bars: bool = True) -> Iterator[ProcessPoolExecutor
                 process.terminate()
             if not isinstance(error, BrokenProcessPool):
                 raise
-            mend = "most likely for memory: --workers 1 takes less, and what is done stays"
-            raise DataError([f"the system killed a worker, {mend}"], "stopped:") from None
+            mend = (
+                "most often for memory (--workers 1 takes less); an error of its own stands above"
+            )
+            raise DataError([f"a worker died, {mend}"], "stopped; what is done stays:") from error
 
 
 @contextmanager

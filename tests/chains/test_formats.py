@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import re
 import subprocess
@@ -383,6 +384,22 @@ def test_a_parquet_replaces_no_file_and_makes_no_two_pictures_one(tmp_path, capl
     )
     with pytest.raises(DataError, match="row 0: column 'images': (.|\n)*row 1"):
         formats.read_parquet(tmp_path / "t.parquet", out)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_path_that_leads_out_is_not_even_read(tmp_path):
+    """What waits there may never end, as /dev/zero."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "out").mkdir()
+    cell = [[{"bytes": png(1), "path": "../pipe.png"}]]
+    pictures = dict.fromkeys(("images", "image_noisy", "image_aug"), cell)
+    table = pictures | {"problem": ["<image>q"], "answer": ["a"]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    (row,) = formats.read_parquet(tmp_path / "t.parquet", tmp_path / "out")
+    assert (tmp_path / "out" / row.anchor).read_bytes() == png(1)
 
 
 def test_a_picture_whose_name_is_spelt_otherwise_on_the_disk_is_packed(tmp_path):

@@ -389,6 +389,15 @@ def test_keep_with_an_emptied_text_in_the_table_takes_an_edit_back(records, tmp_
     assert state.undo() == "c0" and state.current("c0").chain == edited
 
 
+def test_keep_in_the_table_takes_back_no_edit_that_it_never_held(records, tmp_path):
+    formats.write_records(tmp_path / "chains.jsonl", records)
+    review.apply_review(tmp_path)
+    fill(tmp_path / "review.csv", c0=("keep", ""))
+    edited = records[0].chain.replace("fits", "fits well")
+    review.open_review(tmp_path).decide("c0", "edit", edited)  # in the panel, meanwhile
+    assert review.apply_review(tmp_path).current("c0").chain == edited
+
+
 def test_leaving_out_what_nobody_decided_about_outlasts_the_next_start(records, tmp_path, caplog):
     formats.write_records(tmp_path / "chains.jsonl", records)
     review.apply_review(tmp_path)
@@ -401,6 +410,7 @@ def test_leaving_out_what_nobody_decided_about_outlasts_the_next_start(records, 
     caplog.set_level("INFO")
     review.apply_review(tmp_path)  # as `cot make` and `lab --teacher` do
     assert stay() == 1 and "nobody has decided about are left out: 3" in caplog.text
+    assert main(["cot", "review", str(tmp_path), "--undo"]) == 0 and stay() == 0
     assert main(["cot", "review", str(tmp_path)]) == 0 and stay() == len(records)
     review.apply_review(tmp_path)
     assert stay() == len(records)

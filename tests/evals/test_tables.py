@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import time
 import unicodedata
 
@@ -58,6 +59,23 @@ def test_controls_answer_each_question_once_however_many_seeds_were_asked():
     for name, shares in tables.controls(table(rows), "closed").items():
         assert len(shares) == 2, name
     assert main_table(rows)["t", "think"]["seeds"] == "3"
+
+
+def test_the_control_that_counts_wrong_options_counts_no_other_order_of_its_own_question():
+    """The other rotations would tell it which option is never wrong: the answer key."""
+    rng, names = random.Random(0), [f"bird {n}" for n in range(24)]
+    once = []
+    for name in names:
+        options = [name, *rng.sample([n for n in names if n != name], 3)]
+        once.append(record(name, options=options, label=name, order="shuffle"))
+    turned = [
+        row | {"options": row["options"][n:] + row["options"][:n], "order": "rotate", "rotation": n}
+        for row in once
+        for n in range(4)
+    ]
+    name = "least used as a wrong option"
+    of = [tables.controls(table(rows), "closed")[name]["correct"].mean() for rows in (once, turned)]
+    assert of[0] == pytest.approx(of[1]) and of[0] < 0.4
 
 
 def test_the_image_free_baseline_is_a_line_of_its_own():
