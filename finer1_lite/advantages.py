@@ -82,7 +82,7 @@ def share_without_variance(accuracies: Tensor) -> float:
     """Share of kept groups in which no picture's rollouts differ among themselves.
 
     Such a group (all right on the anchor, all wrong on the positive, say) passes the
-    filter, and its advantages tell the pictures apart and not the answers.
+    filter, and its whole signal is the difference between the pictures.
 
     accuracies: (G, pictures, rollouts), 1 where the answer was right. Returns a share in [0, 1];
     0.0 if no group is kept (`keep_group`).
